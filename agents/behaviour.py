@@ -1,0 +1,128 @@
+"""Policies for collecting data, which say how likely each of their actions was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from voc_rl.errors import VOCError, check_positive
+from voc_rl.policy import BehaviourPolicy, Policy
+
+
+class NoisyPolicy:
+    """A policy with noise: (1 - epsilon) N(a*(s), sigma^2 I) + epsilon Uniform[-1, 1]^A, before clipping.
+
+    a*(s) is the wrapped policy's deterministic action. The choice between the two parts falls once per step,
+    for all entries of the action together.
+
+    Args:
+        policy: anything with ``predict`` and ``observation``.
+        sigma: standard deviation of the Gaussian part, in units of the action range [-1, 1].
+        epsilon: share of uniformly random actions.
+        seed: of the generator behind ``predict(..., deterministic=False)``; ``sample`` is given its own.
+
+    Raises:
+        VOCError: no policy, sigma not above zero, or epsilon outside [0, 1].
+    """
+
+    def __init__(self, policy: Policy, sigma: float, epsilon: float = 0.0, seed: int = 0) -> None:
+        if not isinstance(policy, Policy):
+            raise VOCError(f"{policy!r} is no policy; `predict` and `observation` are needed.")
+        check_positive(sigma, "sigma")
+        if not 0 <= epsilon <= 1:
+            raise VOCError(f"epsilon is {epsilon!r}; a share in [0, 1] is needed.")
+        self.policy, self.sigma, self.epsilon = policy, float(sigma), float(epsilon)
+        self.observation: Literal["state", "pixels"] = policy.observation
+        self._rng = np.random.default_rng(seed)
+
+    def __repr__(self) -> str:
+        return f"NoisyPolicy({self.policy!r}, sigma={self.sigma:g}, epsilon={self.epsilon:g})"
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions, float32 (A,) or (B, A) in [-1, 1]; the deterministic ones are the wrapped policy's."""
+        mean, state = self.policy.predict(observation, state, episode_start, deterministic=True)
+        if not deterministic:
+            mean = np.clip(self._draw(mean, self._rng), -1, 1)
+        return mean, state
+
+    def start_episode(self, rng: np.random.Generator) -> None:
+        """Nothing to draw: every step is the same policy's."""
+
+    def sample(self, observation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, int]:
+        """The unclipped action float32 (A,) at one observation, its log-density, and the policy id 0."""
+        mean, _ = self.policy.predict(observation, deterministic=True)
+        action = self._draw(mean, rng)
+        return action, float(self._log_density(action, mean)), 0
+
+    def log_prob(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """Log-density, float64 () or (B,), of *unclipped* actions of shape (A,) or (B, A)."""
+        mean, _ = self.policy.predict(observation, deterministic=True)
+        return self._log_density(np.asarray(action), mean)
+
+    def _draw(self, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        uniform = rng.random((*mean.shape[:-1], 1)) < self.epsilon
+        gaussian = mean + self.sigma * rng.standard_normal(mean.shape)
+        return np.where(uniform, rng.uniform(-1, 1, mean.shape), gaussian).astype(np.float32)
+
+    def _log_density(self, action: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        size = mean.shape[-1]
+        z = (action.astype(np.float64) - mean) / self.sigma
+        gaussian = -0.5 * (z**2).sum(-1) - size * np.log(self.sigma * np.sqrt(2 * np.pi))
+        uniform = np.where((np.abs(action) <= 1).all(-1), -size * np.log(2), -np.inf)
+        with np.errstate(divide="ignore"):  # a share of zero is a log of minus infinity
+            return np.logaddexp(np.log1p(-self.epsilon) + gaussian, np.log(self.epsilon) + uniform)
+
+
+class StickyMixture:
+    """One of several policies acts for a while, then another: data of mixed skill with exact densities.
+
+    At the start of an episode a member is drawn uniformly; before each later step another member takes over
+    with probability ``switch``. The log-probability of an action is its density under the acting member,
+    whose index is the policy id.
+
+    Args:
+        policies: members that look at the same observation.
+        switch: probability of a switch per agent step.
+
+    Raises:
+        VOCError: no members, members without ``sample``, of different observations, or switch outside [0, 1].
+    """
+
+    def __init__(self, policies: Sequence[BehaviourPolicy], switch: float = 0.02) -> None:
+        for policy in policies:
+            if not isinstance(policy, BehaviourPolicy):
+                raise VOCError(f"{policy!r} cannot be a member; `sample` and `start_episode` are needed.")
+        observations = sorted({policy.observation for policy in policies})
+        if len(observations) != 1:
+            raise VOCError(f"The members observe {observations or 'nothing'}; exactly one kind is needed.")
+        if not 0 <= switch <= 1:
+            raise VOCError(f"switch is {switch!r}; a probability in [0, 1] is needed.")
+        self.policies, self.switch = list(policies), float(switch)
+        self.observation: Literal["state", "pixels"] = policies[0].observation
+        self._acting = 0
+        self._first = True
+
+    def __repr__(self) -> str:
+        return f"StickyMixture({self.policies!r}, switch={self.switch:g})"
+
+    def start_episode(self, rng: np.random.Generator) -> None:
+        """Draw the first acting member."""
+        for policy in self.policies:
+            policy.start_episode(rng)
+        self._acting, self._first = int(rng.integers(len(self.policies))), True
+
+    def sample(self, observation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, int]:
+        """The acting member's unclipped action, its log-density under that member, and the member's index."""
+        if not self._first and len(self.policies) > 1 and rng.random() < self.switch:
+            self._acting = (self._acting + int(rng.integers(1, len(self.policies)))) % len(self.policies)
+        self._first = False
+        action, log_prob, _ = self.policies[self._acting].sample(observation, rng)
+        return action, log_prob, self._acting

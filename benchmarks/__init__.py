@@ -1,0 +1,1 @@
+"""Experiments: one file each, with the command that repeats it."""

@@ -1,0 +1,119 @@
+"""Pictures made of frames: real beside sampled futures, and reconstructions below their originals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from voc_rl.benchmarks.plots import WIDTH, Theme, new_figure, to_hwc
+
+MAX_CONTEXTS = 4
+MAX_SAMPLES = 5
+MAX_RECONSTRUCTIONS = 10
+
+
+def psnr(original: NDArray[Any], reconstruction: NDArray[Any]) -> float:
+    """Peak signal-to-noise ratio of uint8 pictures in decibels; infinite where they are equal."""
+    error = float(np.mean((original.astype(np.float64) - reconstruction.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def _sheet(height: float, theme: Theme) -> tuple[Figure, Axes]:
+    """A figure with one invisible pair of axes in inches, the origin at the top left."""
+    figure = new_figure(height, theme)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _paste(
+    axes: Axes, frames: Sequence[NDArray[Any]], x: float, y: float, size: float, gap: float, theme: Theme
+) -> None:
+    """Draw frames side by side, ``size`` inches wide and ``gap`` apart, the first with its top left corner at (x, y).
+
+    They are joined into one picture before it is drawn, which is far quicker than drawing them one by one.
+    """
+    pictures = [to_hwc(frame) for frame in frames]
+    height, width = pictures[0].shape[:2]
+    seam = np.empty((height, max(1, round(width * gap / size)), 3), dtype=np.uint8)
+    seam[:] = np.array([int(theme.background[i : i + 2], 16) for i in (1, 3, 5)])
+    strip = np.concatenate([part for picture in pictures for part in (picture, seam)][:-1], axis=1)
+    right = x + len(pictures) * (size + gap) - gap
+    axes.imshow(strip, extent=(x, right, y + size, y), aspect="auto", interpolation="lanczos")
+
+
+def plot_futures(
+    contexts: NDArray[Any],
+    real: NDArray[Any],
+    sampled: NDArray[Any],
+    gammas: Sequence[float],
+    theme: Theme,
+) -> Figure:
+    """Logged frames at geometric times beside decoded samples: a block per context, a row per discount.
+
+    Args:
+        contexts: (R, 3, H, W), what the model saw.
+        real: (R, len(gammas), S, 3, H, W), frames that came later in the same episode.
+        sampled: the same shape, what the model draws.
+        gammas: the discounts of the rows of a block.
+        theme: the colours.
+    """
+    rows, lines = min(len(contexts), MAX_CONTEXTS), len(gammas)
+    samples = min(real.shape[2], sampled.shape[2], MAX_SAMPLES)
+    label, gap, thin, top = 0.92, 0.24, 0.03, 0.52
+    context = 1.25 if lines > 1 else 0.75
+    cell = (WIDTH - context - label - gap) / (2 * samples) - thin
+    line = cell + 0.05
+    block = max(lines * line, context + 0.05) + 0.22
+    figure, axes = _sheet(top + rows * block - 0.25, theme)
+    start = {"real": context + label}
+    start["sampled"] = start["real"] + samples * (cell + thin) + gap
+    _heading(axes, 0, "now", "what the model sees", theme)
+    _heading(axes, start["real"], "real futures", "frames logged later in the episode", theme)
+    _heading(axes, start["sampled"], "sampled futures", "drawn by the model, decoded", theme)
+    for r in range(rows):
+        y = top + r * block
+        if r:
+            axes.plot([0, WIDTH], [y - 0.135] * 2, color=theme.grid, linewidth=1)
+        _paste(axes, contexts[r : r + 1], 0, y, context, thin, theme)
+        for g, gamma in enumerate(gammas):
+            middle = y + g * line + cell / 2
+            right = start["real"] - 0.14
+            axes.text(
+                right, middle - 0.02, f"γ = {gamma:g}", color=theme.text, fontsize=10, ha="right", va="bottom"
+            )
+            ahead = f"~{1 / (1 - gamma):.0f} steps" if gamma < 1 else ""
+            axes.text(right, middle + 0.04, ahead, color=theme.muted, fontsize=8.5, ha="right", va="top")
+            for name, frames in (("real", real), ("sampled", sampled)):
+                _paste(axes, frames[r, g, :samples], start[name], y + g * line, cell, thin, theme)
+    axes.set(xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))
+    return figure
+
+
+def _heading(axes: Axes, x: float, title: str, note: str, theme: Theme) -> None:
+    axes.text(x, 0.2, title, color=theme.text, fontsize=11, fontweight="bold", va="baseline")
+    axes.text(x, 0.4, note, color=theme.muted, fontsize=8.5, va="baseline")
+
+
+def plot_reconstructions(originals: NDArray[Any], reconstructions: NDArray[Any], theme: Theme) -> Figure:
+    """Original frames above what their codes decode to, with the PSNR of each pair."""
+    count = min(len(originals), len(reconstructions), MAX_RECONSTRUCTIONS)
+    label, thin = 0.95, 0.04
+    cell = min(1.4, (WIDTH - label) / count - thin)
+    figure, axes = _sheet(2 * cell + thin + 0.3, theme)
+    for i, (name, frames) in enumerate((("original", originals), ("decoded", reconstructions))):
+        y = i * (cell + thin)
+        axes.text(label - 0.12, y + cell / 2, name, color=theme.text, fontsize=9.5, ha="right", va="center")
+        _paste(axes, frames[:count], label, y, cell, thin, theme)
+    for i in range(count):
+        x = label + i * (cell + thin)
+        text = f"{psnr(originals[i], reconstructions[i]):.1f} dB"
+        axes.text(x + cell / 2, 2 * cell + thin + 0.17, text, color=theme.muted, fontsize=8.5, ha="center")
+    axes.set(xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))
+    return figure

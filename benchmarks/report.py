@@ -1,0 +1,213 @@
+"""The report of a run: one HTML file that a person can open anywhere, and its figures as PNGs.
+
+The file holds everything it shows: styles inline, pictures as data, no scripts. Each picture is there twice,
+for light and for dark displays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from voc_rl.benchmarks.plots import LIGHT, Band, Interval, Theme, fitted_png, plot_episode, plot_scatter
+from voc_rl.benchmarks.plots_frames import plot_futures, plot_reconstructions
+from voc_rl.benchmarks.plots_training import plot_codebook, plot_cost, plot_curves
+from voc_rl.benchmarks.report_html import contents, escape, facts, figure, headline, score_table, section
+from voc_rl.benchmarks.report_html import standing_table
+from voc_rl.benchmarks.report_table import as_number, format_markdown, format_table, percent
+from voc_rl.benchmarks.report_text import captions, how_to_read
+from voc_rl.checkpoints import atomic_path
+from voc_rl.errors import VOCError
+
+__all__ = ["FIGURES", "ReportData", "format_markdown", "format_table", "save_figure", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a report shows. Empty arrays and dictionaries leave their section out, with a word in its place.
+
+    Attributes:
+        metrics: the content of ``metrics.json``: task, gamma, methods, seconds, peak_memory_bytes, ...
+        truth: (M,) true discounted returns of held-out states.
+        predictions: method -> (M,) predicted values of the same states.
+        intervals: method -> (low, high), each (M,).
+        covers: method -> what its interval covers, in words.
+        episode_frames: (T, 3, H, W) uint8 frames of one held-out episode.
+        episode_truth: (T,) true discounted returns, NaN where too few steps are left to know them.
+        episode_values: method -> (mean, low, high), each (T,).
+        gammas: discounts of the futures, one to three.
+        context_frames: (R, 3, H, W) newest frames of R contexts.
+        real_futures: (R, len(gammas), S, 3, H, W) logged frames at geometric times after the contexts.
+        sampled_futures: decoded samples of the model, the same shape.
+        originals: (P, 3, H, W) frames.
+        reconstructions: (P, 3, H, W) what their codes decode to.
+        code_counts: (n_tokens, codebook_size) how often each code occurs.
+        curves: rows of ``metrics.jsonl``: {"stage": name, "step": int, name: value, ...}.
+    """
+
+    metrics: dict[str, Any]
+    truth: NDArray[Any]
+    predictions: dict[str, NDArray[Any]]
+    intervals: dict[str, Interval]
+    covers: dict[str, str]
+    episode_frames: NDArray[Any]
+    episode_truth: NDArray[Any]
+    episode_values: dict[str, Band]
+    gammas: tuple[float, ...]
+    context_frames: NDArray[Any]
+    real_futures: NDArray[Any]
+    sampled_futures: NDArray[Any]
+    originals: NDArray[Any]
+    reconstructions: NDArray[Any]
+    code_counts: NDArray[Any]
+    curves: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not belong together."""
+        for name, values in self.predictions.items():
+            _same_length(f"predictions of {name}", len(values), "truth", len(self.truth))
+        for name, bounds in self.intervals.items():
+            for bound in bounds:
+                _same_length(f"interval of {name}", len(bound), "truth", len(self.truth))
+        for name, band in self.episode_values.items():
+            for values in band:
+                _same_length(
+                    f"episode_values of {name}", len(values), "episode_truth", len(self.episode_truth)
+                )
+        if self.real_futures.shape != self.sampled_futures.shape:
+            raise VOCError(
+                f"real_futures has shape {self.real_futures.shape} and sampled_futures {self.sampled_futures.shape}; "
+                "they must be equal."
+            )
+        if self.real_futures.size and self.real_futures.shape[:2] != (
+            len(self.context_frames),
+            len(self.gammas),
+        ):
+            raise VOCError(
+                f"real_futures has shape {self.real_futures.shape}; {len(self.context_frames)} contexts and "
+                f"{len(self.gammas)} discounts are needed in front."
+            )
+
+
+def _same_length(what: str, found: int, other: str, needed: int) -> None:
+    if found != needed:
+        raise VOCError(f"{what} has {found} entries; {other} has {needed}, and they must be equal.")
+
+
+def _scatter(data: ReportData, theme: Theme) -> Figure | None:
+    if not (len(data.truth) and data.predictions):
+        return None
+    methods = data.metrics.get("methods") or {}
+    numbers = {name: as_number((methods.get(name) or {}).get("nrmse")) for name in data.predictions}
+    notes = {name: f"NRMSE {percent(value)}" for name, value in numbers.items() if np.isfinite(value)}
+    return plot_scatter(data.truth, data.predictions, data.intervals, theme, notes)
+
+
+def _episode(data: ReportData, theme: Theme) -> Figure | None:
+    if not (len(data.episode_frames) and data.episode_values):
+        return None
+    return plot_episode(data.episode_frames, data.episode_truth, data.episode_values, theme)
+
+
+def _futures(data: ReportData, theme: Theme) -> Figure | None:
+    if not data.real_futures.size:
+        return None
+    return plot_futures(data.context_frames, data.real_futures, data.sampled_futures, data.gammas, theme)
+
+
+def _reconstructions(data: ReportData, theme: Theme) -> Figure | None:
+    if not (len(data.originals) and len(data.reconstructions)):
+        return None
+    return plot_reconstructions(data.originals, data.reconstructions, theme)
+
+
+def _codebook(data: ReportData, theme: Theme) -> Figure | None:
+    return plot_codebook(data.code_counts, theme) if data.code_counts.size else None
+
+
+def _curves(data: ReportData, theme: Theme) -> Figure | None:
+    return plot_curves(data.curves, theme)
+
+
+def _cost(data: ReportData, theme: Theme) -> Figure | None:
+    return plot_cost(data.metrics.get("seconds") or {}, data.metrics.get("peak_memory_bytes") or {}, theme)
+
+
+FIGURES: dict[str, Callable[[ReportData, Theme], Figure | None]] = {
+    "scatter": _scatter,
+    "episode": _episode,
+    "futures": _futures,
+    "reconstructions": _reconstructions,
+    "codebook": _codebook,
+    "curves": _curves,
+    "cost": _cost,
+}
+
+
+def save_figure(path: Path, data: ReportData, figure: str, theme: Theme = LIGHT) -> None:
+    """Write one figure of the report as a PNG of less than 300 kB, for a README.
+
+    Args:
+        path: the file to write.
+        data: what the report shows.
+        figure: a name in ``FIGURES``.
+        theme: ``LIGHT`` or ``DARK``.
+
+    Raises:
+        VOCError: the figure is unknown, or the data for it is not there.
+    """
+    if figure not in FIGURES:
+        raise VOCError(f"figure {figure!r} is unknown; choose from {', '.join(FIGURES)}.")
+    drawn = FIGURES[figure](data, theme)
+    if drawn is None:
+        raise VOCError(f"figure {figure!r} cannot be drawn: the run recorded no data for it.")
+    png = fitted_png(drawn)
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_bytes(png)
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the report as one HTML file, in one step."""
+    template = (
+        resources.files("voc_rl.benchmarks").joinpath("report_template.html").read_text(encoding="utf-8")
+    )
+    sections = _sections(data)
+    task, gamma = str(data.metrics.get("task", "unknown task")), as_number(data.metrics.get("gamma"))
+    discount = f" · discount γ = {gamma:g}" if np.isfinite(gamma) else ""
+    text = Template(template).substitute(
+        kicker=f"voc_rl report{escape(discount)}",
+        title=escape(f"What are the states of {task} worth?"),
+        headline=headline(data.metrics),
+        contents=contents(sections),
+        sections="\n".join(section(title, body) for title, body in sections.items()),
+    )
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sections(data: ReportData) -> dict[str, str]:
+    """Title -> HTML of each section, from top to bottom."""
+    words = captions(data.metrics, data.truth, data.intervals, data.covers)
+
+    def drawn(name: str) -> str:
+        return figure(lambda theme: FIGURES[name](data, theme), **words[name])
+
+    return {
+        "Scores": score_table(data.metrics) + standing_table(data.metrics),
+        "Predicted and true values": drawn("scatter"),
+        "Along an episode": drawn("episode"),
+        "Futures": drawn("futures"),
+        "Frames as codes": drawn("reconstructions") + "<br>" + drawn("codebook"),
+        "Training": drawn("curves"),
+        "Time and memory": drawn("cost"),
+        "How to read the numbers": how_to_read(data.metrics),
+        "Settings and versions": facts(data.metrics),
+    }

@@ -1,0 +1,39 @@
+"""Pixel environments: the dm_control suite with restorable states, and a pixel wrapper for any other.
+
+Importing this package registers every task with Gymnasium. The names are imported when they are first used,
+so that it loads no simulator.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from voc_rl.envs.registration import TASKS, register_envs
+
+if TYPE_CHECKING:
+    from voc_rl.envs.collection import collect as collect
+    from voc_rl.envs.dmcontrol import DMControlEnv as DMControlEnv
+    from voc_rl.envs.make import make_env as make_env
+    from voc_rl.envs.pixels import PixelObservation as PixelObservation
+
+_HOME = {
+    "DMControlEnv": "dmcontrol",
+    "PixelObservation": "pixels",
+    "collect": "collection",
+    "make_env": "make",
+}
+
+__all__ = ["TASKS", "DMControlEnv", "PixelObservation", "collect", "make_env", "register_envs"]
+
+register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"voc_rl.envs.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'voc_rl.envs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,245 @@
+"""Collect episodes: one file each, seeded each by its number alone, so that a killed collection can go on.
+
+    SeedSequence([seed, i]) -> reset, policy draws -> episode i -> out/episode_00000i.hdf5
+
+Neither the number of processes nor how often the collection was stopped changes what an episode holds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from voc_rl.checkpoints import read_json, write_json
+from voc_rl.data import DataSpec, Episode, write_episode
+from voc_rl.envs.make import make_env
+from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.policy import BehaviourPolicy
+
+SETTINGS = "collect.json"
+_STACK = 3  # what pixel policies look at; single frames are stored
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every process needs to know, and what ``collect.json`` remembers (``spec`` and ``seed``)."""
+
+    out: Path
+    policy: BehaviourPolicy
+    seed: int
+    spec: DataSpec
+
+    def path(self, index: int) -> Path:
+        return self.out / f"episode_{index:06d}.hdf5"
+
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, **asdict(self.spec)}
+
+
+def collect(
+    out: str | Path,
+    task: str,
+    policy: BehaviourPolicy,
+    episodes: int,
+    seed: int,
+    *,
+    max_episode_steps: int | None = None,
+    size: int = 84,
+    action_repeat: int = 2,
+    render: str = "fast",
+    processes: int = 1,
+    progress: bool = True,
+) -> int:
+    """Collect ``episodes`` episodes of ``task`` into the folder ``out``; those that are there are kept.
+
+    Row t of an episode holds frame, state and physics at t, the clipped action that led there, the unclipped
+    one, its log-probability and policy id, and reward and discount on arrival (``voc_rl.data.Episode``).
+
+    Args:
+        out: folder for ``episode_000000.hdf5`` and so on, and for ``collect.json``, the settings.
+        policy: what acts; for more than one process it has to pickle.
+        episodes: how many there are to be in all.
+        seed: with an episode's number, all that its randomness comes from.
+        max_episode_steps: agent steps per episode; None is the task's own limit. Rows are one more.
+        processes: worker processes; 1 works in this process.
+        progress: show a bar with the time left.
+
+    Returns:
+        The number of episodes collected by this call.
+
+    Raises:
+        VOCError: bad arguments, a folder that was collected with other settings, or a worker that was killed.
+    """
+    if not isinstance(policy, BehaviourPolicy):
+        raise VOCError(
+            f"{policy!r} cannot collect: `sample` and `start_episode` are needed, which "
+            "voc_rl.agents.NoisyPolicy adds to anything with `predict`."
+        )
+    check_choice(policy.observation, ("state", "pixels"), "policy.observation")
+    check_positive(episodes, "episodes")
+    check_positive(processes, "processes")
+    if seed < 0:
+        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
+    env = make_env(task, size, _STACK, action_repeat, render, max_episode_steps)
+    try:
+        job = _Job(Path(out), policy, seed, _spec(env, policy))
+        _claim(job)
+        todo = [index for index in range(episodes) if not job.path(index).exists()]
+        done = _in_workers(job, processes, todo) if processes > 1 else _in_this_process(job, env, todo)
+        there = episodes - len(todo)
+        for _ in tqdm(done, task, total=episodes, initial=there, unit="episode", disable=not progress):
+            pass
+    finally:
+        env.close()
+    return len(todo)
+
+
+def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:
+    """Play one episode of a pixel environment made by ``make_env``; all randomness comes from ``seed``."""
+    env_seed, policy_seed = seed.spawn(2)
+    rng = np.random.default_rng(policy_seed)
+    policy.start_episode(rng)
+    observation, info = env.reset(seed=int(env_seed.generate_state(1)[0]))
+    nothing = np.zeros(env.action_space.shape or (), np.float32)
+    rows = [_row(observation, info, nothing, 0.0, 0.0, 0, 0)]
+    over = False
+    while not over:
+        seen = info["state"] if policy.observation == "state" else observation
+        action, log_prob, policy_id = policy.sample(seen, rng)
+        observation, reward, terminated, truncated, info = env.step(np.clip(action, -1, 1))
+        over = terminated or truncated
+        rows.append(_row(observation, info, action, float(reward), log_prob, policy_id, 2 if over else 1))
+    return Episode(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def _row(
+    observation: np.ndarray,
+    info: dict[str, Any],
+    unclipped: np.ndarray,
+    reward: float,
+    log_prob: float,
+    policy_id: int,
+    step_type: int,
+) -> dict[str, np.ndarray]:
+    return {
+        "frames": observation[-3:],
+        "action": np.clip(unclipped, -1, 1).astype(np.float32),
+        "reward": np.float32(reward),
+        "discount": np.float32(info["discount"]),
+        "step_type": np.uint8(step_type),
+        "state": info["state"],
+        "physics": info["physics"],
+        "log_prob": np.float32(log_prob),
+        "unclipped_action": unclipped.astype(np.float32),
+        "policy_id": np.int16(policy_id),
+    }
+
+
+def _spec(env: gym.Env, policy: BehaviourPolicy) -> DataSpec:
+    inner: Any = env.unwrapped
+    if inner.max_episode_steps is None:
+        raise VOCError(f"{inner.task} has no time limit of its own; max_episode_steps is needed.")
+    # A default repr holds an address, which differs at every start.
+    named = type(policy).__repr__ is not object.__repr__
+    return DataSpec(
+        task=inner.task,
+        action_repeat=inner.action_repeat,
+        max_episode_steps=inner.max_episode_steps,
+        policy=repr(policy) if named else f"{type(policy).__module__}.{type(policy).__qualname__}",
+        **inner.rendering,
+    )
+
+
+def _claim(job: _Job) -> None:
+    """Write the settings into a new folder, or compare them with an old one's; sweep up what was cut."""
+    path, settings = job.out / SETTINGS, job.settings()
+    if path.exists():
+        old = read_json(path, "collection settings")
+        differing = [name for name in settings if old.get(name) != settings[name]]
+        if differing:
+            found = "; ".join(f"{name} was {old.get(name)!r} and is {settings[name]!r}" for name in differing)
+            raise VOCError(f"{job.out} was collected with other settings ({found}); choose another folder.")
+    elif any(job.out.glob("*.hdf5")):
+        raise VOCError(f"{job.out} holds episodes but no {SETTINGS}; choose another folder.")
+    else:
+        write_json(path, settings)
+    for leftover in job.out.glob(".episode_*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def _collect_one(job: _Job, env: gym.Env, index: int) -> None:
+    try:
+        episode = record_episode(env, job.policy, np.random.SeedSequence([job.seed, index]))
+        write_episode(job.path(index), episode, job.spec)
+    except Exception as error:
+        error.add_note(f"while collecting episode {index} of {job.spec.task} into {job.out}")
+        raise
+
+
+def _in_this_process(job: _Job, env: gym.Env, todo: list[int]) -> Iterator[None]:
+    for index in todo:
+        _collect_one(job, env, index)
+        yield
+
+
+def _in_workers(job: _Job, processes: int, todo: list[int]) -> Iterator[None]:
+    try:
+        pickle.dumps(job.policy)
+    except Exception as error:
+        raise VOCError(f"{job.policy!r} does not pickle ({error}); use processes=1.") from error
+    # Spawned, not forked: OpenGL does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    workers = min(processes, len(todo)) or 1
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+        futures = [pool.submit(_work, job, index) for index in todo]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        except BrokenProcessPool as error:
+            raise VOCError(
+                f"A process collecting into {job.out} ended early (no memory left, or a script that lacks "
+                "`if __name__ == '__main__':`); the same call goes on from the episodes that are whole."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker_env: gym.Env | None = None
+
+
+def _work(job: _Job, index: int) -> None:
+    """Collect one episode in a worker process, which keeps its environment for the next."""
+    global _worker_env
+    if _worker_env is None:
+        spec = job.spec
+        _worker_env = make_env(
+            spec.task, spec.size, _STACK, spec.action_repeat, spec.render, spec.max_episode_steps, spec.camera
+        )
+    _collect_one(job, _worker_env, index)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

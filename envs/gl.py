@@ -1,0 +1,69 @@
+"""Which OpenGL draws the frames: chosen once, before MuJoCo and dm_control read ``MUJOCO_GL``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+from voc_rl.errors import VOCError
+
+BACKENDS = ("egl", "osmesa")
+_PROBE = "from mujoco.{} import GLContext; context = GLContext(8, 8); context.make_current(); context.free()"
+_INSTALL = "apt-get install libegl1 libgl1-mesa-dri"
+
+
+def import_suite() -> ModuleType:
+    """``dm_control.suite``, imported with a backend that can draw without a screen.
+
+    Raises:
+        VOCError: no headless OpenGL library is installed.
+    """
+    prepare_gl()
+    return import_module("dm_control.suite")
+
+
+def prepare_gl() -> None:
+    """Set ``MUJOCO_GL`` to the first backend that works here, unless the user has set it.
+
+    Only Linux needs a choice; elsewhere MuJoCo finds the system's own OpenGL. The choice is left in
+    ``os.environ``, so that child processes need not test again.
+
+    Raises:
+        VOCError: neither EGL nor OSMesa can make a context.
+    """
+    _import_triton_first()
+    if sys.platform != "linux" or os.environ.get("MUJOCO_GL") or "dm_control._render" in sys.modules:
+        return
+    for backend in BACKENDS:
+        if _works(backend):
+            os.environ["MUJOCO_GL"] = backend
+            return
+    raise VOCError(
+        f"MuJoCo cannot draw frames here: neither EGL nor OSMesa is installed; `{_INSTALL}` installs EGL "
+        "(`apt-get install libosmesa6` OSMesa)."
+    )
+
+
+def _import_triton_first() -> None:
+    """Mesa's software drivers and triton both hold LLVM: triton imported after a context ends the process."""
+    if "triton" not in sys.modules and find_spec("triton") is not None:
+        try:
+            import_module("triton")
+        except Exception:  # a broken triton is for those who use it to report
+            return
+
+
+def _works(backend: str) -> bool:
+    """Whether a real context can be made; in a process of its own, because a broken driver may end it."""
+    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE.format(backend)], env=environment, capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return probe.returncode == 0

@@ -1,0 +1,94 @@
+"""Noise and mixtures: densities against scipy's, and how often members switch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from voc_rl.agents import NoisyPolicy, StickyMixture, load_policy
+from voc_rl.errors import VOCError
+from voc_rl.policy import BehaviourPolicy, Policy
+
+STATES = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+ACTOR = load_policy("walker-walk/step_60000")
+
+
+@pytest.mark.parametrize(("sigma", "epsilon"), [(0.3, 0.0), (0.3, 0.25), (0.05, 1.0)])
+def test_noise_has_the_density_of_the_mixture(sigma, epsilon):
+    policy = NoisyPolicy(ACTOR, sigma, epsilon)
+    assert isinstance(policy, Policy)
+    assert isinstance(policy, BehaviourPolicy)
+    rng = np.random.default_rng(2)
+    means = ACTOR.predict(STATES, deterministic=True)[0].astype(float)
+    outside = 0
+    for state, mean in zip(STATES, means, strict=True):
+        action, log_prob, policy_id = policy.sample(state, rng)
+        gaussian = stats.multivariate_normal(mean, sigma**2 * np.eye(6)).pdf(action)
+        uniform = stats.uniform(-1, 2).pdf(action).prod()
+        expected = np.log((1 - epsilon) * gaussian + epsilon * uniform)
+        assert log_prob == pytest.approx(expected, rel=1e-5)
+        assert policy.log_prob(state, action) == log_prob
+        assert policy_id == 0
+        outside += int((np.abs(action) > 1).any())
+    assert (outside > 0) == (epsilon < 1)  # unclipped, as it must be for its density
+
+
+def test_share_and_spread_of_the_draws_are_as_stated():
+    rng, policy = np.random.default_rng(0), NoisyPolicy(ACTOR, sigma=0.01, epsilon=0.25)
+    mean = ACTOR.predict(STATES[0], deterministic=True)[0]
+    away = np.array([policy.sample(STATES[0], rng)[0] - mean for _ in range(4000)])
+    near = np.abs(away).max(1) < 0.08  # 8 standard deviations; a uniform action has one chance in 10^8
+    assert 1 - near.mean() == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 4000))
+    assert away[near].std() == pytest.approx(0.01, rel=0.03)
+
+
+def test_noisy_predictions_are_clipped_and_follow_the_seed():
+    first, again = (NoisyPolicy(ACTOR, 1.0, 0.1, seed=3).predict(STATES)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (16, 6)
+    assert first.dtype == np.float32
+    assert np.abs(first).max() == 1
+    expected = ACTOR.predict(STATES, deterministic=True)[0]
+    np.testing.assert_array_equal(NoisyPolicy(ACTOR, 1.0).predict(STATES, deterministic=True)[0], expected)
+
+
+def test_mixture_switches_as_often_as_stated_and_names_who_acts():
+    members = [load_policy(f"walker-walk/step_{step}") for step in (0, 60000, 350000)]
+    mixture, rng = StickyMixture(members, switch=0.1), np.random.default_rng(0)
+    assert isinstance(mixture, BehaviourPolicy)
+    starts, switches = [], 0
+    for _ in range(100):
+        mixture.start_episode(rng)
+        acting = []
+        for state in STATES:
+            action, log_prob, policy_id = mixture.sample(state, rng)
+            assert log_prob == members[policy_id].log_prob(state, action)
+            acting.append(policy_id)
+        starts.append(acting[0])
+        switches += int((np.diff(acting) != 0).sum())
+    chances = 100 * (len(STATES) - 1)  # never before the first step of an episode
+    assert switches / chances == pytest.approx(0.1, abs=4 * np.sqrt(0.1 * 0.9 / chances))
+    assert np.bincount(starts, minlength=3).min() > 15
+
+
+def test_descriptions_tell_policies_apart():
+    noisy = NoisyPolicy(ACTOR, sigma=0.2, epsilon=0.1)
+    assert repr(noisy) == "NoisyPolicy(GaussianActor(walker-walk/step_60000), sigma=0.2, epsilon=0.1)"
+    assert repr(StickyMixture([noisy], 0.5)) == f"StickyMixture([{noisy!r}], switch=0.5)"
+
+
+def test_bad_arguments_are_refused():
+    pixels = NoisyPolicy(ACTOR, 0.1)
+    pixels.observation = "pixels"
+    for make, message in (
+        (lambda: NoisyPolicy(ACTOR, sigma=0.0), "sigma is 0.0"),
+        (lambda: NoisyPolicy(ACTOR, 0.1, epsilon=1.5), "epsilon is 1.5"),
+        (lambda: NoisyPolicy(object(), 0.1), "is no policy"),
+        (lambda: StickyMixture([]), "observe nothing"),
+        (lambda: StickyMixture([ACTOR, pixels]), r"\['pixels', 'state'\]"),
+        (lambda: StickyMixture([ACTOR, object()]), "cannot be a member"),
+        (lambda: StickyMixture([ACTOR], switch=2.0), "switch is 2.0"),
+    ):
+        with pytest.raises(VOCError, match=message):
+            make()

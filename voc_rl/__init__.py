@@ -1,0 +1,41 @@
+"""Video occupancy models for offline reinforcement learning: what is a state or a policy worth, from pixels.
+
+The public names are imported when they are first used, so that ``import voc_rl`` stays fast and does not
+load torch, Gymnasium or MuJoCo.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voc_rl.data import Episodes as Episodes
+    from voc_rl.model import VOC as VOC
+    from voc_rl.model import VOCConfig as VOCConfig
+    from voc_rl.model import train as train
+    from voc_rl.policy import Policy as Policy
+    from voc_rl.values import ValueEstimate as ValueEstimate
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Episodes": "voc_rl.data",
+    "Policy": "voc_rl.policy",
+    "VOC": "voc_rl.model",
+    "VOCConfig": "voc_rl.model",
+    "ValueEstimate": "voc_rl.values",
+    "train": "voc_rl.model",
+}
+
+__all__ = ["VOC", "Episodes", "Policy", "VOCConfig", "ValueEstimate", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'voc_rl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,154 @@
+"""Files that are whole or absent, and loading that never runs code.
+
+Everything is written beside its final name and moved there in one step, so a killed process leaves no
+half-written file under a final name. Tensors are stored as safetensors; a training state (optimiser,
+generators) as a torch file that is only ever read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voc_rl.errors import VOCError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, and vanishes otherwise."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise VOCError(f"{path} cannot be written ({error.strerror}); choose a folder with write access.") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON in one step. NaN is refused: JSON has none."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str = "file") -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        VOCError: the file is missing, is not JSON, or holds something else than an object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VOCError(f"{what} {path} does not exist.")
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VOCError(f"{what} {path} is not valid JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise VOCError(f"{what} {path} holds {type(value).__name__}; a JSON object is needed.")
+    return value
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as safetensors in one step."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(temporary))
+
+
+def load_tensors(path: Path, what: str = "model file") -> dict[str, Tensor]:
+    """Read named tensors from a safetensors file.
+
+    Raises:
+        VOCError: the file is missing, truncated or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise VOCError(f"{what} {path} does not exist.")
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise VOCError(f"{what} {path} is not a whole safetensors file ({error}).") from error
+
+
+def load_state_dict(module: Any, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load ``tensors`` into ``module``; names and shapes must fit exactly.
+
+    Raises:
+        VOCError: missing or unexpected names, or another shape.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or unexpected:
+        raise VOCError(
+            f"{where} does not fit {type(module).__name__}: missing {_few(missing)}, unexpected {_few(unexpected)}."
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise VOCError(f"{where}: {name} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed.")
+    module.load_state_dict(dict(tensors))
+
+
+def _few(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state (tensors, numbers, strings, dictionaries, lists) in one step."""
+    import torch
+
+    with atomic_path(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_torch_file(path: Path, what: str = "checkpoint") -> Any:
+    """Read a torch file without running any code in it (``weights_only=True``).
+
+    Raises:
+        VOCError: the file is missing, damaged, or holds objects other than tensors and plain values.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise VOCError(f"{what} {path} does not exist.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise VOCError(f"{what} {path} is refused: it is damaged or holds objects other than tensors.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VOCError(f"{what} {path} is not a whole torch file ({reason}).") from error

@@ -1,0 +1,44 @@
+"""Configs are dataclasses; from a mapping they are built strictly: an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from voc_rl.errors import VOCError
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass (nested ones too) as a JSON-ready dictionary."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config") -> Config:
+    """Build ``cls`` from ``values``; nested dataclasses from nested mappings.
+
+    Raises:
+        VOCError: a key that ``cls`` does not have, or a mapping where a plain value is needed.
+    """
+    if not isinstance(values, Mapping):
+        raise VOCError(f"{where} is {type(values).__name__}; a mapping for {cls.__name__} is needed.")
+    types = get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise VOCError(
+            f"{where} has unknown key(s) {', '.join(unknown)}; {cls.__name__} accepts {', '.join(sorted(known))}."
+        )
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(types[name]) and isinstance(types[name], type):
+            value = from_dict(types[name], value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)  # JSON has no tuples, and configs have no lists
+        arguments[name] = value
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise VOCError(f"{where} does not describe a {cls.__name__}: {error}.") from error

@@ -1,0 +1,227 @@
+"""Many episodes as one dataset: small arrays in memory, frames read when they are needed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from voc_rl.data.hdf5 import FIRST, FRAMES, LAST, OPTIONAL, REQUIRED, DataSpec, Shard, read_shard
+from voc_rl.errors import VOCError, check_positive
+
+
+@dataclass(frozen=True)
+class Window:
+    """n steps onward from B rows; steps beyond the end of an episode are masked, never taken from the next one.
+
+    obs, next_obs (B, 3K, H, W) uint8: at the row, and ``steps`` later; action (B, n, A), reward (B, n) and
+    discount (B, n) float32 of the steps; mask (B, n) bool; steps (B,) int64 = how many of the n exist.
+    """
+
+    rows: np.ndarray
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    next_obs: np.ndarray
+    mask: np.ndarray
+    steps: np.ndarray
+
+
+class Episodes:
+    """Episodes of one dataset, row after row (alignment of rows: ``voc_rl.data.hdf5``).
+
+    Attributes:
+        action (N, A), reward (N,), discount (N,) float32; step_type (N,) uint8; state, physics, log_prob,
+        unclipped_action, policy_id: arrays with N rows, or None where a file lacks them.
+        starts, ends (E,) int64: first row of each episode, and one past its last.
+        episode (N,) int64: the episode a row belongs to. steps_left (N,) int64: steps until its last row.
+        terminal (N,) bool: rows at which the episode truly ended (discount 0), not by a time limit.
+        source_rows (N,) int64: the same rows in the dataset that was opened (differs after ``subset``).
+    """
+
+    def __init__(self, shards: Sequence[Shard], stack: int = 3) -> None:
+        check_positive(stack, "stack")
+        rows = np.array([shard.rows for shard in shards])
+        self._paths = [shard.path for shard in shards]
+        self._shard = np.repeat(np.arange(len(shards)), rows)
+        self._row_in_shard = np.concatenate([np.arange(n) for n in rows])
+        self._handles: dict[Path, h5py.File] = {}
+        self._handles_owner = os.getpid()
+        self._memory: np.ndarray | None = None
+        self.stack = stack
+        self.frame_shape = shards[0].frame_shape
+        self.spec: DataSpec = shards[0].spec
+        self.source_rows = np.arange(rows.sum())
+        columns = {
+            name: np.concatenate([shard.arrays[name] for shard in shards])
+            for name in [*REQUIRED, *OPTIONAL]
+            if all(name in shard.arrays for shard in shards)
+        }
+        self._set_columns(columns)
+
+    def _set_columns(self, columns: dict[str, np.ndarray]) -> None:
+        self._columns = columns
+        self.action, self.reward = columns["action"], columns["reward"]
+        self.discount, self.step_type = columns["discount"], columns["step_type"]
+        self.state, self.physics = columns.get("state"), columns.get("physics")
+        self.log_prob, self.unclipped_action = columns.get("log_prob"), columns.get("unclipped_action")
+        self.policy_id = columns.get("policy_id")
+        self.starts = np.flatnonzero(self.step_type == FIRST)
+        self.ends = np.append(self.starts[1:], len(self.reward))
+        self.episode = np.repeat(np.arange(len(self.starts)), self.ends - self.starts)
+        self.steps_left = self.ends[self.episode] - 1 - np.arange(len(self.reward))
+        self.terminal = (self.step_type == LAST) & (self.discount == 0)
+
+    @classmethod
+    def open(cls, path: str | Path, stack: int = 3) -> Episodes:
+        """Open one HDF5 file, or every ``*.hdf5`` / ``*.h5`` of a folder in the order of their names.
+
+        Raises:
+            VOCError: nothing there, no episode, files that do not fit each other, or a damaged file.
+        """
+        path = Path(path)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith("."))
+            if not files:
+                raise VOCError(f"{path} holds zero episodes: no .hdf5 file is in it.")
+        else:
+            files = [path]
+        shards = [read_shard(file) for file in files]
+        for shard in shards:
+            for what, value, first in (
+                ("frames of shape", shard.frame_shape, shards[0].frame_shape),
+                ("actions of size", shard.arrays["action"].shape[1], shards[0].arrays["action"].shape[1]),
+                ("task", shard.spec.task, shards[0].spec.task),
+                ("render profile", shard.spec.render, shards[0].spec.render),
+            ):
+                if value != first:
+                    raise VOCError(f"{shard.path} has {what} {value}, but {files[0]} has {first}; keep them apart.")
+        dataset = cls([shard for shard in shards if shard.rows], stack) if any(s.rows for s in shards) else None
+        if dataset is None or len(dataset.starts) == 0:
+            raise VOCError(f"{path} holds zero episodes; at least one is needed.")
+        dataset._check_episodes(path)
+        return dataset
+
+    def _check_episodes(self, path: Path) -> None:
+        if self.starts[0] != 0:
+            raise VOCError(f"{path}: the first {self.starts[0]} rows belong to no episode (no step type 0 before them).")
+        last = self.ends - 1
+        if (np.delete(self.step_type, np.concatenate([self.starts, last])) != 1).any():
+            raise VOCError(f"{path}: rows inside an episode have step type 2; each episode needs exactly one, at its end.")
+        cut = int((self.step_type[last] != LAST).sum())
+        if cut:
+            warnings.warn(f"{path}: {cut} episode(s) without a last step are taken as cut by a time limit.", stacklevel=3)
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def __repr__(self) -> str:
+        name = self.spec.task or self._paths[0].name
+        return f"Episodes({name}: {len(self.starts)} episodes, {len(self)} rows, frames {self.frame_shape}, stack {self.stack})"
+
+    @property
+    def observation_shape(self) -> tuple[int, int, int]:
+        """Shape of a stacked observation, (3K, H, W)."""
+        channels, height, width = self.frame_shape
+        return (channels * self.stack, height, width)
+
+    def subset(self, episodes: Sequence[int] | np.ndarray) -> Episodes:
+        """The same dataset with only these episodes, in this order; frames are shared, not copied."""
+        if len(episodes) == 0:
+            raise VOCError("A subset of zero episodes was asked for; at least one is needed.")
+        rows = np.concatenate([np.arange(self.starts[e], self.ends[e]) for e in episodes])
+        part = object.__new__(Episodes)
+        part.__dict__.update(self.__dict__)
+        part._handles, part._row_in_shard, part._shard = {}, self._row_in_shard[rows], self._shard[rows]
+        part.source_rows = self.source_rows[rows]
+        part._set_columns({name: column[rows] for name, column in self._columns.items()})
+        return part
+
+    def split(self, fraction: float, rng: np.random.Generator) -> tuple[Episodes, Episodes]:
+        """Split by episode into ``1 - fraction`` and ``fraction``; both get at least one.
+
+        Raises:
+            VOCError: fewer than two episodes.
+        """
+        count = len(self.starts)
+        if count < 2:
+            raise VOCError(f"{count} episode cannot be split; at least two are needed.")
+        held_out = min(max(round(fraction * count), 1), count - 1)
+        order = rng.permutation(count)
+        return self.subset(np.sort(order[held_out:])), self.subset(np.sort(order[:held_out]))
+
+    def load_frames(self) -> Episodes:
+        """Decompress every frame of the opened dataset into memory (len x 3 x H x W bytes); returns itself."""
+        if self._memory is None:
+            parts = []
+            for path in self._paths:
+                with h5py.File(path, "r") as file:
+                    parts.append(file[FRAMES][()])
+            self._memory = np.concatenate(parts)
+        return self
+
+    def frames(self, rows: np.ndarray) -> np.ndarray:
+        """Single frames, uint8 (..., 3, H, W), of ``rows`` of any shape; each distinct frame is read once."""
+        rows = np.asarray(rows)
+        if self._memory is not None:
+            return self._memory[self.source_rows[rows]]
+        distinct, inverse = np.unique(rows, return_inverse=True)
+        out = np.empty((len(distinct), *self.frame_shape), np.uint8)
+        for i, row in enumerate(distinct):
+            self._file(self._shard[row])[FRAMES].read_direct(out, np.s_[self._row_in_shard[row]], np.s_[i])
+        return out[inverse.reshape(rows.shape)]
+
+    def _file(self, shard: int) -> h5py.File:
+        if self._handles_owner != os.getpid():  # HDF5 handles must not cross a fork
+            self._handles, self._handles_owner = {}, os.getpid()
+        path = self._paths[shard]
+        if path not in self._handles:
+            if len(self._handles) >= 64:
+                self._handles.pop(next(iter(self._handles))).close()
+            self._handles[path] = h5py.File(path, "r")
+        return self._handles[path]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_handles": {}}
+
+    def observations(self, rows: np.ndarray) -> np.ndarray:
+        """Stacked observations, uint8 (B, 3K, H, W), oldest frame first; the first frame fills up at a start."""
+        rows = np.asarray(rows)
+        back = np.arange(self.stack - 1, -1, -1)
+        stacked = np.maximum(rows[:, None] - back, self.starts[self.episode[rows]][:, None])
+        return self.frames(stacked).reshape(len(rows), *self.observation_shape)
+
+    def sample_rows(self, count: int, rng: np.random.Generator, min_steps: int = 1) -> np.ndarray:
+        """``count`` rows, uniform over those that have at least ``min_steps`` steps left in their episode.
+
+        Raises:
+            VOCError: no row has that many steps left.
+        """
+        candidates = np.flatnonzero(self.steps_left >= min_steps)
+        if len(candidates) == 0:
+            raise VOCError(f"No row has {min_steps} step(s) left; the longest episode has {self.steps_left.max()}.")
+        return candidates[rng.integers(len(candidates), size=count)]
+
+    def windows(self, rows: np.ndarray, n: int) -> Window:
+        """The next ``n`` steps from each of ``rows`` (fewer where the episode ends; see the mask)."""
+        check_positive(n, "n")
+        rows = np.asarray(rows)
+        steps = np.minimum(self.steps_left[rows], n)
+        mask = np.arange(1, n + 1) <= steps[:, None]
+        later = rows[:, None] + np.where(mask, np.arange(1, n + 1), 0)
+        return Window(
+            rows=rows,
+            obs=self.observations(rows),
+            action=np.where(mask[..., None], self.action[later], 0.0).astype(np.float32),
+            reward=np.where(mask, self.reward[later], 0.0).astype(np.float32),
+            discount=np.where(mask, self.discount[later], 0.0).astype(np.float32),
+            next_obs=self.observations(rows + steps),
+            mask=mask,
+            steps=steps,
+        )

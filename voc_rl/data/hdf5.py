@@ -1,0 +1,176 @@
+"""One HDF5 layout: the keys of V-D4RL's 84 px shards, plus ours where we have them.
+
+Rows are *previous-action* aligned (row t leads from t-1 to t)::
+
+    row          0        1        2    ...   T-1
+    observation  o_0      o_1      o_2        o_{T-1}
+    action       0        a_0      a_1        a_{T-2}      the action that led to the row
+    reward       0        r_1      r_2        r_{T-1}      on arrival
+    discount     1        d_1      d_2        d_{T-1}      on arrival; 0 at a termination
+    step_type    0        1        1          2            first, mid, last
+
+One chunk holds one frame, so that a random frame costs one small read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from voc_rl.checkpoints import atomic_path
+from voc_rl.errors import VOCError
+
+FIRST, MID, LAST = 0, 1, 2
+
+# name -> (key on disk, dtype in memory, axes after the rows; None: any number of axes is refused)
+REQUIRED: dict[str, tuple[str, Any, int]] = {
+    "action": ("action", np.float32, 1),
+    "reward": ("reward", np.float32, 0),
+    "discount": ("discount", np.float32, 0),
+    "step_type": ("step_type", np.uint8, 0),
+}
+OPTIONAL: dict[str, tuple[str, Any, int]] = {
+    "state": ("state", np.float32, 1),
+    "physics": ("physics", np.float64, 1),
+    "log_prob": ("log_prob", np.float32, 0),
+    "unclipped_action": ("unclipped_action", np.float32, 1),
+    "policy_id": ("policy_id", np.int16, 0),
+}
+FRAMES = "observation"
+SPEC_ATTRIBUTE = "voc_rl_spec"
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """How frames were made; empty words and zeros where a foreign file does not say."""
+
+    task: str = ""
+    size: int = 0
+    action_repeat: int = 0
+    render: str = ""
+    camera: int = -1
+    backend: str = ""
+    mujoco: str = ""
+    dm_control: str = ""
+    max_episode_steps: int = 0
+    policy: str = ""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One whole episode of T rows (alignment: module docstring).
+
+    frames (T, 3, H, W) uint8; action (T, A) float32 in [-1, 1]; reward, discount (T,) float32; step_type (T,) uint8.
+    Optional: state (T, S) float32, physics (T, P) float64, log_prob (T,) float32 of ``unclipped_action`` (T, A),
+    policy_id (T,) int16, the member of a mixture that acted.
+    """
+
+    frames: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    step_type: np.ndarray
+    state: np.ndarray | None = None
+    physics: np.ndarray | None = None
+    log_prob: np.ndarray | None = None
+    unclipped_action: np.ndarray | None = None
+    policy_id: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        ends = "terminated" if self.discount[-1] == 0 else "truncated"
+        return f"Episode({len(self.reward)} rows, return {self.reward.sum():.4g}, {ends})"
+
+
+def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
+    """Write one episode as one file, in one step.
+
+    Raises:
+        VOCError: arrays of unequal length, other dtypes, NaN, or rows that are not one whole episode.
+    """
+    arrays = {f.name: getattr(episode, f.name) for f in fields(episode) if getattr(episode, f.name) is not None}
+    frames = arrays.pop("frames")
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+        raise VOCError(f"frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed.")
+    small = {name: _checked(array, name, len(frames), str(path)) for name, array in arrays.items()}
+    step_type = small["step_type"]
+    if len(frames) < 2 or step_type[0] != FIRST or step_type[-1] != LAST or (step_type[1:-1] != MID).any():
+        raise VOCError(f"{path}: the rows are not one whole episode (step types first, mid ..., last).")
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs[SPEC_ATTRIBUTE] = json.dumps(asdict(spec))
+        file.create_dataset(
+            FRAMES, data=frames, chunks=(1, *frames.shape[1:]), compression="gzip", compression_opts=1, shuffle=False
+        )
+        for name, array in small.items():
+            key = {**REQUIRED, **OPTIONAL}[name][0]
+            # V-D4RL keeps step types as floats; its own loaders compare them as numbers
+            file.create_dataset(key, data=array.astype(np.float64) if name == "step_type" else array)
+
+
+def _checked(array: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
+    key, dtype, axes = {**REQUIRED, **OPTIONAL}[name]
+    if array.ndim != axes + 1 or len(array) != rows:
+        raise VOCError(f"{where}: {key} has shape {array.shape}; {rows} rows and {axes + 1} axes are needed.")
+    if not np.issubdtype(array.dtype, np.number):
+        raise VOCError(f"{where}: {key} has dtype {array.dtype}; numbers are needed.")
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array.reshape(rows, -1)).all(1))[0])
+        raise VOCError(f"{where}: {key} holds NaN or infinity (first at row {row}); finite numbers are needed.")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The small arrays of one file, in memory; its frames stay on disk."""
+
+    path: Path
+    rows: int
+    frame_shape: tuple[int, int, int]
+    arrays: dict[str, np.ndarray]
+    spec: DataSpec
+
+
+def read_shard(path: Path) -> Shard:
+    """Read the small arrays of one file in our layout or V-D4RL's 84 px layout.
+
+    Raises:
+        VOCError: the file is missing, truncated or not HDF5, lacks a key, or holds wrong shapes, dtypes or NaN.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return _read_shard(Path(path), file)
+    except OSError as error:
+        reason = "does not exist" if not Path(path).is_file() else f"is not a whole HDF5 file ({error})"
+        raise VOCError(f"{path} {reason}; an HDF5 file with {FRAMES}, action, reward, ... is needed.") from error
+
+
+def _read_shard(path: Path, file: h5py.File) -> Shard:
+    missing = [key for key in [FRAMES, *(key for key, _, _ in REQUIRED.values())] if key not in file]
+    if missing:
+        raise VOCError(f"{path} lacks {', '.join(missing)}; the keys of a V-D4RL 84 px file are needed.")
+    frames = file[FRAMES]
+    if not isinstance(frames, h5py.Dataset) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+        found = f"{frames.dtype} {frames.shape}" if isinstance(frames, h5py.Dataset) else "a group"
+        raise VOCError(f"{path}: {FRAMES} is {found}; uint8 (N, 3, H, W) is needed.")
+    arrays = {}
+    for name, (key, _, _) in {**REQUIRED, **OPTIONAL}.items():
+        if key in file:
+            if not isinstance(file[key], h5py.Dataset):
+                raise VOCError(f"{path}: {key} is a group; a dataset is needed.")
+            arrays[name] = _checked(file[key][()], name, len(frames), str(path))
+    if not np.isin(arrays["step_type"], (FIRST, MID, LAST)).all():
+        raise VOCError(f"{path}: step_type holds values other than 0 (first), 1 (mid), 2 (last).")
+    return Shard(path, len(frames), tuple(frames.shape[1:]), arrays, _read_spec(path, file, frames.shape[-1]))
+
+
+def _read_spec(path: Path, file: h5py.File, size: int) -> DataSpec:
+    if SPEC_ATTRIBUTE not in file.attrs:
+        return DataSpec(size=size)
+    try:
+        return DataSpec(**json.loads(file.attrs[SPEC_ATTRIBUTE]))
+    except (TypeError, ValueError) as error:
+        raise VOCError(f"{path}: the attribute {SPEC_ATTRIBUTE} is not one that this version wrote ({error}).") from error

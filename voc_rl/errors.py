@@ -1,0 +1,44 @@
+"""Checks at the border: one sentence that names what is wrong, what was found and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class VOCError(ValueError):
+    """Bad input, said in one sentence. The command line prints it and exits with code 2."""
+
+
+def check_gamma(gamma: float, name: str = "gamma") -> float:
+    """A discount in [0, 1)."""
+    if not isinstance(gamma, int | float) or not 0.0 <= gamma < 1.0:
+        raise VOCError(f"{name} is {gamma!r}; a discount in [0, 1) is needed.")
+    return float(gamma)
+
+
+def check_choice(value: str, choices: Iterable[str], name: str) -> str:
+    """One of a few words."""
+    choices = sorted(choices)
+    if value not in choices:
+        raise VOCError(f"Unknown {name} {value!r}; accepted: {', '.join(choices)}.")
+    return value
+
+
+def check_positive(value: int | float, name: str) -> None:
+    """A number above zero."""
+    if not value > 0:
+        raise VOCError(f"{name} is {value!r}; a number above zero is needed.")
+
+
+def check_observations(obs: Any, shape: tuple[int, ...]) -> None:
+    """uint8 observations of ``shape`` (3K, H, W), with one batch axis in front."""
+    found = tuple(getattr(obs, "shape", ()))
+    dtype = str(getattr(obs, "dtype", type(obs).__name__)).removeprefix("torch.")
+    if dtype != "uint8":
+        raise VOCError(f"Observations have dtype {dtype}; uint8 frames are needed.")
+    if found[1:] != shape:
+        raise VOCError(
+            f"Observations have shape {found}; (batch, {', '.join(map(str, shape))}) is needed "
+            "(stacked frames, channels first, oldest frame first)."
+        )

@@ -1,0 +1,155 @@
+"""One training loop for every network: schedule, clipping, curve, checkpoints, resume.
+
+A step draws its randomness from ``(seed, step)`` alone, so a run that was killed and resumed goes through exactly
+the numbers of an uninterrupted one (on one machine, with one thread count).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from voc_rl.checkpoints import load_torch_file, save_training_state
+from voc_rl.errors import VOCError, check_positive
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast a network is trained.
+
+    steps: optimiser steps. batch_size: rows per step. learning_rate: its peak, after a linear warm-up over the share
+    ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on matrices only. clip: largest gradient norm.
+    """
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "clip"):
+            check_positive(getattr(self, name), name)
+
+
+class StepLog(Protocol):
+    """Takes the numbers of one logged step, e.g. a line of metrics.jsonl."""
+
+    def __call__(self, stage: str, step: int, numbers: Mapping[str, float]) -> None: ...
+
+
+class Trainee(Protocol):
+    """What the loop trains: parameters, a loss per step, something to do after a step, and extra state to keep."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def after_step(self, step: int) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a loop keeps its state, every ``every`` steps; ``fingerprint`` must match for a resume."""
+
+    path: Path
+    fingerprint: str
+    every: int = 200
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A 63-bit seed for one step of one run."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def optimise(
+    trainee: Trainee,
+    config: LoopConfig,
+    seed: int,
+    stage: str,
+    *,
+    log: StepLog | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: bool = False,
+    keep_going: Callable[[int], bool] | None = None,
+) -> int:
+    """Run the loop to its end (or until ``keep_going(step)`` says no); returns the number of steps done.
+
+    Raises:
+        VOCError: the loss is not finite, or a checkpoint belongs to another configuration.
+    """
+    optimizer = make_optimizer(trainee.parameters(), config)
+    first = _resume(trainee, optimizer, checkpoints) if checkpoints else 0
+    bar = tqdm(total=config.steps, initial=first, desc=stage, unit="step", disable=not progress, mininterval=1.0)
+    step = first
+    with bar:
+        while step < config.steps and (keep_going is None or keep_going(step)):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule(step, config)
+            generator = torch.Generator().manual_seed(step_seed(seed, step))
+            loss, numbers = trainee.loss(step, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trainee.parameters(), config.clip)
+            optimizer.step()
+            trainee.after_step(step)
+            step += 1
+            bar.update()
+            if step % 50 == 0 or step == config.steps:
+                _log(stage, step, {"loss": loss.detach(), **numbers}, log, bar)
+            if checkpoints and (step % checkpoints.every == 0 or step == config.steps):
+                state = {
+                    "fingerprint": checkpoints.fingerprint,
+                    "step": step,
+                    "optimizer": optimizer.state_dict(),
+                    "trainee": trainee.state(),
+                }
+                save_training_state(checkpoints.path, state)
+    return step
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    matrices = [p for p in parameters if p.dim() >= 2]
+    vectors = [p for p in parameters if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def schedule(step: int, config: LoopConfig) -> float:
+    """Share of the peak learning rate: linear warm-up, then half a cosine."""
+    warmup = max(int(config.warmup * config.steps), 1)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(config.steps - warmup, 1)))
+
+
+def _resume(trainee: Trainee, optimizer: torch.optim.AdamW, checkpoints: Checkpoints) -> int:
+    if not checkpoints.path.exists():
+        return 0
+    state = load_torch_file(checkpoints.path)
+    if not isinstance(state, dict) or state.get("fingerprint") != checkpoints.fingerprint:
+        raise VOCError(
+            f"{checkpoints.path} was written by a run with other settings or data; use --force to start anew, or another --out."
+        )
+    trainee.load_state(state["trainee"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _log(stage: str, step: int, numbers: dict[str, Tensor], log: StepLog | None, bar: Any) -> None:
+    values = {name: float(value) for name, value in numbers.items()}
+    if not all(math.isfinite(value) for value in values.values()):
+        raise VOCError(f"Training of the {stage} diverged at step {step}: {values}; lower the learning rate.")
+    bar.set_postfix({"loss": f"{values['loss']:.3f}"})
+    if log is not None:
+        log(stage, step, values)

@@ -1,0 +1,65 @@
+"""The amortised value head: one pass instead of a hundred samples.
+
+It regresses the n-step returns of the same windows that the occupancy network is trained on, from the last output
+of the context (and its features). So it *is* an n-step critic that shares the occupancy network's trunk.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ValueHead(nn.Module):
+    """An ensemble of small networks: context (B, width) [, features (B, F)] -> (1 - gamma) V, (B, members).
+
+    Each member sees every episode with its own weight (Bayesian bootstrap), so that their spread tells how much the
+    value depends on which episodes were logged.
+    """
+
+    def __init__(self, width: int, feature_dim: int = 0, hidden: int = 128, members: int = 5) -> None:
+        super().__init__()
+        self.members = members
+        inputs = width + feature_dim
+        self.weight_1 = nn.Parameter(torch.randn(members, inputs, hidden) / inputs**0.5)
+        self.bias_1 = nn.Parameter(torch.zeros(members, 1, hidden))
+        self.weight_2 = nn.Parameter(torch.randn(members, hidden, hidden) / hidden**0.5)
+        self.bias_2 = nn.Parameter(torch.zeros(members, 1, hidden))
+        self.weight_3 = nn.Parameter(torch.zeros(members, hidden, 1))
+        self.register_buffer("bias_value", torch.zeros(()))
+        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("feature_mean", torch.zeros(feature_dim))
+        self.register_buffer("feature_std", torch.ones(feature_dim))
+        self.bias_value: Tensor
+        self.spread: Tensor
+        self.feature_mean: Tensor
+        self.feature_std: Tensor
+
+    def set_bias(self, mean_reward: float) -> None:
+        """Start at the value of the mean reward, and measure errors in its size."""
+        self.bias_value.fill_(mean_reward)
+        self.spread.fill_(max(abs(mean_reward), 1e-3))
+
+    def fit_features(self, features: Tensor) -> None:
+        """Take mean and spread of float (N, F)."""
+        self.feature_mean.copy_(features.float().mean(0))
+        self.feature_std.copy_(features.float().std(0).clamp(min=1e-4))
+
+    def episode_weights(self, episodes: int, rng: np.random.Generator) -> Tensor:
+        """Bayesian bootstrap weights float32 (episodes, members), mean one."""
+        return torch.from_numpy(rng.exponential(size=(episodes, self.members)).astype(np.float32))
+
+    def forward(self, context: Tensor, features: Tensor | None = None) -> Tensor:
+        x = context
+        if len(self.feature_mean):
+            if features is None:
+                standard = context.new_zeros(len(context), len(self.feature_mean))
+            else:
+                standard = ((features.float() - self.feature_mean) / self.feature_std).to(context.dtype)
+            x = torch.cat([context, standard], 1)
+        x = x.expand(self.members, -1, -1)  # (members, B, inputs)
+        x = F.gelu(x @ self.weight_1 + self.bias_1)
+        x = F.gelu(x @ self.weight_2 + self.bias_2)
+        return (x @ self.weight_3)[..., 0].T * self.spread + self.bias_value

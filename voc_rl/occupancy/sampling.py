@@ -1,0 +1,92 @@
+"""Sampling futures: the context is read once, all its futures are written together, code by code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from voc_rl.occupancy.transformer import Cache, OccupancyTransformer, Prefix
+
+# states x samples that are decoded at once; bounds memory, and is large enough to keep the matrices busy
+SEQUENCES_AT_ONCE = 16384
+
+
+@torch.no_grad()
+def sample_futures(
+    model: OccupancyTransformer,
+    context: Tensor,
+    features: Tensor | None,
+    samples: int,
+    generator: torch.Generator,
+    top_k: int | None = None,
+) -> Tensor:
+    """Codes int64 (B, samples, n_tokens) of futures of contexts int64 (B, n_tokens); END fills a whole future.
+
+    ``top_k`` keeps only the likeliest codes at each place: biased, there for the recipe ``paper`` alone.
+    """
+    states = max(SEQUENCES_AT_ONCE // samples, 1)
+    parts = []
+    for first in range(0, len(context), states):
+        some = slice(first, first + states)
+        prefix = model.prefix(context[some], None if features is None else features[some])
+        parts.append(sample_from_prefix(model, prefix, samples, generator, top_k))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def sample_from_prefix(
+    model: OccupancyTransformer, prefix: Prefix, samples: int, generator: torch.Generator, top_k: int | None = None
+) -> Tensor:
+    """Codes int64 (B, samples, n_tokens) that follow contexts already read."""
+    end, n_tokens = model.config.end_code, model.config.n_tokens
+    first = sample_codes(model.logits(prefix.last)[:, None].float(), samples, generator, top_k)[:, 0]
+    codes = [first]
+    ended = first == end
+    cache = Cache(model.config, len(prefix), samples, prefix.keys[0].dtype)
+    for _ in range(n_tokens - 1):
+        logits = model.logits(model.next_hidden(prefix, codes[-1], cache)).float()
+        logits[..., end] = -torch.inf  # END is a whole sequence: decided by its first code
+        code = sample_codes(logits, 1, generator, top_k)[..., 0]
+        codes.append(torch.where(ended, end, code))
+    return torch.stack(codes, -1)
+
+
+def sample_codes(logits: Tensor, samples: int, generator: torch.Generator, top_k: int | None = None) -> Tensor:
+    """(..., V) -> int64 (..., samples), by inverting the cumulative distribution."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    cumulative = logits.softmax(-1).cumsum(-1)
+    total = cumulative[..., -1:]  # not exactly 1 in float32
+    uniform = torch.rand((*logits.shape[:-1], samples), generator=generator) * total
+    # side "right": a code of probability zero is never taken, not even at uniform 0
+    return torch.searchsorted(cumulative, uniform, right=True).clamp(max=logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def compose(
+    model: OccupancyTransformer,
+    context: Tensor,
+    features: Tensor | None,
+    samples: int,
+    gamma: float,
+    new_gamma: float,
+    generator: torch.Generator,
+    max_hops: int = 50,
+) -> Tensor:
+    """Futures int64 (B, samples, n_tokens) at a larger discount: hops of the model, fed back as contexts.
+
+    One more hop follows with probability (g' - g) / (1 - g); n hops thus have probability
+    (1-g') (g'-g)^(n-1) / (1-g)^n (gamma-models, Janner et al. 2020). END stays END. At most ``max_hops``.
+    """
+    futures = sample_futures(model, context, features, samples, generator)
+    flat = futures.flatten(0, 1)
+    another = (new_gamma - gamma) / (1.0 - gamma)
+    going = torch.arange(len(flat))
+    for _ in range(max_hops - 1):
+        keep = torch.rand(len(going), generator=generator) < another
+        going = going[keep & (flat[going, 0] != model.config.end_code)]
+        if len(going) == 0:
+            break
+        flat[going] = sample_futures(model, flat[going], None, 1, generator)[:, 0]
+    return flat.view_as(futures)

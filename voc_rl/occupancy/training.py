@@ -1,0 +1,209 @@
+"""Training the occupancy network on codes, with the amortised value head beside it.
+
+Targets that need the target network are generated for several steps at once, and only for the share that
+bootstraps. The target network is a slow average of the trained one, always in eval mode.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError, check_gamma
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
+from voc_rl.occupancy.heads import ValueHead
+from voc_rl.occupancy.sampling import sample_futures
+from voc_rl.occupancy.targets import default_n, draw_targets, n_step_returns
+from voc_rl.occupancy.transformer import OccupancyTransformer
+from voc_rl.precision import autocast
+
+ROWS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class OccupancyTraining:
+    """How the occupancy network is trained.
+
+    gamma: the discount of the occupancy. n: real steps per target (None: 2 / (1 - gamma); 1: the paper's one-step
+    target). futures: targets per context. ema: decay of the target network per step. feature_dropout: share of
+    contexts shown without continuous features, so that sampled codes can be contexts too. head_weight: weight of the
+    value head's loss. refill: steps whose bootstrapped targets are generated at once.
+    """
+
+    gamma: float = 0.9
+    n: int | None = None
+    futures: int = 4
+    ema: float = 0.995
+    feature_dropout: float = 0.15
+    head_weight: float = 1.0
+    refill: int = 8
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
+
+    def __post_init__(self) -> None:
+        check_gamma(self.gamma)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    rows: np.ndarray  # (B,)
+    futures: Tensor  # int64 (B, M, n_tokens)
+
+
+class OccupancyTrainee:
+    """What the loop trains: network and head, their slow copies, and the stock of prepared batches."""
+
+    def __init__(
+        self,
+        model: OccupancyTransformer,
+        head: ValueHead | None,
+        dataset: Episodes,
+        codes: Tensor,
+        features: Tensor | None,
+        config: OccupancyTraining,
+        seed: int,
+    ) -> None:
+        if len(codes) != len(dataset):
+            raise VOCError(f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset.")
+        self.model, self.head, self.dataset, self.config, self.seed = model, head, dataset, config, seed
+        self.codes, self.features = codes, features
+        self.n = config.n or default_n(config.gamma)
+        self.returns = n_step_returns(dataset, config.gamma, self.n)
+        self.stock: list[_Batch] = []
+        self.values = torch.zeros(0)
+        if head is not None:
+            # mean reward: the value of a constant reward, in reward units
+            head.set_bias(float(dataset.reward[dataset.step_type > 0].mean()))
+            self.weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
+            self.values = torch.full((len(dataset), head.members), float(head.bias_value))
+        self.target = copy.deepcopy(model).eval().requires_grad_(False)
+        self.target_head = copy.deepcopy(head).eval().requires_grad_(False) if head else None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *(self.head.parameters() if self.head else [])]
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        self.model.train()
+        if step % self.config.refill == 0:
+            self._refill(step)
+            if self.head is not None and step > 0 and step % (25 * self.config.refill) == 0:
+                self._refresh_values()
+        batch = self.stock[step % self.config.refill]
+        shown = torch.rand(len(batch.rows), generator=generator) >= self.config.feature_dropout
+        with torch.random.fork_rng(devices=[]), autocast():
+            torch.manual_seed(step_seed(self.seed, step))  # dropout knows no generator
+            prefix = self.model.prefix(self._codes(batch.rows), self._features(batch.rows), shown)
+            logits = self.model.future_logits(prefix, batch.futures)
+            loss = F.cross_entropy(logits.float().flatten(0, 2), batch.futures.flatten())
+            numbers = {"cross_entropy": loss.detach()}
+            if self.head is not None:
+                head_loss = self._head_loss(batch.rows, prefix.last)
+                numbers["head"] = head_loss.detach()
+                loss = loss + self.config.head_weight * head_loss
+        return loss, numbers
+
+    def _head_loss(self, rows: np.ndarray, context: Tensor) -> Tensor:
+        assert self.head is not None
+        returns = self.returns
+        later = self.values[returns.bootstrap[rows]]  # (B, members), in reward units
+        partial = torch.from_numpy(returns.partial[rows])[:, None] * (1.0 - self.config.gamma)
+        goal = partial + torch.from_numpy(returns.weight[rows])[:, None] * later
+        weight = self.weights[self.dataset.episode[rows]]
+        error = (self.head(context, self._features(rows)).float() - goal) / self.head.spread
+        return (error.square() * weight).mean()
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        pairs = [(self.target, self.model)]
+        if self.head is not None and self.target_head is not None:
+            pairs.append((self.target_head, self.head))  # type: ignore[arg-type]
+        decay = min(self.config.ema, (1 + step) / (10 + step))  # young averages forget faster
+        for slow, fast in pairs:
+            torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1.0 - decay)
+
+    @torch.no_grad()
+    def _refill(self, step: int) -> None:
+        """Prepare the batches of the next ``refill`` steps, and generate all their bootstrapped targets at once."""
+        config = self.config
+        rng = np.random.default_rng([self.seed, step])
+        count = config.loop.batch_size
+        rows = self.dataset.sample_rows(count * config.refill, rng)
+        targets = draw_targets(self.dataset, rows, config.gamma, self.n, config.futures, rng)
+        futures = torch.full((*targets.row.shape, self.codes.shape[1]), self.model.config.end_code)
+        real = torch.from_numpy(targets.row >= 0)
+        futures[real] = self._codes(targets.row[targets.row >= 0])
+        missing = torch.from_numpy(targets.bootstrap >= 0)
+        if missing.any():
+            contexts = targets.bootstrap[targets.bootstrap >= 0]
+            generator = torch.Generator().manual_seed(step_seed(self.seed, step) ^ 1)
+            with autocast():
+                drawn = sample_futures(self.target, self._codes(contexts), self._features(contexts), 1, generator)
+            futures[missing] = drawn[:, 0]
+        self.stock = [
+            _Batch(rows[i * count : (i + 1) * count], futures[i * count : (i + 1) * count]) for i in range(config.refill)
+        ]
+
+    @torch.no_grad()
+    def _refresh_values(self) -> None:
+        """Value of every row under the slow networks: where the n-step returns continue."""
+        assert self.target_head is not None
+        needed = np.unique(self.returns.bootstrap)
+        for first in range(0, len(needed), ROWS_AT_ONCE):
+            rows = needed[first : first + ROWS_AT_ONCE]
+            with autocast():
+                context = self.target.prefix(self._codes(rows), self._features(rows)).last
+                self.values[rows] = self.target_head(context, self._features(rows)).float()
+
+    def _codes(self, rows: np.ndarray) -> Tensor:
+        return self.codes[torch.from_numpy(rows)].long()
+
+    def _features(self, rows: np.ndarray) -> Tensor | None:
+        return None if self.features is None else self.features[torch.from_numpy(rows)].float()
+
+    def state(self) -> dict[str, Any]:
+        modules = {"model": self.model, "target": self.target, "head": self.head, "target_head": self.target_head}
+        state: dict[str, Any] = {name: dict(module.state_dict()) for name, module in modules.items() if module}
+        state["values"] = self.values
+        state["stock"] = [{"rows": torch.from_numpy(b.rows), "futures": b.futures} for b in self.stock]
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name in ("model", "target", "head", "target_head"):
+            module = getattr(self, name)
+            if module is not None:
+                module.load_state_dict(state[name])
+        self.values = state["values"]
+        self.stock = [_Batch(b["rows"].numpy(), b["futures"]) for b in state["stock"]]
+
+
+def train_occupancy(
+    model: OccupancyTransformer,
+    head: ValueHead | None,
+    dataset: Episodes,
+    codes: Tensor,
+    features: Tensor | None,
+    config: OccupancyTraining,
+    seed: int = 0,
+    *,
+    stage: str = "occupancy",
+    log: StepLog | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: bool = False,
+) -> tuple[OccupancyTransformer, ValueHead | None]:
+    """Train network and head on codes (N, n_tokens) and features (N, feature_dim) of ``dataset``.
+
+    Returns the slow averages, in eval mode: they are better than the last iterate, and deterministic.
+    """
+    if features is not None:
+        model.fit_features(features)
+        if head is not None:
+            head.fit_features(features)
+    trainee = OccupancyTrainee(model, head, dataset, codes, features, config, seed)
+    optimise(trainee, config.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)
+    return trainee.target, trainee.target_head

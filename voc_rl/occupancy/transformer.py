@@ -1,0 +1,210 @@
+"""The occupancy network: a GPT-2-compatible transformer that reads a context and writes codes of its future.
+
+Sequences are ``[context codes, future codes]``. One context is shared by many futures, both in training (several
+targets per context) and in sampling: its keys and values are computed once and never copied. Plain ``forward`` is
+the same network on flat sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from voc_rl.errors import VOCError
+
+
+@dataclass(frozen=True)
+class OccupancyConfig:
+    """Sizes of the network.
+
+    codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so
+    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none.
+    """
+
+    codebook_size: int
+    n_tokens: int
+    feature_dim: int = 0
+    n_layer: int = 3
+    n_head: int = 4
+    width: int = 128
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.n_head:
+            raise VOCError(f"width {self.width} is not a multiple of n_head {self.n_head}.")
+
+    @property
+    def end_code(self) -> int:
+        """The code of the absorbing END sequence."""
+        return self.codebook_size
+
+
+class Prefix:
+    """Keys and values of a context, per layer (B, heads, P, head width), and its last output (B, width)."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], last: Tensor) -> None:
+        self.keys, self.values, self.last = keys, values, last
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+
+class Cache:
+    """Preallocated keys and values of futures being written: per layer (B, M, heads, T, head width)."""
+
+    def __init__(self, config: OccupancyConfig, batch: int, futures: int, dtype: torch.dtype) -> None:
+        shape = (batch, futures, config.n_head, config.n_tokens, config.width // config.n_head)
+        self.keys = [torch.empty(shape, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.empty(shape, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0
+
+
+class Attention(nn.Module):
+    """Causal self-attention of M futures (B, M, T, C), which also see a prefix shared by all M of a row."""
+
+    def __init__(self, config: OccupancyConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, prefix: tuple[Tensor, Tensor] | None, cache: tuple[Tensor, Tensor, int] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        B, M, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, M, T, 3, self.n_head, C // self.n_head).permute(3, 0, 1, 4, 2, 5)  # (B, M, h, T, d)
+        if cache is not None:
+            keys, values, seen = cache
+            keys[:, :, :, seen : seen + T], values[:, :, :, seen : seen + T] = k, v
+            k, v = keys[:, :, :, : seen + T], values[:, :, :, : seen + T]
+        scale = 1.0 / math.sqrt(q.shape[-1])
+        scores = (q @ k.transpose(-2, -1)) * scale  # (B, M, h, T, seen + T)
+        if T > 1:
+            future = torch.ones(T, k.shape[-2], dtype=torch.bool).triu(k.shape[-2] - T + 1)
+            scores = scores.masked_fill(future, -torch.inf)
+        if prefix is None:
+            y = self.dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype)) @ v
+        else:
+            shared_k, shared_v = prefix  # (B, h, P, d)
+            flat = q.transpose(1, 2).flatten(2, 3)  # (B, h, M T, d): all futures of a row in one product
+            shared = (flat @ shared_k.transpose(-2, -1) * scale).unflatten(2, (M, T)).transpose(1, 2)
+            weights = torch.cat([shared, scores], -1).softmax(-1, dtype=torch.float32).to(v.dtype)
+            weights = self.dropout(weights)
+            P = shared_k.shape[-2]
+            from_prefix = weights[..., :P].transpose(1, 2).flatten(2, 3) @ shared_v
+            y = from_prefix.unflatten(2, (M, T)).transpose(1, 2) + weights[..., P:] @ v
+        return self.out(y.transpose(2, 3).reshape(B, M, T, C)), k, v
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with GPT-2's tanh-GELU."""
+
+    def __init__(self, config: OccupancyConfig) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.width)
+        self.attention = Attention(config)
+        self.norm_2 = nn.LayerNorm(config.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, 4 * config.width), nn.GELU(approximate="tanh"), nn.Linear(4 * config.width, config.width)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None, cache: tuple[Tensor, Tensor, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attended, k, v = self.attention(self.norm_1(x), prefix, cache)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.mlp(self.norm_2(x))), k, v
+
+
+class OccupancyTransformer(nn.Module):
+    """Context codes [and features] -> distribution of the codes of an observation at a discounted future time."""
+
+    def __init__(self, config: OccupancyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = config.codebook_size + 1
+        self.codes = nn.Embedding(self.vocabulary, config.width)
+        self.positions = nn.Embedding(2 * config.n_tokens, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.feature_dim:
+            self.features = nn.Sequential(
+                nn.Linear(config.feature_dim, 2 * config.width), nn.GELU(), nn.Linear(2 * config.width, config.width)
+            )
+            self.no_features = nn.Parameter(torch.zeros(config.width))
+            self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
+            self.register_buffer("feature_std", torch.ones(config.feature_dim))
+        self.apply(self._initialise)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("out.weight", "mlp.2.weight")):  # GPT-2: residual branches shrink with depth
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    def fit_features(self, features: Tensor) -> None:
+        """Take mean and spread of float (N, feature_dim), so that the network sees numbers of size one."""
+        self.feature_mean.copy_(features.float().mean(0))
+        self.feature_std.copy_(features.float().std(0).clamp(min=1e-4))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> (..., vocabulary), with the tied head."""
+        return hidden @ self.codes.weight.T
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 (B, T) -> logits (B, T, vocabulary) of the next code at each place."""
+        x = self.dropout(self.codes(ids) + self.positions.weight[: ids.shape[1]])[:, None]
+        for block in self.blocks:
+            x = block(x)[0]
+        return self.logits(self.norm(x[:, 0]))
+
+    def prefix(self, context: Tensor, features: Tensor | None = None, use_features: Tensor | None = None) -> Prefix:
+        """Read contexts: codes int64 (B, n_tokens), optional features (B, feature_dim).
+
+        ``use_features`` bool (B,) says where the features are shown (contexts that were sampled have none).
+        """
+        x = self.codes(context) + self.positions.weight[: context.shape[1]]
+        if self.config.feature_dim:
+            x = x + self._feature_vector(len(context), features, use_features)[:, None]
+        x = self.dropout(x)[:, None]
+        keys, values = [], []
+        for block in self.blocks:
+            x, k, v = block(x)
+            keys.append(k[:, 0])
+            values.append(v[:, 0])
+        return Prefix(keys, values, self.norm(x[:, 0, -1]))
+
+    def _feature_vector(self, batch: int, features: Tensor | None, use_features: Tensor | None) -> Tensor:
+        if features is None:
+            return self.no_features.expand(batch, -1)
+        vector = self.features((features.float() - self.feature_mean) / self.feature_std)
+        if use_features is None:
+            return vector
+        return torch.where(use_features[:, None], vector, self.no_features.to(vector.dtype))
+
+    def future_logits(self, prefix: Prefix, futures: Tensor) -> Tensor:
+        """Logits (B, M, n_tokens, vocabulary) of each code of given futures int64 (B, M, n_tokens)."""
+        B, M, T = futures.shape
+        first = prefix.last[:, None, None].expand(B, M, 1, -1)
+        x = self.dropout(self.codes(futures[..., :-1]) + self.positions.weight[T : 2 * T - 1])
+        for i, block in enumerate(self.blocks):
+            x = block(x, (prefix.keys[i], prefix.values[i]))[0]
+        return self.logits(torch.cat([first, self.norm(x)], 2))
+
+    def next_hidden(self, prefix: Prefix, last: Tensor, cache: Cache) -> Tensor:
+        """Append codes ``last`` int64 (B, M) to the futures in ``cache``; output (B, M, width) for the next code."""
+        place = self.config.n_tokens + cache.length
+        x = (self.codes(last) + self.positions.weight[place])[:, :, None]
+        for i, block in enumerate(self.blocks):
+            x = block(x, (prefix.keys[i], prefix.values[i]), (cache.keys[i], cache.values[i], cache.length))[0]
+        cache.length += 1
+        return self.norm(x[:, :, 0])

@@ -1,0 +1,30 @@
+"""How numbers are computed: bfloat16 where matrices are large, and memory that is kept rather than given back."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+
+def autocast(device: str = "cpu") -> torch.autocast:
+    """Matrix products in bfloat16, everything else in float32."""
+    return torch.autocast(device, torch.bfloat16)
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to reuse freed blocks instead of returning them to the system.
+
+    Training allocates and frees the same tens of megabytes at every step; fresh pages cost up to 30 times the
+    arithmetic on them (20-35 ms against 1 ms for a cast of 4 million pixels). Called once by the command line before
+    it trains. No effect outside glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 1 << 26)):
+        mallopt(option, value)

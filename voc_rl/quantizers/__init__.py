@@ -1,0 +1,20 @@
+"""Frames to codes and back: one interface, several quantizers, chosen by name."""
+
+from voc_rl.quantizers.base import Quantizer, code_counts, codebook_use
+from voc_rl.quantizers.registry import QUANTIZERS, build_quantizer, load_quantizer, save_quantizer
+from voc_rl.quantizers.training import tokenize, train_quantizer
+from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
+
+__all__ = [
+    "QUANTIZERS",
+    "VQVAE",
+    "Quantizer",
+    "VQVAEConfig",
+    "build_quantizer",
+    "code_counts",
+    "codebook_use",
+    "load_quantizer",
+    "save_quantizer",
+    "tokenize",
+    "train_quantizer",
+]

@@ -1,0 +1,93 @@
+"""What every quantizer offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from voc_rl.errors import VOCError, check_observations
+
+
+class Quantizer(nn.Module, ABC):
+    """Stacked uint8 observations to ``n_tokens`` codes below ``codebook_size``, and back to pictures.
+
+    Attributes:
+        name: the word that users choose it by. config: a dataclass with its sizes.
+        observation_shape: (3K, H, W).
+        n_tokens: codes per observation. codebook_size: number of codes. code_dim: width of a code's vector.
+        feature_dim: width of the continuous features.
+    """
+
+    name: str
+    config: Any
+    observation_shape: tuple[int, int, int]
+    n_tokens: int
+    codebook_size: int
+    code_dim: int
+    feature_dim: int
+
+    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:  # noqa: B027 - an optional hook
+        """Fit what is fitted rather than trained, on a sample of uint8 (N, 3K, H, W). Called once, before training."""
+
+    @abstractmethod
+    def features(self, obs: Tensor) -> Tensor:
+        """uint8 (B, 3K, H, W) -> float32 (B, feature_dim): a continuous view of frames, richer than the codes."""
+
+    @abstractmethod
+    def latents(self, obs: Tensor) -> Tensor:
+        """uint8 (B, 3K, H, W) -> float32 (B, n_tokens, code_dim), before rounding to codes."""
+
+    @abstractmethod
+    def quantize(self, latents: Tensor) -> Tensor:
+        """float (B, n_tokens, code_dim) -> int64 (B, n_tokens)."""
+
+    @abstractmethod
+    def embed(self, codes: Tensor) -> Tensor:
+        """int64 (..., n_tokens) -> float32 (..., n_tokens, code_dim), the vectors of the codes."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 (B, n_tokens) -> uint8 (B, 3K, H, W)."""
+
+    @abstractmethod
+    def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of uint8 (B, 3K, H, W), and numbers worth logging."""
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """uint8 (B, 3K, H, W) -> int64 (B, n_tokens).
+
+        Raises:
+            VOCError: another dtype or shape.
+        """
+        check_observations(obs, self.observation_shape)
+        return self.quantize(self.latents(obs))
+
+
+def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
+    """Codes of the right width that lie in the codebook."""
+    if codes.shape[-1] != quantizer.n_tokens:
+        raise VOCError(f"Codes have shape {tuple(codes.shape)}; {quantizer.n_tokens} tokens per row are needed.")
+    if codes.numel() and (codes.min() < 0 or codes.max() >= quantizer.codebook_size):
+        raise VOCError(
+            f"Codes lie in {codes.min().item()}..{codes.max().item()}; 0..{quantizer.codebook_size - 1} is the codebook."
+        )
+
+
+def codebook_use(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
+    """Share of codes that occur, and the perplexity exp(entropy) of their frequencies, averaged over token positions.
+
+    ``codes`` is int (N, n_tokens).
+    """
+    counts = code_counts(codes, codebook_size)
+    shares = counts / counts.sum(1, keepdims=True)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
+    return {"use": float((counts.sum(0) > 0).mean()), "perplexity": float(np.exp(entropy).mean())}
+
+
+def code_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """How often each code occurs at each token position: int64 (n_tokens, codebook_size)."""
+    return np.stack([np.bincount(column, minlength=codebook_size) for column in codes.T])

@@ -1,0 +1,67 @@
+"""Quantizers by name: building, saving and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from voc_rl.checkpoints import FORMAT_VERSION, load_state_dict, load_tensors, read_json, save_tensors, write_json
+from voc_rl.configs import from_dict, to_dict
+from voc_rl.errors import VOCError, check_choice
+from voc_rl.quantizers.base import Quantizer
+from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
+
+# name -> (class, its config)
+QUANTIZERS: dict[str, tuple[type[Quantizer], type[Any]]] = {"vqvae": (VQVAE, VQVAEConfig)}
+
+
+def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: Any = None) -> Quantizer:
+    """A fresh quantizer; ``config`` is its dataclass, a mapping for it, or None for the defaults.
+
+    Raises:
+        VOCError: an unknown name, unknown config keys, or frames that do not fit.
+    """
+    check_choice(name, QUANTIZERS, "quantizer")
+    cls, config_cls = QUANTIZERS[name]
+    if config is None or isinstance(config, Mapping):
+        config = from_dict(config_cls, config or {}, f"config of quantizer {name}")
+    return cls(observation_shape, config)  # type: ignore[call-arg]
+
+
+def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
+    """Write quantizer.json and quantizer.safetensors into ``folder``."""
+    description = {
+        "format_version": FORMAT_VERSION,
+        "name": quantizer.name,
+        "observation_shape": list(quantizer.observation_shape),
+        "config": to_dict(quantizer.config),
+    }
+    save_tensors(Path(folder) / "quantizer.safetensors", quantizer.state_dict())
+    write_json(Path(folder) / "quantizer.json", description)
+
+
+def load_quantizer(folder: Path) -> Quantizer:
+    """Read a quantizer that ``save_quantizer`` wrote, in eval mode.
+
+    Raises:
+        VOCError: missing or damaged files, another format version, or tensors that do not fit the config.
+    """
+    path = Path(folder) / "quantizer.json"
+    description = read_json(path, "quantizer description")
+    check_version(description, path)
+    try:
+        shape = tuple(int(n) for n in description["observation_shape"])
+        quantizer = build_quantizer(description["name"], shape, description["config"])  # type: ignore[arg-type]
+    except KeyError as error:
+        raise VOCError(f"{path} lacks the key {error}.") from error
+    weights = Path(folder) / "quantizer.safetensors"
+    load_state_dict(quantizer, load_tensors(weights), str(weights))
+    return quantizer.eval()
+
+
+def check_version(description: Mapping[str, Any], path: Path) -> None:
+    """Refuse files of another format version."""
+    found = description.get("format_version")
+    if found != FORMAT_VERSION:
+        raise VOCError(f"{path} has format version {found!r}; this voc_rl reads version {FORMAT_VERSION}.")

@@ -1,0 +1,76 @@
+"""Training any quantizer on the frames of a dataset, and turning the dataset into codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from voc_rl.data import Episodes
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
+from voc_rl.precision import autocast
+from voc_rl.quantizers.base import Quantizer
+
+FITTING_ROWS = 3000
+
+
+class _QuantizerTrainee:
+    def __init__(self, quantizer: Quantizer, dataset: Episodes, batch_size: int, seed: int) -> None:
+        self.quantizer, self.dataset, self.batch_size, self.seed = quantizer, dataset, batch_size, seed
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.quantizer.parameters() if p.requires_grad]
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = self.dataset.sample_rows(self.batch_size, np.random.default_rng([self.seed, step]), min_steps=0)
+        with autocast():
+            return self.quantizer.loss(torch.from_numpy(self.dataset.observations(rows)), generator)
+
+    def after_step(self, step: int) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.quantizer.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.quantizer.load_state_dict(state)
+
+
+def train_quantizer(
+    quantizer: Quantizer,
+    dataset: Episodes,
+    config: LoopConfig,
+    seed: int = 0,
+    *,
+    log: StepLog | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: bool = False,
+) -> Quantizer:
+    """Fit and train ``quantizer`` on the observations of ``dataset``; returns it in eval mode."""
+    if checkpoints is None or not checkpoints.path.exists():
+        rows = dataset.sample_rows(min(FITTING_ROWS, len(dataset)), np.random.default_rng([seed, 1 << 40]), min_steps=0)
+        generator = torch.Generator().manual_seed(step_seed(seed, 1 << 40))
+        quantizer.initialise(torch.from_numpy(dataset.observations(np.sort(rows))), generator)
+    quantizer.train()
+    trainee = _QuantizerTrainee(quantizer, dataset, config.batch_size, seed)
+    optimise(trainee, config, seed, "quantizer", log=log, checkpoints=checkpoints, progress=progress)
+    return quantizer.eval()
+
+
+@torch.no_grad()
+def tokenize(quantizer: Quantizer, dataset: Episodes, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    """Codes int16 (N, n_tokens) and features float16 (N, feature_dim) of every row of ``dataset``."""
+    codes, features = [], []
+    for obs in _batches(dataset, batch_size):
+        with autocast():
+            codes.append(quantizer.encode(obs).to(torch.int16))
+            features.append(quantizer.features(obs).to(torch.float16))
+    return torch.cat(codes), torch.cat(features)
+
+
+def _batches(dataset: Episodes, batch_size: int) -> Iterator[Tensor]:
+    for first in range(0, len(dataset), batch_size):
+        yield torch.from_numpy(dataset.observations(np.arange(first, min(first + batch_size, len(dataset)))))

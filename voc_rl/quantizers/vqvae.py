@@ -1,0 +1,206 @@
+"""A small VQ-VAE of the joint frame stack, with few tokens.
+
+Tokens. The bottleneck is flat: a handful of tokens that each see the whole stack, so that a code can hold motion.
+The codebook is finite scalar quantization (Mentzer et al. 2023), which cannot collapse.
+
+Encoder. Every frame is seen through the principal components of the training frames (a linear layer over the
+whole frame, fixed once fitted), and, where ``conv_width`` is not zero, through convolutions of the stack. On a CPU
+minute the components alone reach what convolutions reach in ten.
+
+Loss. The components of the newest frame and of the differences between neighbouring frames (velocity moves few
+pixels, and a plain squared error of the stack would drop it first), plus pixels through a convolutional decoder.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ
+
+from voc_rl.errors import VOCError
+from voc_rl.quantizers.base import Quantizer, check_codes
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Sizes of the network.
+
+    n_tokens: codes per observation. levels: steps of each scalar of a code; their product is the codebook size.
+    components: principal components per frame. hidden: width of the layers around the bottleneck.
+    conv_width: channels of the convolutional branch of the encoder; 0 leaves it out.
+    decoder_width, patch: channels of the decoder, and the pixels that one of its cells paints.
+    motion_weight: weight of frame differences against the newest frame.
+    """
+
+    n_tokens: int = 8
+    levels: tuple[int, ...] = (8, 6, 5)
+    components: int = 64
+    hidden: int = 512
+    conv_width: int = 0
+    decoder_width: int = 64
+    patch: int = 6
+    motion_weight: float = 1.0
+
+
+class PrincipalComponents(nn.Module):
+    """Frames (B, K, 3, H, W) uint8 -> coefficients (B, K, components), of every second row and column of pixels."""
+
+    def __init__(self, frame_shape: tuple[int, int, int], components: int) -> None:
+        super().__init__()
+        channels, height, width = frame_shape
+        pixels = channels * math.ceil(height / 2) * math.ceil(width / 2)
+        self.register_buffer("mean", torch.zeros(pixels))
+        self.register_buffer("basis", torch.zeros(pixels, components))
+        self.register_buffer("spread", torch.ones(components))
+        self.mean: Tensor
+        self.basis: Tensor
+        self.spread: Tensor
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        return scale(frames[..., ::2, ::2]).flatten(-3)
+
+    @torch.no_grad()
+    def fit(self, frames: Tensor, generator: torch.Generator) -> None:
+        """Components of uint8 (N, 3, H, W) by a randomized singular value decomposition (Halko et al. 2011)."""
+        pixels = self.pixels(frames)
+        self.mean.copy_(pixels.mean(0))
+        pixels -= self.mean
+        count = self.basis.shape[1]
+        if len(pixels) < count:
+            raise VOCError(f"{len(pixels)} frames are too few for {count} principal components.")
+        probe = torch.randn(pixels.shape[1], count + 16, generator=generator)
+        for _ in range(3):
+            span = torch.linalg.qr(pixels @ probe).Q
+            probe = torch.linalg.qr(pixels.T @ span).Q
+        values, vectors = torch.linalg.svd(pixels @ probe, full_matrices=False)[1:]
+        self.basis.copy_((probe @ vectors.T)[:, :count])
+        self.spread.copy_(values[:count] / len(pixels) ** 0.5)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return (self.pixels(frames) - self.mean) @ self.basis
+
+
+class VQVAE(Quantizer):
+    """The quantizer ``vqvae``."""
+
+    name = "vqvae"
+
+    def __init__(self, observation_shape: tuple[int, int, int], config: VQVAEConfig) -> None:
+        super().__init__()
+        channels, height, width = observation_shape
+        if channels % 3 or height % (2 * config.patch) or width % (2 * config.patch):
+            raise VOCError(
+                f"Observations of shape {observation_shape} do not fit the VQ-VAE; stacked frames of 3 channels with "
+                f"sides that are multiples of {2 * config.patch} are needed."
+            )
+        self.observation_shape, self.config = observation_shape, config
+        self.n_tokens, self.codebook_size = config.n_tokens, math.prod(config.levels)
+        self.code_dim = len(config.levels)
+        self.feature_dim = config.components * (channels // 3)
+        self.grid = (height // config.patch // 2, width // config.patch // 2)
+        self.register_buffer("mean_picture", torch.zeros(observation_shape))
+        self.mean_picture: Tensor
+        self.components = PrincipalComponents((3, height, width), config.components)
+        hidden, bottleneck = config.hidden, self.n_tokens * self.code_dim
+        self.convolutions = _convolutions(channels, config) if config.conv_width else None
+        flat = 2 * config.conv_width * self.grid[0] * self.grid[1]
+        self.encoder = nn.Sequential(
+            nn.Linear(self.feature_dim + flat, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )  # fmt: skip
+        # the codebook squashes with tanh: start with outputs that reach beyond its middle levels
+        nn.init.normal_(self.encoder[-1].weight, std=2.0 / hidden**0.5)  # type: ignore[arg-type]
+        self.codebook = FSQ(list(config.levels))
+        self.trunk = nn.Sequential(nn.Linear(bottleneck, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+        self.to_features = nn.Linear(hidden, self.feature_dim)
+        w = config.decoder_width
+        self.to_grid = nn.Sequential(nn.Linear(hidden, 2 * w * self.grid[0] * self.grid[1]), nn.GELU())
+        self.upsample = nn.Sequential(nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1), nn.GELU())
+        self.to_pixels = nn.Linear(w, channels * config.patch**2)
+
+    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
+        self.mean_picture.copy_(scale(obs).mean(0))
+        self.components.fit(obs[:, -3:], generator)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """uint8 (B, 3K, H, W) -> (B, K * components): components of the newest frame, then of the differences."""
+        coefficients = self.components(rearrange(obs, "b (k c) h w -> b k c h w", c=3)) / self.components.spread[0]
+        return _newest_and_motion(coefficients).flatten(1)
+
+    def latents(self, obs: Tensor) -> Tensor:
+        features = self.features(obs)
+        # each component at its own scale, but none blown up from less than a twentieth of the largest
+        gain = 1.0 / (self.components.spread / self.components.spread[0]).clamp(min=0.05)
+        inputs = features * gain.repeat(features.shape[1] // len(gain))
+        if self.convolutions is not None:
+            inputs = torch.cat([inputs, self.convolutions(scale(obs) - self.mean_picture)], 1)
+        return rearrange(self.encoder(inputs), "b (n d) -> b n d", n=self.n_tokens).float()
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        return self.codebook(latents)[1].long()
+
+    def embed(self, codes: Tensor) -> Tensor:
+        check_codes(codes, self)
+        return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(*codes.shape, self.code_dim)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        pixels = self.to_pixels(self._cells(self.trunk(self.embed(codes).flatten(1))))
+        rows, patch = 2 * self.grid[0], self.config.patch
+        picture = rearrange(pixels, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=patch, q=patch)
+        return unscale(picture.float() + self.mean_picture)
+
+    def _cells(self, trunk: Tensor) -> Tensor:
+        """(B, hidden) -> (B, cells, decoder_width): what the decoder knows of each patch of pixels."""
+        grid = rearrange(self.to_grid(trunk), "b (c h w) -> b c h w", h=self.grid[0], w=self.grid[1])
+        return self.upsample(grid).flatten(2).transpose(1, 2)
+
+    def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        vectors, _ = self.codebook(self.latents(batch))
+        trunk = self.trunk(vectors.flatten(1))
+        target = self.features(batch)
+        # motion is small: its part of the error is weighted by position in the feature vector
+        weight = torch.ones(self.feature_dim)
+        weight[self.config.components :] = self.config.motion_weight
+        features = (F.mse_loss(self.to_features(trunk).float(), target, reduction="none") * weight).mean()
+        features = features / target.var().clamp(min=1e-8)
+        pixels = self._pixel_loss(batch[: max(len(batch) // 4, 1)], trunk, generator)
+        return features + pixels, {"features": features.detach(), "pixels": pixels.detach()}
+
+    def _pixel_loss(self, batch: Tensor, trunk: Tensor, generator: torch.Generator) -> Tensor:
+        """Error of a quarter of the patches, drawn anew for each batch: as good a gradient at a third of the cost."""
+        patch = self.config.patch
+        patches = rearrange(batch, "b c (h p) (w q) -> b h w (c p q)", p=patch, q=patch)
+        mean = rearrange(self.mean_picture, "c (h p) (w q) -> h w (c p q)", p=patch, q=patch)
+        rows, columns = patches.shape[1:3]
+        cells = torch.randperm(rows * columns, generator=generator)[: max(rows * columns // 4, 1)]
+        target = scale(patches[:, cells // columns, cells % columns]) - mean[cells // columns, cells % columns]
+        pixels = self.to_pixels(self._cells(trunk[: len(batch)])[:, cells]).float()
+        return F.mse_loss(pixels, target) / target.var().clamp(min=1e-8)
+
+
+def _convolutions(channels: int, config: VQVAEConfig) -> nn.Module:
+    width, patch = config.conv_width, config.patch
+    return nn.Sequential(
+        nn.Conv2d(channels, width, patch, stride=patch), nn.GELU(),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1), nn.GELU(), nn.Flatten(),
+    )  # fmt: skip
+
+
+def _newest_and_motion(x: Tensor) -> Tensor:
+    """(B, K, F), oldest first -> (B, K, F): the newest, then the differences of neighbours, newest first."""
+    return torch.cat([x[:, -1:], x.diff(dim=1).flip(1)], 1)
+
+
+def scale(obs: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1."""
+    return obs.float().mul_(1 / 127.5).sub_(1.0)  # in place: these tensors are large
+
+
+def unscale(picture: Tensor) -> Tensor:
+    """float -1..1 -> uint8 0..255, rounded and clipped."""
+    return ((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,99 @@
+"""Rewards of codes: the reward that arrives with an observation, read off its codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voc_rl.errors import VOCError
+from voc_rl.loop import LoopConfig, StepLog, optimise
+from voc_rl.precision import autocast
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """hidden: width of the layers. bins: of the two-hot target. loop: how it is trained."""
+
+    hidden: int = 256
+    bins: int = 51
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch_size=512, learning_rate=2e-3))
+
+
+class RewardHead(nn.Module):
+    """Codes' vectors float (..., n_tokens, code_dim) -> reward (...), the mean of a distribution over bins."""
+
+    def __init__(self, n_tokens: int, code_dim: int, config: RewardConfig) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(n_tokens * code_dim, config.hidden), nn.GELU(),
+            nn.Linear(config.hidden, config.hidden), nn.GELU(),
+            nn.Linear(config.hidden, config.bins),
+        )  # fmt: skip
+        self.register_buffer("centres", torch.linspace(0.0, 1.0, config.bins))
+        self.centres: Tensor
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.body(vectors.flatten(-2)).float().softmax(-1) @ self.centres
+
+    def two_hot(self, reward: Tensor) -> Tensor:
+        """(B,) -> (B, bins): the two neighbouring bins, weighted so that their mean is the reward."""
+        step = self.centres[1] - self.centres[0]
+        place = ((reward - self.centres[0]) / step).clamp(0, len(self.centres) - 1)
+        low = place.floor().long().clamp(max=len(self.centres) - 2)
+        share = (place - low)[:, None]
+        return F.one_hot(low, len(self.centres)) * (1 - share) + F.one_hot(low + 1, len(self.centres)) * share
+
+
+class _RewardTrainee:
+    def __init__(self, head: RewardHead, vectors: Tensor, rewards: Tensor, batch_size: int) -> None:
+        self.head, self.vectors, self.rewards, self.batch_size = head, vectors, rewards, batch_size
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.head.parameters())
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = torch.randint(len(self.rewards), (self.batch_size,), generator=generator)
+        with autocast():
+            logits = self.head.body(self.vectors[rows].flatten(1)).float()
+        return F.cross_entropy(logits, self.head.two_hot(self.rewards[rows])), {}
+
+    def after_step(self, step: int) -> None:
+        pass
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.head.state_dict())
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.head.load_state_dict(state)
+
+
+def train_reward_head(
+    vectors: Tensor,
+    rewards: np.ndarray,
+    config: RewardConfig,
+    seed: int = 0,
+    *,
+    log: StepLog | None = None,
+    progress: bool = False,
+) -> RewardHead:
+    """Fit rewards (N,) to the vectors (N, n_tokens, code_dim) of the observations they arrived with.
+
+    Raises:
+        VOCError: NaN rewards, or another number of rewards than of vectors.
+    """
+    if len(rewards) != len(vectors):
+        raise VOCError(f"{len(rewards)} rewards do not fit {len(vectors)} rows of codes; one per row is needed.")
+    if not np.isfinite(rewards).all():
+        raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = RewardHead(vectors.shape[1], vectors.shape[2], config)
+    low, high = float(rewards.min()), float(rewards.max())
+    head.centres.copy_(torch.linspace(low, max(high, low + 1e-3), config.bins))
+    trainee = _RewardTrainee(head, vectors, torch.from_numpy(rewards).float(), config.loop.batch_size)
+    optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
+    return head.eval()

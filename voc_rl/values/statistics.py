@@ -1,0 +1,52 @@
+"""Scores of value estimates, and intervals of means."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+from scipy import stats
+
+from voc_rl.errors import VOCError
+
+
+def scores(predicted: np.ndarray, truth: np.ndarray, gamma: float, r_max: float) -> dict[str, float]:
+    """How well values (M,) meet the truth (M,).
+
+    error: mean squared error over the variance of the truth (1 = the best constant). nrmse: root mean squared error
+    times (1 - gamma) / r_max, a share of the largest possible value. mae, bias: in value units. spearman, pearson:
+    rank and linear correlation, 0 for constant predictions.
+
+    Raises:
+        VOCError: arrays of other shapes, fewer than two states, or predictions that are not finite.
+    """
+    predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
+    if predicted.shape != truth.shape or truth.ndim != 1 or len(truth) < 2:
+        raise VOCError(f"Values {predicted.shape} and truth {truth.shape}: two equal lists of at least 2 are needed.")
+    if not np.isfinite(predicted).all() or not np.isfinite(truth).all():
+        raise VOCError("Values or truth hold NaN or infinity; finite numbers are needed.")
+    difference = predicted - truth
+    squared = float(np.mean(difference**2))
+    varied = np.ptp(predicted) > 1e-9 * max(float(np.abs(predicted).max()), 1e-12) and np.ptp(truth) > 0
+    return {
+        "error": squared / max(float(truth.var()), 1e-12),
+        "nrmse": squared**0.5 * (1.0 - gamma) / r_max,
+        "mae": float(np.abs(difference).mean()),
+        "bias": float(difference.mean()),
+        "spearman": float(stats.spearmanr(predicted, truth).statistic) if varied else 0.0,
+        "pearson": float(stats.pearsonr(predicted, truth).statistic) if varied else 0.0,
+    }
+
+
+def normal_interval(mean: np.ndarray, stderr: np.ndarray, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+    """Two-sided interval of a mean from its standard error."""
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    return mean - z * stderr, mean + z * stderr
+
+
+def student_interval(
+    mean: np.ndarray, stderr: np.ndarray, count: int, level: float = 0.9
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two-sided interval of a mean whose standard error was estimated from ``count`` independent numbers."""
+    t = float(stats.t.ppf(0.5 + level / 2, count - 1))
+    return mean - t * stderr, mean + t * stderr

@@ -1,0 +1,35 @@
+"""What really happened: discounted returns of logged episodes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from voc_rl.data import Episodes
+from voc_rl.errors import check_gamma
+
+# a return is known once the discounted weight of what was not seen is below this
+TAIL = 0.01
+
+
+def horizon(gamma: float, tail: float = TAIL) -> int:
+    """Smallest H with gamma^H < tail, in agent steps (44 at gamma 0.9)."""
+    check_gamma(gamma)
+    return 1 if gamma == 0 else math.floor(math.log(tail) / math.log(gamma)) + 1
+
+
+def discounted_returns(dataset: Episodes, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return of each row, float64 (N,), and where it is known, bool (N,).
+
+    V_t = sum_{k>=1} gamma^(k-1) r_{t+k} to the end of the episode. Known where the episode terminated, or where at
+    least H steps were left when a time limit cut it (t <= T - H): later rows would be truncated geometrics.
+    """
+    returns = np.zeros(len(dataset))
+    for start, end in zip(dataset.starts, dataset.ends, strict=True):
+        value = 0.0
+        for row in range(end - 2, start - 1, -1):
+            value = float(dataset.reward[row + 1]) + gamma * float(dataset.discount[row + 1]) * value
+            returns[row] = value
+    terminated = dataset.terminal[dataset.ends[dataset.episode] - 1]
+    return returns, terminated | (dataset.steps_left >= horizon(gamma))
