@@ -1,4 +1,4 @@
-"""How figures look and are written, and the plots of values: predicted against true, and along an episode.
+"""How figures look and are written, and the plot of predicted against true values.
 
 Every plot is a function of arrays and a ``Theme`` that returns a matplotlib ``Figure``; nothing here touches
 matplotlib's global state.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -23,7 +24,6 @@ from PIL import Image
 from voc_rl.benchmarks.report_table import method, ordered
 
 Interval = tuple[NDArray[Any], NDArray[Any]]
-Band = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 WIDTH = 10.0  # inches; all figures of a report are equally wide
 MAX_POINTS = 500
 MAX_BYTES = 295_000  # of one picture
@@ -75,14 +75,12 @@ DARK = Theme(
 )
 
 
-def new_figure(height: float, theme: Theme, width: float = WIDTH, **options: Any) -> Figure:
+def new_figure(height: float, theme: Theme, layout: ConstrainedLayoutEngine | None = None) -> Figure:
     """An empty figure in the theme's colours."""
-    figure = Figure(figsize=(width, height), facecolor=theme.background, **options)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(WIDTH, height), facecolor=theme.background, layout=layout)
 
 
-def style(axes: Axes, theme: Theme, grid: str = "both") -> None:
+def style(axes: Axes, theme: Theme, grid: Literal["both", "x", "y", ""] = "both") -> None:
     """Quiet axes: no box, light grid, muted ticks."""
     axes.set_facecolor(theme.background)
     for side, spine in axes.spines.items():
@@ -136,7 +134,7 @@ def finite(*arrays: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def value_range(*arrays: NDArray[Any]) -> tuple[float, float]:
-    """Limits with a margin that hold all of the first array and nearly all of the others; wild ones stay outside."""
+    """Limits that hold all of the first array and nearly all of the others; wild ones stay outside."""
     numbers = finite(*arrays)
     if numbers.size == 0:
         return 0.0, 1.0
@@ -162,8 +160,9 @@ def plot_scatter(
     names = [name for name in ordered(predictions) if name != "constant"] or ordered(predictions)
     columns = min(3, max(1, len(names)))
     rows = -(-max(1, len(names)) // columns)
-    figure = new_figure(0.55 + 3.35 * rows, theme, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()), hspace=0.06, wspace=0.03)
+    height = 0.55 + 3.35 * rows
+    below_legend = (0, 0, 1, 1 - 0.4 / height)
+    figure = new_figure(height, theme, ConstrainedLayoutEngine(rect=below_legend, hspace=0.06, wspace=0.03))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     low, high = value_range(truth, *(predictions[name] for name in names))
     constant = finite(predictions["constant"]) if "constant" in predictions else np.zeros(0)
@@ -231,88 +230,11 @@ def _scatter_legend(figure: Figure, constant: bool, intervals: bool, theme: Them
         dots = (0, (1, 2))
         handles.append(Line2D([], [], color=theme.muted, linewidth=1.1, linestyle=dots, label="the constant"))
     if intervals:
-        style_ = {"marker": "|", "markersize": 12, "markeredgewidth": 1.2, "linestyle": "none"}
+        style_: dict[str, Any] = {
+            "marker": "|",
+            "markersize": 12,
+            "markeredgewidth": 1.2,
+            "linestyle": "none",
+        }
         handles.append(Line2D([], [], color=theme.muted, label="interval (VOC only)", **style_))
     legend(figure, handles, theme, loc="upper left", bbox_to_anchor=(0.04, 1.0))
-
-
-def plot_episode(
-    frames: NDArray[Any],
-    truth: NDArray[Any],
-    values: Mapping[str, Band],
-    theme: Theme,
-    pictures: int = 12,
-) -> Figure:
-    """Values along one episode, with the episode's frames below on the same time axis.
-
-    The frame shown in a cell is the one at the cell's middle, marked by a tick in the plot above it.
-    """
-    steps = max(1, len(frames))
-    pictures = min(pictures, steps)
-    left, width = 0.065, 0.925
-    cell = WIDTH * width / pictures
-    bottom, plot_height, top = 0.5, 3.1, 0.5
-    height = bottom + cell + 0.08 + plot_height + top
-    figure = new_figure(height, theme)
-    axes = figure.add_axes((left, (bottom + cell + 0.08) / height, width, plot_height / height))
-    film = figure.add_axes((left, bottom / height, width, cell / height))
-    style(axes, theme, grid="y")
-    style(film, theme, grid="")
-    edges = np.linspace(-0.5, steps - 0.5, pictures + 1)
-    middles = np.clip(np.round((edges[:-1] + edges[1:]) / 2).astype(int), 0, steps - 1)
-    gap = 0.02 * (edges[1] - edges[0])
-    for t, start, end in zip(middles, edges[:-1], edges[1:], strict=True):
-        if len(frames):
-            film.imshow(
-                to_hwc(frames[t]),
-                extent=(start + gap, end - gap, 0, 1),
-                aspect="auto",
-                interpolation="lanczos",
-            )
-        axes.axvline(t, color=theme.grid, linewidth=0.8, zorder=0)
-    handles = _episode_lines(axes, np.asarray(truth, dtype=float), values, theme)
-    axes.set(xlim=(-0.5, steps - 0.5), ylabel="value")
-    axes.set_ylim(
-        *value_range(np.asarray(truth, dtype=float), *(b for band in values.values() for b in band))
-    )
-    axes.tick_params(labelbottom=False)
-    film.set(xlim=(-0.5, steps - 0.5), ylim=(0, 1), yticks=[], xlabel="agent step")
-    film.spines["left"].set_visible(False)
-    film.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    legend(figure, handles, theme, loc="upper left", bbox_to_anchor=(left - 0.012, 1.0))
-    return figure
-
-
-def _episode_lines(
-    axes: Axes, truth: NDArray[np.float64], values: Mapping[str, Band], theme: Theme
-) -> list[Line2D]:
-    """Draw bands, lines and the stretch whose truth is not known; return what the legend shows."""
-    handles = []
-    for i, name in enumerate(ordered(values)):
-        mean, low, high = (np.asarray(v, dtype=float) for v in values[name])
-        steps = np.arange(len(mean))
-        axes.fill_between(steps, low, high, color=theme.colour(name), alpha=0.2, linewidth=0)
-        dashes = (["-", (0, (5, 1.5)), (0, (2, 1))])[i % 3]
-        handles += axes.plot(steps, mean, color=theme.colour(name), linewidth=1.7, linestyle=dashes)
-        handles[-1].set_label(method(name).label)
-    known = np.flatnonzero(np.isfinite(truth))
-    if known.size:
-        line = axes.plot(
-            np.arange(len(truth)), truth, color=theme.text, linewidth=1.5, label="true discounted return"
-        )
-        handles = line + handles
-    if len(truth) and known.size < len(truth):
-        start = int(known[-1]) + 0.5 if known.size else -0.5
-        axes.axvspan(start, len(truth) - 0.5, color=theme.grid, alpha=0.45, linewidth=0, zorder=0.5)
-        axes.text(
-            len(truth) - 1, 1.0, "truth unknown: too few steps left ", transform=axes.get_xaxis_transform(),
-            color=theme.muted, fontsize=8.5, ha="right", va="bottom",
-        )  # fmt: skip
-    return handles
-
-
-def to_hwc(frame: NDArray[Any]) -> NDArray[np.uint8]:
-    """A (C, H, W) frame as (H, W, 3); of a stack the newest frame, of a grey one three equal channels."""
-    frame = np.asarray(frame)
-    newest = frame[-3:] if len(frame) >= 3 else np.repeat(frame[-1:], 3, axis=0)
-    return np.ascontiguousarray(newest.transpose(1, 2, 0)).astype(np.uint8)

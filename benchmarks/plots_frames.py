@@ -1,20 +1,32 @@
-"""Pictures made of frames: real beside sampled futures, and reconstructions below their originals."""
+"""Plots made of frames: an episode below its values, real and sampled futures, reconstructions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.plots import WIDTH, Theme, new_figure, to_hwc
+from voc_rl.benchmarks.plots import WIDTH, Theme, legend, new_figure, style, value_range
+from voc_rl.benchmarks.report_table import method, ordered
+
+Band = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # mean, low, high
 
 MAX_CONTEXTS = 4
 MAX_SAMPLES = 5
 MAX_RECONSTRUCTIONS = 10
+
+
+def to_hwc(frame: NDArray[Any]) -> NDArray[np.uint8]:
+    """A (C, H, W) frame as (H, W, 3); of a stack the newest frame, of a grey one three equal channels."""
+    frame = np.asarray(frame)
+    newest = frame[-3:] if len(frame) >= 3 else np.repeat(frame[-1:], 3, axis=0)
+    return np.ascontiguousarray(newest.transpose(1, 2, 0)).astype(np.uint8)
 
 
 def psnr(original: NDArray[Any], reconstruction: NDArray[Any]) -> float:
@@ -33,11 +45,11 @@ def _sheet(height: float, theme: Theme) -> tuple[Figure, Axes]:
 
 
 def _paste(
-    axes: Axes, frames: Sequence[NDArray[Any]], x: float, y: float, size: float, gap: float, theme: Theme
+    axes: Axes, frames: Iterable[NDArray[Any]], x: float, y: float, size: float, gap: float, theme: Theme
 ) -> None:
-    """Draw frames side by side, ``size`` inches wide and ``gap`` apart, the first with its top left corner at (x, y).
+    """Draw frames side by side, each ``size`` wide and ``gap`` apart, the first with its corner at (x, y).
 
-    They are joined into one picture before it is drawn, which is far quicker than drawing them one by one.
+    They are joined into one picture before it is drawn: far quicker than one by one.
     """
     pictures = [to_hwc(frame) for frame in frames]
     height, width = pictures[0].shape[:2]
@@ -117,3 +129,78 @@ def plot_reconstructions(originals: NDArray[Any], reconstructions: NDArray[Any],
         axes.text(x + cell / 2, 2 * cell + thin + 0.17, text, color=theme.muted, fontsize=8.5, ha="center")
     axes.set(xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))
     return figure
+
+
+def plot_episode(
+    frames: NDArray[Any],
+    truth: NDArray[Any],
+    values: Mapping[str, Band],
+    theme: Theme,
+    pictures: int = 12,
+) -> Figure:
+    """Values along one episode, with the episode's frames below on the same time axis.
+
+    The frame shown in a cell is the one at the cell's middle, marked by a tick in the plot above it.
+    """
+    steps = max(1, len(frames))
+    pictures = min(pictures, steps)
+    left, width = 0.065, 0.925
+    cell = WIDTH * width / pictures
+    bottom, plot_height, top = 0.5, 3.1, 0.5
+    height = bottom + cell + 0.08 + plot_height + top
+    figure = new_figure(height, theme)
+    axes = figure.add_axes((left, (bottom + cell + 0.08) / height, width, plot_height / height))
+    film = figure.add_axes((left, bottom / height, width, cell / height))
+    style(axes, theme, grid="y")
+    style(film, theme, grid="")
+    edges = np.linspace(-0.5, steps - 0.5, pictures + 1)
+    middles = np.clip(np.round((edges[:-1] + edges[1:]) / 2).astype(int), 0, steps - 1)
+    gap = 0.02 * (edges[1] - edges[0])
+    for t, start, end in zip(middles, edges[:-1], edges[1:], strict=True):
+        if len(frames):
+            film.imshow(
+                to_hwc(frames[t]),
+                extent=(start + gap, end - gap, 0, 1),
+                aspect="auto",
+                interpolation="lanczos",
+            )
+        axes.axvline(t, color=theme.grid, linewidth=0.8, zorder=0)
+    handles = _episode_lines(axes, np.asarray(truth, dtype=float), values, theme)
+    axes.set(xlim=(-0.5, steps - 0.5), ylabel="value")
+    axes.set_ylim(
+        *value_range(np.asarray(truth, dtype=float), *(b for band in values.values() for b in band))
+    )
+    axes.tick_params(labelbottom=False)
+    film.set(xlim=(-0.5, steps - 0.5), ylim=(0, 1), yticks=[], xlabel="agent step")
+    film.spines["left"].set_visible(False)
+    film.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    legend(figure, handles, theme, loc="upper left", bbox_to_anchor=(left - 0.012, 1.0))
+    return figure
+
+
+def _episode_lines(
+    axes: Axes, truth: NDArray[np.float64], values: Mapping[str, Band], theme: Theme
+) -> list[Line2D]:
+    """Draw bands, lines and the stretch whose truth is not known; return what the legend shows."""
+    handles = []
+    for i, name in enumerate(ordered(values)):
+        mean, low, high = (np.asarray(v, dtype=float) for v in values[name])
+        steps = np.arange(len(mean))
+        axes.fill_between(steps, low, high, color=theme.colour(name), alpha=0.2, linewidth=0)
+        dashes = (["-", (0, (5, 1.5)), (0, (2, 1))])[i % 3]
+        handles += axes.plot(steps, mean, color=theme.colour(name), linewidth=1.7, linestyle=dashes)
+        handles[-1].set_label(method(name).label)
+    known = np.flatnonzero(np.isfinite(truth))
+    if known.size:
+        line = axes.plot(
+            np.arange(len(truth)), truth, color=theme.text, linewidth=1.5, label="true discounted return"
+        )
+        handles = line + handles
+    if len(truth) and known.size < len(truth):
+        start = int(known[-1]) + 0.5 if known.size else -0.5
+        axes.axvspan(start, len(truth) - 0.5, color=theme.grid, alpha=0.45, linewidth=0, zorder=0.5)
+        axes.text(
+            len(truth) - 1, 1.0, "truth unknown: too few steps left ", transform=axes.get_xaxis_transform(),
+            color=theme.muted, fontsize=8.5, ha="right", va="bottom",
+        )  # fmt: skip
+    return handles

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from voc_rl.benchmarks.plots import Theme, legend, new_figure, style
-from voc_rl.benchmarks.report_table import as_number, method
+from voc_rl.benchmarks.report_table import DASH, as_number, method
 
 MAX_TOKENS = 16
 MAX_CURVES = 24
@@ -40,8 +41,7 @@ def plot_codebook(counts: NDArray[Any], theme: Theme) -> Figure:
     tokens = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), MAX_TOKENS)).round().astype(int))
     columns = min(4, len(tokens))
     rows = -(-len(tokens) // columns)
-    figure = new_figure(0.55 + 1.55 * rows, theme, layout="constrained")
-    figure.get_layout_engine().set(hspace=0.07, wspace=0.03)
+    figure = new_figure(0.55 + 1.55 * rows, theme, ConstrainedLayoutEngine(hspace=0.07, wspace=0.03))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     size = counts.shape[1]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -72,7 +72,7 @@ def plot_codebook(counts: NDArray[Any], theme: Theme) -> Figure:
 
 
 def curve_series(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
-    """(stage, name) -> (steps, values). A step that was logged twice (a resumed run) counts once, its last row."""
+    """(stage, name) -> (steps, values). Of a step logged twice (a resumed run) the last row counts."""
     points: dict[tuple[str, str], dict[float, float]] = {}
     for row in rows:
         step = as_number(row.get("step"))
@@ -86,7 +86,7 @@ def curve_series(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Ser
 
 
 def plot_curves(rows: Iterable[Mapping[str, Any]], theme: Theme) -> Figure | None:
-    """Training curves, a panel per stage and number; a held-out number shares the panel of its training twin."""
+    """Training curves, a panel per stage and number; a held-out number shares its training twin's panel."""
     series = curve_series(rows)
     panels_of: dict[tuple[str, str], list[str]] = {}
     for stage, name in series:
@@ -98,8 +98,7 @@ def plot_curves(rows: Iterable[Mapping[str, Any]], theme: Theme) -> Figure | Non
         return None
     columns = min(4, max(2, len(panels_of)))
     count = -(-len(panels_of) // columns)
-    figure = new_figure(0.65 + 1.85 * count, theme, layout="constrained")
-    figure.get_layout_engine().set(hspace=0.08, wspace=0.04)
+    figure = new_figure(0.65 + 1.85 * count, theme, ConstrainedLayoutEngine(hspace=0.08, wspace=0.04))
     panels = figure.subplots(count, columns, squeeze=False).ravel()
     for panel, ((stage, twin), names) in zip(panels, panels_of.items(), strict=False):
         style(panel, theme)
@@ -178,7 +177,7 @@ def plot_cost(seconds: Mapping[str, Any], peak_bytes: Mapping[str, Any], theme: 
     stages = list(dict.fromkeys([*seconds, *peak_bytes]))
     if not stages:
         return None
-    figure = new_figure(0.75 + 0.32 * len(stages), theme, layout="constrained")
+    figure = new_figure(0.75 + 0.32 * len(stages), theme, ConstrainedLayoutEngine())
     left, right = figure.subplots(1, 2, sharey=True)
     _bars(left, [as_number(seconds.get(s)) for s in stages], duration, theme.colour("voc"), theme)
     _bars(right, [as_number(peak_bytes.get(s)) for s in stages], memory, theme.colour("mc"), theme)
@@ -197,7 +196,7 @@ def _bars(axes: Axes, values: list[float], show: Any, colour: str, theme: Theme)
     known = [0.0 if math.isnan(v) else v for v in values]
     axes.barh(range(len(values)), known, color=colour, height=0.62)
     for i, value in enumerate(values):
-        text = "–" if math.isnan(value) else show(value)
+        text = DASH if math.isnan(value) else show(value)
         axes.annotate(
             text,
             (known[i], i),

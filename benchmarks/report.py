@@ -17,11 +17,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.plots import LIGHT, Band, Interval, Theme, fitted_png, plot_episode, plot_scatter
-from voc_rl.benchmarks.plots_frames import plot_futures, plot_reconstructions
+from voc_rl.benchmarks.plots import LIGHT, Interval, Theme, fitted_png, plot_scatter
+from voc_rl.benchmarks.plots_frames import Band, plot_episode, plot_futures, plot_reconstructions
 from voc_rl.benchmarks.plots_training import plot_codebook, plot_cost, plot_curves
-from voc_rl.benchmarks.report_html import contents, escape, facts, figure, headline, score_table, section
-from voc_rl.benchmarks.report_html import standing_table
+from voc_rl.benchmarks.report_html import (
+    contents,
+    escape,
+    facts,
+    figure,
+    headline,
+    score_table,
+    section,
+    standing_table,
+)
 from voc_rl.benchmarks.report_table import as_number, format_markdown, format_table, percent
 from voc_rl.benchmarks.report_text import captions, how_to_read
 from voc_rl.checkpoints import atomic_path
@@ -32,7 +40,7 @@ __all__ = ["FIGURES", "ReportData", "format_markdown", "format_table", "save_fig
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything a report shows. Empty arrays and dictionaries leave their section out, with a word in its place.
+    """Everything a report shows. What is empty is left out, with a word in its place.
 
     Attributes:
         metrics: the content of ``metrics.json``: task, gamma, methods, seconds, peak_memory_bytes, ...
@@ -84,8 +92,8 @@ class ReportData:
                 )
         if self.real_futures.shape != self.sampled_futures.shape:
             raise VOCError(
-                f"real_futures has shape {self.real_futures.shape} and sampled_futures {self.sampled_futures.shape}; "
-                "they must be equal."
+                f"real_futures has shape {self.real_futures.shape} and sampled_futures "
+                f"{self.sampled_futures.shape}; they must be equal."
             )
         if self.real_futures.size and self.real_futures.shape[:2] != (
             len(self.context_frames),
@@ -138,7 +146,7 @@ def _curves(data: ReportData, theme: Theme) -> Figure | None:
 
 
 def _cost(data: ReportData, theme: Theme) -> Figure | None:
-    return plot_cost(data.metrics.get("seconds") or {}, data.metrics.get("peak_memory_bytes") or {}, theme)
+    return plot_cost(data.metrics.get("seconds") or {}, data.metrics.get("stage_peak_memory_bytes") or {}, theme)
 
 
 FIGURES: dict[str, Callable[[ReportData, Theme], Figure | None]] = {

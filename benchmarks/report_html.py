@@ -14,11 +14,18 @@ from matplotlib.figure import Figure
 from voc_rl.benchmarks.plots import DARK, LIGHT, Theme, fitted_png
 from voc_rl.benchmarks.plots_training import duration, memory
 from voc_rl.benchmarks.report_table import (
-    OURS, as_number, best_in, method, percent, scores, shown_columns,
-)  # fmt: skip
+    DASH,
+    OURS,
+    as_number,
+    best_in,
+    method,
+    percent,
+    scores,
+    shown_columns,
+)
 from voc_rl.benchmarks.report_verdict import TIE, judge, rmse_scores, signed
 
-SHOWN_ELSEWHERE = frozenset({"methods", "seconds", "peak_memory_bytes"})
+SHOWN_ELSEWHERE = frozenset({"methods", "seconds", "cpu_seconds", "peak_memory_bytes", "stage_peak_memory_bytes"})
 
 
 def escape(value: Any) -> str:
@@ -71,7 +78,7 @@ def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     if seconds:
         tiles.append(("all stages together", duration(sum(seconds))))
     peaks = [
-        v for v in map(as_number, (metrics.get("peak_memory_bytes") or {}).values()) if not math.isnan(v)
+        v for v in map(as_number, (metrics.get("stage_peak_memory_bytes") or {}).values()) if not math.isnan(v)
     ]
     if peaks:
         tiles.append(("peak memory", memory(max(peaks))))
@@ -100,8 +107,8 @@ def score_table(metrics: Mapping[str, Any]) -> str:
         row_class = ' class="ours"' if name in OURS else ""
         lines.append(f"<tr{row_class}>{cells}</tr>")
     return (
-        '<p class="lead">All methods learned from the same data. Low is good for error, NRMSE and MAE, near zero for '
-        "bias, high for the correlations; the best of a column is bold.</p>"
+        '<p class="lead">All methods learned from the same data. Low is good for error, NRMSE and MAE, near '
+        "zero for bias, high for the correlations; the best of a column is bold.</p>"
         f'<div class="scroll"><table class="scores"><thead><tr><th scope="col">method</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
@@ -124,7 +131,8 @@ def standing_table(metrics: Mapping[str, Any]) -> str:
         )
         lines.append(f"<tr><td><b>{escape(method(ours).label)}</b></td>{cells}</tr>")
     return (
-        f'<div class="scroll"><table class="standing"><thead><tr><th scope="col">against</th>{head}</tr></thead>'
+        '<div class="scroll"><table class="standing"><thead><tr><th scope="col">against</th>'
+        f"{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -163,13 +171,9 @@ def facts(metrics: Mapping[str, Any]) -> str:
             groups["run"][key] = value
     parts = []
     for title, rows in groups.items():
-        lines = "".join(
-            f"<tr><td>{escape(_words(k))}</td><td>{escape(_fact(v))}</td></tr>" for k, v in rows.items()
-        )
+        lines = "".join(f"<tr><td>{escape(k)}</td><td>{escape(_fact(v))}</td></tr>" for k, v in rows.items())
         if lines:
-            parts.append(
-                f"<section><h3>{escape(_words(title))}</h3><table><tbody>{lines}</tbody></table></section>"
-            )
+            parts.append(f"<section><h3>{escape(title)}</h3><table><tbody>{lines}</tbody></table></section>")
     return f'<div class="facts">{"".join(parts)}</div>'
 
 
@@ -183,14 +187,10 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _words(key: str) -> str:
-    return key.replace("_", " ")
-
-
 def _fact(value: Any) -> str:
     """A setting as text: short numbers, lists with commas, a dash for nothing."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
+        return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -198,5 +198,5 @@ def _fact(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_fact(item) for item in value) or "–"
+        return ", ".join(_fact(item) for item in value) or DASH
     return str(value)

@@ -1,6 +1,7 @@
 """The table of methods: their order, what each one is, and the numbers as text.
 
-``metrics`` is the content of a run's ``metrics.json``. A number that is absent, null or not finite is shown as a dash.
+``metrics`` is the content of a run's ``metrics.json``. A number that is absent, null or not finite is
+shown as a dash.
 """
 
 from __future__ import annotations

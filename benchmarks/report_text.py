@@ -12,6 +12,56 @@ from voc_rl.benchmarks.report_html import escape
 from voc_rl.benchmarks.report_table import as_number, method, ordered, percent
 from voc_rl.benchmarks.report_verdict import TIE
 
+# Figure name -> its lead, caption, alternative text, and the words where it cannot be drawn.
+WORDS: dict[str, dict[str, str]] = {
+    "scatter": {
+        "lead": "",
+        "alt": "Predicted values against true discounted returns, a panel per method.",
+        "caption": "",
+        "absent": "No predictions were recorded.",
+    },
+    "episode": {
+        "lead": "One held-out episode. Each picture is the frame at the thin line above its middle.",
+        "alt": "Values along one held-out episode with their intervals, above frames of the episode.",
+        "caption": "Bands are the intervals described above. Near the end the true return is not known, "
+        "since the episode is cut off by its time limit; the values go on.",
+        "absent": "No episode was recorded.",
+    },
+    "futures": {
+        "lead": "A discount sets how far the model looks ahead: 1 / (1 − γ) steps on average. Compare "
+        "the two sides for variety and likeness, not picture by picture: each has its own random time.",
+        "alt": "Logged future frames beside decoded samples, a block per context, a row per discount.",
+        "caption": "Real futures are frames of the same episode at random, geometrically distributed "
+        "times. A sampled future is drawn code by code and decoded by the quantizer, so it is as blurred "
+        "as that.",
+        "absent": "No futures were recorded.",
+    },
+    "reconstructions": {
+        "lead": "",
+        "alt": "Original frames above their reconstructions from codes, with the PSNR of each pair.",
+        "caption": "What the codes lose, no model on top of them can value.",
+        "absent": "No reconstructions were recorded.",
+    },
+    "codebook": {
+        "lead": "",
+        "alt": "How often each code of the codebook occurs, sorted, one panel per token.",
+        "caption": "Perplexity is the number of equally frequent codes that would be as diverse.",
+        "absent": "No code counts were recorded.",
+    },
+    "curves": {
+        "lead": "One panel per number that a stage logged; thick lines are running means.",
+        "alt": "Training curves of each stage.",
+        "caption": "",
+        "absent": "No training curves were recorded.",
+    },
+    "cost": {
+        "lead": "",
+        "alt": "Bars: seconds and peak memory of each stage.",
+        "caption": "Stages do not overlap. Peak memory is that of the process while the stage ran.",
+        "absent": "Neither time nor memory was recorded.",
+    },
+}
+
 
 def share_inside(truth: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> float:
     """The share of the true returns that lie inside their intervals; NaN if none can be judged."""
@@ -38,55 +88,13 @@ def captions(
     intervals: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     covers: Mapping[str, str],
 ) -> dict[str, dict[str, str]]:
-    """Figure name -> its lead, caption, alternative text and the words in its place where it cannot be drawn."""
+    """``WORDS`` with the numbers of a run filled in."""
     states = f"{len(truth):,} held-out states"
-    return {
-        "scatter": {
-            "lead": f"{states}, never seen in training. The closer to the line, the better.",
-            "alt": "Predicted values against true discounted returns, one panel per method, with the identity line.",
-            "caption": interval_words(truth, intervals, covers),
-            "absent": "No predictions were recorded.",
-        },
-        "episode": {
-            "lead": "One held-out episode. Each picture is the frame at the thin line above its middle.",
-            "alt": "Values along one held-out episode with their intervals, above frames of the episode.",
-            "caption": "Bands are the intervals described above. Near the end the true return is not known, "
-            "since the episode is cut off by its time limit; the values go on.",
-            "absent": "No episode was recorded.",
-        },
-        "futures": {
-            "lead": "A discount sets how far the model looks ahead: 1 / (1 − γ) steps on average. Compare the "
-            "two sides for variety and likeness, not picture by picture: every picture has its own random time.",
-            "alt": "Logged future frames beside decoded samples of the model, a block per context, a row per discount.",
-            "caption": "Real futures are frames of the same episode at random, geometrically distributed times. "
-            "A sampled future is drawn code by code and decoded by the quantizer, so it shows its blur too.",
-            "absent": "No futures were recorded.",
-        },
-        "reconstructions": {
-            "lead": _quantizer_words(metrics),
-            "alt": "Original frames above their reconstructions from codes, with the PSNR of each pair.",
-            "caption": "What the codes lose, no model on top of them can value.",
-            "absent": "No reconstructions were recorded.",
-        },
-        "codebook": {
-            "lead": "",
-            "alt": "How often each code of the codebook occurs, sorted, one panel per token.",
-            "caption": "Perplexity is the number of equally frequent codes that would be as diverse.",
-            "absent": "No code counts were recorded.",
-        },
-        "curves": {
-            "lead": "One panel per number that a stage logged; thick lines are running means.",
-            "alt": "Training curves of each stage.",
-            "caption": "",
-            "absent": "No training curves were recorded.",
-        },
-        "cost": {
-            "lead": "",
-            "alt": "Bars: seconds and peak memory of each stage.",
-            "caption": "Stages do not overlap. Peak memory is that of the process while the stage ran.",
-            "absent": "Neither time nor memory was recorded.",
-        },
-    }
+    words = {name: dict(texts) for name, texts in WORDS.items()}
+    words["scatter"]["lead"] = f"{states}, never seen in training. The closer to the line, the better."
+    words["scatter"]["caption"] = interval_words(truth, intervals, covers)
+    words["reconstructions"]["lead"] = _quantizer_words(metrics)
+    return words
 
 
 def _quantizer_words(metrics: Mapping[str, Any]) -> str:
@@ -107,19 +115,20 @@ def how_to_read(metrics: Mapping[str, Any]) -> str:
     top = as_number(metrics.get("r_max"))
     r_max = f"{top:g}" if np.isfinite(top) else "the largest reward of a step"
     entries = {
-        "Value": "The reward still to come, summed over the frames of an action repeat and discounted from the next "
-        "step on. Values are those of the policy that made the data, not of the best policy.",
-        "True return": "What the held-out episode then really collected. It is one draw of chance, so even a perfect "
-        "method has some error where the policy or the environment is random.",
-        "error": "Mean squared error divided by the variance of the true returns: 0 is perfect, 1 is what the best "
-        "constant reaches, above 1 is worse than that.",
-        "NRMSE": "Root mean squared error × (1 − γ) / r_max: the typical error as a share of the largest possible "
-        f"value, with r_max = {r_max}.",
-        "MAE and bias": "Mean absolute and mean signed error, in units of value. Positive bias is overestimation.",
-        "Spearman and Pearson": "Rank and linear correlation with the true returns; 1 is perfect. A constant has none.",
-        "Interval": "The uncertainty of an estimated mean, as each method's line below its figure says. It is not a "
-        "range for the next return, so it need not hold any given share of the true returns.",
-        "Win, tie, loss": f"By NRMSE; two that differ by less than {percent(TIE)} of the smaller tie. One run with one seed is weak evidence.",
+        "Value": "The reward still to come, summed over the frames of an action repeat and discounted from "
+        "the next step on. Values are those of the policy that made the data, not of the best policy.",
+        "True return": "What the held-out episode then really collected. It is one draw of chance, so even a "
+        "perfect method has some error where the policy or the environment is random.",
+        "error": "Mean squared error divided by the variance of the true returns: 0 is perfect, 1 is what "
+        "the best constant reaches, above 1 is worse than that.",
+        "NRMSE": "Root mean squared error × (1 − γ) / r_max: the typical error as a share of the largest "
+        f"possible value, with r_max = {r_max}.",
+        "MAE and bias": "Mean absolute and mean signed error, in units of value; positive: too high.",
+        "Spearman and Pearson": "Rank and linear correlation with the true returns; a constant has none.",
+        "Interval": "The uncertainty of an estimated mean, as each method's line below its figure says. It "
+        "is not a range for the next return, so it need not hold any given share of the true returns.",
+        "Win, tie, loss": f"By NRMSE; two that differ by less than {percent(TIE)} of the smaller one tie. "
+        "One run with one seed is weak evidence.",
     }
     items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in entries.items())
     return f"<dl>{items}</dl>"

@@ -19,7 +19,7 @@ Outcome = Literal["win", "tie", "loss"]
 
 @dataclass(frozen=True)
 class Standing:
-    """One of our estimates against one baseline; ``change`` is the relative difference in NRMSE, negative is better."""
+    """One of our estimates against one baseline; ``change`` is its relative NRMSE, negative is better."""
 
     ours: str
     baseline: str
@@ -46,7 +46,7 @@ def rmse_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def compare(ours: float, baseline: float) -> tuple[float, Outcome]:
-    """Relative difference in error and its name: a gap under ``TIE``, seen from the smaller error, is a tie."""
+    """Relative difference in error and its name: a gap under ``TIE`` of the smaller error is a tie."""
     if baseline == ours:
         return 0.0, "tie"
     change = ours / baseline - 1 if baseline > 0 else math.inf
@@ -71,17 +71,22 @@ def judge(metrics: Mapping[str, Any]) -> Verdict:
     has_nrmse = not math.isnan(as_number(scores(metrics)[best].get("nrmse")))
     score = f" (NRMSE {percent(numbers[best])})" if has_nrmse else ""
     first = f"{_capital(method(best).phrase)} {_verb(best, 'have', 'has')} the lowest error{score}"
-    told = [_sentence(name, [s for s in standings if s.ours == name]) for name in OURS if name in numbers]
-    told = [text for text in told if text]
-    sentences = [f"{first}; {told[0]}." if told else f"{first}."]
-    sentences += [f"{_capital(text)}." for text in told[1:]]
-    missing = [name for name in OURS if name not in numbers]
+    told = {name: _sentence(name, [s for s in standings if s.ours == name]) for name in OURS}
+    told = {name: text for name, text in told.items() if text}
+    sentences = [f"{_capital(method(name).phrase)} {text}." for name, text in told.items()]
+    if told:
+        name, text = next(iter(told.items()))
+        subject = _verb(name, "they", "it") if name == best else method(name).phrase
+        sentences[0] = f"{first}; {subject} {text}."
+    else:
+        sentences = [f"{first}."]
+    missing = [name for name in OURS if name in scores(metrics) and name not in numbers]
     sentences += [f"{_capital(method(name).phrase)} could not be scored." for name in missing]
     return Verdict(best, standings, tuple(sentences + _warnings(numbers)))
 
 
 def _sentence(name: str, standings: list[Standing]) -> str:
-    """Wins, ties and losses of one of our estimates, each with its size."""
+    """Wins, ties and losses of one of our estimates, each with its size; the subject is left out."""
     verbs: dict[Outcome, tuple[str, str]] = {
         "win": ("beat", "beats"),
         "tie": ("tie with", "ties with"),
@@ -94,7 +99,7 @@ def _sentence(name: str, standings: list[Standing]) -> str:
         ]
         if others:
             parts.append(f"{_verb(name, *forms)} {_join(others)}")
-    return f"{method(name).phrase} {_join(parts)}" if parts else ""
+    return _join(parts) if parts else ""
 
 
 def _warnings(numbers: Mapping[str, float]) -> list[str]:

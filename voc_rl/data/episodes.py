@@ -102,15 +102,16 @@ class Episodes:
             ):
                 if value != first:
                     raise VOCError(f"{shard.path} has {what} {value}, but {files[0]} has {first}; keep them apart.")
-        dataset = cls([shard for shard in shards if shard.rows], stack) if any(s.rows for s in shards) else None
-        if dataset is None or len(dataset.starts) == 0:
+        shards = [shard for shard in shards if shard.rows]
+        if not any((shard.arrays["step_type"] == FIRST).any() for shard in shards):
             raise VOCError(f"{path} holds zero episodes; at least one is needed.")
+        if shards[0].arrays["step_type"][0] != FIRST:
+            raise VOCError(f"{shards[0].path}: rows before its first step type 0 belong to no episode.")
+        dataset = cls(shards, stack)
         dataset._check_episodes(path)
         return dataset
 
     def _check_episodes(self, path: Path) -> None:
-        if self.starts[0] != 0:
-            raise VOCError(f"{path}: the first {self.starts[0]} rows belong to no episode (no step type 0 before them).")
         last = self.ends - 1
         if (np.delete(self.step_type, np.concatenate([self.starts, last])) != 1).any():
             raise VOCError(f"{path}: rows inside an episode have step type 2; each episode needs exactly one, at its end.")

@@ -117,10 +117,16 @@ def _checked(array: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
         raise VOCError(f"{where}: {key} has shape {array.shape}; {rows} rows and {axes + 1} axes are needed.")
     if not np.issubdtype(array.dtype, np.number):
         raise VOCError(f"{where}: {key} has dtype {array.dtype}; numbers are needed.")
-    if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array.reshape(rows, -1)).all(1))[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = np.ascontiguousarray(array, dtype=dtype)
+    finite = np.isfinite(array) & np.isfinite(converted)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite.reshape(rows, -1).all(1))[0])
         raise VOCError(f"{where}: {key} holds NaN or infinity (first at row {row}); finite numbers are needed.")
-    return np.ascontiguousarray(array, dtype=dtype)
+    if np.issubdtype(dtype, np.integer) and (converted != array).any():
+        row = int(np.flatnonzero(converted != array)[0])
+        raise VOCError(f"{where}: {key} holds {array[row]} (row {row}); a whole number as {dtype.__name__} is needed.")
+    return converted
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, width: int, feature_dim: int = 0, hidden: int = 128, members: int = 5) -> None:
         super().__init__()
-        self.members = members
+        self.hidden, self.members = hidden, members
         inputs = width + feature_dim
         self.weight_1 = nn.Parameter(torch.randn(members, inputs, hidden) / inputs**0.5)
         self.bias_1 = nn.Parameter(torch.zeros(members, 1, hidden))

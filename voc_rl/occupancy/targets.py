@@ -48,8 +48,8 @@ def draw_targets(
 
 
 def default_n(gamma: float) -> int:
-    """Steps of real data per target: 2 / (1 - gamma), so that about an eighth of the targets is bootstrapped."""
-    return max(round(2.0 / (1.0 - gamma)), 1)
+    """Steps of real data per target: 4 / (1 - gamma), so that about one target in fifty is bootstrapped."""
+    return max(round(4.0 / (1.0 - gamma)), 1)
 
 
 @dataclass(frozen=True)

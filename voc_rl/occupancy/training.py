@@ -31,16 +31,17 @@ ROWS_AT_ONCE = 2048
 class OccupancyTraining:
     """How the occupancy network is trained.
 
-    gamma: the discount of the occupancy. n: real steps per target (None: 2 / (1 - gamma); 1: the paper's one-step
-    target). futures: targets per context. ema: decay of the target network per step. feature_dropout: share of
+    gamma: the discount of the occupancy. n: real steps per target (None: 4 / (1 - gamma); 1: the paper's one-step
+    target). futures: targets per context. ema: decay of the target network per step (None: an average over the last
+    twentieth of the steps, at most .999). feature_dropout: share of
     contexts shown without continuous features, so that sampled codes can be contexts too. head_weight: weight of the
     value head's loss. refill: steps whose bootstrapped targets are generated at once.
     """
 
     gamma: float = 0.9
     n: int | None = None
-    futures: int = 4
-    ema: float = 0.995
+    futures: int = 2
+    ema: float | None = None
     feature_dropout: float = 0.15
     head_weight: float = 1.0
     refill: int = 8
@@ -74,7 +75,12 @@ class OccupancyTrainee:
         self.model, self.head, self.dataset, self.config, self.seed = model, head, dataset, config, seed
         self.codes, self.features = codes, features
         self.n = config.n or default_n(config.gamma)
+        self.ema = config.ema if config.ema is not None else 1.0 - max(20.0 / config.loop.steps, 1e-3)
         self.returns = n_step_returns(dataset, config.gamma, self.n)
+        # a row at which the episode terminated is a context too: nothing but END follows it
+        self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
+        if len(self.contexts) == 0:
+            raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
         self.stock: list[_Batch] = []
         self.values = torch.zeros(0)
         if head is not None:
@@ -123,7 +129,7 @@ class OccupancyTrainee:
         pairs = [(self.target, self.model)]
         if self.head is not None and self.target_head is not None:
             pairs.append((self.target_head, self.head))  # type: ignore[arg-type]
-        decay = min(self.config.ema, (1 + step) / (10 + step))  # young averages forget faster
+        decay = min(self.ema, (1 + step) / (10 + step))  # young averages forget faster
         for slow, fast in pairs:
             torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1.0 - decay)
 
@@ -133,7 +139,7 @@ class OccupancyTrainee:
         config = self.config
         rng = np.random.default_rng([self.seed, step])
         count = config.loop.batch_size
-        rows = self.dataset.sample_rows(count * config.refill, rng)
+        rows = self.contexts[rng.integers(len(self.contexts), size=count * config.refill)]
         targets = draw_targets(self.dataset, rows, config.gamma, self.n, config.futures, rng)
         futures = torch.full((*targets.row.shape, self.codes.shape[1]), self.model.config.end_code)
         real = torch.from_numpy(targets.row >= 0)

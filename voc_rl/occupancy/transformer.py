@@ -151,6 +151,19 @@ class OccupancyTransformer(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
+    @torch.no_grad()
+    def warm_start(self, vectors: Tensor, generator: torch.Generator) -> None:
+        """Start from embeddings that are alike for alike codes; vectors float (codebook_size, code_dim).
+
+        Random Fourier features (Rahimi and Recht 2007) of the codes' vectors, as wide as the typical distance between
+        neighbours. Embedding and output share them, so the network need not learn first which codes are neighbours.
+        """
+        distance = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf).amin(1).median().clamp(min=1e-6)
+        width = self.config.width
+        frequencies = torch.randn(vectors.shape[1], width, generator=generator) / (1.5 * distance)
+        phases = 2 * math.pi * torch.rand(width, generator=generator)
+        self.codes.weight[: len(vectors)] = 0.02 * math.sqrt(2) * torch.cos(vectors @ frequencies + phases)
+
     def fit_features(self, features: Tensor) -> None:
         """Take mean and spread of float (N, feature_dim), so that the network sees numbers of size one."""
         self.feature_mean.copy_(features.float().mean(0))

@@ -57,6 +57,10 @@ class Quantizer(nn.Module, ABC):
     def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of uint8 (B, 3K, H, W), and numbers worth logging."""
 
+    @abstractmethod
+    def code_vectors(self) -> Tensor:
+        """The codebook: float32 (codebook_size, code_dim)."""
+
     def encode(self, obs: Tensor) -> Tensor:
         """uint8 (B, 3K, H, W) -> int64 (B, n_tokens).
 

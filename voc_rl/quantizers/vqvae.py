@@ -148,6 +148,9 @@ class VQVAE(Quantizer):
         check_codes(codes, self)
         return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(*codes.shape, self.code_dim)
 
+    def code_vectors(self) -> Tensor:
+        return self.codebook.indices_to_codes(torch.arange(self.codebook_size)[:, None]).flatten(1).float()
+
     def decode(self, codes: Tensor) -> Tensor:
         pixels = self.to_pixels(self._cells(self.trunk(self.embed(codes).flatten(1))))
         rows, patch = 2 * self.grid[0], self.config.patch

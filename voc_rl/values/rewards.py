@@ -28,6 +28,7 @@ class RewardHead(nn.Module):
 
     def __init__(self, n_tokens: int, code_dim: int, config: RewardConfig) -> None:
         super().__init__()
+        self.config = config
         self.body = nn.Sequential(
             nn.Linear(n_tokens * code_dim, config.hidden), nn.GELU(),
             nn.Linear(config.hidden, config.hidden), nn.GELU(),

@@ -1,0 +1,187 @@
+"""From pixels to values on a real task in one command: collect, train, compare with the truth and baselines, report.
+
+    voc-rl demo --task walker-walk --out runs/demo
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from voc_rl.agents import load_policy
+from voc_rl.benchmarks.baselines import Budget, train_critic
+from voc_rl.benchmarks.demo_data import report_data
+from voc_rl.benchmarks.one_step import roll_out, train_one_step
+from voc_rl.benchmarks.report import format_table, write_report
+from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
+from voc_rl.configs import to_dict
+from voc_rl.envs import collect
+from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.model import VOCConfig
+from voc_rl.occupancy import default_n
+from voc_rl.pipeline import Pipeline, Say
+from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.values import ValueEstimate, scores
+
+# stochastic actors of medium skill (agents/policies/README.md)
+POLICIES = {"walker-walk": "walker-walk/step_60000", "cheetah-run": "cheetah-run/step_80000"}
+TRAINING = ("quantizer", "train")  # stages whose CPU seconds the baselines may use
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demo does.
+
+    task: walker-walk or cheetah-run. episodes, episode_steps: how much is collected (agent steps of 2 control steps).
+    samples: futures per state. max_states: held-out states that are scored. baseline_steps: exact optimiser steps of
+    mc and td, which makes a run repeatable; None: as many as fit into the CPU seconds that the VOC took.
+    """
+
+    task: str = "walker-walk"
+    episodes: int = 80
+    episode_steps: int = 250
+    samples: int = 100
+    max_states: int = 600
+    baseline_steps: int | None = None
+    voc: VOCConfig = field(default_factory=VOCConfig)
+
+    def __post_init__(self) -> None:
+        check_choice(self.task, POLICIES, "task of the demo")
+        for name in ("episodes", "episode_steps", "samples", "max_states"):
+            check_positive(getattr(self, name), name)
+        if self.episodes < 3:
+            raise VOCError(f"episodes is {self.episodes}; at least 3 are needed: training, validation and held out.")
+
+
+def run_demo(
+    config: DemoConfig, out: Path, *, processes: int = 2, force: bool = False, progress: bool = True, say: Say = print
+) -> dict[str, Any]:
+    """Run or resume the demo in the folder ``out``; returns what metrics.json holds."""
+    started = time.perf_counter()
+    with RunFolder(out) as run:
+        data = _collect(run, config, processes, force, progress, say)
+        stages = ("quantizer", "tokenize", "train", "evaluate", "mc", "td", "one_step")
+        pipeline = Pipeline(
+            run, data, config.voc, say=say, progress=progress, force=frozenset(stages if force else ())
+        )
+        pipeline.train()
+        metrics = _evaluate(pipeline, config)
+        say(format_table(metrics))
+        say(f"{time.perf_counter() - started:.0f} s. Report: {out / 'report.html'}")
+    return metrics
+
+
+def _collect(run: RunFolder, config: DemoConfig, processes: int, force: bool, progress: bool, say: Say) -> Path:
+    data = run.path / "data"
+    settings = {"task": config.task, "policy": POLICIES[config.task], "episodes": config.episodes,
+                "episode_steps": config.episode_steps, "seed": config.voc.seed}  # fmt: skip
+    mark = fingerprint(settings)
+    if force:
+        run.forget("collect")
+        for file in data.glob("*.hdf5"):
+            file.unlink()
+        (data / "collect.json").unlink(missing_ok=True)
+    if run.finished("collect", mark):
+        say("collect: done already, skipped (--force does it again)")
+        return data
+    with run.stage("collect", mark, settings):
+        collect(
+            data, config.task, load_policy(POLICIES[config.task]), config.episodes, config.voc.seed,
+            max_episode_steps=config.episode_steps, processes=processes, progress=progress,
+        )  # fmt: skip
+    return data
+
+
+def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
+    """Values of the held-out states by every method, their scores, and the report."""
+    run, voc = pipeline.run, pipeline.train()
+    rows, truth = pipeline.test_states(config.max_states)
+    estimates = {
+        "voc": _stage(pipeline, config, "evaluate", lambda: _sampled(pipeline, config, rows)),
+        "voc_head": voc.value_of_codes(*_tokens(pipeline, rows), estimator="head"),
+    }
+    values = {name: estimate.mean for name, estimate in estimates.items()}
+    values["constant"] = np.full(len(rows), pipeline.constant_value())
+    for kind in ("mc", "td"):
+        values[kind] = _stage(pipeline, config, kind, lambda kind=kind: _critic(pipeline, config, kind, rows)).mean
+    values["one_step"] = _stage(pipeline, config, "one_step", lambda: _one_step(pipeline, config, rows)).mean
+    methods: dict[str, Any] = {name: scores(v, truth, voc.gamma, pipeline.r_max) for name, v in values.items()}
+    cpu = run.measured("cpu_seconds")
+    budget = sum(cpu[stage] for stage in TRAINING)
+    for name, used in (("voc", budget), ("voc_head", budget), ("mc", cpu["mc"]), ("td", cpu["td"]),
+                       ("one_step", cpu["quantizer"] + cpu["one_step"])):  # fmt: skip
+        methods[name]["cpu_seconds"] = round(used, 1)
+    write_json(run.path / "metrics.json", pipeline.metrics(methods, len(truth)))
+    mark = pipeline.mark("report", values["mc"].tolist(), values["td"].tolist(), values["one_step"].tolist())
+    if not (run.finished("report", mark) and (run.path / "report.html").exists()):
+        with run.stage("report", mark, {}):
+            metrics = pipeline.metrics(methods, len(truth))
+            write_report(run.path / "report.html", report_data(pipeline, metrics, truth, values, estimates))
+    metrics = pipeline.metrics(methods, len(truth))
+    write_json(run.path / "metrics.json", metrics)
+    return metrics
+
+
+def _stage(pipeline: Pipeline, config: DemoConfig, name: str, work: Any) -> ValueEstimate:
+    """Do a stage whose result is a ValueEstimate, or read what it left."""
+    path = pipeline.run.path / "estimates" / f"{name}.safetensors"
+    mark = pipeline.mark(name, config.samples, config.max_states, config.baseline_steps)
+    if pipeline.skip(name, mark):
+        tensors = {key: tensor.numpy() for key, tensor in load_tensors(path, "stored estimate").items()}
+        words = read_json(path.with_suffix(".json"))
+        return ValueEstimate(**tensors, **words)
+    settings = {"samples": config.samples, "max_states": config.max_states, "baseline_steps": config.baseline_steps}
+    with pipeline.run.stage(name, mark, settings):
+        estimate: ValueEstimate = work()
+        arrays = {key: getattr(estimate, key) for key in ("mean", "stderr", "low", "high")}
+        save_tensors(path, {key: torch.from_numpy(array) for key, array in arrays.items()})
+        write_json(path.with_suffix(".json"), {"level": estimate.level, "covers": estimate.covers})
+    return estimate
+
+
+def _tokens(pipeline: Pipeline, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, features = pipeline.tokens_of(pipeline.test)
+    return codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
+
+
+def _sampled(pipeline: Pipeline, config: DemoConfig, rows: np.ndarray) -> ValueEstimate:
+    generator = torch.Generator().manual_seed(config.voc.seed)
+    return pipeline.train().value_of_codes(
+        *_tokens(pipeline, rows), estimator="sample", samples=config.samples, generator=generator
+    )
+
+
+def _critic(pipeline: Pipeline, config: DemoConfig, kind: Any, rows: np.ndarray) -> ValueEstimate:
+    cpu = pipeline.run.measured("cpu_seconds")
+    budget = Budget(sum(cpu[stage] for stage in TRAINING), config.baseline_steps)
+    gamma = config.voc.occupancy.gamma
+    n = config.voc.occupancy.n or default_n(gamma)
+    critic = train_critic(
+        kind, pipeline.training, gamma, n, budget, config.voc.seed, log=pipeline.run.log, progress=pipeline.progress
+    )
+    return _without_interval(critic.values(pipeline.test, rows))
+
+
+def _without_interval(values: np.ndarray) -> ValueEstimate:
+    nothing = np.zeros_like(values)
+    return ValueEstimate(values, nothing, values.copy(), values.copy(), 0.0, "nothing: a point estimate")
+
+
+def _one_step(pipeline: Pipeline, config: DemoConfig, rows: np.ndarray) -> ValueEstimate:
+    voc = pipeline.train()
+    model = train_one_step(
+        voc, pipeline.training, pipeline.tokens_of(pipeline.training), config.voc,
+        log=pipeline.run.log, progress=pipeline.progress,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(config.voc.seed)
+    return roll_out(model, voc, *_tokens(pipeline, rows), config.samples, generator)
+
+
+def with_seed(config: DemoConfig, seed: int) -> DemoConfig:
+    """The same demo with another seed."""
+    return replace(config, voc=replace(config.voc, seed=seed))

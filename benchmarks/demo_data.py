@@ -1,0 +1,101 @@
+"""What the demo's report shows, gathered from a finished run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from voc_rl.benchmarks.report import ReportData
+from voc_rl.model import VOC
+from voc_rl.pipeline import Pipeline
+from voc_rl.quantizers import code_counts
+from voc_rl.runs import versions
+from voc_rl.values import ValueEstimate, discounted_returns
+
+CONTEXTS = 4
+FUTURES = 5
+PICTURES = 8
+
+
+def report_data(
+    pipeline: Pipeline,
+    metrics: dict[str, Any],
+    truth: np.ndarray,
+    values: dict[str, np.ndarray],
+    estimates: dict[str, ValueEstimate],
+) -> ReportData:
+    """Gather pictures, values along an episode and curves; every random choice comes from the run's seed."""
+    voc, test = pipeline.train(), pipeline.test
+    rng = np.random.default_rng([pipeline.config.seed, 17])
+    generator = torch.Generator().manual_seed(pipeline.config.seed)
+    episode = _telling_episode(pipeline)
+    rows = np.arange(test.starts[episode], test.ends[episode])
+    returns, known = discounted_returns(test, voc.gamma)
+    codes, features = pipeline.tokens_of(test)
+    along = {}
+    for name, estimator in (("voc", "sample"), ("voc_head", "head")):
+        estimate = voc.value_of_codes(codes[rows], features[rows], estimator=estimator, generator=generator)  # type: ignore[arg-type]
+        along[name] = (estimate.mean, estimate.low, estimate.high)
+    gammas = _discounts(voc.gamma)
+    contexts, real, sampled = _futures(pipeline, gammas, rng, generator)
+    pictures = rng.choice(len(test), size=min(PICTURES, len(test)), replace=False)
+    originals, decoded = test.observations(pictures), voc.quantizer.decode(codes[pictures].long()).detach().numpy()
+    squared = float(np.mean((originals.astype(float) - decoded) ** 2))
+    shown = {**metrics, "quantizer": {**metrics["quantizer"], "psnr": 10 * np.log10(255**2 / max(squared, 1e-9))},
+             "versions": versions()}  # fmt: skip
+    return ReportData(
+        metrics=shown,
+        truth=truth,
+        predictions=values,
+        intervals={name: (estimate.low, estimate.high) for name, estimate in estimates.items()},
+        covers={name: estimate.covers for name, estimate in estimates.items()},
+        episode_frames=test.frames(rows),
+        episode_truth=np.where(known[rows], returns[rows], np.nan),
+        episode_values=along,
+        gammas=gammas,
+        context_frames=test.frames(contexts),
+        real_futures=real,
+        sampled_futures=sampled,
+        originals=originals[:, -3:],
+        reconstructions=decoded[:, -3:],
+        code_counts=code_counts(codes.numpy(), voc.quantizer.codebook_size),
+        curves=pipeline.run.curve(),
+    )
+
+
+def _telling_episode(pipeline: Pipeline) -> int:
+    """The held-out episode whose true values vary most: a flat one shows nothing."""
+    returns, known = discounted_returns(pipeline.test, pipeline.config.occupancy.gamma)
+    spreads = [
+        np.ptp(returns[start:end][known[start:end]]) if known[start:end].any() else 0.0
+        for start, end in zip(pipeline.test.starts, pipeline.test.ends, strict=True)
+    ]
+    return int(np.argmax(spreads))
+
+
+def _discounts(gamma: float) -> tuple[float, ...]:
+    """The model's own discount, and two larger ones that it reaches by feeding futures back: horizons x 2 and x 4."""
+    return tuple(round(1.0 - (1.0 - gamma) / factor, 4) for factor in (1, 2, 4))
+
+
+def _futures(
+    pipeline: Pipeline, gammas: tuple[float, ...], rng: np.random.Generator, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Contexts (R,), logged frames and decoded samples (R, G, S, 3, H, W) at geometric times."""
+    voc: VOC = pipeline.train()
+    test = pipeline.test
+    far = np.flatnonzero(test.steps_left >= min(60, int(test.steps_left.max())))
+    contexts = np.sort(rng.choice(far, size=min(CONTEXTS, len(far)), replace=False))
+    codes, features = pipeline.tokens_of(test)
+    real, sampled = [], []
+    for gamma in gammas:
+        # one logged future per time: times beyond the episode's end are drawn again as its last row
+        k = np.minimum(rng.geometric(1.0 - gamma, (len(contexts), FUTURES)), test.steps_left[contexts][:, None])
+        real.append(test.frames(contexts[:, None] + np.sort(k, 1)))
+        drawn = voc.futures_of_codes(codes[contexts], features[contexts], FUTURES, gamma, generator)
+        drawn = drawn.clamp(max=voc.quantizer.codebook_size - 1).flatten(0, 1)
+        pictures = voc.quantizer.decode(drawn).detach().numpy()[:, -3:]
+        sampled.append(pictures.reshape(len(contexts), FUTURES, *pictures.shape[1:]))
+    return contexts, np.stack(real, 1), np.stack(sampled, 1)

@@ -1,0 +1,65 @@
+"""The one-step token model: the same network, trained for the next observation and rolled out step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.data import Episodes
+from voc_rl.loop import StepLog
+from voc_rl.model import VOC, VOCConfig, fresh_networks
+from voc_rl.occupancy import OccupancyTransformer, sample_futures, train_occupancy
+from voc_rl.precision import autocast
+from voc_rl.values import ValueEstimate, from_samples, horizon
+
+
+def train_one_step(
+    voc: VOC,
+    dataset: Episodes,
+    tokens: tuple[Tensor, Tensor],
+    config: VOCConfig,
+    *,
+    log: StepLog | None = None,
+    progress: bool = False,
+) -> OccupancyTransformer:
+    """Train the occupancy network at gamma 0 (the next observation), with the VOC's size, steps and targets per step."""
+    training = dataclasses.replace(
+        config.occupancy,
+        gamma=0.0,
+        n=1,
+        futures=1,  # at gamma 0 all targets of a context are the same
+        loop=dataclasses.replace(
+            config.occupancy.loop, batch_size=config.occupancy.loop.batch_size * config.occupancy.futures * 2 // 3
+        ),
+        feature_dropout=0.5,  # from the second step on it only sees its own codes
+    )
+    network, _ = fresh_networks(voc.quantizer, config)
+    model, _ = train_occupancy(
+        network, None, dataset, *tokens, training, config.seed, stage="one_step", log=log, progress=progress
+    )
+    return model
+
+
+@torch.no_grad()
+def roll_out(
+    model: OccupancyTransformer, voc: VOC, codes: Tensor, features: Tensor, token_budget: int, generator: torch.Generator
+) -> ValueEstimate:
+    """Values by summing discounted rewards along roll-outs of H steps, gamma^H < 0.01.
+
+    As many roll-outs per state as ``token_budget`` observations allow, at least two.
+    """
+    steps = horizon(voc.gamma)
+    count = max(token_budget // steps, 2)
+    with autocast():
+        state = sample_futures(model, codes.long(), features, count, generator).flatten(0, 1)
+        total = np.zeros(len(state))
+        for k in range(steps):
+            total += voc.gamma**k * voc.rewards(state[:, None])[:, 0].numpy()
+            if k + 1 < steps:
+                ended = state[:, :1] == model.config.end_code  # END is absorbing
+                state = torch.where(ended, state, sample_futures(model, state, None, 1, generator)[:, 0])
+    per_state = total.reshape(len(codes), count)
+    return from_samples(per_state * (1.0 - voc.gamma), voc.gamma)

@@ -1,0 +1,47 @@
+"""The small computations behind the plots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from voc_rl.benchmarks.plots import LIGHT, value_range
+from voc_rl.benchmarks.plots_frames import psnr, to_hwc
+from voc_rl.benchmarks.plots_training import (
+    curve_series,
+    duration,
+    memory,
+    perplexity,
+    plot_curves,
+    short_count,
+)
+from voc_rl.benchmarks.report_text import share_inside
+
+
+def test_small_numbers_of_figures() -> None:
+    assert perplexity(np.array([5, 5, 5, 5, 0])) == pytest.approx(4.0)
+    assert perplexity(np.zeros(3)) == 0.0
+    assert psnr(np.zeros((3, 2, 2), np.uint8), np.full((3, 2, 2), 255, np.uint8)) == pytest.approx(0.0)
+    assert share_inside(np.array([1.0, 2.0, np.nan]), np.zeros(3), np.full(3, 1.5)) == pytest.approx(0.5)
+    assert to_hwc(np.arange(9, dtype=np.uint8).reshape(9, 1, 1)).tolist() == [[[6, 7, 8]]]
+    assert [duration(s) for s in (3.14, 71, 7260)] == ["3.1 s", "1 min 11 s", "2 h 01 min"]
+    assert [memory(b) for b in (2.27e9, 729e6)] == ["2.27 GB", "729 MB"]
+    assert [short_count(v) for v in (500, 1500, 2e6)] == ["500", "1.5k", "2M"]
+    low, high = value_range(np.array([0.0, 10.0]), np.r_[np.zeros(999), 1e6])
+    assert low < 0.0
+    assert 10.0 < high < 1e6
+
+
+def test_curves_of_a_resumed_run_count_a_step_once() -> None:
+    rows: list[dict[str, Any]] = [
+        {"stage": "td", "step": 0, "loss": 3.0, "note": "start", "lr": 1e-3},
+        {"stage": "td", "step": 10, "loss": 2.0},
+        {"stage": "td", "step": 10, "loss": 1.5, "val_loss": None},
+        {"stage": "mc", "step": 0, "loss": float("nan")},
+    ]
+    series = curve_series(rows)
+    assert list(series) == [("td", "loss")]
+    assert series["td", "loss"][1].tolist() == [3.0, 1.5]
+    assert plot_curves([], LIGHT) is None

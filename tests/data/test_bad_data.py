@@ -1,0 +1,212 @@
+"""Bad input met at the border: one sentence that names the file, what was found and what is accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
+
+from voc_rl.data import DataSpec, Episodes, write_episode
+from voc_rl.data import hdf5 as hdf5_module
+from voc_rl.data.hdf5 import SPEC_ATTRIBUTE
+from voc_rl.errors import VOCError
+
+
+def refused(path: Path) -> str:
+    """The one sentence with which opening ``path`` is refused."""
+    with pytest.raises(VOCError) as caught:
+        Episodes.open(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_missing(tmp_path: Path) -> None:
+    path = tmp_path / "none.hdf5"
+    assert refused(path) == f"{path} does not exist; an HDF5 file with observation, action, reward, ... is needed."
+
+
+def test_no_file_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / ".hidden.hdf5").write_text("half-written")
+    assert refused(tmp_path) == f"{tmp_path} holds zero episodes: no .hdf5 file is in it."
+
+
+def test_zero_rows(tmp_path: Path) -> None:
+    path = tmp_path / "empty.hdf5"
+    write_v_d4rl(
+        path, (2,), observation=numbered_frames(0, 0), action=np.zeros((0, 2)), reward=np.zeros(0),
+        discount=np.zeros(0), step_type=np.zeros(0),
+    )  # fmt: skip
+    assert "zero episodes; at least one is needed" in refused(path)
+
+
+def test_an_empty_shard_among_full_ones_is_passed_over(tmp_path: Path) -> None:
+    write_v_d4rl(tmp_path / "b.hdf5", (3,), first=9)
+    write_v_d4rl(
+        tmp_path / "a.hdf5", (2,), observation=numbered_frames(0, 0), action=np.zeros((0, 2)), reward=np.zeros(0),
+        discount=np.zeros(0), step_type=np.zeros(0),
+    )  # fmt: skip
+    dataset = Episodes.open(tmp_path)
+    np.testing.assert_array_equal(dataset.frames(np.arange(3))[:, 0, 0, 0], [9, 10, 11])
+    np.testing.assert_array_equal(dataset.load_frames().frames(np.arange(3))[:, 0, 0, 0], [9, 10, 11])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
+def test_truncated(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "cut.hdf5"
+    write_episode(path, toy_episode(0, 30), SPEC)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    message = refused(path)
+    assert message.startswith(f"{path} is not a whole HDF5 file")
+
+
+def test_not_hdf5(tmp_path: Path) -> None:
+    path = tmp_path / "text.hdf5"
+    path.write_text("reward 1 2 3")
+    assert refused(path).startswith(f"{path} is not a whole HDF5 file")
+
+
+@pytest.mark.parametrize("key", ["observation", "action", "reward", "discount", "step_type"])
+def test_missing_key(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.hdf5"
+    write_v_d4rl(path, (4,), **{key: None})
+    assert refused(path) == f"{path} lacks {key}; the keys of a V-D4RL 84 px file are needed."
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_reward_names_file_and_row(tmp_path: Path, value: float) -> None:
+    write_v_d4rl(tmp_path / "a.hdf5", (4,))
+    reward = np.zeros(6)
+    reward[[3, 5]] = value
+    write_v_d4rl(tmp_path / "b.hdf5", (6,), reward=reward)
+    message = refused(tmp_path)
+    assert message == f"{tmp_path / 'b.hdf5'}: reward holds NaN or infinity (first at row 3); finite numbers are needed."
+
+
+def test_a_reward_too_large_for_float32_is_not_made_infinite(tmp_path: Path) -> None:
+    write_v_d4rl(tmp_path / "a.hdf5", (3,), reward=np.array([0, 1e300, 0]))
+    assert "reward holds NaN or infinity (first at row 1)" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"observation": np.zeros((4, 2, 2, 3), np.uint8)}, r"observation is uint8 \(4, 2, 2, 3\); uint8 \(N, 3, H, W\)"),
+        ({"observation": np.zeros((4, 3, 2, 2), np.float32)}, "observation is float32"),
+        ({"observation": np.zeros((4, 12), np.uint8)}, r"observation is uint8 \(4, 12\)"),
+        ({"reward": np.zeros((4, 1))}, r"reward has shape \(4, 1\); 4 rows and 1 axes are needed"),
+        ({"reward": np.zeros(5)}, r"reward has shape \(5,\); 4 rows"),
+        ({"action": np.zeros(4)}, r"action has shape \(4,\); 4 rows and 2 axes"),
+        ({"reward": np.array([b"a", b"b", b"c", b"d"])}, "reward has dtype .S1; numbers are needed"),
+        ({"step_type": np.array([0.0, 1, 3, 2])}, "step_type holds values other than 0"),
+        ({"step_type": np.array([0.0, 1, 1.5, 2])}, r"step_type holds 1.5 \(row 2\); a whole number"),
+        ({"step_type": np.array([0.0, 1, -1, 2])}, r"step_type holds -1.0 \(row 2\); a whole number"),
+        ({"step_type": np.array([0.0, np.nan, 1, 2])}, r"step_type holds NaN or infinity \(first at row 1\)"),
+        ({"step_type": np.array([1.0, 0, 1, 2])}, "rows before its first step type 0 belong to no episode"),
+        ({"step_type": np.array([1.0, 1, 1, 2])}, "zero episodes"),
+        ({"step_type": np.array([0.0, 2, 1, 2])}, "rows inside an episode have step type 2"),
+        ({"policy_id": np.zeros((4, 2))}, r"policy_id has shape \(4, 2\)"),
+    ],
+)
+def test_wrong_shapes_dtypes_and_steps(tmp_path: Path, changed: dict[str, np.ndarray], said: str) -> None:
+    path = tmp_path / "a.hdf5"
+    write_v_d4rl(path, (4,), **changed)
+    with pytest.raises(VOCError, match=said) as caught:
+        Episodes.open(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_group_where_an_array_is_needed(tmp_path: Path) -> None:
+    for key in ("observation", "reward"):
+        path = tmp_path / f"{key}.hdf5"
+        write_v_d4rl(path, (4,), **{key: None})
+        with h5py.File(path, "a") as file:
+            file.create_group(key)
+        assert "a group" in refused(path)
+
+
+def other_task() -> DataSpec:
+    return replace(SPEC, task="another")
+
+
+def other_render() -> DataSpec:
+    return replace(SPEC, render="faithful")
+
+
+@pytest.mark.parametrize(("spec", "word"), [(other_task, "task another"), (other_render, "render profile faithful")])
+def test_mixed_folders(tmp_path: Path, spec: Callable[[], DataSpec], word: str) -> None:
+    toy_folder(tmp_path, (3, 3))
+    write_episode(tmp_path / "z.hdf5", toy_episode(9, 3), spec())
+    message = refused(tmp_path)
+    assert message.startswith(f"{tmp_path / 'z.hdf5'} has {word}")
+    assert "episode_000.hdf5" in message
+
+
+def test_mixed_frame_sizes_and_actions(tmp_path: Path) -> None:
+    write_v_d4rl(tmp_path / "a.hdf5", (3,), size=2)
+    write_v_d4rl(tmp_path / "b.hdf5", (3,), size=4)
+    assert "frames of shape (3, 4, 4)" in refused(tmp_path)
+    write_v_d4rl(tmp_path / "b.hdf5", (3,), action=np.zeros((3, 6)))
+    assert "actions of size 6" in refused(tmp_path)
+
+
+def test_a_description_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "a.hdf5"
+    write_episode(path, toy_episode(0, 3), SPEC)
+    for text in (json.dumps({"task": "toy", "colour": "red"}), "{half", "[1, 2]", "3"):
+        with h5py.File(path, "a") as file:
+            file.attrs[SPEC_ATTRIBUTE] = text
+        assert SPEC_ATTRIBUTE in refused(path)
+
+
+def test_stack_below_one(tmp_path: Path) -> None:
+    toy_folder(tmp_path, (3,))
+    with pytest.raises(VOCError, match="stack is 0"):
+        Episodes.open(tmp_path, stack=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"frames": np.zeros((5, 2, 2, 3), np.uint8)}, "frames are uint8"),
+        ({"frames": np.zeros((5, 3, 2, 2))}, "frames are float64"),
+        ({"reward": np.zeros(4)}, r"reward has shape \(4,\); 5 rows"),
+        ({"reward": np.array([0, 1, np.nan, 1, 1])}, "reward holds NaN or infinity .first at row 2"),
+        ({"action": np.full((5, 2), np.inf)}, "action holds NaN"),
+        ({"step_type": np.array([0, 1, 1, 1, 1])}, "not one whole episode"),
+        ({"step_type": np.array([0, 1, 2, 1, 2])}, "not one whole episode"),
+        ({"step_type": np.array([1, 1, 1, 1, 2])}, "not one whole episode"),
+    ],
+)
+def test_write_refuses_and_leaves_nothing(tmp_path: Path, changed: dict[str, np.ndarray], said: str) -> None:
+    with pytest.raises(VOCError, match=said):
+        write_episode(tmp_path / "a.hdf5", replace(toy_episode(0, 5), **changed), SPEC)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.hdf5"
+    write_episode(path, toy_episode(1, 4), SPEC)
+    before = path.read_bytes()
+    create = h5py.File.create_dataset
+
+    def full_disk(self: h5py.File, name: str, *args: object, **kwargs: object) -> object:
+        if name == "reward":
+            raise OSError(28, "No space left on device")
+        return create(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(hdf5_module.h5py.File, "create_dataset", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_episode(path, toy_episode(0, 5), SPEC)
+    with pytest.raises(OSError, match="No space left"):
+        write_episode(tmp_path / "new.hdf5", toy_episode(0, 5), SPEC)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.hdf5"]
+    assert path.read_bytes() == before

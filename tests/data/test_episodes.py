@@ -1,0 +1,263 @@
+"""Episodes: alignment, stacks, windows, foreign layouts, subsets, and what crosses a process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import SPEC, numbered_frames, toy_dataset, toy_episode, toy_folder, write_v_d4rl
+
+from chains import episodes_of
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError
+
+LENGTHS = (7, 2, 9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_folder(tmp_path_factory.mktemp("data"), LENGTHS, terminated=(2,))
+
+
+@pytest.fixture
+def dataset(folder: Path) -> Episodes:
+    return Episodes.open(folder)
+
+
+def test_columns_come_back_as_written(dataset: Episodes) -> None:
+    assert len(dataset) == sum(LENGTHS)
+    assert dataset.spec == SPEC
+    np.testing.assert_array_equal(dataset.starts, [0, 7, 9])
+    np.testing.assert_array_equal(dataset.ends, [7, 9, 18])
+    np.testing.assert_array_equal(dataset.episode, [0] * 7 + [1] * 2 + [2] * 9)
+    np.testing.assert_array_equal(dataset.steps_left, [6, 5, 4, 3, 2, 1, 0, 1, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    np.testing.assert_array_equal(np.flatnonzero(dataset.terminal), [17])  # a time limit is no termination
+    written = [toy_episode(i, n, i == 2) for i, n in enumerate(LENGTHS)]
+    for name, dtype in {
+        "action": np.float32, "reward": np.float32, "discount": np.float32, "step_type": np.uint8,
+        "state": np.float32, "physics": np.float64, "log_prob": np.float32, "unclipped_action": np.float32,
+        "policy_id": np.int16,
+    }.items():  # fmt: skip
+        column = getattr(dataset, name)
+        assert column.dtype == dtype, name
+        np.testing.assert_array_equal(column, np.concatenate([getattr(e, name) for e in written]), err_msg=name)
+
+
+@pytest.mark.parametrize("episode", [0, 1, 2])
+def test_alignment_of_a_step(dataset: Episodes, episode: int) -> None:
+    """From row t: the next row's action and reward, the stack at t and the stack at t + 1."""
+    start, rows = dataset.starts[episode], LENGTHS[episode]
+    for t in range(rows - 1):
+        window = dataset.windows(np.array([start + t]), 1)
+        np.testing.assert_allclose(window.action[0, 0], [episode / 100, (t + 1) / 100])
+        assert window.reward[0, 0] == 100 * episode + t + 1
+        ended = episode == 2 and t == rows - 2
+        assert window.discount[0, 0] == (0.0 if ended else 1.0)
+        assert window.mask.all()
+        assert window.steps[0] == 1
+        # oldest frame first; the first frame of the episode fills up the stack at its start
+        assert stack_of(window.obs[0]) == [40 * episode + max(t - back, 0) for back in (2, 1, 0)]
+        assert stack_of(window.next_obs[0]) == [40 * episode + max(t + 1 - back, 0) for back in (2, 1, 0)]
+
+
+def stack_of(obs: np.ndarray) -> list[int]:
+    """The number of each frame of one stack, whose pixels must all agree."""
+    frames = obs.reshape(-1, 3, *obs.shape[1:])
+    assert all((frame == frame.flat[0]).all() for frame in frames)
+    return [int(frame.flat[0]) for frame in frames]
+
+
+@pytest.mark.parametrize("stack", [1, 2, 5])
+def test_stack_sizes(folder: Path, stack: int) -> None:
+    dataset = Episodes.open(folder, stack)
+    assert dataset.observation_shape == (3 * stack, 2, 2)
+    obs = dataset.observations(np.array([9, 10, 17]))
+    expected = [[80 + max(t - back, 0) for back in range(stack - 1, -1, -1)] for t in (0, 1, 8)]
+    assert [stack_of(o) for o in obs] == expected
+
+
+def test_a_long_window_stops_at_its_episode(dataset: Episodes) -> None:
+    window = dataset.windows(np.array([4, 6, 7, 9]), 5)
+    np.testing.assert_array_equal(window.steps, [2, 0, 1, 5])
+    np.testing.assert_array_equal(window.mask.sum(1), window.steps)
+    np.testing.assert_array_equal(window.reward[0], [5, 6, 0, 0, 0])
+    np.testing.assert_array_equal(window.reward[2], [101, 0, 0, 0, 0])
+    np.testing.assert_array_equal(window.reward[3], [201, 202, 203, 204, 205])
+    assert [stack_of(o)[-1] for o in window.next_obs] == [6, 6, 41, 85]
+    assert window.reward.dtype == window.action.dtype == window.discount.dtype == np.float32
+
+
+@given(
+    lengths=st.lists(st.integers(2, 9), min_size=1, max_size=6),
+    n=st.integers(1, 12),
+    stack=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_windows_never_cross_an_episode(lengths: list[int], n: int, stack: int, seed: int) -> None:
+    """Rewards and frames that carry the number of their row, against plain slices of each episode."""
+    first = np.cumsum([0, *lengths])
+    dataset = episodes_of([first[i] + np.arange(k, dtype=float) for i, k in enumerate(lengths)], [False] * len(lengths))
+    dataset._memory = numbered_frames(0, first[-1])
+    dataset.stack = stack
+    rows = dataset.sample_rows(20, np.random.default_rng(seed))
+    window = dataset.windows(rows, n)
+    for i, row in enumerate(rows):
+        episode = int(np.searchsorted(first, row, side="right")) - 1
+        ahead = np.arange(row + 1, min(row + n, first[episode + 1] - 1) + 1)
+        assert len(ahead) > 0  # sample_rows leaves out rows without a next one
+        assert window.steps[i] == len(ahead)
+        np.testing.assert_array_equal(window.reward[i], np.pad(ahead, (0, n - len(ahead))))
+        assert stack_of(window.obs[i]) == [max(row - back, first[episode]) for back in range(stack - 1, -1, -1)]
+        assert stack_of(window.next_obs[i]) == [
+            max(ahead[-1] - back, first[episode]) for back in range(stack - 1, -1, -1)
+        ]
+
+
+def test_sampled_rows_are_uniform_over_those_with_steps_left(dataset: Episodes) -> None:
+    rng = np.random.default_rng(0)
+    allowed = [3, 2, 1, 0, *range(9, 15)]  # three steps left: rows 0..3 of episode 0, none of 1, 0..5 of 2
+    counts = np.bincount(dataset.sample_rows(20000, rng, min_steps=3), minlength=18)
+    assert set(np.flatnonzero(counts)) == set(allowed)
+    expected = 20000 / len(allowed)
+    assert ((counts[allowed] - expected) ** 2 / expected).sum() < 27.9  # chi-square, 9 degrees, p = .001
+    with pytest.raises(VOCError, match=r"No row has 9 step\(s\) left; the longest episode has 8"):
+        dataset.sample_rows(1, rng, min_steps=9)
+    assert dataset.sample_rows(0, rng).shape == (0,)
+
+
+def test_lazy_frames_equal_frames_in_memory(folder: Path) -> None:
+    lazy, rows = Episodes.open(folder), np.array([[17, 0, 8], [8, 8, 3]])
+    read = lazy.frames(rows)
+    assert read.shape == (2, 3, 3, 2, 2)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(Episodes.open(folder).load_frames().frames(rows), read)
+    # a subset of a loaded dataset, and a loaded subset
+    before = Episodes.open(folder).load_frames().subset([2, 0])
+    after = Episodes.open(folder).subset([2, 0]).load_frames()
+    plain = Episodes.open(folder).subset([2, 0])
+    everything = np.arange(16)
+    np.testing.assert_array_equal(before.frames(everything)[:, 0, 0, 0], [*range(80, 89), *range(7)])
+    np.testing.assert_array_equal(before.observations(everything), plain.observations(everything))
+    np.testing.assert_array_equal(after.observations(everything), plain.observations(everything))
+
+
+def test_subset_of_a_subset(dataset: Episodes) -> None:
+    part = dataset.subset([2, 1]).subset([1])
+    np.testing.assert_array_equal(part.source_rows, [7, 8])
+    np.testing.assert_array_equal(part.reward, [0, 101])
+    np.testing.assert_array_equal(part.frames(np.arange(2))[:, 0, 0, 0], [40, 41])
+    assert part.spec == dataset.spec
+    assert len(dataset) == 18  # untouched
+    with pytest.raises(VOCError, match="zero episodes"):
+        dataset.subset([])
+
+
+def test_split(dataset: Episodes) -> None:
+    train, held_out = dataset.split(0.34, np.random.default_rng(0))
+    assert (len(train.starts), len(held_out.starts)) == (2, 1)
+    assert sorted([*train.source_rows, *held_out.source_rows]) == list(range(18))
+    again = dataset.split(0.34, np.random.default_rng(0))
+    np.testing.assert_array_equal(again[0].source_rows, train.source_rows)
+    held = {int(dataset.split(0.34, np.random.default_rng(s))[1].source_rows[0]) for s in range(20)}
+    assert held == {0, 7, 9}  # every episode is held out by some seed
+    for fraction, share in ((0.0, 1), (1.0, 2)):  # both sides get at least one
+        assert len(dataset.split(fraction, np.random.default_rng(0))[1].starts) == share
+    with pytest.raises(VOCError, match="1 episode cannot be split"):
+        dataset.subset([0]).split(0.5, np.random.default_rng(0))
+
+
+def test_v_d4rl_layout(tmp_path: Path) -> None:
+    """Several episodes in a shard, several shards, float step types, float32 or float64, no keys of ours."""
+    one = write_v_d4rl(tmp_path / "a.hdf5", (4, 3), first=0, size=84)
+    two = write_v_d4rl(tmp_path / "b.h5", (5,), first=100, size=84, reward=np.arange(5, dtype=np.float32))
+    assert one["step_type"].dtype == np.float64
+    dataset = Episodes.open(tmp_path)
+    assert len(dataset) == 12
+    assert dataset.observation_shape == (9, 84, 84)
+    assert dataset.spec.size == 84
+    assert dataset.state is dataset.physics is dataset.log_prob is None
+    np.testing.assert_array_equal(dataset.starts, [0, 4, 7])
+    np.testing.assert_array_equal(dataset.reward, np.r_[one["reward"], two["reward"]].astype(np.float32))
+    np.testing.assert_array_equal(dataset.action, np.r_[one["action"], two["action"]].astype(np.float32))
+    np.testing.assert_array_equal(dataset.step_type, [0, 1, 1, 2, 0, 1, 2, 0, 1, 1, 1, 2])
+    np.testing.assert_array_equal(dataset.frames(np.arange(12))[:, 1, 5, 7], [*range(7), *range(100, 105)])
+    assert stack_of(dataset.observations(np.array([4]))[0]) == [4, 4, 4]  # the stack of a later episode of a shard
+    assert not dataset.terminal.any()
+
+
+def test_an_optional_key_counts_only_where_every_file_has_it(tmp_path: Path) -> None:
+    write_v_d4rl(tmp_path / "a.hdf5", (4,), policy_id=np.zeros(4))
+    write_v_d4rl(tmp_path / "b.hdf5", (4,), policy_id=np.ones(4))
+    np.testing.assert_array_equal(Episodes.open(tmp_path).policy_id, [0] * 4 + [1] * 4)
+    write_v_d4rl(tmp_path / "c.hdf5", (4,))
+    assert Episodes.open(tmp_path).policy_id is None
+
+
+def test_an_episode_without_its_end_is_taken_as_cut(tmp_path: Path) -> None:
+    step_type = np.array([0.0, 1, 1, 0, 1, 1, 2])
+    discount = np.array([1.0, 1, 0, 1, 1, 1, 0])  # a zero discount before a cut is no termination either
+    write_v_d4rl(tmp_path / "a.hdf5", (7,), step_type=step_type, discount=discount)
+    with pytest.warns(UserWarning, match=r"1 episode\(s\) without a last step"):
+        dataset = Episodes.open(tmp_path)
+    np.testing.assert_array_equal(dataset.ends, [3, 7])
+    np.testing.assert_array_equal(np.flatnonzero(dataset.terminal), [6])
+
+
+def test_pickled_with_open_handles(dataset: Episodes) -> None:
+    rows = np.arange(18)
+    frames = dataset.frames(rows)
+    assert dataset._handles
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert not copy._handles
+    np.testing.assert_array_equal(copy.frames(rows), frames)
+    np.testing.assert_array_equal(dataset.frames(rows), frames)
+
+
+def _read_in_child(dataset: Episodes, queue: Any) -> None:
+    parent = dict(dataset._handles)
+    frames = dataset.frames(np.arange(18))
+    reopened = all(dataset._handles[path] is not handle for path, handle in parent.items())
+    queue.put((frames, reopened))
+
+
+def test_forked_with_open_handles(dataset: Episodes) -> None:
+    rows = np.arange(18)
+    frames = dataset.frames(rows)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_read_in_child, args=(dataset, queue))
+    process.start()
+    in_child, reopened = queue.get(timeout=60)
+    process.join(60)
+    assert process.exitcode == 0
+    assert reopened  # HDF5 handles must not cross a fork
+    np.testing.assert_array_equal(in_child, frames)
+    np.testing.assert_array_equal(dataset.frames(rows), frames)
+
+
+def test_more_files_than_open_handles(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (2,) * 70)
+    frames = dataset.frames(np.arange(140))
+    assert len(dataset._handles) <= 64
+    np.testing.assert_array_equal(frames[:, 0, 0, 0], [(40 * i + t) % 256 for i in range(70) for t in (0, 1)])
+
+
+def test_one_chunk_per_frame(folder: Path) -> None:
+    with h5py.File(folder / "episode_002.hdf5") as file:
+        assert file["observation"].chunks == (1, 3, 2, 2)
+        assert file["observation"].compression == "gzip"
+        assert file["step_type"].dtype == np.float64  # as in V-D4RL
+
+
+def test_repr_says_what_it_is(dataset: Episodes) -> None:
+    assert repr(dataset) == "Episodes(toy: 3 episodes, 18 rows, frames (3, 2, 2), stack 3)"
+    assert repr(toy_episode(0, 3, True)) == "Episode(3 rows, return 3, terminated)"
+    assert repr(toy_episode(0, 3)) == "Episode(3 rows, return 3, truncated)"

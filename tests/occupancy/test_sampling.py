@@ -1,0 +1,269 @@
+"""The sampler: the same numbers as the full forward pass, and frequencies equal to the probabilities."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from chains import occupancy, ring
+from voc_rl.errors import VOCError
+from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, compose, sample_futures, sampling
+from voc_rl.occupancy.sampling import sample_codes
+from voc_rl.occupancy.transformer import Cache, Prefix
+
+TOKENS, CODES = 3, 5
+
+
+def network(feature_dim: int = 0, seed: int = 0, tokens: int = TOKENS, codes: int = CODES) -> OccupancyTransformer:
+    """A network with weights large enough that every input matters."""
+    torch.manual_seed(seed)
+    config = OccupancyConfig(codes, tokens, feature_dim=feature_dim, n_layer=2, n_head=2, width=16)
+    model = OccupancyTransformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.25 * torch.randn(parameter.shape))
+    return model
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def all_futures(codes: int = CODES, tokens: int = TOKENS) -> Tensor:
+    """Every sequence without END, then the END sequence: (codes^tokens + 1, tokens)."""
+    return torch.tensor([*itertools.product(range(codes), repeat=tokens), (codes,) * tokens])
+
+
+def exact_distribution(model: OccupancyTransformer, prefix: Prefix) -> Tensor:
+    """(B, sequences): END decided by the first code alone, and never in the middle."""
+    futures = all_futures(model.config.codebook_size, model.config.n_tokens)
+    logits = model.future_logits(prefix, futures.expand(len(prefix), -1, -1)).clone()
+    logits[..., 1:, model.config.end_code] = -torch.inf
+    log_p = logits.log_softmax(-1).gather(-1, futures.expand(len(prefix), -1, -1)[..., None])[..., 0]
+    log_p[:, -1, 1:] = 0.0
+    return log_p.sum(-1).exp()
+
+
+@torch.no_grad()
+def test_future_logits_equal_the_flat_forward_pass() -> None:
+    model = network()
+    context, futures = torch.randint(CODES, (4, TOKENS)), torch.randint(CODES, (4, 6, TOKENS))
+    shared = model.future_logits(model.prefix(context), futures)
+    flat = torch.cat([context[:, None].expand(4, 6, TOKENS), futures], -1).flatten(0, 1)
+    plain = model(flat)[:, TOKENS - 1 : 2 * TOKENS - 1].view(4, 6, TOKENS, -1)
+    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
+    assert (plain.std((0, 1)) > 1e-2).all()  # contexts and futures do change the numbers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("feature_dim", [0, 4])
+def test_cached_decoding_equals_future_logits(feature_dim: int) -> None:
+    model = network(feature_dim)
+    context, futures = torch.randint(CODES, (4, TOKENS)), torch.randint(CODES, (4, 6, TOKENS))
+    features = torch.randn(4, feature_dim) if feature_dim else None
+    prefix = model.prefix(context, features)
+    full = model.future_logits(prefix, futures)
+    cache = Cache(model.config, 4, 6, torch.float32)
+    torch.testing.assert_close(model.logits(prefix.last)[:, None].expand(4, 6, -1), full[:, :, 0], atol=1e-5, rtol=1e-5)
+    for place in range(TOKENS - 1):
+        step = model.logits(model.next_hidden(prefix, futures[..., place], cache))
+        torch.testing.assert_close(step, full[:, :, place + 1], atol=1e-5, rtol=1e-5)
+    if not feature_dim:
+        flat = torch.cat([context[:, None].expand(4, 6, TOKENS), futures], -1).flatten(0, 1)
+        torch.testing.assert_close(step.flatten(0, 1), model(flat)[:, -2], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_network_is_causal() -> None:
+    model = network()
+    ids = torch.randint(CODES, (2, 2 * TOKENS))
+    before = model(ids)
+    for place in range(2 * TOKENS):
+        changed = ids.clone()
+        changed[:, place] = (ids[:, place] + 1) % CODES
+        after = model(changed)
+        torch.testing.assert_close(after[:, :place], before[:, :place])
+        assert (after[:, place] - before[:, place]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_features_are_shown_where_asked() -> None:
+    model = network(feature_dim=4)
+    model.fit_features(torch.tensor([[1.0, 2, 3, 4], [3.0, 2, 1, 0]]))
+    context, features = torch.randint(CODES, (3, TOKENS)), torch.randn(3, 4)
+    shown = torch.tensor([True, False, True])
+    mixed = model.prefix(context, features, shown).last
+    torch.testing.assert_close(mixed[shown], model.prefix(context, features).last[shown])
+    torch.testing.assert_close(mixed[~shown], model.prefix(context).last[~shown])
+    assert (model.prefix(context, features).last - model.prefix(context).last).abs().max() > 1e-2
+    torch.testing.assert_close(model.feature_mean, torch.tensor([2.0, 2, 2, 2]))
+    torch.testing.assert_close(model.feature_std, torch.tensor([2**0.5, 1e-4, 2**0.5, 8**0.5]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("feature_dim", [0, 4])
+def test_frequencies_equal_probabilities(feature_dim: int) -> None:
+    """All 126 futures of three contexts: chi-square against the product of the softmaxes."""
+    model = network(feature_dim, seed=3)
+    context = torch.randint(CODES, (3, TOKENS))
+    features = torch.randn(3, feature_dim) if feature_dim else None
+    count = 40_000
+    samples = sample_futures(model, context, features, count, generator())
+    assert samples.shape == (3, count, TOKENS)
+    assert samples.dtype == torch.int64
+    exact = exact_distribution(model, model.prefix(context, features)).double().numpy()
+    np.testing.assert_allclose(exact.sum(1), 1.0, atol=1e-5)
+    for i in range(3):
+        place = np.full(CODES**TOKENS, 0)
+        flat = samples[i].numpy()
+        ended = (flat == CODES).any(1)
+        assert (flat[ended] == CODES).all()  # END fills the whole sequence
+        place = flat[~ended] @ np.array([CODES**2, CODES, 1])
+        found = np.append(np.bincount(place, minlength=CODES**TOKENS), ended.sum())
+        common = exact[i] * count >= 5
+        assert common.sum() > 20
+        observed = np.append(found[common], found[~common].sum())
+        expected = np.append(exact[i][common], max(exact[i][~common].sum(), 1e-9)) * count
+        assert stats.chisquare(observed, expected * count / expected.sum()).pvalue > 1e-3
+
+
+def test_sample_codes_frequencies_and_zeros() -> None:
+    p = torch.tensor([[0.0, 0.5, 0.2, 0.3, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
+    drawn = sample_codes(p.log(), 50_000, generator())
+    first = torch.bincount(drawn[0], minlength=5).numpy()
+    assert first[0] == first[4] == 0
+    assert stats.chisquare(first[1:4], np.array([0.5, 0.2, 0.3]) * 50_000).pvalue > 1e-3
+    assert (drawn[1] == 0).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
+def test_extreme_uniforms_never_take_an_impossible_code(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling.torch, "rand", lambda shape, generator: torch.full(shape, uniform))
+    logits = 3 * torch.randn(5000, 60, generator=generator())
+    logits[:, [0, 17, 59]] = -torch.inf
+    drawn = sample_codes(logits, 1, generator())
+    assert not torch.isin(drawn, torch.tensor([0, 17, 59])).any()
+
+
+def test_top_k_keeps_the_likeliest() -> None:
+    p = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    drawn = sample_codes(p.log(), 30_000, generator(), top_k=2)
+    counts = torch.bincount(drawn, minlength=4).numpy()
+    assert counts[0] == counts[2] == 0
+    assert stats.chisquare(counts[[1, 3]], np.array([4, 3]) / 7 * 30_000).pvalue > 1e-3
+    for k in (4, 50, None):
+        everything = sample_codes(p.log(), 30_000, generator(), top_k=k)
+        assert (torch.bincount(everything, minlength=4) > 0).all()
+
+
+@torch.no_grad()
+def test_top_k_of_one_is_the_greedy_future() -> None:
+    model, context = network(seed=4), torch.randint(CODES, (4, TOKENS))
+    futures = sample_futures(model, context, None, 3, generator(), top_k=1)
+    assert (futures == futures[:, :1]).all()
+    prefix = model.prefix(context)
+    logits = model.future_logits(prefix, futures)
+    assert (logits[:, 0, 0].argmax(-1) == futures[:, 0, 0]).all()
+    logits[..., 1:, CODES] = -torch.inf
+    going = futures[:, 0, 0] != CODES
+    assert going.any()
+    assert (logits[going, 0, 1:].argmax(-1) == futures[going, 0, 1:]).all()
+
+
+def test_same_generator_same_futures() -> None:
+    model, context = network(), torch.randint(CODES, (5, TOKENS))
+    one, two, other = (sample_futures(model, context, None, 7, generator(s)) for s in (1, 1, 2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    sample_futures(model, context, None, 7, generator())
+    assert torch.equal(torch.get_rng_state(), before)  # no global random state
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [1, 10, 24, 16384])
+def test_chunks_keep_shape_and_order(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts whose futures are nearly certain come back in their order, however they are cut."""
+    monkeypatch.setattr(sampling, "SEQUENCES_AT_ONCE", at_once)
+    S = 6
+    model = table_model(np.roll(np.eye(S), 1, axis=1))
+    context = torch.tensor([3, 0, 5, 1, 1, 4, 2])[:, None]
+    futures = sample_futures(model, context, None, 4, generator())
+    assert futures.shape == (7, 4, 1)
+    assert (futures[..., 0] == (context + 1) % S).all()
+    features = torch.randn(7, 4)
+    real = network(feature_dim=4)
+    long = sample_futures(real, torch.randint(CODES, (7, TOKENS)), features, 4, generator())
+    assert long.shape == (7, 4, TOKENS)
+
+
+class _Table(torch.nn.Module):
+    """A stand-in for the network: one token per state, and a matrix of next-state probabilities with END last."""
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        super().__init__()
+        self.config = OccupancyConfig(len(matrix), 1, width=4)
+        padded = np.zeros((len(matrix), len(matrix) + 1))
+        padded[:, : matrix.shape[1]] = matrix
+        self.table = torch.from_numpy(padded).log()
+
+    def prefix(self, context: Tensor, features: Tensor | None = None) -> Prefix:
+        nothing = torch.zeros(len(context), 4, 0, 1)
+        return Prefix([nothing], [nothing], self.table[context[:, 0]])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+def table_model(matrix: np.ndarray) -> OccupancyTransformer:
+    return _Table(matrix)  # type: ignore[return-value]
+
+
+def with_end(P: np.ndarray) -> np.ndarray:
+    """The ring, but from state 3 the walk ends with probability .3: (states, states + 1)."""
+    Q = np.append(P, np.zeros((len(P), 1)), 1)
+    Q[3] *= 0.7
+    Q[3, -1] = 0.3
+    return Q
+
+
+@pytest.mark.parametrize("chain", [lambda P: P, with_end])
+@pytest.mark.parametrize(("gamma", "new_gamma"), [(0.5, 0.9), (0.8, 0.95), (0.0, 0.7), (0.9, 0.9)])
+def test_composition_is_exact(gamma: float, new_gamma: float, chain: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Hops of the exact occupancy at gamma give the exact occupancy at gamma'."""
+    Q = chain(ring())
+    square = Q if Q.shape[1] == len(Q) else np.vstack([Q, np.eye(len(Q) + 1)[-1]])
+    model = table_model(occupancy(square, gamma)[: len(Q)])
+    count = 20_000
+    futures = compose(
+        model, torch.arange(len(Q))[:, None], None, count, gamma, new_gamma, generator(), max_hops=200
+    )
+    assert futures.shape == (len(Q), count, 1)
+    exact = occupancy(square, new_gamma)[: len(Q)]
+    for state in range(len(Q)):
+        found = np.bincount(futures[state, :, 0].numpy(), minlength=len(square))
+        assert found[exact[state] == 0].sum() == 0
+        possible = exact[state] > 0
+        assert stats.chisquare(found[possible], exact[state][possible] * count).pvalue > 1e-4
+
+
+def test_composition_at_most_max_hops() -> None:
+    """A clockwork chain of single steps: no future is further ahead than the hops allowed."""
+    model = table_model(np.roll(np.eye(50), 1, axis=1))
+    futures = compose(model, torch.zeros(1, 1, dtype=torch.int64), None, 5000, 0.0, 0.9, generator(), max_hops=5)
+    counts = np.bincount(futures.flatten().numpy(), minlength=50)
+    expected = [0.1, 0.09, 0.081, 0.0729, 0.9**4]  # the tail stays at the last hop
+    assert counts[0] == counts[6:].sum() == 0
+    assert stats.chisquare(counts[1:6], np.array(expected) * 5000).pvalue > 1e-3
+
+
+def test_width_must_be_a_multiple_of_the_heads() -> None:
+    with pytest.raises(VOCError, match="width 10 is not a multiple of n_head 4"):
+        OccupancyConfig(5, 1, width=10)

@@ -1,0 +1,224 @@
+"""The command ``voc-rl``: parses, calls, prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from voc_rl.errors import VOCError, check_choice
+
+
+@dataclass(frozen=True)
+class Demo:
+    """From pixels to values on a real task: collect, train, compare with the truth and baselines, report."""
+
+    task: str = "walker-walk"
+    """walker-walk or cheetah-run."""
+    out: Path = Path("runs/demo")
+    """Run folder; an interrupted demo goes on where it stopped."""
+    seed: int = 0
+    threads: int | None = None
+    """Threads for the arithmetic; default: all cores, at most 4."""
+    processes: int = 2
+    """Processes that collect."""
+    episodes: int = 80
+    episode_steps: int = 250
+    force: bool = False
+    """Do every stage anew."""
+
+    def run(self) -> None:
+        from voc_rl.benchmarks.demo import DemoConfig, run_demo, with_seed
+
+        config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps)
+        prepare(self.threads)
+        run_demo(with_seed(config, self.seed), self.out, processes=self.processes, force=self.force)
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect pixel episodes with a shipped policy or an actor file."""
+
+    task: str
+    """A dm_control task, such as walker-walk."""
+    policy: str
+    """A shipped policy, such as walker-walk/step_60000, or the path of an actor's .safetensors."""
+    out: Path
+    """Folder for the episodes; those that are there are kept."""
+    episodes: int = 80
+    max_episode_steps: int | None = None
+    """Agent steps per episode; default: the task's own limit."""
+    action_repeat: int = 2
+    size: int = 84
+    render: Literal["fast", "faithful"] = "fast"
+    sigma: float = 0.0
+    """Standard deviation of Gaussian noise around the policy's mean; 0 keeps the policy's own noise."""
+    epsilon: float = 0.0
+    """Share of uniformly random actions."""
+    seed: int = 0
+    processes: int = 2
+    force: bool = False
+    """Delete the episodes of the folder first."""
+
+    def run(self) -> None:
+        from voc_rl.agents import NoisyPolicy, load_policy
+        from voc_rl.envs import collect
+
+        policy: Any = load_policy(self.policy)
+        if self.sigma or self.epsilon:
+            policy = NoisyPolicy(policy, self.sigma, self.epsilon)
+        if self.force:
+            for file in [*self.out.glob("episode_*.hdf5"), self.out / "collect.json"]:
+                file.unlink(missing_ok=True)
+        count = collect(
+            self.out, self.task, policy, self.episodes, self.seed, max_episode_steps=self.max_episode_steps,
+            size=self.size, action_repeat=self.action_repeat, render=self.render, processes=self.processes,
+        )  # fmt: skip
+        print(f"collect: {count} new episodes, {self.episodes - count} were there already: {self.out}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the stages of one run share; give the same words to each of them."""
+
+    data: Path
+    """An HDF5 file or a folder of them (ours, or V-D4RL's 84 px files)."""
+    out: Path
+    """Run folder."""
+    gamma: float = 0.9
+    n: int | None = None
+    """Real steps per target; default 4 / (1 - gamma), 1 is the paper's one-step target."""
+    size: str = "tiny"
+    """tiny or small: the network, its tokens and how long it trains."""
+    quantizer: str = "vqvae"
+    held_out: float = 0.2
+    """Share of the episodes that is never trained on."""
+    seed: int = 0
+    threads: int | None = None
+    """Threads for the arithmetic; default: all cores, at most 4."""
+    force: bool = False
+    """Do this stage anew."""
+    quantizer_steps: int | None = None
+    """Optimiser steps; default by size."""
+    steps: int | None = None
+    """Optimiser steps of the occupancy network; default by size."""
+
+    def pipeline(self, run: Any, stage: str) -> Any:
+        from voc_rl.pipeline import Pipeline
+        from voc_rl.sizes import SIZES
+
+        check_choice(self.size, SIZES, "size")
+        config = SIZES[self.size]
+        occupancy = replace(config.occupancy, gamma=self.gamma, n=self.n)
+        if self.steps is not None:
+            occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
+        if self.quantizer_steps is not None:
+            config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
+        config = replace(config, quantizer=self.quantizer, occupancy=occupancy, seed=self.seed)
+        force = frozenset({stage}) if self.force else frozenset()
+        return Pipeline(run, self.data, config, self.held_out, print, progress=True, force=force)
+
+    def do(self, stage: str, work: Any, listener: Any = None) -> None:
+        from voc_rl.runs import RunFolder
+
+        prepare(self.threads)
+        with RunFolder(self.out) as run:
+            if listener is not None:
+                run.listeners.append(listener)
+            work(self.pipeline(run, stage))
+
+
+@dataclass(frozen=True)
+class TrainQuantizer:
+    """Train the quantizer on the frames of a dataset."""
+
+    settings: tyro.conf.OmitArgPrefixes[Settings]
+
+    def run(self) -> None:
+        self.settings.do("quantizer", lambda pipeline: pipeline.train_quantizer())
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Turn every frame of a dataset into codes."""
+
+    settings: tyro.conf.OmitArgPrefixes[Settings]
+
+    def run(self) -> None:
+        self.settings.do("tokenize", lambda pipeline: pipeline.tokenize())
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the occupancy network, the value head and the reward head."""
+
+    settings: tyro.conf.OmitArgPrefixes[Settings]
+    wandb: Literal["online", "offline"] | None = None
+    """Also log to Weights & Biases; offline needs no account."""
+
+    def run(self) -> None:
+        listener = None
+        if self.wandb is not None:
+            from voc_rl.wandb_log import wandb_listener
+
+            listener = wandb_listener(self.wandb, self.settings.out)
+        self.settings.do("train", lambda pipeline: pipeline.train(), listener)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score the values of held-out states against their true returns."""
+
+    settings: tyro.conf.OmitArgPrefixes[Settings]
+    samples: int = 100
+    """Futures per state."""
+    max_states: int = 600
+
+    def run(self) -> None:
+        from voc_rl.benchmarks.report import format_table
+
+        self.settings.do(
+            "evaluate", lambda pipeline: print(format_table(pipeline.evaluate(self.samples, self.max_states)))
+        )
+
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Collect, tyro.conf.subcommand("collect")]
+    | Annotated[TrainQuantizer, tyro.conf.subcommand("train-quantizer")]
+    | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+)
+
+
+def prepare(threads: int | None) -> None:
+    """Choose the number of threads, and keep freed memory for reuse."""
+    import torch
+
+    from voc_rl.precision import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(threads or min(os.cpu_count() or 1, 4))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``voc-rl``. Bad input prints one sentence and exits with code 2."""
+    command = tyro.cli(Command, prog="voc-rl", args=arguments, description=__doc__)  # type: ignore[call-overload, var-annotated, arg-type]
+    try:
+        command.run()
+    except VOCError as error:
+        print(f"voc-rl: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("voc-rl: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

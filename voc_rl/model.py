@@ -1,0 +1,364 @@
+"""VOC: quantizer, occupancy network, reward head and value head as one model that is trained, saved and asked.
+
+    frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futures -> RewardHead -> values
+                                          \\-> ValueHead -> values, in one pass
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.checkpoints import FORMAT_VERSION, load_state_dict, load_tensors, read_json, save_tensors, write_json
+from voc_rl.configs import from_dict, to_dict
+from voc_rl.data import DataSpec, Episodes
+from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
+from voc_rl.occupancy import (
+    OccupancyConfig,
+    OccupancyTraining,
+    OccupancyTransformer,
+    ValueHead,
+    compose,
+    sample_futures,
+    train_occupancy,
+)
+from voc_rl.precision import autocast
+from voc_rl.quantizers import (
+    Quantizer,
+    build_quantizer,
+    load_quantizer,
+    save_quantizer,
+    tokenize,
+    train_quantizer,
+)
+from voc_rl.quantizers.registry import check_version
+from voc_rl.values import (
+    RewardConfig,
+    RewardHead,
+    ValueEstimate,
+    from_ensemble,
+    from_samples,
+    rewards_of_futures,
+    successor_features,
+    train_reward_head,
+)
+
+Estimator = Literal["head", "sample"]
+DESCRIPTION = "voc.json"
+WEIGHTS = "voc.safetensors"
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """Sizes of the occupancy network and the value head."""
+
+    n_layer: int = 2
+    n_head: int = 4
+    width: int = 128
+    dropout: float = 0.0
+    head_hidden: int = 128
+    head_members: int = 5
+
+
+@dataclass(frozen=True)
+class VOCConfig:
+    """Everything that training a VOC needs besides data. See the parts for their meaning.
+
+    quantizer: its name. quantizer_config: keys of that quantizer's config. quantizer_training: its loop.
+    """
+
+    quantizer: str = "vqvae"
+    quantizer_config: dict[str, Any] = field(default_factory=dict)
+    quantizer_training: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=500, batch_size=128, learning_rate=1.5e-3)
+    )
+    network: NetworkSize = field(default_factory=NetworkSize)
+    occupancy: OccupancyTraining = field(default_factory=lambda: OccupancyTraining(loop=OCCUPANCY_LOOP))
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    seed: int = 0
+
+
+OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+
+
+class VOC:
+    """A trained video occupancy model. Values are of the policy that made the data (the behaviour).
+
+    Attributes:
+        quantizer, occupancy, reward_head, value_head (None when trained without): the parts, in eval mode.
+        gamma: the discount it was trained for. spec: how its training frames were made.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        occupancy: OccupancyTransformer,
+        reward_head: RewardHead,
+        value_head: ValueHead | None,
+        gamma: float,
+        spec: DataSpec,
+    ) -> None:
+        self.quantizer, self.occupancy = quantizer.eval(), occupancy.eval()
+        self.reward_head, self.value_head = reward_head.eval(), value_head.eval() if value_head else None
+        self.gamma, self.spec = check_gamma(gamma), spec
+
+    @property
+    def observation_shape(self) -> tuple[int, int, int]:
+        """Shape of an observation, (3K, H, W)."""
+        return self.quantizer.observation_shape
+
+    def value(
+        self,
+        obs: np.ndarray | Tensor,
+        gamma: float | None = None,
+        estimator: Estimator = "head",
+        samples: int = 100,
+        level: float = 0.9,
+        generator: torch.Generator | None = None,
+    ) -> ValueEstimate:
+        """Values of a batch of observations.
+
+        Args:
+            obs: uint8 (B, 3K, H, W).
+            gamma: the discount; None is the model's own. Estimator ``sample`` also answers for larger ones, by feeding
+                futures back as contexts.
+            estimator: ``head`` (one pass) or ``sample`` (mean reward of sampled futures).
+            samples: futures per state, for ``sample``.
+            level: confidence of the interval.
+            generator: randomness of ``sample``; None is a fresh one with seed 0.
+
+        Raises:
+            VOCError: observations of another shape or dtype, an estimator or discount that this model does not have.
+        """
+        codes, features = self._context(obs)
+        return self.value_of_codes(codes, features, gamma, estimator, samples, level, generator)
+
+    @torch.no_grad()
+    def value_of_codes(
+        self,
+        codes: Tensor,
+        features: Tensor | None,
+        gamma: float | None = None,
+        estimator: Estimator = "head",
+        samples: int = 100,
+        level: float = 0.9,
+        generator: torch.Generator | None = None,
+    ) -> ValueEstimate:
+        """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim)."""
+        gamma = self.gamma if gamma is None else check_gamma(gamma)
+        check_choice(estimator, ("head", "sample"), "estimator")
+        if estimator == "head":
+            return from_ensemble(self._head_members(codes, features, gamma), gamma, level)
+        if samples < 2:
+            raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
+        futures = self.futures_of_codes(codes, features, samples, gamma, generator)
+        return from_samples(self.rewards(futures).numpy(), gamma, level)
+
+    def _head_members(self, codes: Tensor, features: Tensor | None, gamma: float) -> np.ndarray:
+        if self.value_head is None:
+            raise VOCError("This VOC was trained without a value head; use estimator='sample'.")
+        if gamma != self.gamma:
+            raise VOCError(f"The value head knows gamma {self.gamma} only, not {gamma}; use estimator='sample'.")
+        with autocast():
+            context = self.occupancy.prefix(codes.long(), features).last
+            return self.value_head(context, features).float().numpy()
+
+    def sample_futures(
+        self,
+        obs: np.ndarray | Tensor,
+        n: int,
+        gamma: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Codes int64 (B, n, n_tokens) of n observations at discounted future times of each of ``obs``.
+
+        Pictures of them: ``voc.quantizer.decode``. The code ``voc.occupancy.config.end_code`` fills a future that
+        lies behind a termination.
+        """
+        return self.futures_of_codes(*self._context(obs), n, gamma, generator)
+
+    @torch.no_grad()
+    def futures_of_codes(
+        self,
+        codes: Tensor,
+        features: Tensor | None,
+        n: int,
+        gamma: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """``sample_futures`` of states that are already codes."""
+        check_positive(n, "n")
+        generator = generator or torch.Generator().manual_seed(0)
+        gamma = self.gamma if gamma is None else check_gamma(gamma)
+        if gamma < self.gamma:
+            raise VOCError(f"This VOC was trained for gamma {self.gamma}; it can answer for larger ones, not for {gamma}.")
+        with autocast():
+            if gamma > self.gamma:
+                return compose(self.occupancy, codes.long(), features, n, self.gamma, gamma, generator)
+            return sample_futures(self.occupancy, codes.long(), features, n, generator)
+
+    def rewards(self, futures: Tensor) -> Tensor:
+        """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""
+        return rewards_of_futures(futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code)
+
+    def successor_features(
+        self, obs: np.ndarray | Tensor, samples: int = 100, generator: torch.Generator | None = None
+    ) -> np.ndarray:
+        """Discounted sum of the future codes' vectors, float32 (B, n_tokens * code_dim)."""
+        futures = self.sample_futures(obs, samples, generator=generator)
+        return successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma).numpy()
+
+    def tokens(self, obs: np.ndarray | Tensor) -> np.ndarray:
+        """Codes int64 (B, n_tokens) of observations uint8 (B, 3K, H, W)."""
+        return self._context(obs)[0].numpy()
+
+    @torch.no_grad()
+    def _context(self, obs: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
+        check_observations(obs, self.observation_shape)
+        obs = torch.as_tensor(obs)
+        with autocast():
+            codes = self.quantizer.encode(obs)
+            # rounded as the stored features are, so that stored and live observations have equal values
+            features = self.quantizer.features(obs).to(torch.float16) if self.occupancy.config.feature_dim else None
+        return codes, features
+
+    def check_spec(self, spec: DataSpec) -> None:
+        """Warn where frames were made in another way than those the model was trained on."""
+        for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
+            mine, other = getattr(self.spec, name), getattr(spec, name)
+            if mine != other and mine and other:
+                warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model into ``folder``: two descriptions (JSON) and two weight files (safetensors)."""
+        folder = Path(folder)
+        save_quantizer(self.quantizer, folder)
+        parts: dict[str, torch.nn.Module] = {"occupancy": self.occupancy, "reward": self.reward_head}
+        if self.value_head is not None:
+            parts["value"] = self.value_head
+        tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        save_tensors(folder / WEIGHTS, tensors)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "gamma": self.gamma,
+            "spec": asdict(self.spec),
+            "occupancy": to_dict(self.occupancy.config),
+            "reward": to_dict(self.reward_head.config),
+            "value": self.value_head and {"hidden": self.value_head.hidden, "members": self.value_head.members},
+        }
+        write_json(folder / DESCRIPTION, description)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> VOC:
+        """Read a model that ``save`` wrote; loading never executes code from the files.
+
+        Raises:
+            VOCError: missing or damaged files, another format version, or weights of another quantizer.
+        """
+        folder = Path(folder)
+        description = read_json(folder / DESCRIPTION, "VOC description")
+        check_version(description, folder / DESCRIPTION)
+        quantizer = load_quantizer(folder)
+        try:
+            config = from_dict(OccupancyConfig, description["occupancy"], "occupancy")
+            reward_config = from_dict(RewardConfig, description["reward"], "reward")
+            spec = from_dict(DataSpec, description["spec"], "spec")
+            gamma, value = description["gamma"], description["value"]
+        except KeyError as error:
+            raise VOCError(f"{folder / DESCRIPTION} lacks the key {error}.") from error
+        if (config.codebook_size, config.n_tokens) != (quantizer.codebook_size, quantizer.n_tokens):
+            raise VOCError(
+                f"{folder}: the occupancy network speaks {config.n_tokens} tokens of {config.codebook_size} codes, the "
+                f"quantizer {quantizer.n_tokens} of {quantizer.codebook_size}; they belong to different models."
+            )
+        occupancy = OccupancyTransformer(config)
+        reward_head = RewardHead(quantizer.n_tokens, quantizer.code_dim, reward_config)
+        value_head = ValueHead(config.width, config.feature_dim, **value) if value else None
+        _load_parts(folder / WEIGHTS, {"occupancy": occupancy, "reward": reward_head, "value": value_head})
+        return cls(quantizer, occupancy, reward_head, value_head, gamma, spec)
+
+
+def _load_parts(path: Path, parts: dict[str, torch.nn.Module | None]) -> None:
+    tensors = load_tensors(path)
+    known = {name for name, module in parts.items() if module is not None}
+    unexpected = sorted({name.split(".")[0] for name in tensors} - known)
+    if unexpected:
+        raise VOCError(f"{path} holds unexpected parts: {', '.join(unexpected)}.")
+    for name in known:
+        own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        load_state_dict(parts[name], own, f"{path} ({name})")
+
+
+def train(
+    dataset: Episodes,
+    config: VOCConfig | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+    tokens: tuple[Tensor, Tensor] | None = None,
+    log: StepLog | None = None,
+    checkpoints: Callable[[str], Checkpoints] | None = None,
+    progress: bool = False,
+) -> VOC:
+    """Train a VOC on logged episodes.
+
+    Args:
+        dataset: what it learns from; values are of the policy that made it.
+        config: sizes and schedules; None is the default.
+        quantizer: a trained one to use, instead of training one here.
+        tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
+        log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
+        progress: show bars with the time left.
+    """
+    config = config or VOCConfig()
+    if quantizer is None:
+        if tokens is not None:
+            raise VOCError("Tokens were given without the quantizer that made them; give both.")
+        quantizer = fresh_quantizer(dataset, config)
+        train_quantizer(
+            quantizer, dataset, config.quantizer_training, config.seed,
+            log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
+        )  # fmt: skip
+    codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
+    model, head = fresh_networks(quantizer, config)
+    model, trained_head = train_occupancy(
+        model, head, dataset, codes, features, config.occupancy, config.seed,
+        log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
+    )  # fmt: skip
+    arrived = dataset.step_type > 0  # row 0 of an episode has no reward
+    with torch.no_grad():
+        vectors = quantizer.embed(codes[torch.from_numpy(arrived)].long())
+    reward_head = train_reward_head(
+        vectors, dataset.reward[arrived], config.reward, config.seed, log=log, progress=progress
+    )
+    return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
+
+
+def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
+    """An untrained quantizer for the frames of ``dataset``, its weights drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(config.seed, 1 << 42))
+        return build_quantizer(config.quantizer, dataset.observation_shape, config.quantizer_config)
+
+
+def fresh_networks(quantizer: Quantizer, config: VOCConfig) -> tuple[OccupancyTransformer, ValueHead]:
+    """Untrained occupancy network and value head for the codes of ``quantizer``, drawn from the seed."""
+    size = config.network
+    occupancy = OccupancyConfig(
+        codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens, feature_dim=quantizer.feature_dim,
+        n_layer=size.n_layer, n_head=size.n_head, width=size.width, dropout=size.dropout,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(config.seed, 1 << 43))
+        model = OccupancyTransformer(occupancy)
+        head = ValueHead(size.width, quantizer.feature_dim, size.head_hidden, size.head_members)
+    generator = torch.Generator().manual_seed(step_seed(config.seed, 1 << 44))
+    model.warm_start(quantizer.code_vectors(), generator)
+    return model, head

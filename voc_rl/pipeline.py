@@ -1,0 +1,212 @@
+"""The stages of a run, each resumable and skipped when it is done:
+
+    train-quantizer -> tokenize -> train -> evaluate
+
+A stage knows by its fingerprint (settings, data and the stages before it) whether it is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.checkpoints import load_tensors, save_tensors, write_json
+from voc_rl.configs import to_dict
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError
+from voc_rl.model import VOC, VOCConfig, fresh_quantizer, train
+from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize, train_quantizer
+from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.values import discounted_returns, scores
+
+Say = Callable[[str], None]
+# whole datasets up to this size are decompressed into memory before training reads them at random
+FRAMES_IN_MEMORY = 2 * 1024**3
+
+
+@dataclass
+class Pipeline:
+    """One run on one dataset.
+
+    Args:
+        run: the run folder, already entered. data: an HDF5 file or a folder of them. config: what is trained.
+        held_out: share of the episodes that are never trained on. say: takes one line about what is skipped.
+        force: stages that are done anew even when they are finished.
+    """
+
+    run: RunFolder
+    data: Path
+    config: VOCConfig
+    held_out: float = 0.2
+    say: Say = lambda line: None
+    progress: bool = False
+    force: frozenset[str] = frozenset()
+    _marks: dict[str, str] = field(default_factory=dict, repr=False)
+    _done: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise VOCError(f"held_out is {self.held_out}; a share of the episodes between 0 and 1 is needed.")
+        self.dataset = Episodes.open(self.data)
+        if len(self.dataset) * np.prod(self.dataset.frame_shape) <= FRAMES_IN_MEMORY:
+            self.dataset.load_frames()
+        self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
+        data_mark = hashlib.sha256(self.dataset.reward.tobytes() + self.dataset.action.tobytes()).hexdigest()[:16]
+        quantizer = (self.config.quantizer, self.config.quantizer_config, to_dict(self.config.quantizer_training))
+        base = fingerprint(data_mark, self.held_out, self.config.seed, quantizer)
+        network = (to_dict(self.config.network), to_dict(self.config.occupancy), to_dict(self.config.reward))
+        self._marks = {"quantizer": base, "tokenize": fingerprint(base, "tokens"), "train": fingerprint(base, network)}
+
+    def mark(self, *parts: Any) -> str:
+        """Fingerprint of a later stage: the trained model and ``parts``."""
+        return fingerprint(self._marks["train"], *parts)
+
+    def skip(self, stage: str, mark: str) -> bool:
+        """Whether a stage is done; says so. A forced one is forgotten first."""
+        if stage in self.force:
+            self.run.forget(stage)
+            self.force = self.force - {stage}
+        if self.run.finished(stage, mark):
+            self.say(f"{stage}: done already, skipped (--force does it again)")
+            return True
+        return False
+
+    def train_quantizer(self) -> Quantizer:
+        """Train the quantizer on the training episodes, or load it."""
+        if "quantizer" not in self._done:
+            self._done["quantizer"] = self._train_quantizer()
+        return self._done["quantizer"]
+
+    def _train_quantizer(self) -> Quantizer:
+        config, mark = self.config, self._marks["quantizer"]
+        if self.skip("quantizer", mark):
+            return load_quantizer(self.run.path)
+        settings = {
+            "data": str(self.data), "held_out": self.held_out, "seed": config.seed, "quantizer": config.quantizer,
+            "quantizer_config": config.quantizer_config, **to_dict(config.quantizer_training),
+        }  # fmt: skip
+        with self.run.stage("quantizer", mark, settings):
+            quantizer = train_quantizer(
+                fresh_quantizer(self.training, config), self.training, config.quantizer_training, config.seed,
+                log=self.run.log, checkpoints=self.run.checkpoints("quantizer", mark), progress=self.progress,
+            )  # fmt: skip
+            save_quantizer(quantizer, self.run.path)
+        return quantizer
+
+    def tokenize(self) -> tuple[Tensor, Tensor]:
+        """Codes and features of every row of the dataset, computed or loaded."""
+        if "tokens" not in self._done:
+            self._done["tokens"] = self._tokenize()
+        return self._done["tokens"]
+
+    def _tokenize(self) -> tuple[Tensor, Tensor]:
+        path, mark = self.run.path / "tokens.safetensors", self._marks["tokenize"]
+        quantizer = self.train_quantizer()
+        if not self.skip("tokenize", mark):
+            with self.run.stage("tokenize", mark, {"data": str(self.data), "seed": self.config.seed}):
+                codes, features = tokenize(quantizer, self.dataset)
+                save_tensors(path, {"codes": codes, "features": features})
+        tensors = load_tensors(path, "token file")
+        if len(tensors["codes"]) != len(self.dataset):
+            raise VOCError(f"{path} has {len(tensors['codes'])} rows, the data {len(self.dataset)}; tokenise it again.")
+        return tensors["codes"], tensors["features"]
+
+    def tokens_of(self, part: Episodes) -> tuple[Tensor, Tensor]:
+        """Codes and features of the rows of a subset of the dataset."""
+        rows = torch.from_numpy(part.source_rows)
+        codes, features = self.tokenize()
+        return codes[rows], features[rows]
+
+    def train(self) -> VOC:
+        """Train the occupancy network, the value head and the reward head on the training episodes, or load them."""
+        if "voc" not in self._done:
+            self._done["voc"] = self._train()
+        return self._done["voc"]
+
+    def _train(self) -> VOC:
+        mark, config = self._marks["train"], self.config
+        quantizer = self.train_quantizer()
+        tokens = self.tokens_of(self.training)
+        if self.skip("train", mark):
+            return VOC.load(self.run.path)
+        settings = {"data": str(self.data), **to_dict(config)}
+        with self.run.stage("train", mark, settings):
+            voc = train(
+                self.training, config, quantizer=quantizer, tokens=tokens, log=self.run.log,
+                checkpoints=lambda name: self.run.checkpoints("train", mark), progress=self.progress,
+            )  # fmt: skip
+            voc.save(self.run.path)
+        return voc
+
+    def evaluate(self, samples: int = 100, max_states: int = 600) -> dict[str, Any]:
+        """Score the values of held-out states against their true returns; writes metrics.json.
+
+        Raises:
+            VOCError: no held-out state has a known return (episodes shorter than the horizon).
+        """
+        voc, mark = self.train(), self.mark("evaluate", samples, max_states)
+        rows, truth = self.test_states(max_states)
+        codes, features = self.tokens_of(self.test)
+        codes, features = codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
+        methods = {}
+        with self.run.stage("evaluate", mark, {"samples": samples, "max_states": max_states}):
+            for name, estimator in (("voc", "sample"), ("voc_head", "head")):
+                estimate = voc.value_of_codes(codes, features, estimator=estimator, samples=samples)  # type: ignore[arg-type]
+                methods[name] = scores(estimate.mean, truth, voc.gamma, self.r_max)
+            constant = np.full(len(truth), self.constant_value())
+            methods["constant"] = scores(constant, truth, voc.gamma, self.r_max)
+        metrics = self.metrics(methods, len(truth))
+        write_json(self.run.path / "metrics.json", metrics)
+        return metrics
+
+    @property
+    def r_max(self) -> float:
+        """Largest reward of a row: 1 per control step in dm_control, else the largest logged one."""
+        if self.dataset.spec.action_repeat:
+            return float(self.dataset.spec.action_repeat)
+        return max(float(np.abs(self.dataset.reward).max()), 1e-6)
+
+    def constant_value(self) -> float:
+        """Mean true return of the training states: the best constant that training data can name."""
+        returns, known = discounted_returns(self.training, self.config.occupancy.gamma)
+        if not known.any():
+            raise VOCError("No training state has a known return; episodes are shorter than the horizon of this gamma.")
+        return float(returns[known].mean())
+
+    def test_states(self, max_states: int) -> tuple[np.ndarray, np.ndarray]:
+        """Evenly spread held-out rows with known returns, and the returns."""
+        returns, known = discounted_returns(self.test, self.config.occupancy.gamma)
+        rows = np.flatnonzero(known)
+        if len(rows) < 2:
+            raise VOCError(
+                f"No held-out state has a known return at gamma {self.config.occupancy.gamma}: longer episodes, more "
+                "episodes or a smaller gamma are needed."
+            )
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(max_states, len(rows))).round().astype(int))]
+        return rows, returns[rows]
+
+    def metrics(self, methods: dict[str, Any], states: int) -> dict[str, Any]:
+        """What metrics.json holds."""
+        codes = self.tokenize()[0].numpy()
+        peaks = {name: int(peak) for name, peak in self.run.measured("peak_memory_bytes").items()}
+        return {
+            "task": self.dataset.spec.task or self.data.name,
+            "gamma": self.config.occupancy.gamma,
+            "methods": methods,
+            "seconds": self.run.measured("seconds"),
+            "cpu_seconds": self.run.measured("cpu_seconds"),
+            "peak_memory_bytes": max(peaks.values()),
+            "stage_peak_memory_bytes": peaks,
+            "r_max": self.r_max,
+            "states": states,
+            "episodes": {"training": len(self.training.starts), "held_out": len(self.test.starts)},
+            "quantizer": {"name": self.config.quantizer, **codebook_use(codes, int(load_quantizer(self.run.path).codebook_size))},
+            "seed": self.config.seed,
+        }

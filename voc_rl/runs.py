@@ -1,0 +1,181 @@
+"""Run folders: who is using one, what is done in it, its curve, seconds and memory.
+
+    config.json     settings per stage, versions, seed, threads
+    stages.json     finished stages: fingerprint, seconds, peak memory
+    metrics.jsonl   the curve, one line per logged step
+    checkpoints/    states of unfinished training
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from voc_rl.checkpoints import read_json, write_json
+from voc_rl.errors import VOCError
+from voc_rl.loop import Checkpoints
+
+PACKAGES = ("voc_rl", "torch", "numpy", "mujoco", "dm-control", "gymnasium", "h5py", "vector-quantize-pytorch")
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of JSON-ready values: equal settings give equal words."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class RunFolder:
+    """A folder that one process works in at a time; use it as a context manager.
+
+    Attributes:
+        path: the folder. listeners: called with every logged step, e.g. to send it to Weights & Biases.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.listeners: list[Callable[[str, int, Mapping[str, float]], None]] = []
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+        except OSError as error:
+            raise VOCError(f"{self.path} cannot be used as a run folder ({error.strerror}); choose another --out.") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise VOCError(f"{self.path} is in use by another run; wait for it, or choose another --out.") from None
+        for leftover in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def log(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
+        for listener in self.listeners:
+            listener(stage, step, numbers)
+
+    def curve(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a line that a killed run left unfinished is skipped."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def checkpoints(self, stage: str, mark: str) -> Checkpoints:
+        """Where the training of a stage keeps its state."""
+        return Checkpoints(self.path / "checkpoints" / f"{stage}.pt", mark)
+
+    def finished(self, stage: str, mark: str) -> bool:
+        """Whether a stage was finished with the same fingerprint."""
+        return self._stages().get(stage, {}).get("fingerprint") == mark
+
+    def forget(self, stage: str) -> None:
+        """Make a stage unfinished: its record, curve and checkpoint go."""
+        stages = self._stages()
+        if stages.pop(stage, None) is not None:
+            write_json(self.path / "stages.json", stages)
+        (self.path / "checkpoints" / f"{stage}.pt").unlink(missing_ok=True)
+        curve = self.curve()
+        if any(row.get("stage") == stage for row in curve):
+            kept = [json.dumps(row) + "\n" for row in curve if row.get("stage") != stage]
+            (self.path / "metrics.jsonl").write_text("".join(kept))
+
+    @contextmanager
+    def stage(self, name: str, mark: str, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Do a stage: measure it, and when it ends well record it as finished (seconds of resumed parts add up)."""
+        self._note_settings(name, settings)
+        before = self._stages().get(f"{name} (unfinished)", {}).get("seconds", 0.0)
+        _reset_peak_memory()
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        try:
+            yield
+        except BaseException:
+            self._record(f"{name} (unfinished)", {"seconds": before + time.perf_counter() - wall})
+            raise
+        stages = self._stages()
+        stages.pop(f"{name} (unfinished)", None)
+        stages[name] = {
+            "fingerprint": mark,
+            "seconds": round(before + time.perf_counter() - wall, 3),
+            "cpu_seconds": round(cpu_seconds() - cpu, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        write_json(self.path / "stages.json", stages)
+        (self.path / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+
+    def measured(self, what: str) -> dict[str, float]:
+        """``seconds``, ``cpu_seconds`` or ``peak_memory_bytes`` of every finished stage."""
+        return {name: record[what] for name, record in self._stages().items() if what in record and "fingerprint" in record}
+
+    def _stages(self) -> dict[str, Any]:
+        path = self.path / "stages.json"
+        return read_json(path) if path.exists() else {}
+
+    def _record(self, name: str, record: dict[str, Any]) -> None:
+        write_json(self.path / "stages.json", {**self._stages(), name: record})
+
+    def _note_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
+        path = self.path / "config.json"
+        config = read_json(path) if path.exists() else {"stages": {}}
+        config.update(versions=versions(), threads=_threads())
+        config["stages"][stage] = dict(settings)
+        write_json(path, config)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape results."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of its finished children."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory since the last reset (where the system can reset it, else since the start)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
+
+
+def _reset_peak_memory() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # then later stages report the peak so far
+
+
+def _threads() -> int:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else 1

@@ -1,0 +1,21 @@
+"""Futures to rewards to values, and how good values are."""
+
+from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, rewards_of_futures
+from voc_rl.values.rewards import RewardConfig, RewardHead, train_reward_head
+from voc_rl.values.statistics import scores
+from voc_rl.values.successor import successor_features
+from voc_rl.values.truth import discounted_returns, horizon
+
+__all__ = [
+    "RewardConfig",
+    "RewardHead",
+    "ValueEstimate",
+    "discounted_returns",
+    "from_ensemble",
+    "from_samples",
+    "horizon",
+    "rewards_of_futures",
+    "scores",
+    "successor_features",
+    "train_reward_head",
+]

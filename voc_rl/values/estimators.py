@@ -1,0 +1,65 @@
+"""From futures to values, with the standard error of the mean and words for what the interval covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.values.statistics import normal_interval, student_interval
+
+SAMPLE_COVERS = "the mean over sampled futures of this model (sampling noise only, not the model's own error)"
+HEAD_COVERS = "the mean over which episodes were logged (spread of heads that weigh episodes differently)"
+
+
+@dataclass(frozen=True)
+class ValueEstimate:
+    """Values of a batch of states: discounted sums of rewards from the next step on, in reward units.
+
+    mean, stderr, low, high (B,) float64: the estimate, its standard error and an interval *of the mean* (never of the
+    return) at confidence ``level``; ``covers`` says in words which uncertainty the interval holds.
+    """
+
+    mean: np.ndarray
+    stderr: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    level: float
+    covers: str
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+def from_samples(rewards: np.ndarray, gamma: float, level: float = 0.9) -> ValueEstimate:
+    """Values from rewards (B, S) at S sampled discounted times: V = mean / (1 - gamma)."""
+    values = np.asarray(rewards, np.float64) / (1.0 - gamma)
+    mean = values.mean(1)
+    stderr = values.std(1, ddof=1) / np.sqrt(values.shape[1])
+    low, high = normal_interval(mean, stderr, level)
+    return ValueEstimate(mean, stderr, low, high, level, SAMPLE_COVERS)
+
+
+def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> ValueEstimate:
+    """Values from (1 - gamma) V of several heads (B, members) that were trained on reweighted episodes.
+
+    The spread of the members is itself the standard error (Bayesian bootstrap), not divided by their number; the
+    interval is Student's, because a handful of members only roughly tells the spread.
+    """
+    values = np.asarray(members, np.float64) / (1.0 - gamma)
+    mean, stderr = values.mean(1), values.std(1, ddof=1)
+    low, high = student_interval(mean, stderr, values.shape[1], level)
+    return ValueEstimate(mean, stderr, low, high, level, HEAD_COVERS)
+
+
+@torch.no_grad()
+def rewards_of_futures(
+    futures: Tensor, embed: Callable[[Tensor], Tensor], reward: Callable[[Tensor], Tensor], end_code: int
+) -> Tensor:
+    """Rewards float32 (B, S) of sampled codes int64 (B, S, n_tokens); 0 where the future is END."""
+    ended = futures[..., 0] == end_code
+    rewards = reward(embed(torch.where(ended[..., None], 0, futures)))
+    return torch.where(ended, 0.0, rewards.float())
