@@ -8,7 +8,7 @@ slow copy that is best on episodes held out of the training data is kept.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,16 +92,18 @@ def train_critic(
     truth, known = discounted_returns(validation, gamma)
     checked = np.flatnonzero(known)[::4]
     if not len(checked) or not len(goals.rows):
-        raise VOCError(f"No state has a known return at gamma {gamma}; longer or more episodes are needed for {kind}.")
+        raise VOCError(
+            f"No state has a known return at gamma {gamma}; longer or more episodes are needed for {kind}."
+        )
     network = _fresh(dataset, goals, seed)
     slow = copy.deepcopy(network).requires_grad_(False)
     best, best_error = slow, np.inf
-    for step, share in _steps(kind, budget, network, slow, training, goals, seed, log, progress):
+    for step in _steps(kind, budget, network, slow, training, goals, seed, log, progress):
         if kind == "td":
             goals.look_ahead(slow, training)
         error = float(np.mean((_predict(slow, validation, checked) / (1 - gamma) - truth[checked]) ** 2))
         if log is not None:
-            log(kind, step, {"val_error": error / float(truth[checked].var()), "share": share})
+            log(kind, step, {"val_error": error / max(float(truth[checked].var()), 1e-12)})
         if error < best_error:
             best, best_error = copy.deepcopy(slow), error
     return Critic(lambda data, rows: _predict(best, data, rows) / (1 - gamma), step, cpu_seconds() - started)
@@ -144,8 +146,8 @@ def _steps(
     seed: int,
     log: StepLog | None,
     progress: bool,
-):  # type: ignore[no-untyped-def]
-    """Optimise; yields (step, share of the budget) at the end of every period."""
+) -> Iterator[int]:
+    """Optimise; yields the step at the end of every period."""
     config = LoopConfig(steps=1000, batch_size=BATCH, learning_rate=LEARNING_RATE)
     optimizer = make_optimizer(list(network.parameters()), config)
     started, step, share, reported = cpu_seconds(), 0, 0.0, 0
@@ -158,7 +160,7 @@ def _steps(
             obs = _shifted(torch.from_numpy(dataset.observations(rows)), rng)
             loss = F.mse_loss(network(obs), goals(rows)) / goals.spread**2
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             with torch.no_grad():
                 torch._foreach_lerp_(list(slow.parameters()), list(network.parameters()), 0.05)
@@ -170,7 +172,7 @@ def _steps(
             bar.update(min(int(share * 100), 100) - bar.n)
             if share >= 1.0 or int(share * PERIODS) > reported:
                 reported = int(share * PERIODS)
-                yield step, share
+                yield step
 
 
 def _fresh(dataset: Episodes, goals: _Goals, seed: int) -> ConvolutionalCritic:
@@ -191,5 +193,7 @@ def _shifted(obs: Tensor, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def _predict(network: ConvolutionalCritic, dataset: Episodes, rows: np.ndarray) -> np.ndarray:
-    parts = [network(torch.from_numpy(dataset.observations(rows[i : i + 128]))) for i in range(0, len(rows), 128)]
+    parts = [
+        network(torch.from_numpy(dataset.observations(rows[i : i + 128]))) for i in range(0, len(rows), 128)
+    ]
     return torch.cat(parts).double().numpy()

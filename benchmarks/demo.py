@@ -1,6 +1,6 @@
 """From pixels to values on a real task in one command: collect, train, compare with the truth and baselines, report.
 
-    voc-rl demo --task walker-walk --out runs/demo
+voc-rl demo --task walker-walk --out runs/demo
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from voc_rl.benchmarks.demo_data import report_data
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.report import format_table, write_report
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
-from voc_rl.configs import to_dict
 from voc_rl.envs import collect
 from voc_rl.errors import VOCError, check_choice, check_positive
 from voc_rl.model import VOCConfig
@@ -55,17 +54,25 @@ class DemoConfig:
         for name in ("episodes", "episode_steps", "samples", "max_states"):
             check_positive(getattr(self, name), name)
         if self.episodes < 3:
-            raise VOCError(f"episodes is {self.episodes}; at least 3 are needed: training, validation and held out.")
+            raise VOCError(
+                f"episodes is {self.episodes}; at least 3 are needed: training, validation and held out."
+            )
 
 
 def run_demo(
-    config: DemoConfig, out: Path, *, processes: int = 2, force: bool = False, progress: bool = True, say: Say = print
+    config: DemoConfig,
+    out: Path,
+    *,
+    processes: int = 2,
+    force: bool = False,
+    progress: bool = True,
+    say: Say = print,
 ) -> dict[str, Any]:
     """Run or resume the demo in the folder ``out``; returns what metrics.json holds."""
     started = time.perf_counter()
     with RunFolder(out) as run:
         data = _collect(run, config, processes, force, progress, say)
-        stages = ("quantizer", "tokenize", "train", "evaluate", "mc", "td", "one_step")
+        stages = ("quantizer", "tokenize", "train", "evaluate", "mc", "td", "one_step", "report")
         pipeline = Pipeline(
             run, data, config.voc, say=say, progress=progress, force=frozenset(stages if force else ())
         )
@@ -76,7 +83,9 @@ def run_demo(
     return metrics
 
 
-def _collect(run: RunFolder, config: DemoConfig, processes: int, force: bool, progress: bool, say: Say) -> Path:
+def _collect(
+    run: RunFolder, config: DemoConfig, processes: int, force: bool, progress: bool, say: Say
+) -> Path:
     data = run.path / "data"
     settings = {"task": config.task, "policy": POLICIES[config.task], "episodes": config.episodes,
                 "episode_steps": config.episode_steps, "seed": config.voc.seed}  # fmt: skip
@@ -108,9 +117,13 @@ def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
     values = {name: estimate.mean for name, estimate in estimates.items()}
     values["constant"] = np.full(len(rows), pipeline.constant_value())
     for kind in ("mc", "td"):
-        values[kind] = _stage(pipeline, config, kind, lambda kind=kind: _critic(pipeline, config, kind, rows)).mean
+        values[kind] = _stage(
+            pipeline, config, kind, lambda kind=kind: _critic(pipeline, config, kind, rows)
+        ).mean
     values["one_step"] = _stage(pipeline, config, "one_step", lambda: _one_step(pipeline, config, rows)).mean
-    methods: dict[str, Any] = {name: scores(v, truth, voc.gamma, pipeline.r_max) for name, v in values.items()}
+    methods: dict[str, Any] = {
+        name: scores(v, truth, voc.gamma, pipeline.r_max) for name, v in values.items()
+    }
     cpu = run.measured("cpu_seconds")
     budget = sum(cpu[stage] for stage in TRAINING)
     for name, used in (("voc", budget), ("voc_head", budget), ("mc", cpu["mc"]), ("td", cpu["td"]),
@@ -118,7 +131,7 @@ def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
         methods[name]["cpu_seconds"] = round(used, 1)
     write_json(run.path / "metrics.json", pipeline.metrics(methods, len(truth)))
     mark = pipeline.mark("report", values["mc"].tolist(), values["td"].tolist(), values["one_step"].tolist())
-    if not (run.finished("report", mark) and (run.path / "report.html").exists()):
+    if not (pipeline.skip("report", mark) and (run.path / "report.html").exists()):
         with run.stage("report", mark, {}):
             metrics = pipeline.metrics(methods, len(truth))
             write_report(run.path / "report.html", report_data(pipeline, metrics, truth, values, estimates))
@@ -132,11 +145,17 @@ def _stage(pipeline: Pipeline, config: DemoConfig, name: str, work: Any) -> Valu
     path = pipeline.run.path / "estimates" / f"{name}.safetensors"
     mark = pipeline.mark(name, config.samples, config.max_states, config.baseline_steps)
     if pipeline.skip(name, mark):
-        tensors = {key: tensor.numpy() for key, tensor in load_tensors(path, "stored estimate").items()}
+        stored = {key: tensor.numpy() for key, tensor in load_tensors(path, "stored estimate").items()}
         words = read_json(path.with_suffix(".json"))
-        return ValueEstimate(**tensors, **words)
-    settings = {"samples": config.samples, "max_states": config.max_states, "baseline_steps": config.baseline_steps}
-    with pipeline.run.stage(name, mark, settings):
+        return ValueEstimate(
+            stored["mean"], stored["stderr"], stored["low"], stored["high"], words["level"], words["covers"]
+        )
+    settings = {
+        "samples": config.samples,
+        "max_states": config.max_states,
+        "baseline_steps": config.baseline_steps,
+    }
+    with pipeline.run.stage(name, mark, settings, resumes=False):
         estimate: ValueEstimate = work()
         arrays = {key: getattr(estimate, key) for key in ("mean", "stderr", "low", "high")}
         save_tensors(path, {key: torch.from_numpy(array) for key, array in arrays.items()})
@@ -162,7 +181,14 @@ def _critic(pipeline: Pipeline, config: DemoConfig, kind: Any, rows: np.ndarray)
     gamma = config.voc.occupancy.gamma
     n = config.voc.occupancy.n or default_n(gamma)
     critic = train_critic(
-        kind, pipeline.training, gamma, n, budget, config.voc.seed, log=pipeline.run.log, progress=pipeline.progress
+        kind,
+        pipeline.training,
+        gamma,
+        n,
+        budget,
+        config.voc.seed,
+        log=pipeline.run.log,
+        progress=pipeline.progress,
     )
     return _without_interval(critic.values(pipeline.test, rows))
 

@@ -41,7 +41,10 @@ def report_data(
     gammas = _discounts(voc.gamma)
     contexts, real, sampled = _futures(pipeline, gammas, rng, generator)
     pictures = rng.choice(len(test), size=min(PICTURES, len(test)), replace=False)
-    originals, decoded = test.observations(pictures), voc.quantizer.decode(codes[pictures].long()).detach().numpy()
+    originals, decoded = (
+        test.observations(pictures),
+        voc.quantizer.decode(codes[pictures].long()).detach().numpy(),
+    )
     squared = float(np.mean((originals.astype(float) - decoded) ** 2))
     shown = {**metrics, "quantizer": {**metrics["quantizer"], "psnr": 10 * np.log10(255**2 / max(squared, 1e-9))},
              "versions": versions()}  # fmt: skip
@@ -92,7 +95,9 @@ def _futures(
     real, sampled = [], []
     for gamma in gammas:
         # one logged future per time: times beyond the episode's end are drawn again as its last row
-        k = np.minimum(rng.geometric(1.0 - gamma, (len(contexts), FUTURES)), test.steps_left[contexts][:, None])
+        k = np.minimum(
+            rng.geometric(1.0 - gamma, (len(contexts), FUTURES)), test.steps_left[contexts][:, None]
+        )
         real.append(test.frames(contexts[:, None] + np.sort(k, 1)))
         drawn = voc.futures_of_codes(codes[contexts], features[contexts], FUTURES, gamma, generator)
         drawn = drawn.clamp(max=voc.quantizer.codebook_size - 1).flatten(0, 1)

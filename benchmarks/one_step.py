@@ -25,14 +25,15 @@ def train_one_step(
     log: StepLog | None = None,
     progress: bool = False,
 ) -> OccupancyTransformer:
-    """Train the occupancy network at gamma 0 (the next observation), with the VOC's size, steps and targets per step."""
+    """Train the occupancy network at gamma 0 (the next observation), with the VOC's size and steps."""
     training = dataclasses.replace(
         config.occupancy,
         gamma=0.0,
         n=1,
         futures=1,  # at gamma 0 all targets of a context are the same
         loop=dataclasses.replace(
-            config.occupancy.loop, batch_size=config.occupancy.loop.batch_size * config.occupancy.futures * 2 // 3
+            config.occupancy.loop,
+            batch_size=config.occupancy.loop.batch_size * config.occupancy.futures * 2 // 3,
         ),
         feature_dropout=0.5,  # from the second step on it only sees its own codes
     )
@@ -45,7 +46,12 @@ def train_one_step(
 
 @torch.no_grad()
 def roll_out(
-    model: OccupancyTransformer, voc: VOC, codes: Tensor, features: Tensor, token_budget: int, generator: torch.Generator
+    model: OccupancyTransformer,
+    voc: VOC,
+    codes: Tensor,
+    features: Tensor,
+    token_budget: int,
+    generator: torch.Generator,
 ) -> ValueEstimate:
     """Values by summing discounted rewards along roll-outs of H steps, gamma^H < 0.01.
 

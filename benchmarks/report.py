@@ -146,7 +146,9 @@ def _curves(data: ReportData, theme: Theme) -> Figure | None:
 
 
 def _cost(data: ReportData, theme: Theme) -> Figure | None:
-    return plot_cost(data.metrics.get("seconds") or {}, data.metrics.get("stage_peak_memory_bytes") or {}, theme)
+    return plot_cost(
+        data.metrics.get("seconds") or {}, data.metrics.get("stage_peak_memory_bytes") or {}, theme
+    )
 
 
 FIGURES: dict[str, Callable[[ReportData, Theme], Figure | None]] = {

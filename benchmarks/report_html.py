@@ -25,7 +25,9 @@ from voc_rl.benchmarks.report_table import (
 )
 from voc_rl.benchmarks.report_verdict import TIE, judge, rmse_scores, signed
 
-SHOWN_ELSEWHERE = frozenset({"methods", "seconds", "cpu_seconds", "peak_memory_bytes", "stage_peak_memory_bytes"})
+SHOWN_ELSEWHERE = frozenset(
+    {"methods", "seconds", "cpu_seconds", "peak_memory_bytes", "stage_peak_memory_bytes"}
+)
 
 
 def escape(value: Any) -> str:
@@ -78,7 +80,9 @@ def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     if seconds:
         tiles.append(("all stages together", duration(sum(seconds))))
     peaks = [
-        v for v in map(as_number, (metrics.get("stage_peak_memory_bytes") or {}).values()) if not math.isnan(v)
+        v
+        for v in map(as_number, (metrics.get("stage_peak_memory_bytes") or {}).values())
+        if not math.isnan(v)
     ]
     if peaks:
         tiles.append(("peak memory", memory(max(peaks))))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from voc_rl.errors import VOCError, check_choice
+from voc_rl.errors import VOCError, check_choice, check_positive
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Demo:
     """Run folder; an interrupted demo goes on where it stopped."""
     seed: int = 0
     threads: int | None = None
-    """Threads for the arithmetic; default: all cores, at most 4."""
+    """Threads for the arithmetic; default: the cores that are free now, at most 4."""
     processes: int = 2
     """Processes that collect."""
     episodes: int = 80
@@ -35,6 +35,7 @@ class Demo:
     def run(self) -> None:
         from voc_rl.benchmarks.demo import DemoConfig, run_demo, with_seed
 
+        check_seed(self.seed)
         config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps)
         prepare(self.threads)
         run_demo(with_seed(config, self.seed), self.out, processes=self.processes, force=self.force)
@@ -67,12 +68,17 @@ class Collect:
 
     def run(self) -> None:
         from voc_rl.agents import NoisyPolicy, load_policy
-        from voc_rl.envs import collect
+        from voc_rl.envs import collect, make_env
 
         policy: Any = load_policy(self.policy)
         if self.sigma or self.epsilon:
             policy = NoisyPolicy(policy, self.sigma, self.epsilon)
         if self.force:
+            # what cannot be collected must not cost the episodes that are there
+            make_env(
+                self.task, self.size, action_repeat=self.action_repeat, render=self.render,
+                max_episode_steps=self.max_episode_steps,
+            ).close()  # fmt: skip
             for file in [*self.out.glob("episode_*.hdf5"), self.out / "collect.json"]:
                 file.unlink(missing_ok=True)
         count = collect(
@@ -100,7 +106,7 @@ class Settings:
     """Share of the episodes that is never trained on."""
     seed: int = 0
     threads: int | None = None
-    """Threads for the arithmetic; default: all cores, at most 4."""
+    """Threads for the arithmetic; default: the cores that are free now, at most 4."""
     force: bool = False
     """Do this stage anew."""
     quantizer_steps: int | None = None
@@ -113,12 +119,17 @@ class Settings:
         from voc_rl.sizes import SIZES
 
         check_choice(self.size, SIZES, "size")
+        if self.n is not None:
+            check_positive(self.n, "n")
+        check_seed(self.seed)
         config = SIZES[self.size]
         occupancy = replace(config.occupancy, gamma=self.gamma, n=self.n)
         if self.steps is not None:
             occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
         if self.quantizer_steps is not None:
-            config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
+            config = replace(
+                config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps)
+            )
         config = replace(config, quantizer=self.quantizer, occupancy=occupancy, seed=self.seed)
         force = frozenset({stage}) if self.force else frozenset()
         return Pipeline(run, self.data, config, self.held_out, print, progress=True, force=force)
@@ -128,9 +139,10 @@ class Settings:
 
         prepare(self.threads)
         with RunFolder(self.out) as run:
+            pipeline = self.pipeline(run, stage)
             if listener is not None:
-                run.listeners.append(listener)
-            work(self.pipeline(run, stage))
+                run.listeners.append(listener())
+            work(pipeline)
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,7 @@ class Train:
         if self.wandb is not None:
             from voc_rl.wandb_log import wandb_listener
 
-            listener = wandb_listener(self.wandb, self.settings.out)
+            listener = partial(wandb_listener, self.wandb, self.settings.out)
         self.settings.do("train", lambda pipeline: pipeline.train(), listener)
 
 
@@ -197,19 +209,27 @@ Command = (
 )
 
 
+def check_seed(seed: int) -> None:
+    """Zero or a positive number."""
+    if seed < 0:
+        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
+
+
 def prepare(threads: int | None) -> None:
     """Choose the number of threads, and keep freed memory for reuse."""
     import torch
 
-    from voc_rl.precision import keep_freed_memory
+    from voc_rl.precision import free_cores, keep_freed_memory
 
+    if threads is not None:
+        check_positive(threads, "threads")
     keep_freed_memory()
-    torch.set_num_threads(threads or min(os.cpu_count() or 1, 4))
+    torch.set_num_threads(threads or free_cores())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``voc-rl``. Bad input prints one sentence and exits with code 2."""
-    command = tyro.cli(Command, prog="voc-rl", args=arguments, description=__doc__)  # type: ignore[call-overload, var-annotated, arg-type]
+    command = tyro.cli(Command, prog="voc-rl", args=arguments, description=__doc__)
     try:
         command.run()
     except VOCError as error:

@@ -26,7 +26,8 @@ class LoopConfig:
     """How long and how fast a network is trained.
 
     steps: optimiser steps. batch_size: rows per step. learning_rate: its peak, after a linear warm-up over the share
-    ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on matrices only. clip: largest gradient norm.
+    ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on matrices only. clip: largest norm of a
+    gradient.
     """
 
     steps: int
@@ -89,7 +90,9 @@ def optimise(
     """
     optimizer = make_optimizer(trainee.parameters(), config)
     first = _resume(trainee, optimizer, checkpoints) if checkpoints else 0
-    bar = tqdm(total=config.steps, initial=first, desc=stage, unit="step", disable=not progress, mininterval=1.0)
+    bar = tqdm(
+        total=config.steps, initial=first, desc=stage, unit="step", disable=not progress, mininterval=1.0
+    )
     step = first
     with bar:
         while step < config.steps and (keep_going is None or keep_going(step)):
@@ -98,7 +101,7 @@ def optimise(
             generator = torch.Generator().manual_seed(step_seed(seed, step))
             loss, numbers = trainee.loss(step, generator)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(trainee.parameters(), config.clip)
             optimizer.step()
             trainee.after_step(step)
@@ -121,7 +124,10 @@ def make_optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.
     """AdamW with weight decay on matrices only."""
     matrices = [p for p in parameters if p.dim() >= 2]
     vectors = [p for p in parameters if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
@@ -139,7 +145,8 @@ def _resume(trainee: Trainee, optimizer: torch.optim.AdamW, checkpoints: Checkpo
     state = load_torch_file(checkpoints.path)
     if not isinstance(state, dict) or state.get("fingerprint") != checkpoints.fingerprint:
         raise VOCError(
-            f"{checkpoints.path} was written by a run with other settings or data; use --force to start anew, or another --out."
+            f"{checkpoints.path} was written by a run with other settings or data; use --force to start anew, "
+            "or another --out."
         )
     trainee.load_state(state["trainee"])
     optimizer.load_state_dict(state["optimizer"])

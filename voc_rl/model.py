@@ -1,11 +1,12 @@
 """VOC: quantizer, occupancy network, reward head and value head as one model that is trained, saved and asked.
 
-    frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futures -> RewardHead -> values
-                                          \\-> ValueHead -> values, in one pass
+frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futures -> RewardHead -> values
+                                      \\-> ValueHead -> values, in one pass
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import FORMAT_VERSION, load_state_dict, load_tensors, read_json, save_tensors, write_json
+from voc_rl.checkpoints import (
+    FORMAT_VERSION,
+    load_state_dict,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import DataSpec, Episodes
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
@@ -54,6 +62,7 @@ from voc_rl.values import (
 Estimator = Literal["head", "sample"]
 DESCRIPTION = "voc.json"
 WEIGHTS = "voc.safetensors"
+OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,6 @@ class VOCConfig:
     occupancy: OccupancyTraining = field(default_factory=lambda: OccupancyTraining(loop=OCCUPANCY_LOOP))
     reward: RewardConfig = field(default_factory=RewardConfig)
     seed: int = 0
-
-
-OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
 
 
 class VOC:
@@ -155,6 +161,8 @@ class VOC:
         """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim)."""
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         check_choice(estimator, ("head", "sample"), "estimator")
+        if not 0 < level < 1:
+            raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
         if estimator == "head":
             return from_ensemble(self._head_members(codes, features, gamma), gamma, level)
         if samples < 2:
@@ -166,7 +174,9 @@ class VOC:
         if self.value_head is None:
             raise VOCError("This VOC was trained without a value head; use estimator='sample'.")
         if gamma != self.gamma:
-            raise VOCError(f"The value head knows gamma {self.gamma} only, not {gamma}; use estimator='sample'.")
+            raise VOCError(
+                f"The value head knows gamma {self.gamma} only, not {gamma}; use estimator='sample'."
+            )
         with autocast():
             context = self.occupancy.prefix(codes.long(), features).last
             return self.value_head(context, features).float().numpy()
@@ -199,7 +209,9 @@ class VOC:
         generator = generator or torch.Generator().manual_seed(0)
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         if gamma < self.gamma:
-            raise VOCError(f"This VOC was trained for gamma {self.gamma}; it can answer for larger ones, not for {gamma}.")
+            raise VOCError(
+                f"This VOC was trained for gamma {self.gamma}; it can answer for larger ones, not for {gamma}."
+            )
         with autocast():
             if gamma > self.gamma:
                 return compose(self.occupancy, codes.long(), features, n, self.gamma, gamma, generator)
@@ -207,14 +219,18 @@ class VOC:
 
     def rewards(self, futures: Tensor) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""
-        return rewards_of_futures(futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code)
+        return rewards_of_futures(
+            futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code
+        )
 
     def successor_features(
         self, obs: np.ndarray | Tensor, samples: int = 100, generator: torch.Generator | None = None
     ) -> np.ndarray:
         """Discounted sum of the future codes' vectors, float32 (B, n_tokens * code_dim)."""
         futures = self.sample_futures(obs, samples, generator=generator)
-        return successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma).numpy()
+        return successor_features(
+            futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma
+        ).numpy()
 
     def tokens(self, obs: np.ndarray | Tensor) -> np.ndarray:
         """Codes int64 (B, n_tokens) of observations uint8 (B, 3K, H, W)."""
@@ -227,7 +243,9 @@ class VOC:
         with autocast():
             codes = self.quantizer.encode(obs)
             # rounded as the stored features are, so that stored and live observations have equal values
-            features = self.quantizer.features(obs).to(torch.float16) if self.occupancy.config.feature_dim else None
+            features = (
+                self.quantizer.features(obs).to(torch.float16) if self.occupancy.config.feature_dim else None
+            )
         return codes, features
 
     def check_spec(self, spec: DataSpec) -> None:
@@ -235,7 +253,9 @@ class VOC:
         for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
             mine, other = getattr(self.spec, name), getattr(spec, name)
             if mine != other and mine and other:
-                warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2)
+                warnings.warn(
+                    f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2
+                )
 
     def save(self, folder: str | Path) -> None:
         """Write the model into ``folder``: two descriptions (JSON) and two weight files (safetensors)."""
@@ -244,15 +264,19 @@ class VOC:
         parts: dict[str, torch.nn.Module] = {"occupancy": self.occupancy, "reward": self.reward_head}
         if self.value_head is not None:
             parts["value"] = self.value_head
-        tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        tensors = {
+            f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()
+        }
         save_tensors(folder / WEIGHTS, tensors)
         description = {
             "format_version": FORMAT_VERSION,
             "gamma": self.gamma,
+            "quantizer": weights_mark(self.quantizer),
             "spec": asdict(self.spec),
             "occupancy": to_dict(self.occupancy.config),
             "reward": to_dict(self.reward_head.config),
-            "value": self.value_head and {"hidden": self.value_head.hidden, "members": self.value_head.members},
+            "value": self.value_head
+            and {"hidden": self.value_head.hidden, "members": self.value_head.members},
         }
         write_json(folder / DESCRIPTION, description)
 
@@ -272,18 +296,36 @@ class VOC:
             reward_config = from_dict(RewardConfig, description["reward"], "reward")
             spec = from_dict(DataSpec, description["spec"], "spec")
             gamma, value = description["gamma"], description["value"]
+            if value and set(value) != {"hidden", "members"}:
+                raise TypeError(f"value has the keys {sorted(value)}")
         except KeyError as error:
             raise VOCError(f"{folder / DESCRIPTION} lacks the key {error}.") from error
+        except TypeError as error:
+            raise VOCError(f"{folder / DESCRIPTION} is damaged: {error}.") from error
         if (config.codebook_size, config.n_tokens) != (quantizer.codebook_size, quantizer.n_tokens):
             raise VOCError(
                 f"{folder}: the occupancy network speaks {config.n_tokens} tokens of {config.codebook_size} codes, the "
                 f"quantizer {quantizer.n_tokens} of {quantizer.codebook_size}; they belong to different models."
+            )
+        if description.get("quantizer", mark := weights_mark(quantizer)) != mark:
+            raise VOCError(
+                f"{folder}: quantizer.safetensors is not the quantizer that this VOC was trained with; "
+                "they belong to different models."
             )
         occupancy = OccupancyTransformer(config)
         reward_head = RewardHead(quantizer.n_tokens, quantizer.code_dim, reward_config)
         value_head = ValueHead(config.width, config.feature_dim, **value) if value else None
         _load_parts(folder / WEIGHTS, {"occupancy": occupancy, "reward": reward_head, "value": value_head})
         return cls(quantizer, occupancy, reward_head, value_head, gamma, spec)
+
+
+def weights_mark(module: torch.nn.Module) -> str:
+    """A short hash of the weights of ``module``."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def _load_parts(path: Path, parts: dict[str, torch.nn.Module | None]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import load_tensors, save_tensors, write_json
+from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, VOCConfig, fresh_quantizer, train
-from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers import (
+    Quantizer,
+    codebook_use,
+    load_quantizer,
+    save_quantizer,
+    tokenize,
+    train_quantizer,
+)
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.values import discounted_returns, scores
 
 Say = Callable[[str], None]
 # whole datasets up to this size are decompressed into memory before training reads them at random
 FRAMES_IN_MEMORY = 2 * 1024**3
+FRAMES_IN_MARK = 64
+
+
+def data_mark(dataset: Episodes) -> str:
+    """A short hash of a dataset: its small arrays, how it was made, and some of its frames."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, FRAMES_IN_MARK).astype(int))
+    arrays = (dataset.reward, dataset.action, dataset.discount, dataset.step_type, dataset.frames(rows))
+    hashes = [hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for array in arrays]
+    return fingerprint(hashes, dataset.frame_shape, asdict(dataset.spec))
 
 
 @dataclass
@@ -57,12 +73,21 @@ class Pipeline:
         self.dataset = Episodes.open(self.data)
         if len(self.dataset) * np.prod(self.dataset.frame_shape) <= FRAMES_IN_MEMORY:
             self.dataset.load_frames()
-        self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
-        data_mark = hashlib.sha256(self.dataset.reward.tobytes() + self.dataset.action.tobytes()).hexdigest()[:16]
-        quantizer = (self.config.quantizer, self.config.quantizer_config, to_dict(self.config.quantizer_training))
-        base = fingerprint(data_mark, self.held_out, self.config.seed, quantizer)
+        self.training, self.test = self.dataset.split(
+            self.held_out, np.random.default_rng([self.config.seed, 7])
+        )
+        quantizer = (
+            self.config.quantizer,
+            self.config.quantizer_config,
+            to_dict(self.config.quantizer_training),
+        )
+        base = fingerprint(data_mark(self.dataset), self.held_out, self.config.seed, quantizer)
         network = (to_dict(self.config.network), to_dict(self.config.occupancy), to_dict(self.config.reward))
-        self._marks = {"quantizer": base, "tokenize": fingerprint(base, "tokens"), "train": fingerprint(base, network)}
+        self._marks = {
+            "quantizer": base,
+            "tokenize": fingerprint(base, "tokens"),
+            "train": fingerprint(base, network),
+        }
 
     def mark(self, *parts: Any) -> str:
         """Fingerprint of a later stage: the trained model and ``parts``."""
@@ -95,7 +120,8 @@ class Pipeline:
         with self.run.stage("quantizer", mark, settings):
             quantizer = train_quantizer(
                 fresh_quantizer(self.training, config), self.training, config.quantizer_training, config.seed,
-                log=self.run.log, checkpoints=self.run.checkpoints("quantizer", mark), progress=self.progress,
+                log=self.run.log, checkpoints=self.run.checkpoints("quantizer", mark, config.quantizer_training.steps),
+                progress=self.progress,
             )  # fmt: skip
             save_quantizer(quantizer, self.run.path)
         return quantizer
@@ -115,7 +141,9 @@ class Pipeline:
                 save_tensors(path, {"codes": codes, "features": features})
         tensors = load_tensors(path, "token file")
         if len(tensors["codes"]) != len(self.dataset):
-            raise VOCError(f"{path} has {len(tensors['codes'])} rows, the data {len(self.dataset)}; tokenise it again.")
+            raise VOCError(
+                f"{path} has {len(tensors['codes'])} rows, the data {len(self.dataset)}; tokenise it again."
+            )
         return tensors["codes"], tensors["features"]
 
     def tokens_of(self, part: Episodes) -> tuple[Tensor, Tensor]:
@@ -140,7 +168,8 @@ class Pipeline:
         with self.run.stage("train", mark, settings):
             voc = train(
                 self.training, config, quantizer=quantizer, tokens=tokens, log=self.run.log,
-                checkpoints=lambda name: self.run.checkpoints("train", mark), progress=self.progress,
+                checkpoints=lambda name: self.run.checkpoints("train", mark, config.occupancy.loop.steps),
+                progress=self.progress,
             )  # fmt: skip
             voc.save(self.run.path)
         return voc
@@ -152,6 +181,10 @@ class Pipeline:
             VOCError: no held-out state has a known return (episodes shorter than the horizon).
         """
         voc, mark = self.train(), self.mark("evaluate", samples, max_states)
+        path = self.run.path / "metrics.json"
+        if self.skip("evaluate", mark) and path.exists():
+            return read_json(path)
+        path.unlink(missing_ok=True)
         rows, truth = self.test_states(max_states)
         codes, features = self.tokens_of(self.test)
         codes, features = codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
@@ -163,7 +196,7 @@ class Pipeline:
             constant = np.full(len(truth), self.constant_value())
             methods["constant"] = scores(constant, truth, voc.gamma, self.r_max)
         metrics = self.metrics(methods, len(truth))
-        write_json(self.run.path / "metrics.json", metrics)
+        write_json(path, metrics)
         return metrics
 
     @property
@@ -177,7 +210,9 @@ class Pipeline:
         """Mean true return of the training states: the best constant that training data can name."""
         returns, known = discounted_returns(self.training, self.config.occupancy.gamma)
         if not known.any():
-            raise VOCError("No training state has a known return; episodes are shorter than the horizon of this gamma.")
+            raise VOCError(
+                "No training state has a known return; episodes are shorter than the horizon of this gamma."
+            )
         return float(returns[known].mean())
 
     def test_states(self, max_states: int) -> tuple[np.ndarray, np.ndarray]:
@@ -207,6 +242,9 @@ class Pipeline:
             "r_max": self.r_max,
             "states": states,
             "episodes": {"training": len(self.training.starts), "held_out": len(self.test.starts)},
-            "quantizer": {"name": self.config.quantizer, **codebook_use(codes, int(load_quantizer(self.run.path).codebook_size))},
+            "quantizer": {
+                "name": self.config.quantizer,
+                **codebook_use(codes, int(load_quantizer(self.run.path).codebook_size)),
+            },
             "seed": self.config.seed,
         }

@@ -1,9 +1,9 @@
 """Run folders: who is using one, what is done in it, its curve, seconds and memory.
 
-    config.json     settings per stage, versions, seed, threads
-    stages.json     finished stages: fingerprint, seconds, peak memory
-    metrics.jsonl   the curve, one line per logged step
-    checkpoints/    states of unfinished training
+config.json     settings per stage, versions, seed, threads
+stages.json     finished stages: fingerprint, seconds, peak memory
+metrics.jsonl   the curve, one line per logged step
+checkpoints/    states of unfinished training
 """
 
 from __future__ import annotations
@@ -16,16 +16,28 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from voc_rl.checkpoints import read_json, write_json
+from voc_rl.checkpoints import atomic_path, read_json, write_json
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints
 
-PACKAGES = ("voc_rl", "torch", "numpy", "mujoco", "dm-control", "gymnasium", "h5py", "vector-quantize-pytorch")
+PACKAGES = (
+    "voc_rl",
+    "torch",
+    "numpy",
+    "mujoco",
+    "dm-control",
+    "gymnasium",
+    "h5py",
+    "vector-quantize-pytorch",
+)
+# stage -> what its curve is called, where that is another word
+CURVES = {"train": ("occupancy", "reward")}
+NOTE_EVERY = 2.0  # seconds between notes of the time that an unfinished stage has taken
 
 
 def fingerprint(*parts: Any) -> str:
@@ -43,24 +55,36 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.listeners: list[Callable[[str, int, Mapping[str, float]], None]] = []
+        self._clock: _Clock | None = None
 
     def __enter__(self) -> RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the run ends
+            self._lock = open(self.path / ".lock", "w")
         except OSError as error:
-            raise VOCError(f"{self.path} cannot be used as a run folder ({error.strerror}); choose another --out.") from error
+            raise VOCError(
+                f"{self.path} cannot be used as a run folder ({error.strerror}); choose another --out."
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise VOCError(f"{self.path} is in use by another run; wait for it, or choose another --out.") from None
+            raise VOCError(
+                f"{self.path} is in use by another run; wait for it, or choose another --out."
+            ) from None
         for leftover in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
+        self._end_last_line()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+
+    def _end_last_line(self) -> None:
+        path = self.path / "metrics.jsonl"
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            with open(path, "a") as file:
+                file.write("\n")
 
     def log(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
@@ -68,21 +92,28 @@ class RunFolder:
             file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
         for listener in self.listeners:
             listener(stage, step, numbers)
+        if self._clock is not None and self._clock.due():  # so that a killed stage's seconds are not lost
+            self._record(f"{self._clock.name} (unfinished)", self._clock.record())
 
     def curve(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a line that a killed run left unfinished is skipped."""
+        """The lines of metrics.jsonl; a line that a killed run left unfinished is skipped.
+
+        So are repeated lines: a resumed run logs again what was logged after its checkpoint.
+        """
         path = self.path / "metrics.jsonl"
         rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in dict.fromkeys(path.read_text().splitlines()) if path.exists() else []:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
                 continue
         return rows
 
-    def checkpoints(self, stage: str, mark: str) -> Checkpoints:
-        """Where the training of a stage keeps its state."""
-        return Checkpoints(self.path / "checkpoints" / f"{stage}.pt", mark)
+    def checkpoints(self, stage: str, mark: str, steps: int) -> Checkpoints:
+        """Where the training of a stage keeps its state: after every tenth of it, at most 200 steps apart."""
+        return Checkpoints(
+            self.path / "checkpoints" / f"{stage}.pt", mark, every=min(max(steps // 10, 1), 200)
+        )
 
     def finished(self, stage: str, mark: str) -> bool:
         """Whether a stage was finished with the same fingerprint."""
@@ -91,40 +122,49 @@ class RunFolder:
     def forget(self, stage: str) -> None:
         """Make a stage unfinished: its record, curve and checkpoint go."""
         stages = self._stages()
-        if stages.pop(stage, None) is not None:
-            write_json(self.path / "stages.json", stages)
+        kept = {name: record for name, record in stages.items() if name not in (stage, f"{stage} (unfinished)")}
+        if kept != stages:
+            write_json(self.path / "stages.json", kept)
         (self.path / "checkpoints" / f"{stage}.pt").unlink(missing_ok=True)
-        curve = self.curve()
-        if any(row.get("stage") == stage for row in curve):
-            kept = [json.dumps(row) + "\n" for row in curve if row.get("stage") != stage]
-            (self.path / "metrics.jsonl").write_text("".join(kept))
+        curve, gone = self.curve(), CURVES.get(stage, (stage,))
+        if any(row.get("stage") in gone for row in curve):
+            with atomic_path(self.path / "metrics.jsonl") as temporary:
+                lines = [json.dumps(row) + "\n" for row in curve if row.get("stage") not in gone]
+                temporary.write_text("".join(lines))
 
     @contextmanager
-    def stage(self, name: str, mark: str, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Do a stage: measure it, and when it ends well record it as finished (seconds of resumed parts add up)."""
+    def stage(
+        self, name: str, mark: str, settings: Mapping[str, Any], resumes: bool = True
+    ) -> Iterator[None]:
+        """Do a stage: measure it, and when it ends well record it as finished.
+
+        Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero.
+        A record of other settings is forgotten first: what it vouches for is about to be replaced.
+        """
+        if name in self._stages() or not resumes:
+            self.forget(name)
         self._note_settings(name, settings)
-        before = self._stages().get(f"{name} (unfinished)", {}).get("seconds", 0.0)
         _reset_peak_memory()
-        wall, cpu = time.perf_counter(), cpu_seconds()
+        self._clock = clock = _Clock(name, mark, self._stages().get(f"{name} (unfinished)", {}))
         try:
             yield
         except BaseException:
-            self._record(f"{name} (unfinished)", {"seconds": before + time.perf_counter() - wall})
+            self._record(f"{name} (unfinished)", clock.record())
             raise
+        finally:
+            self._clock = None
         stages = self._stages()
         stages.pop(f"{name} (unfinished)", None)
-        stages[name] = {
-            "fingerprint": mark,
-            "seconds": round(before + time.perf_counter() - wall, 3),
-            "cpu_seconds": round(cpu_seconds() - cpu, 3),
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-        write_json(self.path / "stages.json", stages)
+        write_json(self.path / "stages.json", {**stages, name: clock.record()})
         (self.path / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
 
     def measured(self, what: str) -> dict[str, float]:
         """``seconds``, ``cpu_seconds`` or ``peak_memory_bytes`` of every finished stage."""
-        return {name: record[what] for name, record in self._stages().items() if what in record and "fingerprint" in record}
+        return {
+            name: record[what]
+            for name, record in self._stages().items()
+            if what in record and not name.endswith(" (unfinished)")
+        }
 
     def _stages(self) -> dict[str, Any]:
         path = self.path / "stages.json"
@@ -139,6 +179,28 @@ class RunFolder:
         config.update(versions=versions(), threads=_threads())
         config["stages"][stage] = dict(settings)
         write_json(path, config)
+
+
+class _Clock:
+    """Seconds and memory of a stage, on top of what an interrupted part with the same fingerprint took."""
+
+    def __init__(self, name: str, mark: str, before: Mapping[str, Any]) -> None:
+        self.name, self.mark = name, mark
+        self.before = before if before.get("fingerprint") == mark else {}
+        self.wall, self.cpu = time.perf_counter(), cpu_seconds()
+        self.noted = self.wall
+
+    def due(self) -> bool:
+        return time.perf_counter() - self.noted > NOTE_EVERY
+
+    def record(self) -> dict[str, Any]:
+        self.noted = time.perf_counter()
+        return {
+            "fingerprint": self.mark,
+            "seconds": round(self.before.get("seconds", 0.0) + self.noted - self.wall, 3),
+            "cpu_seconds": round(self.before.get("cpu_seconds", 0.0) + cpu_seconds() - self.cpu, 3),
+            "peak_memory_bytes": max(self.before.get("peak_memory_bytes", 0), peak_memory_bytes()),
+        }
 
 
 def versions() -> dict[str, str]:
@@ -170,10 +232,8 @@ def peak_memory_bytes() -> int:
 
 
 def _reset_peak_memory() -> None:
-    try:
+    with suppress(OSError):  # then later stages report the peak so far
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then later stages report the peak so far
 
 
 def _threads() -> int:

@@ -29,7 +29,10 @@ def refused(path: Path) -> str:
 
 def test_missing(tmp_path: Path) -> None:
     path = tmp_path / "none.hdf5"
-    assert refused(path) == f"{path} does not exist; an HDF5 file with observation, action, reward, ... is needed."
+    assert (
+        refused(path)
+        == f"{path} does not exist; an HDF5 file with observation, action, reward, ... is needed."
+    )
 
 
 def test_no_file_in_a_folder(tmp_path: Path) -> None:
@@ -88,7 +91,10 @@ def test_nan_reward_names_file_and_row(tmp_path: Path, value: float) -> None:
     reward[[3, 5]] = value
     write_v_d4rl(tmp_path / "b.hdf5", (6,), reward=reward)
     message = refused(tmp_path)
-    assert message == f"{tmp_path / 'b.hdf5'}: reward holds NaN or infinity (first at row 3); finite numbers are needed."
+    assert (
+        message
+        == f"{tmp_path / 'b.hdf5'}: reward holds NaN or infinity (first at row 3); finite numbers are needed."
+    )
 
 
 def test_a_reward_too_large_for_float32_is_not_made_infinite(tmp_path: Path) -> None:
@@ -99,7 +105,10 @@ def test_a_reward_too_large_for_float32_is_not_made_infinite(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"observation": np.zeros((4, 2, 2, 3), np.uint8)}, r"observation is uint8 \(4, 2, 2, 3\); uint8 \(N, 3, H, W\)"),
+        (
+            {"observation": np.zeros((4, 2, 2, 3), np.uint8)},
+            r"observation is uint8 \(4, 2, 2, 3\); uint8 \(N, 3, H, W\)",
+        ),
         ({"observation": np.zeros((4, 3, 2, 2), np.float32)}, "observation is float32"),
         ({"observation": np.zeros((4, 12), np.uint8)}, r"observation is uint8 \(4, 12\)"),
         ({"reward": np.zeros((4, 1))}, r"reward has shape \(4, 1\); 4 rows and 1 axes are needed"),
@@ -141,7 +150,9 @@ def other_render() -> DataSpec:
     return replace(SPEC, render="faithful")
 
 
-@pytest.mark.parametrize(("spec", "word"), [(other_task, "task another"), (other_render, "render profile faithful")])
+@pytest.mark.parametrize(
+    ("spec", "word"), [(other_task, "task another"), (other_render, "render profile faithful")]
+)
 def test_mixed_folders(tmp_path: Path, spec: Callable[[], DataSpec], word: str) -> None:
     toy_folder(tmp_path, (3, 3))
     write_episode(tmp_path / "z.hdf5", toy_episode(9, 3), spec())

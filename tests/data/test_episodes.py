@@ -10,11 +10,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from chains import episodes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import SPEC, numbered_frames, toy_dataset, toy_episode, toy_folder, write_v_d4rl
 
-from chains import episodes_of
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 
@@ -47,7 +47,9 @@ def test_columns_come_back_as_written(dataset: Episodes) -> None:
     }.items():  # fmt: skip
         column = getattr(dataset, name)
         assert column.dtype == dtype, name
-        np.testing.assert_array_equal(column, np.concatenate([getattr(e, name) for e in written]), err_msg=name)
+        np.testing.assert_array_equal(
+            column, np.concatenate([getattr(e, name) for e in written]), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("episode", [0, 1, 2])
@@ -104,7 +106,9 @@ def test_a_long_window_stops_at_its_episode(dataset: Episodes) -> None:
 def test_windows_never_cross_an_episode(lengths: list[int], n: int, stack: int, seed: int) -> None:
     """Rewards and frames that carry the number of their row, against plain slices of each episode."""
     first = np.cumsum([0, *lengths])
-    dataset = episodes_of([first[i] + np.arange(k, dtype=float) for i, k in enumerate(lengths)], [False] * len(lengths))
+    dataset = episodes_of(
+        [first[i] + np.arange(k, dtype=float) for i, k in enumerate(lengths)], [False] * len(lengths)
+    )
     dataset._memory = numbered_frames(0, first[-1])
     dataset.stack = stack
     rows = dataset.sample_rows(20, np.random.default_rng(seed))
@@ -115,7 +119,9 @@ def test_windows_never_cross_an_episode(lengths: list[int], n: int, stack: int, 
         assert len(ahead) > 0  # sample_rows leaves out rows without a next one
         assert window.steps[i] == len(ahead)
         np.testing.assert_array_equal(window.reward[i], np.pad(ahead, (0, n - len(ahead))))
-        assert stack_of(window.obs[i]) == [max(row - back, first[episode]) for back in range(stack - 1, -1, -1)]
+        assert stack_of(window.obs[i]) == [
+            max(row - back, first[episode]) for back in range(stack - 1, -1, -1)
+        ]
         assert stack_of(window.next_obs[i]) == [
             max(ahead[-1] - back, first[episode]) for back in range(stack - 1, -1, -1)
         ]
@@ -189,7 +195,11 @@ def test_v_d4rl_layout(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.action, np.r_[one["action"], two["action"]].astype(np.float32))
     np.testing.assert_array_equal(dataset.step_type, [0, 1, 1, 2, 0, 1, 2, 0, 1, 1, 1, 2])
     np.testing.assert_array_equal(dataset.frames(np.arange(12))[:, 1, 5, 7], [*range(7), *range(100, 105)])
-    assert stack_of(dataset.observations(np.array([4]))[0]) == [4, 4, 4]  # the stack of a later episode of a shard
+    assert stack_of(dataset.observations(np.array([4]))[0]) == [
+        4,
+        4,
+        4,
+    ]  # the stack of a later episode of a shard
     assert not dataset.terminal.any()
 
 

@@ -14,9 +14,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from chains import episodes_of, occupancy, ring, total_variation, values, walks
 from torch import Tensor
 
-from chains import episodes_of, occupancy, ring, total_variation, values, walks
 from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import (
@@ -48,11 +48,17 @@ def empirical(states: np.ndarray) -> np.ndarray:
 
 
 def trained(
-    dataset: Episodes, codes: np.ndarray, config: OccupancyTraining, codebook: int = S, head: bool = False
+    dataset: Episodes,
+    codes: np.ndarray,
+    config: OccupancyTraining,
+    codebook: int = S,
+    head: bool = False,
+    width: int = 16,
+    layers: int = 1,
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
     torch.manual_seed(0)
     tokens = codes.shape[1]
-    model = OccupancyTransformer(OccupancyConfig(codebook, tokens, n_layer=1, n_head=2, width=16))
+    model = OccupancyTransformer(OccupancyConfig(codebook, tokens, n_layer=layers, n_head=2, width=width))
     value_head = ValueHead(16, hidden=32) if head else None
     return train_occupancy(model, value_head, dataset, torch.from_numpy(codes).to(torch.int16), None, config)
 
@@ -68,10 +74,13 @@ def check(found: np.ndarray, P: np.ndarray, gamma: float) -> None:
     exact = occupancy(P, gamma)
     distance = total_variation(found[:, :S], exact)
     assert distance.max() < 0.05
-    assert found[:, S].max() < 0.005  # a time limit is not an end
+    # a time limit is not an end (taking it for one gives .03 at gamma .95); an untrained network starts at 1 / 13
+    assert found[:, S].max() < 0.015
     V, own = values(P, REWARD, gamma), found[:, :S] @ REWARD / (1 - gamma)
     error = np.abs(own - V) / np.ptp(V)
-    print(f"gamma {gamma}: total variation {distance.max():.4f}, value error {error.max():.4f} of max V - min V")
+    print(
+        f"gamma {gamma}: total variation {distance.max():.4f}, value error {error.max():.4f} of max V - min V"
+    )
     assert error.max() < 0.03
     # the same bounds tell a wrong answer: the mean occupancy, and values by the state that is left
     assert total_variation(exact.mean(0), exact).max() > 0.15
@@ -102,7 +111,7 @@ def test_n_step_targets(gamma: float) -> None:
         ),
         pytest.param(
             0.95,
-            OccupancyTraining(gamma=0.95, n=1, ema=0.98, futures=32, refill=4, loop=loop(2000, 4e-3)),
+            OccupancyTraining(gamma=0.95, n=1, ema=0.985, futures=32, refill=4, loop=loop(2600, 4e-3)),
             marks=pytest.mark.slow,
         ),
     ],
@@ -113,13 +122,14 @@ def test_one_step_targets(gamma: float, config: OccupancyTraining) -> None:
     check(distribution(model), empirical(states), gamma)
 
 
+@pytest.mark.slow
 def test_two_tokens_a_state() -> None:
     """State s written as (s // 4, s % 4): the joint of both tokens, and samples of it."""
     gamma = 0.9
     dataset, states = ring_data(2000)
     pairs = np.stack([states.ravel() // 4, states.ravel() % 4], 1)
-    config = OccupancyTraining(gamma=gamma, ema=0.98, futures=16, loop=loop(400, 5e-3, 192))
-    model, _ = trained(dataset, pairs, config, codebook=4)
+    config = OccupancyTraining(gamma=gamma, ema=0.98, futures=8, loop=loop(450, 3e-3))
+    model, _ = trained(dataset, pairs, config, codebook=4, width=32, layers=2)
     contexts = torch.tensor([[s // 4, s % 4] for s in range(S)])
     futures = torch.tensor([*itertools.product(range(4), repeat=2)])  # 16 pairs; only the first 12 are states
     with torch.no_grad():
@@ -129,11 +139,14 @@ def test_two_tokens_a_state() -> None:
     assert joint[:, S:].sum(1).max() < 0.01
     check(np.append(joint[:, :S], joint[:, S:].sum(1, keepdims=True) * 0, 1), ring(), gamma)
     drawn = sample_futures(model, contexts, None, 20_000, torch.Generator().manual_seed(0))
-    found = np.stack([np.bincount((4 * d[:, 0] + d[:, 1]).clamp(max=S - 1).numpy(), minlength=S) for d in drawn]) / 20_000
+    found = (
+        np.stack([np.bincount((4 * d[:, 0] + d[:, 1]).clamp(max=S - 1).numpy(), minlength=S) for d in drawn])
+        / 20_000
+    )
     assert total_variation(found, occupancy(ring(), gamma)).max() < 0.05
 
 
-# --- a chain that ends: from state 5 the walk goes to state 11 with probability .25, and ends there
+# --- a chain that ends: from state 5 the walk goes to state 11 with probability .5, and ends there
 
 LAST = 11
 
@@ -142,21 +155,19 @@ def ending_chain() -> np.ndarray:
     """(13, 13): 11 states on a ring, the last one terminal, and END, which follows the terminal state."""
     Q = np.zeros((S + 1, S + 1))
     Q[:LAST, :LAST] = ring(LAST)
-    Q[5] *= 0.75
-    Q[5, LAST] = 0.25
+    Q[5] *= 0.5
+    Q[5, LAST] = 0.5
     Q[LAST, S] = Q[S, S] = 1.0
     return Q
 
 
 @cache
-def ending_data(limit: int = 40, episodes: int = 12_000) -> tuple[Episodes, np.ndarray]:
+def ending_data(limit: int = 25, episodes: int = 12_000) -> tuple[Episodes, np.ndarray]:
     """Walks of the ending chain; most are cut by a time limit of ``limit`` rows, the others terminate."""
-    walked = walks(ending_chain(), episodes, limit)
-    walked[:, 0] = np.where(walked[:, 0] >= LAST, walked[:, 0] - LAST, walked[:, 0])  # no walk starts at its end
     rng = np.random.default_rng(1)
     rewards, ended, states = [], [], []
     Q = ending_chain()[:LAST].cumsum(1)
-    for start in walked[:, 0]:
+    for start in rng.integers(LAST, size=episodes):  # no walk starts at its end
         path = [int(start)]
         draws = rng.random(limit)
         while len(path) < limit and path[-1] != LAST:
@@ -173,7 +184,7 @@ def test_a_chain_that_ends(n: int | None) -> None:
     dataset, states = ending_data()
     terminated = dataset.terminal[dataset.ends - 1]
     assert 0.2 < terminated.mean() < 0.8  # both kinds of end are there
-    config = OccupancyTraining(gamma=gamma, n=n, ema=0.97, futures=32, refill=4, loop=loop(500, 4e-3))
+    config = OccupancyTraining(gamma=gamma, n=n, ema=0.97, futures=32, refill=8, loop=loop(500, 8e-3))
     model, _ = trained(dataset, states[:, None], config)
     found, Q = distribution(model), ending_chain()
     exact = occupancy(Q, gamma)[:S]
@@ -184,13 +195,15 @@ def test_a_chain_that_ends(n: int | None) -> None:
     error = np.abs(own - V) / np.ptp(V)
     print(f"n {n}: total variation {distance.max():.4f}, END {ends.max():.4f}, value error {error.max():.4f}")
     assert distance.max() < 0.05
-    assert ends.max() < 0.02
+    assert ends.max() < 0.03
     assert error.max() < 0.04 if n == 1 else error.max() < 0.03
     assert exact[:LAST, S].max() > 0.3  # END is no small part
-    assert found[LAST, S] > 0.98  # nothing but END follows the terminal state
+    assert found[LAST, S] > 0.96  # nothing but END follows the terminal state
     assert V[LAST] == 0.0
     # hops never leave END, and pass through the terminal state into it
-    futures = compose(model, torch.arange(S)[:, None], None, 4000, gamma, 0.95, torch.Generator().manual_seed(0))
+    futures = compose(
+        model, torch.arange(S)[:, None], None, 4000, gamma, 0.95, torch.Generator().manual_seed(0)
+    )
     composed = np.stack([np.bincount(f[:, 0].numpy(), minlength=S + 1) for f in futures]) / 4000
     assert total_variation(composed, occupancy(Q, 0.95)[:S]).max() < 0.07
 
@@ -205,7 +218,7 @@ def test_the_value_head_learns_exact_values(n: int | None) -> None:
     """The mean of the ensemble, with returns to the default n, and with short ones that bootstrap."""
     gamma = 0.9
     dataset, states = ending_data()
-    config = OccupancyTraining(gamma=gamma, n=n, ema=0.97, futures=2, refill=2, loop=loop(700, 4e-3, 1024))
+    config = OccupancyTraining(gamma=gamma, n=n, ema=0.97, futures=1, refill=2, loop=loop(400, 5e-3, 512))
     model, head = trained(dataset, states[:, None], config, head=True)
     assert head is not None
 
@@ -217,6 +230,6 @@ def test_the_value_head_learns_exact_values(n: int | None) -> None:
     V = values(ending_chain(), np.append(REWARD, 0.0), gamma)[:S]
     error = worst(value, V)
     print(f"head, n {n}: value error {error:.4f} of max V - min V")
-    assert error < 0.06
+    assert error < 0.03
     V_next = np.linalg.inv(np.eye(S + 1) - gamma * ending_chain()) @ np.append(REWARD, 0.0)
-    assert worst(value, V_next[:S]) > 0.1  # not the values by the state that is left
+    assert worst(value, V_next[:S]) > 0.06  # not the values by the state that is left

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from chains import episodes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chains import episodes_of
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import default_n, draw_targets, n_step_returns
@@ -37,7 +37,9 @@ def exact(left: int, terminated: bool, gamma: float, n: int) -> dict[tuple[str, 
 @pytest.mark.parametrize(("gamma", "n"), [(0.5, 1), (0.5, 3), (0.9, 4), (0.9, 50), (0.0, 2), (0.95, 1)])
 def test_every_outcome_has_its_probability(gamma: float, n: int, terminated: bool) -> None:
     rows = 7
-    dataset = episodes_of([np.zeros(5), np.zeros(rows), np.zeros(5)], [not terminated, terminated, not terminated])
+    dataset = episodes_of(
+        [np.zeros(5), np.zeros(rows), np.zeros(5)], [not terminated, terminated, not terminated]
+    )
     rng = np.random.default_rng(0)
     for t in range(rows - 1):
         start = 5 + t
@@ -47,7 +49,10 @@ def test_every_outcome_has_its_probability(gamma: float, n: int, terminated: boo
         row, bootstrap = targets.row[0], targets.bootstrap[0]
         assert not ((row >= 0) & (bootstrap >= 0)).any()
         found = {
-            **{("row", int(r) - start): int(c) for r, c in zip(*np.unique(row[row >= 0], return_counts=True), strict=True)},
+            **{
+                ("row", int(r) - start): int(c)
+                for r, c in zip(*np.unique(row[row >= 0], return_counts=True), strict=True)
+            },
             **{
                 ("bootstrap", int(r) - start): int(c)
                 for r, c in zip(*np.unique(bootstrap[bootstrap >= 0], return_counts=True), strict=True)
@@ -66,7 +71,9 @@ def test_bootstrapped_share_is_gamma_to_the_n(gamma: float, n: int) -> None:
     targets = draw_targets(dataset, np.arange(400), gamma, n, 300, np.random.default_rng(1))
     share, p = (targets.bootstrap >= 0).mean(), gamma**n
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / 120_000)
-    assert (targets.bootstrap[targets.bootstrap >= 0] - np.arange(400)[np.nonzero(targets.bootstrap >= 0)[0]] == n).all()
+    assert (
+        targets.bootstrap[targets.bootstrap >= 0] - np.arange(400)[np.nonzero(targets.bootstrap >= 0)[0]] == n
+    ).all()
 
 
 @given(
@@ -89,7 +96,9 @@ def test_targets_never_cross_an_episode(
         assert (dataset.episode[later] == episode)[used].all()
         assert (later > rows[:, None])[used].all()
         assert (later - rows[:, None] <= n)[used].all()
-    assert not dataset.terminal[targets.bootstrap[targets.bootstrap >= 0]].any()  # nothing follows a termination
+    assert not dataset.terminal[
+        targets.bootstrap[targets.bootstrap >= 0]
+    ].any()  # nothing follows a termination
     ended = (targets.row < 0) & (targets.bootstrap < 0)
     true_end = dataset.terminal[dataset.ends[dataset.episode[rows]] - 1] & (dataset.steps_left[rows] <= n)
     assert not ended[~true_end].any()
@@ -104,12 +113,16 @@ def test_after_a_termination_comes_end_alone() -> None:
 
 def test_draws_repeat_with_their_generator() -> None:
     dataset = episodes_of([np.zeros(30)], [False])
-    one, two, other = (draw_targets(dataset, np.arange(20), 0.8, 3, 4, np.random.default_rng(s)) for s in (5, 5, 6))
+    one, two, other = (
+        draw_targets(dataset, np.arange(20), 0.8, 3, 4, np.random.default_rng(s)) for s in (5, 5, 6)
+    )
     np.testing.assert_array_equal(one.row, two.row)
     assert (one.row != other.row).any()
 
 
-@pytest.mark.parametrize(("gamma", "n", "said"), [(1.0, 1, "gamma is 1.0"), (-0.1, 1, "gamma"), (0.5, 0, "n is 0")])
+@pytest.mark.parametrize(
+    ("gamma", "n", "said"), [(1.0, 1, "gamma is 1.0"), (-0.1, 1, "gamma"), (0.5, 0, "n is 0")]
+)
 def test_bad_arguments(gamma: float, n: int, said: str) -> None:
     dataset = episodes_of([np.zeros(3)], [False])
     with pytest.raises(VOCError, match=said):
@@ -140,7 +153,9 @@ def test_n_step_returns_by_brute_force(seed: int, gamma: float, n: int) -> None:
         first, last = row, row + len(reward) - 1
         for t in range(len(reward)):
             m = min(n, len(reward) - 1 - t)
-            assert found.partial[row] == pytest.approx(sum(gamma ** (k - 1) * reward[t + k] for k in range(1, m + 1)), abs=1e-5)
+            assert found.partial[row] == pytest.approx(
+                sum(gamma ** (k - 1) * reward[t + k] for k in range(1, m + 1)), abs=1e-5
+            )
             assert found.bootstrap[row] == first + t + m
             weight = 0.0 if terminated and first + t + m == last else gamma**m
             assert found.weight[row] == pytest.approx(weight, abs=1e-7)
@@ -156,12 +171,16 @@ def test_discounted_returns_by_brute_force(seed: int, gamma: float) -> None:
     for reward, terminated in zip(rewards, ends, strict=True):
         for t in range(len(reward)):
             left = len(reward) - 1 - t
-            assert returns[row] == pytest.approx(sum(gamma ** (k - 1) * float(reward[t + k]) for k in range(1, left + 1)))
+            assert returns[row] == pytest.approx(
+                sum(gamma ** (k - 1) * float(reward[t + k]) for k in range(1, left + 1))
+            )
             assert known[row] == (terminated or left >= horizon(gamma))
             row += 1
 
 
-@pytest.mark.parametrize(("gamma", "steps"), [(0.9, 44), (0.95, 90), (0.99, 459), (0.5, 7), (0.0, 1), (0.1, 3)])
+@pytest.mark.parametrize(
+    ("gamma", "steps"), [(0.9, 44), (0.95, 90), (0.99, 459), (0.5, 7), (0.0, 1), (0.1, 3)]
+)
 def test_horizon(gamma: float, steps: int) -> None:
     assert horizon(gamma) == steps
     if gamma > 0.1:

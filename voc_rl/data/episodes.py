@@ -87,7 +87,9 @@ class Episodes:
         """
         path = Path(path)
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith("."))
+            files = sorted(
+                p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith(".")
+            )
             if not files:
                 raise VOCError(f"{path} holds zero episodes: no .hdf5 file is in it.")
         else:
@@ -101,7 +103,9 @@ class Episodes:
                 ("render profile", shard.spec.render, shards[0].spec.render),
             ):
                 if value != first:
-                    raise VOCError(f"{shard.path} has {what} {value}, but {files[0]} has {first}; keep them apart.")
+                    raise VOCError(
+                        f"{shard.path} has {what} {value}, but {files[0]} has {first}; keep them apart."
+                    )
         shards = [shard for shard in shards if shard.rows]
         if not any((shard.arrays["step_type"] == FIRST).any() for shard in shards):
             raise VOCError(f"{path} holds zero episodes; at least one is needed.")
@@ -114,17 +118,23 @@ class Episodes:
     def _check_episodes(self, path: Path) -> None:
         last = self.ends - 1
         if (np.delete(self.step_type, np.concatenate([self.starts, last])) != 1).any():
-            raise VOCError(f"{path}: rows inside an episode have step type 2; each episode needs exactly one, at its end.")
+            raise VOCError(
+                f"{path}: rows inside an episode have step type 2; each episode needs exactly one, at its end."
+            )
         cut = int((self.step_type[last] != LAST).sum())
         if cut:
-            warnings.warn(f"{path}: {cut} episode(s) without a last step are taken as cut by a time limit.", stacklevel=3)
+            warnings.warn(
+                f"{path}: {cut} episode(s) without a last step are taken as cut by a time limit.",
+                stacklevel=3,
+            )
 
     def __len__(self) -> int:
         return len(self.reward)
 
     def __repr__(self) -> str:
         name = self.spec.task or self._paths[0].name
-        return f"Episodes({name}: {len(self.starts)} episodes, {len(self)} rows, frames {self.frame_shape}, stack {self.stack})"
+        size = f"{len(self.starts)} episodes, {len(self)} rows"
+        return f"Episodes({name}: {size}, frames {self.frame_shape}, stack {self.stack})"
 
     @property
     def observation_shape(self) -> tuple[int, int, int]:
@@ -206,7 +216,9 @@ class Episodes:
         """
         candidates = np.flatnonzero(self.steps_left >= min_steps)
         if len(candidates) == 0:
-            raise VOCError(f"No row has {min_steps} step(s) left; the longest episode has {self.steps_left.max()}.")
+            raise VOCError(
+                f"No row has {min_steps} step(s) left; the longest episode has {self.steps_left.max()}."
+            )
         return candidates[rng.integers(len(candidates), size=count)]
 
     def windows(self, rows: np.ndarray, n: int) -> Window:

@@ -92,7 +92,9 @@ def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
     Raises:
         VOCError: arrays of unequal length, other dtypes, NaN, or rows that are not one whole episode.
     """
-    arrays = {f.name: getattr(episode, f.name) for f in fields(episode) if getattr(episode, f.name) is not None}
+    arrays = {
+        f.name: getattr(episode, f.name) for f in fields(episode) if getattr(episode, f.name) is not None
+    }
     frames = arrays.pop("frames")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise VOCError(f"frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed.")
@@ -103,7 +105,12 @@ def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[SPEC_ATTRIBUTE] = json.dumps(asdict(spec))
         file.create_dataset(
-            FRAMES, data=frames, chunks=(1, *frames.shape[1:]), compression="gzip", compression_opts=1, shuffle=False
+            FRAMES,
+            data=frames,
+            chunks=(1, *frames.shape[1:]),
+            compression="gzip",
+            compression_opts=1,
+            shuffle=False,
         )
         for name, array in small.items():
             key = {**REQUIRED, **OPTIONAL}[name][0]
@@ -122,10 +129,14 @@ def _checked(array: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
     finite = np.isfinite(array) & np.isfinite(converted)
     if not finite.all():
         row = int(np.flatnonzero(~finite.reshape(rows, -1).all(1))[0])
-        raise VOCError(f"{where}: {key} holds NaN or infinity (first at row {row}); finite numbers are needed.")
+        raise VOCError(
+            f"{where}: {key} holds NaN or infinity (first at row {row}); finite numbers are needed."
+        )
     if np.issubdtype(dtype, np.integer) and (converted != array).any():
         row = int(np.flatnonzero(converted != array)[0])
-        raise VOCError(f"{where}: {key} holds {array[row]} (row {row}); a whole number as {dtype.__name__} is needed.")
+        raise VOCError(
+            f"{where}: {key} holds {array[row]} (row {row}); a whole number as {dtype.__name__} is needed."
+        )
     return converted
 
 
@@ -151,7 +162,9 @@ def read_shard(path: Path) -> Shard:
             return _read_shard(Path(path), file)
     except OSError as error:
         reason = "does not exist" if not Path(path).is_file() else f"is not a whole HDF5 file ({error})"
-        raise VOCError(f"{path} {reason}; an HDF5 file with {FRAMES}, action, reward, ... is needed.") from error
+        raise VOCError(
+            f"{path} {reason}; an HDF5 file with {FRAMES}, action, reward, ... is needed."
+        ) from error
 
 
 def _read_shard(path: Path, file: h5py.File) -> Shard:
@@ -159,7 +172,12 @@ def _read_shard(path: Path, file: h5py.File) -> Shard:
     if missing:
         raise VOCError(f"{path} lacks {', '.join(missing)}; the keys of a V-D4RL 84 px file are needed.")
     frames = file[FRAMES]
-    if not isinstance(frames, h5py.Dataset) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+    if (
+        not isinstance(frames, h5py.Dataset)
+        or frames.dtype != np.uint8
+        or frames.ndim != 4
+        or frames.shape[1] != 3
+    ):
         found = f"{frames.dtype} {frames.shape}" if isinstance(frames, h5py.Dataset) else "a group"
         raise VOCError(f"{path}: {FRAMES} is {found}; uint8 (N, 3, H, W) is needed.")
     arrays = {}
@@ -179,4 +197,6 @@ def _read_spec(path: Path, file: h5py.File, size: int) -> DataSpec:
     try:
         return DataSpec(**json.loads(file.attrs[SPEC_ATTRIBUTE]))
     except (TypeError, ValueError) as error:
-        raise VOCError(f"{path}: the attribute {SPEC_ATTRIBUTE} is not one that this version wrote ({error}).") from error
+        raise VOCError(
+            f"{path}: the attribute {SPEC_ATTRIBUTE} is not one that this version wrote ({error})."
+        ) from error

@@ -35,7 +35,11 @@ def sample_futures(
 
 @torch.no_grad()
 def sample_from_prefix(
-    model: OccupancyTransformer, prefix: Prefix, samples: int, generator: torch.Generator, top_k: int | None = None
+    model: OccupancyTransformer,
+    prefix: Prefix,
+    samples: int,
+    generator: torch.Generator,
+    top_k: int | None = None,
 ) -> Tensor:
     """Codes int64 (B, samples, n_tokens) that follow contexts already read."""
     end, n_tokens = model.config.end_code, model.config.n_tokens
@@ -51,7 +55,9 @@ def sample_from_prefix(
     return torch.stack(codes, -1)
 
 
-def sample_codes(logits: Tensor, samples: int, generator: torch.Generator, top_k: int | None = None) -> Tensor:
+def sample_codes(
+    logits: Tensor, samples: int, generator: torch.Generator, top_k: int | None = None
+) -> Tensor:
     """(..., V) -> int64 (..., samples), by inverting the cumulative distribution."""
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, -1).values[..., -1:]

@@ -71,7 +71,9 @@ class OccupancyTrainee:
         seed: int,
     ) -> None:
         if len(codes) != len(dataset):
-            raise VOCError(f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset.")
+            raise VOCError(
+                f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset."
+            )
         self.model, self.head, self.dataset, self.config, self.seed = model, head, dataset, config, seed
         self.codes, self.features = codes, features
         self.n = config.n or default_n(config.gamma)
@@ -149,10 +151,13 @@ class OccupancyTrainee:
             contexts = targets.bootstrap[targets.bootstrap >= 0]
             generator = torch.Generator().manual_seed(step_seed(self.seed, step) ^ 1)
             with autocast():
-                drawn = sample_futures(self.target, self._codes(contexts), self._features(contexts), 1, generator)
+                drawn = sample_futures(
+                    self.target, self._codes(contexts), self._features(contexts), 1, generator
+                )
             futures[missing] = drawn[:, 0]
         self.stock = [
-            _Batch(rows[i * count : (i + 1) * count], futures[i * count : (i + 1) * count]) for i in range(config.refill)
+            _Batch(rows[i * count : (i + 1) * count], futures[i * count : (i + 1) * count])
+            for i in range(config.refill)
         ]
 
     @torch.no_grad()
@@ -173,8 +178,15 @@ class OccupancyTrainee:
         return None if self.features is None else self.features[torch.from_numpy(rows)].float()
 
     def state(self) -> dict[str, Any]:
-        modules = {"model": self.model, "target": self.target, "head": self.head, "target_head": self.target_head}
-        state: dict[str, Any] = {name: dict(module.state_dict()) for name, module in modules.items() if module}
+        modules = {
+            "model": self.model,
+            "target": self.target,
+            "head": self.head,
+            "target_head": self.target_head,
+        }
+        state: dict[str, Any] = {
+            name: dict(module.state_dict()) for name, module in modules.items() if module
+        }
         state["values"] = self.values
         state["stock"] = [{"rows": torch.from_numpy(b.rows), "futures": b.futures} for b in self.stock]
         return state

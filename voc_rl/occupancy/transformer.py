@@ -76,7 +76,9 @@ class Attention(nn.Module):
         self, x: Tensor, prefix: tuple[Tensor, Tensor] | None, cache: tuple[Tensor, Tensor, int] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, M, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, M, T, 3, self.n_head, C // self.n_head).permute(3, 0, 1, 4, 2, 5)  # (B, M, h, T, d)
+        q, k, v = (
+            self.qkv(x).view(B, M, T, 3, self.n_head, C // self.n_head).permute(3, 0, 1, 4, 2, 5)
+        )  # (B, M, h, T, d)
         if cache is not None:
             keys, values, seen = cache
             keys[:, :, :, seen : seen + T], values[:, :, :, seen : seen + T] = k, v
@@ -109,12 +111,17 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.norm_2 = nn.LayerNorm(config.width)
         self.mlp = nn.Sequential(
-            nn.Linear(config.width, 4 * config.width), nn.GELU(approximate="tanh"), nn.Linear(4 * config.width, config.width)
+            nn.Linear(config.width, 4 * config.width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * config.width, config.width),
         )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None, cache: tuple[Tensor, Tensor, int] | None = None
+        self,
+        x: Tensor,
+        prefix: tuple[Tensor, Tensor] | None = None,
+        cache: tuple[Tensor, Tensor, int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         attended, k, v = self.attention(self.norm_1(x), prefix, cache)
         x = x + self.dropout(attended)
@@ -135,9 +142,13 @@ class OccupancyTransformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         if config.feature_dim:
             self.features = nn.Sequential(
-                nn.Linear(config.feature_dim, 2 * config.width), nn.GELU(), nn.Linear(2 * config.width, config.width)
+                nn.Linear(config.feature_dim, 2 * config.width),
+                nn.GELU(),
+                nn.Linear(2 * config.width, config.width),
             )
             self.no_features = nn.Parameter(torch.zeros(config.width))
+            self.feature_mean: Tensor
+            self.feature_std: Tensor
             self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
             self.register_buffer("feature_std", torch.ones(config.feature_dim))
         self.apply(self._initialise)
@@ -180,7 +191,9 @@ class OccupancyTransformer(nn.Module):
             x = block(x)[0]
         return self.logits(self.norm(x[:, 0]))
 
-    def prefix(self, context: Tensor, features: Tensor | None = None, use_features: Tensor | None = None) -> Prefix:
+    def prefix(
+        self, context: Tensor, features: Tensor | None = None, use_features: Tensor | None = None
+    ) -> Prefix:
         """Read contexts: codes int64 (B, n_tokens), optional features (B, feature_dim).
 
         ``use_features`` bool (B,) says where the features are shown (contexts that were sampled have none).
@@ -218,6 +231,8 @@ class OccupancyTransformer(nn.Module):
         place = self.config.n_tokens + cache.length
         x = (self.codes(last) + self.positions.weight[place])[:, :, None]
         for i, block in enumerate(self.blocks):
-            x = block(x, (prefix.keys[i], prefix.values[i]), (cache.keys[i], cache.values[i], cache.length))[0]
+            x = block(x, (prefix.keys[i], prefix.values[i]), (cache.keys[i], cache.values[i], cache.length))[
+                0
+            ]
         cache.length += 1
         return self.norm(x[:, :, 0])

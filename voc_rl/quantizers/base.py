@@ -30,7 +30,7 @@ class Quantizer(nn.Module, ABC):
     code_dim: int
     feature_dim: int
 
-    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:  # noqa: B027 - an optional hook
+    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
         """Fit what is fitted rather than trained, on a sample of uint8 (N, 3K, H, W). Called once, before training."""
 
     @abstractmethod
@@ -74,11 +74,12 @@ class Quantizer(nn.Module, ABC):
 def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
     """Codes of the right width that lie in the codebook."""
     if codes.shape[-1] != quantizer.n_tokens:
-        raise VOCError(f"Codes have shape {tuple(codes.shape)}; {quantizer.n_tokens} tokens per row are needed.")
-    if codes.numel() and (codes.min() < 0 or codes.max() >= quantizer.codebook_size):
         raise VOCError(
-            f"Codes lie in {codes.min().item()}..{codes.max().item()}; 0..{quantizer.codebook_size - 1} is the codebook."
+            f"Codes have shape {tuple(codes.shape)}; {quantizer.n_tokens} tokens per row are needed."
         )
+    if codes.numel() and (codes.min() < 0 or codes.max() >= quantizer.codebook_size):
+        found = f"{codes.min().item()}..{codes.max().item()}"
+        raise VOCError(f"Codes lie in {found}; 0..{quantizer.codebook_size - 1} is the codebook.")
 
 
 def codebook_use(codes: np.ndarray, codebook_size: int) -> dict[str, float]:

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from voc_rl.checkpoints import FORMAT_VERSION, load_state_dict, load_tensors, read_json, save_tensors, write_json
+from voc_rl.checkpoints import (
+    FORMAT_VERSION,
+    load_state_dict,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.quantizers.base import Quantizer
@@ -24,9 +31,9 @@ def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: 
     """
     check_choice(name, QUANTIZERS, "quantizer")
     cls, config_cls = QUANTIZERS[name]
-    if config is None or isinstance(config, Mapping):
-        config = from_dict(config_cls, config or {}, f"config of quantizer {name}")
-    return cls(observation_shape, config)  # type: ignore[call-arg]
+    if not isinstance(config, config_cls):
+        config = from_dict(config_cls, {} if config is None else config, f"config of quantizer {name}")
+    return cls(observation_shape, config)
 
 
 def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
@@ -51,8 +58,14 @@ def load_quantizer(folder: Path) -> Quantizer:
     description = read_json(path, "quantizer description")
     check_version(description, path)
     try:
-        shape = tuple(int(n) for n in description["observation_shape"])
-        quantizer = build_quantizer(description["name"], shape, description["config"])  # type: ignore[arg-type]
+        shape = description["observation_shape"]
+        if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) for n in shape):
+            raise VOCError(
+                f"{path}: observation_shape is {shape!r}; three whole numbers (3K, H, W) are needed."
+            )
+        quantizer = build_quantizer(
+            description["name"], (shape[0], shape[1], shape[2]), description["config"]
+        )
     except KeyError as error:
         raise VOCError(f"{path} lacks the key {error}.") from error
     weights = Path(folder) / "quantizer.safetensors"

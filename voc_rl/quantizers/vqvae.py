@@ -116,7 +116,9 @@ class VQVAE(Quantizer):
         # the codebook squashes with tanh: start with outputs that reach beyond its middle levels
         nn.init.normal_(self.encoder[-1].weight, std=2.0 / hidden**0.5)  # type: ignore[arg-type]
         self.codebook = FSQ(list(config.levels))
-        self.trunk = nn.Sequential(nn.Linear(bottleneck, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+        self.trunk = nn.Sequential(
+            nn.Linear(bottleneck, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
+        )
         self.to_features = nn.Linear(hidden, self.feature_dim)
         w = config.decoder_width
         self.to_grid = nn.Sequential(nn.Linear(hidden, 2 * w * self.grid[0] * self.grid[1]), nn.GELU())
@@ -129,7 +131,9 @@ class VQVAE(Quantizer):
 
     def features(self, obs: Tensor) -> Tensor:
         """uint8 (B, 3K, H, W) -> (B, K * components): components of the newest frame, then of the differences."""
-        coefficients = self.components(rearrange(obs, "b (k c) h w -> b k c h w", c=3)) / self.components.spread[0]
+        coefficients = (
+            self.components(rearrange(obs, "b (k c) h w -> b k c h w", c=3)) / self.components.spread[0]
+        )
         return _newest_and_motion(coefficients).flatten(1)
 
     def latents(self, obs: Tensor) -> Tensor:
@@ -146,7 +150,9 @@ class VQVAE(Quantizer):
 
     def embed(self, codes: Tensor) -> Tensor:
         check_codes(codes, self)
-        return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(*codes.shape, self.code_dim)
+        return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(
+            *codes.shape, self.code_dim
+        )
 
     def code_vectors(self) -> Tensor:
         return self.codebook.indices_to_codes(torch.arange(self.codebook_size)[:, None]).flatten(1).float()
@@ -181,7 +187,9 @@ class VQVAE(Quantizer):
         mean = rearrange(self.mean_picture, "c (h p) (w q) -> h w (c p q)", p=patch, q=patch)
         rows, columns = patches.shape[1:3]
         cells = torch.randperm(rows * columns, generator=generator)[: max(rows * columns // 4, 1)]
-        target = scale(patches[:, cells // columns, cells % columns]) - mean[cells // columns, cells % columns]
+        target = (
+            scale(patches[:, cells // columns, cells % columns]) - mean[cells // columns, cells % columns]
+        )
         pixels = self.to_pixels(self._cells(trunk[: len(batch)])[:, cells]).float()
         return F.mse_loss(pixels, target) / target.var().clamp(min=1e-8)
 

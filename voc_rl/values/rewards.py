@@ -20,7 +20,9 @@ class RewardConfig:
 
     hidden: int = 256
     bins: int = 51
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch_size=512, learning_rate=2e-3))
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=800, batch_size=512, learning_rate=2e-3)
+    )
 
 
 class RewardHead(nn.Module):
@@ -87,14 +89,16 @@ def train_reward_head(
         VOCError: NaN rewards, or another number of rewards than of vectors.
     """
     if len(rewards) != len(vectors):
-        raise VOCError(f"{len(rewards)} rewards do not fit {len(vectors)} rows of codes; one per row is needed.")
+        raise VOCError(
+            f"{len(rewards)} rewards do not fit {len(vectors)} rows of codes; one per row is needed."
+        )
     if not np.isfinite(rewards).all():
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = RewardHead(vectors.shape[1], vectors.shape[2], config)
     low, high = float(rewards.min()), float(rewards.max())
-    head.centres.copy_(torch.linspace(low, max(high, low + 1e-3), config.bins))
+    head.centres.copy_(torch.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), config.bins))
     trainee = _RewardTrainee(head, vectors, torch.from_numpy(rewards).float(), config.loop.batch_size)
     optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
     return head.eval()

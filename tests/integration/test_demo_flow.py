@@ -1,0 +1,149 @@
+"""From pixels to values on the real tasks, tiny: the whole demo, and one that is killed on its way."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from worlds import kill_when
+
+from voc_rl import VOC, Episodes
+from voc_rl.checkpoints import load_torch_file
+from voc_rl.configs import from_dict, to_dict
+from voc_rl.loop import LoopConfig
+from voc_rl.benchmarks.demo import DemoConfig, run_demo
+from voc_rl.model import NetworkSize, VOCConfig
+from voc_rl.occupancy import OccupancyTraining
+from voc_rl.values import RewardConfig
+
+pytestmark = pytest.mark.slow
+
+METHODS = {"voc", "voc_head", "constant", "mc", "td", "one_step"}
+STAGES = ["collect", "quantizer", "tokenize", "train", "evaluate", "mc", "td", "one_step", "report"]
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from voc_rl.benchmarks.demo import DemoConfig, run_demo
+from voc_rl.configs import from_dict
+torch.set_num_threads(1)
+run_demo(from_dict(DemoConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), processes=1, progress=False)
+"""
+
+
+def config(task: str) -> DemoConfig:
+    voc = VOCConfig(
+        quantizer_config={"n_tokens": 2, "components": 16, "hidden": 64, "decoder_width": 8},
+        quantizer_training=LoopConfig(steps=40, batch_size=32),
+        network=NetworkSize(n_layer=1, n_head=2, width=32, head_hidden=32, head_members=3),
+        occupancy=OccupancyTraining(gamma=0.5, loop=LoopConfig(steps=60, batch_size=64, learning_rate=4e-3)),
+        reward=RewardConfig(hidden=32, loop=LoopConfig(steps=60, batch_size=64)),
+    )
+    return DemoConfig(task, episodes=5, episode_steps=30, samples=20, max_states=20, baseline_steps=8, voc=voc)
+
+
+def run(task: str, out: Path) -> tuple[list[str], dict[str, Any], float]:
+    said: list[str] = []
+    started = time.perf_counter()
+    metrics = run_demo(config(task), out, processes=1, progress=False, say=said.append)
+    return said, metrics, time.perf_counter() - started
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in scores.items() if key != "cpu_seconds"}
+        for name, scores in metrics["methods"].items()
+    }
+
+
+@pytest.fixture(scope="module", params=["walker-walk", "cheetah-run"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    out = tmp_path_factory.mktemp("demo") / request.param
+    return request.param, out, run(request.param, out)
+
+
+def test_the_whole_demo(finished: tuple[str, Path, Any]) -> None:
+    task, out, (said, metrics, wall) = finished
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert metrics["task"] == task
+    assert metrics["gamma"] == 0.5
+    assert set(metrics["methods"]) == METHODS
+    for name, scores in metrics["methods"].items():
+        assert {"error", "nrmse", "mae", "bias", "spearman", "pearson"} <= set(scores), name
+        assert np.isfinite(list(scores.values())).all(), name
+    assert list(metrics["seconds"]) == STAGES
+    assert 0.5 * wall < sum(metrics["seconds"].values()) <= wall
+    assert 10**8 < metrics["peak_memory_bytes"] < 4 * 2**30
+    assert metrics["episodes"] == {"training": 4, "held_out": 1}
+    table = "\n".join(said)
+    assert str(out / "report.html") in table
+    dataset = Episodes.open(out / "data")
+    assert len(dataset) == 5 * 31
+    assert dataset.spec.task == task
+    assert dataset.observation_shape == (9, 84, 84)
+
+
+def test_the_report_needs_no_other_file(finished: tuple[str, Path, Any]) -> None:
+    task, out, (_, metrics, _) = finished
+    report = (out / "report.html").read_text()
+    assert task in report
+    assert report.count("data:image/") >= 5
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)(?:https?:|//|\w+\.(?:png|css|js))""", report)
+    assert not re.findall(r"@import|url\((?!['\"]?data:)", report)
+    assert "nan" not in re.sub(r"data:image/[^\"']+", "", report).lower().split()
+    assert "gamma" in report or "γ" in report
+    assert len(report) < 20_000_000
+    assert metrics["states"] > 10
+
+
+def test_the_model_of_the_folder_loads(finished: tuple[str, Path, Any]) -> None:
+    task, out, _ = finished
+    voc, dataset = VOC.load(out), Episodes.open(out / "data")
+    assert voc.spec.task == task
+    for estimator in ("head", "sample"):
+        estimate = voc.value(dataset.observations(np.arange(6)), estimator=estimator)  # type: ignore[arg-type]
+        assert np.isfinite(estimate.mean).all()
+
+
+def test_a_second_run_skips_all(finished: tuple[str, Path, Any]) -> None:
+    task, out, (_, metrics, _) = finished
+    said, again, _ = run(task, out)
+    assert again == metrics
+    assert {line.split(":")[0] for line in said if "done already, skipped" in line} == set(STAGES)
+
+
+def test_another_task_is_kept_out_of_the_folder(finished: tuple[str, Path, Any]) -> None:
+    task, out, _ = finished
+    other = "cheetah-run" if task == "walker-walk" else "walker-walk"
+    with pytest.raises(ValueError, match="was collected with other settings"):
+        run(other, out)
+    assert json.loads((out / "metrics.json").read_text())["task"] == task
+
+
+def test_a_demo_killed_three_times_ends_with_the_same_numbers(
+    finished: tuple[str, Path, Any], tmp_path: Path
+) -> None:
+    task, _, (_, metrics, _) = finished
+    if task != "walker-walk":
+        pytest.skip("one task is enough")
+    demo = config(task)
+    assert from_dict(DemoConfig, json.loads(json.dumps(to_dict(demo)))) == demo
+    command = [sys.executable, "-c", SCRIPT, json.dumps(to_dict(demo)), str(tmp_path)]
+    kill_when(tmp_path / "data" / "episode_000001.hdf5", command)
+    assert len(list((tmp_path / "data").glob("*.hdf5"))) < 5
+    kill_when(tmp_path / "checkpoints" / "train.pt", command)
+    assert load_torch_file(tmp_path / "checkpoints" / "train.pt")["step"] < 60
+    kill_when(tmp_path / "estimates" / "mc.safetensors", command)
+    assert not (tmp_path / "report.html").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    resumed = json.loads((tmp_path / "metrics.json").read_text())
+    assert numbers(resumed) == numbers(metrics)
+    assert (tmp_path / "report.html").exists()
+    assert not list(tmp_path.rglob("*.part"))

@@ -1,0 +1,115 @@
+"""The value head: where it starts, how its members weigh episodes, and what it regresses on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from chains import episodes_of
+
+from voc_rl.loop import LoopConfig, optimise
+from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
+from voc_rl.occupancy.training import OccupancyTrainee
+
+
+def test_it_starts_at_the_mean_reward() -> None:
+    torch.manual_seed(0)
+    head = ValueHead(6, 3, members=4)
+    context, features = torch.randn(5, 6), torch.randn(5, 3)
+    head.set_bias(0.7)
+    with torch.no_grad():
+        torch.testing.assert_close(head(context, features), torch.full((5, 4), 0.7))
+        head.weight_3.normal_()
+        assert head(context, features).std() > 0.1
+        one = head(context, features)
+        head.set_bias(-1.4)  # twice the size, another start
+        torch.testing.assert_close(head(context, features), 2 * (one - 0.7) - 1.4)
+        head.set_bias(0.0)
+        torch.testing.assert_close(head(context, features), (one - 0.7) / 0.7 * 1e-3, atol=1e-7, rtol=1e-4)
+
+
+def test_members_by_plain_matrices() -> None:
+    torch.manual_seed(0)
+    head = ValueHead(6, 3, hidden=8, members=3)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+        features = 3 + 2 * torch.randn(50, 3)
+        head.fit_features(features)
+        head.set_bias(0.5)
+        context = torch.randn(50, 6)
+        found = head(context, features)
+        x = torch.cat([context, (features - features.mean(0)) / features.std(0)], 1)
+        for m in range(3):
+            y = torch.nn.functional.gelu(x @ head.weight_1[m] + head.bias_1[m])
+            y = torch.nn.functional.gelu(y @ head.weight_2[m] + head.bias_2[m])
+            torch.testing.assert_close(
+                found[:, m], 0.5 + 0.5 * (y @ head.weight_3[m])[:, 0], atol=1e-4, rtol=1e-4
+            )
+        # contexts without features are shown the mean
+        torch.testing.assert_close(
+            head(context), head(context, features.mean(0).expand(50, -1)), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_episode_weights_are_exponential_with_mean_one() -> None:
+    head = ValueHead(4, members=5)
+    weights = head.episode_weights(4000, np.random.default_rng(0))
+    assert weights.shape == (4000, 5)
+    assert weights.dtype == torch.float32
+    assert weights.min() > 0
+    assert float(weights.mean()) == pytest.approx(1.0, abs=0.03)
+    assert float(weights.var()) == pytest.approx(1.0, abs=0.1)
+    assert float(torch.corrcoef(weights.T)[0, 1]) == pytest.approx(
+        0.0, abs=0.06
+    )  # members weigh independently
+
+
+def test_the_loss_weighs_episodes_and_bootstraps_by_hand() -> None:
+    dataset = episodes_of([np.array([0.0, 1, 2, 3]), np.array([0.0, 5, 7])], [True, False])
+    codes = torch.tensor([[0], [1], [2], [0], [1], [2], [0]])
+    torch.manual_seed(0)
+    model = OccupancyTransformer(OccupancyConfig(3, 1, n_layer=1, n_head=1, width=8))
+    head = ValueHead(8, hidden=4, members=2)
+    config = OccupancyTraining(gamma=0.5, n=2, loop=LoopConfig(steps=5, batch_size=2))
+    trainee = OccupancyTrainee(model, head, dataset, codes, None, config, 0)
+    mean_reward = 18 / 5  # the rewards of first rows do not count
+    assert float(head.bias_value) == pytest.approx(mean_reward)
+    trainee.values = torch.arange(14.0).view(7, 2)
+    with torch.no_grad():
+        head.weight_3.normal_()
+        context = torch.randn(3, 8)
+        rows = np.array([0, 1, 4])
+        found = trainee._head_loss(rows, context)
+        # row 0: two steps, then the value of row 2; row 1: two steps to the termination; row 4: two steps to the cut
+        goals = torch.stack([
+            0.5 * (1 + 0.5 * 2) + 0.25 * trainee.values[2],
+            torch.tensor([0.5 * (2 + 0.5 * 3)] * 2),
+            0.5 * (5 + 0.5 * 7) + 0.25 * trainee.values[6],
+        ])  # fmt: skip
+        weights = trainee.weights[[0, 0, 1]]
+        expected = (((head(context) - goals) / mean_reward) ** 2 * weights).mean()
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(trainee.weights[0], trainee.weights[1])
+
+
+def test_members_follow_the_episodes_they_weigh() -> None:
+    """Two kinds of episode with other rewards from the same code: a member's value is its own weighted mean."""
+    rewards = [np.array([0.0, 1.0]), np.array([0.0, 3.0])] * 2
+    dataset = episodes_of(rewards, [True] * 4)
+    codes = torch.tensor([[0], [1]] * 4)
+    torch.manual_seed(0)
+    model = OccupancyTransformer(OccupancyConfig(2, 1, n_layer=1, n_head=1, width=8))
+    head = ValueHead(8, hidden=16, members=4)
+    config = OccupancyTraining(
+        gamma=0.0, ema=0.9, loop=LoopConfig(steps=200, batch_size=64, learning_rate=1e-2)
+    )
+    trainee = OccupancyTrainee(model, head, dataset, codes, None, config, 0)
+    optimise(trainee, config.loop, 0, "occupancy")
+    assert trainee.target_head is not None
+    with torch.no_grad():
+        found = trainee.target_head(trainee.target.prefix(torch.tensor([[0]])).last)[0]
+    w = trainee.weights
+    expected = (w * torch.tensor([1.0, 3.0, 1.0, 3.0])[:, None]).sum(0) / w.sum(0)
+    assert expected.std() > 0.2
+    torch.testing.assert_close(found, expected, atol=0.12, rtol=0)

@@ -1,0 +1,353 @@
+"""The VQ-VAE: shapes, codes that survive their vectors, components against numpy, learning, saving."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import SPEC, toy_episode
+from torch import Tensor
+
+from voc_rl.checkpoints import load_tensors, save_tensors, write_json
+from voc_rl.data import Episodes, write_episode
+from voc_rl.errors import VOCError
+from voc_rl.loop import Checkpoints, LoopConfig
+from voc_rl.quantizers import (
+    VQVAE,
+    VQVAEConfig,
+    build_quantizer,
+    code_counts,
+    codebook_use,
+    load_quantizer,
+    save_quantizer,
+    tokenize,
+    train_quantizer,
+)
+from voc_rl.quantizers.vqvae import PrincipalComponents, scale, unscale
+
+SIZE = 12
+SMALL = VQVAEConfig(n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def moving_square(rows: int, speed: int, offset: int) -> np.ndarray:
+    """uint8 (rows, 3, SIZE, SIZE): a bright square that walks over a shaded, grainy ground."""
+    grain = np.random.default_rng(offset).integers(0, 20, (rows, 3, SIZE, SIZE))
+    frames = (grain + np.linspace(20, 80, SIZE).astype(int)[:, None]).astype(np.uint8)
+    for t in range(rows):
+        left = (offset + speed * t) % (SIZE - 3)
+        frames[t, :, 4:8, left : left + 4] = np.array([250, 160, 40], np.uint8)[:, None, None]
+    return frames
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
+    folder = tmp_path_factory.mktemp("squares")
+    for i in range(8):
+        frames = moving_square(20, 1 + i % 3, i)
+        write_episode(folder / f"{i}.hdf5", toy_episode(i, 20, frames=frames), SPEC)
+    return Episodes.open(folder).load_frames()
+
+
+def fresh(seed: int = 0, stack: int = 3, config: VQVAEConfig = SMALL) -> VQVAE:
+    torch.manual_seed(seed)
+    return VQVAE((3 * stack, SIZE, SIZE), config)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Episodes) -> tuple[VQVAE, list[float]]:
+    losses: list[float] = []
+    config = LoopConfig(steps=400, batch_size=64, learning_rate=3e-3)
+    quantizer = train_quantizer(
+        fresh(), dataset, config, log=lambda stage, step, numbers: losses.append(numbers["loss"])
+    )
+    assert isinstance(quantizer, VQVAE)
+    return quantizer, losses
+
+
+def observations(dataset: Episodes) -> Tensor:
+    return torch.from_numpy(dataset.observations(np.arange(len(dataset))))
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("conv_width", [0, 4])
+def test_shapes_dtypes_and_ranges(stack: int, conv_width: int) -> None:
+    config = VQVAEConfig(
+        n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3, conv_width=conv_width
+    )
+    quantizer = fresh(stack=stack, config=config)
+    pictures = np.stack([moving_square(stack, 1 + i % 3, i) for i in range(40)])
+    obs = torch.from_numpy(pictures.reshape(40, 3 * stack, SIZE, SIZE))
+    quantizer.initialise(obs, generator())
+    torch.testing.assert_close(quantizer.mean_picture, scale(obs).mean(0), atol=1e-5, rtol=1e-4)
+    assert quantizer.codebook_size == 20
+    codes = quantizer.encode(obs)
+    assert codes.shape == (40, 3)
+    assert codes.dtype == torch.int64
+    assert 0 <= codes.min() <= codes.max() < 20
+    assert len(codes.unique(dim=0)) > 1  # frames do not all meet in one code
+    vectors = quantizer.embed(codes)
+    assert vectors.shape == (40, 3, 2)
+    assert vectors.dtype == torch.float32
+    assert quantizer.embed(codes.view(4, 10, 3)).shape == (4, 10, 3, 2)
+    assert torch.equal(quantizer.embed(codes.view(4, 10, 3)).view(40, 3, 2), vectors)
+    picture = quantizer.decode(codes)
+    assert picture.shape == obs.shape
+    assert picture.dtype == torch.uint8
+    features = quantizer.features(obs)
+    assert features.shape == (40, quantizer.feature_dim) == (40, 8 * stack)
+    assert features.dtype == torch.float32
+    loss, numbers = quantizer.loss(obs, generator())
+    assert loss.shape == ()
+    assert float(loss.detach()) == pytest.approx(float(numbers["features"] + numbers["pixels"]), rel=1e-5)
+    assert quantizer.encode(obs[:0]).shape == (0, 3)
+
+
+def test_every_code_survives_its_vector() -> None:
+    quantizer = fresh()
+    codes = torch.arange(20)[:, None].expand(20, 3).clone()
+    codes[:, 1] = (codes[:, 1] + 7) % 20
+    vectors = quantizer.embed(codes)
+    assert torch.equal(quantizer.codebook.indices_to_codes(codes), vectors)
+    # vectors are grid points in -1..1; the quantizer squashes its inputs, so they are undone first
+    assert vectors.abs().max() <= 1
+    flat = quantizer.code_vectors()
+    assert flat.shape == (20, 2)
+    assert len(flat.unique(dim=0)) == 20  # 20 different vectors
+    assert torch.equal(flat[codes], vectors)
+    assert torch.equal(quantizer.codebook.codes_to_indices(vectors).long(), codes)
+
+
+def test_quantize_rounds_to_the_vector_that_embed_gives(
+    trained: tuple[VQVAE, list[float]], dataset: Episodes
+) -> None:
+    """The vectors seen in training are those that ``embed`` gives for the codes of ``quantize``."""
+    quantizer, _ = trained
+    with torch.no_grad():
+        latents = quantizer.latents(observations(dataset))
+        vectors, codes = quantizer.codebook(latents)
+        assert torch.equal(quantizer.quantize(latents), codes.long())
+        torch.testing.assert_close(quantizer.embed(codes.long()), vectors)
+
+
+def test_components_equal_numpy(dataset: Episodes) -> None:
+    frames = torch.from_numpy(dataset.frames(np.arange(len(dataset))))
+    components = PrincipalComponents((3, SIZE, SIZE), 4)
+    components.fit(frames, generator())
+    pixels = dataset.frames(np.arange(len(dataset)))[..., ::2, ::2].reshape(len(dataset), -1) / 127.5 - 1
+    mean = pixels.mean(0)
+    values, vectors = np.linalg.svd(pixels - mean, full_matrices=False)[1:]
+    assert (values[:4] > 1.05 * values[1:5]).all()  # the spectrum is not flat
+    np.testing.assert_allclose(components.mean.numpy(), mean, atol=1e-5)
+    np.testing.assert_allclose(components.spread.numpy(), values[:4] / len(dataset) ** 0.5, rtol=1e-3)
+    basis = components.basis.numpy()
+    np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-4)
+    # the same plane: components of equal size may be turned within it
+    projected = (pixels - mean) @ basis @ basis.T
+    exact = (pixels - mean) @ vectors[:4].T @ vectors[:4]
+    error = ((pixels - mean - projected) ** 2).sum()
+    assert error == pytest.approx(((pixels - mean - exact) ** 2).sum(), rel=1e-3)
+    np.testing.assert_allclose(components(frames).numpy(), (pixels - mean) @ basis, atol=1e-3)
+
+
+def test_components_need_frames() -> None:
+    with pytest.raises(VOCError, match="3 frames are too few for 5 principal components"):
+        PrincipalComponents((3, SIZE, SIZE), 5).fit(
+            torch.zeros(3, 3, SIZE, SIZE, dtype=torch.uint8), generator()
+        )
+
+
+def test_features_are_the_newest_frame_then_motion(dataset: Episodes) -> None:
+    quantizer = fresh()
+    obs = observations(dataset)
+    quantizer.initialise(obs, generator())
+    first, moving = obs[dataset.starts], obs[dataset.starts + 5]
+    still = quantizer.features(first)
+    assert still[:, 8:].abs().max() < 1e-4  # a stack of one frame repeated does not move
+    found = quantizer.features(moving)
+    by_frame = [
+        quantizer.components(moving[:, 3 * k : 3 * k + 3]) / quantizer.components.spread[0] for k in range(3)
+    ]
+    expected = torch.cat([by_frame[2], by_frame[2] - by_frame[1], by_frame[1] - by_frame[0]], 1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert found[:, 8:].abs().max() > 0.1
+
+
+def test_training_learns_the_picture(trained: tuple[VQVAE, list[float]], dataset: Episodes) -> None:
+    quantizer, losses = trained
+    assert not quantizer.training
+    assert losses[-1] < 0.5 * losses[0]
+    obs = observations(dataset)
+    with torch.no_grad():
+        pictures = quantizer.decode(quantizer.encode(obs)).float()
+    truth = obs.float()
+    error, mean_error = (pictures - truth).square().mean(), (truth.mean(0) - truth).square().mean()
+    print(f"reconstruction error {error / mean_error:.3f} of the mean picture's")
+    assert error < 0.6 * mean_error
+
+
+def test_a_decoder_that_paints_nothing_shows_the_mean_picture(dataset: Episodes) -> None:
+    """Patches and pixels meet: it decodes to the mean picture, and its pixel loss is all of the variance."""
+    quantizer = fresh()
+    batch = observations(dataset)[:4]
+    quantizer.mean_picture.copy_(scale(batch).mean(0))
+    with torch.no_grad():
+        for parameter in quantizer.to_pixels.parameters():
+            parameter.zero_()
+    mean = batch.float().mean(0)
+    pictures = quantizer.decode(quantizer.encode(batch)).float()
+    assert (pictures - mean).abs().max() <= 0.5 + 1e-3
+    with torch.no_grad():
+        patches = quantizer._pixel_loss(batch, torch.zeros(4, 32), generator())
+    assert float(patches) == pytest.approx(1.0, abs=0.05)  # all of the variance is left
+
+
+def test_scale_round_trip() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(unscale(scale(every)), every)
+    assert scale(every).min() == -1
+    assert scale(every).max() == 1
+    assert torch.equal(unscale(torch.tensor([-2.0, 2.0])), torch.tensor([0, 255], dtype=torch.uint8))
+
+
+def test_saved_and_loaded_gives_the_same_codes(
+    trained: tuple[VQVAE, list[float]], dataset: Episodes, tmp_path: Path
+) -> None:
+    quantizer, _ = trained
+    save_quantizer(quantizer, tmp_path)
+    loaded = load_quantizer(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["quantizer.json", "quantizer.safetensors"]
+    assert not loaded.training
+    assert loaded.config == quantizer.config
+    obs = observations(dataset)
+    codes = quantizer.encode(obs)
+    assert len(codes.unique(dim=0)) > 10
+    assert torch.equal(loaded.encode(obs), codes)
+    assert torch.equal(loaded.decode(codes), quantizer.decode(codes))
+    assert torch.equal(loaded.features(obs), quantizer.features(obs))
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(VOCError, match=r"quantizer description .*quantizer\.json does not exist"):
+        load_quantizer(tmp_path)
+    save_quantizer(fresh(), tmp_path)
+    path, weights = tmp_path / "quantizer.json", tmp_path / "quantizer.safetensors"
+    good, tensors = json.loads(path.read_text()), load_tensors(weights)
+    for changed, said in [
+        ({"format_version": 99}, "has format version 99; this voc_rl reads version 1"),
+        ({"name": "magic"}, "Unknown quantizer 'magic'; accepted: .*vqvae"),
+        ({"config": {**good["config"], "colour": 3}}, r"unknown key\(s\) colour"),
+        ({"config": 3}, "config"),
+        ({"observation_shape": [9, 13, 12]}, "multiples of 6"),
+        ({"observation_shape": "large"}, "observation_shape"),
+        ({"observation_shape": [9, 12]}, "observation_shape"),
+    ]:
+        write_json(path, {**good, **changed})
+        with pytest.raises(VOCError, match=said):
+            load_quantizer(tmp_path)
+    for key in ("name", "config", "observation_shape"):
+        write_json(path, {k: v for k, v in good.items() if k != key})
+        with pytest.raises(VOCError, match=rf"{re.escape(str(path))} lacks the key '{key}'"):
+            load_quantizer(tmp_path)
+    write_json(path, good)
+    save_quantizer(fresh(config=VQVAEConfig(**{**good["config"], "levels": (5, 4), "hidden": 16})), tmp_path)
+    write_json(path, good)
+    with pytest.raises(VOCError, match=r"quantizer\.safetensors: .* has shape .*16.*32.* is needed"):
+        load_quantizer(tmp_path)
+    save_tensors(weights, {k: v for k, v in tensors.items() if k != "to_pixels.bias"})
+    with pytest.raises(VOCError, match=r"does not fit VQVAE: missing to_pixels\.bias"):
+        load_quantizer(tmp_path)
+    weights.unlink()
+    with pytest.raises(VOCError, match="does not exist"):
+        load_quantizer(tmp_path)
+
+
+def test_bad_arguments() -> None:
+    quantizer = fresh()
+    with pytest.raises(VOCError, match="dtype float32; uint8"):
+        quantizer.encode(torch.zeros(2, 9, SIZE, SIZE))
+    for shape in ((2, 6, SIZE, SIZE), (9, SIZE, SIZE), (2, 9, SIZE, 6)):
+        with pytest.raises(VOCError, match=r"\(batch, 9, 12, 12\) is needed"):
+            quantizer.encode(torch.zeros(shape, dtype=torch.uint8))
+    for codes, said in [
+        (torch.zeros(2, 4, dtype=torch.int64), "3 tokens per row"),
+        (torch.full((2, 3), 20), r"20\.\.20; 0\.\.19 is the codebook"),
+        (torch.full((2, 3), -1), r"-1\.\.-1"),
+    ]:
+        with pytest.raises(VOCError, match=said):
+            quantizer.embed(codes)
+        with pytest.raises(VOCError, match=said):
+            quantizer.decode(codes)
+    with pytest.raises(VOCError, match="sides that are multiples of 6"):
+        VQVAE((9, 10, 12), SMALL)
+    with pytest.raises(VOCError, match="Unknown quantizer 'vq'"):
+        build_quantizer("vq", (9, SIZE, SIZE))
+    built = build_quantizer("vqvae", (9, SIZE, SIZE), {"patch": 3, "levels": [5, 4]})
+    assert built.config == VQVAEConfig(patch=3, levels=(5, 4))
+
+
+def test_codebook_use() -> None:
+    codes = np.array([[0, 2], [0, 3], [1, 2], [1, 3], [0, 2], [0, 3], [1, 2], [1, 3]])
+    np.testing.assert_array_equal(code_counts(codes, 8)[:, :4], [[4, 4, 0, 0], [0, 0, 4, 4]])
+    assert code_counts(codes, 8).shape == (2, 8)
+    assert codebook_use(codes, 8) == pytest.approx({"use": 0.5, "perplexity": 2.0})
+    one = np.zeros((5, 3), np.int64)
+    assert codebook_use(one, 4) == pytest.approx({"use": 0.25, "perplexity": 1.0})
+    mixed = np.array([[0, 0], [0, 1], [0, 2], [0, 3]])  # perplexities 1 and 4
+    assert codebook_use(mixed, 4) == pytest.approx({"use": 1.0, "perplexity": 2.5})
+    skewed = np.array([[0]] * 3 + [[1]])
+    assert codebook_use(skewed, 2)["perplexity"] == pytest.approx(
+        np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
+    )
+
+
+def test_tokenize_keeps_the_order_of_rows(trained: tuple[VQVAE, list[float]], dataset: Episodes) -> None:
+    quantizer, _ = trained
+    codes, features = tokenize(quantizer, dataset, batch_size=7)
+    assert codes.shape == (160, 3)
+    assert codes.dtype == torch.int16
+    assert features.shape == (160, 24)
+    assert features.dtype == torch.float16
+    for row in (0, 6, 7, 19, 20, 159):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            obs = torch.from_numpy(dataset.observations(np.array([row])))
+            assert torch.equal(quantizer.encode(obs)[0].short(), codes[row])
+        torch.testing.assert_close(quantizer.features(obs)[0], features[row].float(), atol=0.05, rtol=0.05)
+    whole, _ = tokenize(quantizer, dataset, batch_size=1000)
+    assert (whole == codes).float().mean() > 0.99  # sums of bfloat16 may differ with the batch
+    part = dataset.subset([3])
+    assert torch.equal(
+        tokenize(quantizer, part, batch_size=7)[0].float().mean(0).isfinite(), torch.ones(3).bool()
+    )
+    assert len(tokenize(quantizer, part)[0]) == 20
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_training_resumes_bit_for_bit(dataset: Episodes, tmp_path: Path) -> None:
+    config = LoopConfig(steps=70, batch_size=16)
+    checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=20)
+    plain = train_quantizer(fresh(1), dataset, config, seed=3)
+
+    def kill(stage: str, step: int, numbers: object) -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):  # at step 50, 10 steps after the last checkpoint
+        train_quantizer(fresh(1), dataset, config, seed=3, checkpoints=checkpoints, log=kill)
+    resumed = train_quantizer(fresh(2), dataset, config, seed=3, checkpoints=checkpoints)
+    assert plain.state_dict().keys() == resumed.state_dict().keys()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    other = train_quantizer(fresh(1), dataset, config, seed=4)
+    assert not torch.equal(other.state_dict()["to_pixels.weight"], plain.state_dict()["to_pixels.weight"])
+    with pytest.raises(VOCError, match="other settings or data"):
+        train_quantizer(fresh(1), dataset, config, seed=3, checkpoints=Checkpoints(checkpoints.path, "b"))

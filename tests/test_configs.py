@@ -1,0 +1,106 @@
+"""Configs: strict, nested, and the same after JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from voc_rl.configs import from_dict, to_dict
+from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
+from voc_rl.loop import LoopConfig
+from voc_rl.occupancy import OccupancyTraining
+from voc_rl.quantizers import VQVAEConfig
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int = 4
+    levels: tuple[int, ...] = (8, 6)
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner = field(default_factory=Inner)
+    maybe: float | None = None
+
+
+def test_nested_and_tuples_survive_json() -> None:
+    config = Outer("a", Inner(7, (5, 5, 3)), 0.5)
+    again = from_dict(Outer, json.loads(json.dumps(to_dict(config))))
+    assert again == config
+    assert isinstance(again.inner, Inner)
+    assert again.inner.levels == (5, 5, 3)
+    assert from_dict(Outer, {"name": "a"}) == Outer("a")
+    assert from_dict(Outer, {"name": "a", "inner": {}, "maybe": None}) == Outer("a")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [OccupancyTraining(gamma=0.95, n=3, loop=LoopConfig(steps=7)), VQVAEConfig(levels=(5, 3)), LoopConfig(2)],
+)
+def test_our_own_configs_survive_json(config: Any) -> None:
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"name": "a", "colour": 1},
+            r"^config has unknown key\(s\) colour; Outer accepts inner, maybe, name\.$",
+        ),
+        (
+            {"name": "a", "inner": {"depth": 1, "b": 2}},
+            r"^config\.inner has unknown key\(s\) b, depth; Inner accepts",
+        ),
+        ({"name": "a", "inner": 3}, r"^config\.inner is int; a mapping for Inner is needed"),
+        ({}, r"^config does not describe a Outer: .*name"),
+        ([1], r"^config is list; a mapping for Outer is needed"),
+    ],
+)
+def test_refused(values: Any, said: str) -> None:
+    with pytest.raises(VOCError, match=said):
+        from_dict(Outer, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"steps": 0}, "steps is 0"), ({"steps": 5, "learning_rate": -1.0}, "learning_rate is -1.0"),
+     ({"steps": float("nan")}, "steps is nan"), ({"steps": "many"}, "does not describe a LoopConfig")],
+)  # fmt: skip
+def test_values_are_checked(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(VOCError, match=said):
+        from_dict(LoopConfig, values)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1, -0.1, float("nan"), float("inf"), "0.9", None, True])
+def test_gamma_outside(gamma: Any) -> None:
+    with pytest.raises(VOCError, match=r"^gamma is .*; a discount in \[0, 1\) is needed\.$"):
+        check_gamma(gamma)
+
+
+def test_gamma_inside() -> None:
+    for gamma in (0, 0.0, 0.5, 0.999, np.float64(0.9)):
+        assert check_gamma(gamma) == gamma
+        assert type(check_gamma(gamma)) is float
+
+
+def test_small_checks() -> None:
+    assert check_choice("b", ["c", "b"], "letter") == "b"
+    with pytest.raises(VOCError, match=r"^Unknown letter 'a'; accepted: b, c\.$"):
+        check_choice("a", ["c", "b"], "letter")
+    check_positive(1e-9, "x")
+    with pytest.raises(VOCError, match="x is 0;"):
+        check_positive(0, "x")
+    check_observations(np.zeros((2, 9, 4, 4), np.uint8), (9, 4, 4))
+    with pytest.raises(VOCError, match=r"shape \(9, 4, 4\); \(batch, 9, 4, 4\) is needed"):
+        check_observations(np.zeros((9, 4, 4), np.uint8), (9, 4, 4))
+    with pytest.raises(VOCError, match="dtype float32; uint8"):
+        check_observations(np.zeros((2, 9, 4, 4), np.float32), (9, 4, 4))
+    with pytest.raises(VOCError, match="dtype list; uint8"):
+        check_observations([1], (9, 4, 4))

@@ -1,0 +1,143 @@
+"""One direction of imports, held by reading every module; and what an import must not pull in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("data", "quantizers", "occupancy", "values")
+FOUNDATION = {"errors", "checkpoints", "configs", "precision", "policy", "loop"}
+# who may import whom, of the modules and rooms below voc_rl; what is not listed is at the top and may import all
+LINE = [*ROOMS, "model", "envs", "agents"]
+FOREIGN = (
+    "gymnasium",
+    "mujoco",
+    "dm_control",
+    "stable_baselines3",
+    "wandb",
+    "minari",
+    "d4rl",
+    "timm",
+    "matplotlib",
+)
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name inside voc_rl: ``data.hdf5``, ``envs.make``, ``model``."""
+    found = {}
+    for folder, prefix in [
+        (ROOT / "voc_rl", ""),
+        *((ROOT / name, f"{name}.") for name in ("envs", "agents", "benchmarks")),
+    ]:
+        for path in folder.rglob("*.py"):
+            name = prefix + ".".join(path.relative_to(folder).with_suffix("").parts)
+            found[name.removesuffix(".__init__") or "__init__"] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Modules below voc_rl that a file imports anywhere, also inside functions and for type checking."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    for name in names:
+        first = name.split(".")[0]
+        assert first not in ("envs", "agents", "benchmarks", "tests"), (
+            f"{path} imports {name}; say voc_rl.{name}"
+        )
+    return {name.removeprefix("voc_rl.") for name in names if name.startswith("voc_rl.")}
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+def allowed(importer: str, target: str) -> bool:
+    if target in FOUNDATION:
+        return True
+    if importer in FOUNDATION:
+        return False
+    if importer not in LINE:  # benchmarks, cli and what stands beside them
+        return True
+    return target in LINE and LINE.index(target) <= LINE.index(importer)
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {"__init__"}))
+def test_direction(name: str) -> None:
+    known = {room(n) for n in modules()}
+    targets = {room(target) for target in imported(modules()[name])} & known
+    wrong = sorted(target for target in targets if not allowed(room(name), target))
+    assert not wrong, f"voc_rl.{name} imports {', '.join(wrong)}"
+
+
+def test_the_rule_itself() -> None:
+    assert {room(n) for n in modules()} >= {*ROOMS, *FOUNDATION, "envs", "agents", "benchmarks"}
+    assert allowed("values", "occupancy")
+    assert allowed("agents", "envs")
+    assert allowed("cli", "benchmarks")
+    for importer, target in [
+        ("data", "quantizers"), ("occupancy", "values"), ("quantizers", "model"), ("loop", "data"), ("model", "envs"),
+        ("envs", "agents"), ("values", "benchmarks"), ("agents", "cli"), ("errors", "data"),
+    ]:  # fmt: skip
+        assert not allowed(importer, target), (importer, target)
+
+
+def test_foundation_imports_only_foundation() -> None:
+    order = ["errors", "checkpoints", "configs", "precision", "policy", "loop"]
+    for name in order:
+        later = imported(modules()[name]) & set(order[order.index(name) + 1 :])
+        assert not later, f"voc_rl.{name} imports {later}"
+
+
+def fresh(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light() -> None:
+    heavy = fresh(
+        "import sys, voc_rl; print([m for m in ('torch', 'numpy', 'gymnasium', 'mujoco', 'h5py') if m in sys.modules])"
+    )
+    assert heavy.strip() == "[]"
+
+
+def seconds(code: str, repeats: int = 3) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        fresh(code)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def test_import_is_fast() -> None:
+    assert seconds("import voc_rl") - seconds("pass") < 0.2
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_stored_data_needs_no_simulator(name: str) -> None:
+    code = f"import sys, voc_rl.{name}; print([m for m in {FOREIGN} if m in sys.modules])"
+    assert fresh(code).strip() == "[]"
+
+
+def test_public_names() -> None:
+    code = (
+        "import voc_rl\n"
+        "assert all(name in dir(voc_rl) for name in voc_rl.__all__)\n"
+        "print([getattr(voc_rl, name).__name__ for name in voc_rl.__all__])\n"
+        "try:\n    voc_rl.nothing\nexcept AttributeError as error:\n    print(error)"
+    )
+    first, second = fresh(code).strip().splitlines()
+    assert first == "['VOC', 'Episodes', 'Policy', 'VOCConfig', 'ValueEstimate', 'train']"
+    assert second == "module 'voc_rl' has no attribute 'nothing'"

@@ -1,0 +1,262 @@
+"""The stages of a run: what is done is skipped, what is forced is done anew, what was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from worlds import COMMAND, SPEC, kill_when, one_sentence, small_config, write_world
+
+from voc_rl import VOC, Episodes
+from voc_rl.checkpoints import load_tensors, load_torch_file
+from voc_rl.cli import main
+from voc_rl.errors import VOCError
+from voc_rl.pipeline import Pipeline, data_mark
+from voc_rl.runs import RunFolder
+from voc_rl.values import discounted_returns
+
+CONFIG = small_config(gamma=0.5, quantizer=30, steps=30)
+FILES = {
+    "quantizer": (),  # saving the whole model writes its files again, unchanged
+    "tokenize": ("tokens.safetensors",),
+    "train": ("voc.safetensors", "voc.json"),
+    "evaluate": ("metrics.json",),
+}
+METHOD = {"error", "nrmse", "mae", "bias", "spearman", "pearson"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_world(folder, episodes=6, rows=30)
+    return folder
+
+
+def run_all(out: Path, data: Path, config: Any = CONFIG, **options: Any) -> tuple[list[str], dict[str, Any]]:
+    """Do every stage; what was said, and the metrics."""
+    said: list[str] = []
+    with RunFolder(out) as run:
+        metrics = Pipeline(run, data, config, say=said.append, **options).evaluate(samples=20, max_states=50)
+    return said, metrics
+
+
+def times(out: Path) -> dict[str, Any]:
+    """What tells that a stage was done again: its record, seconds included, and when its files were written."""
+    records = json.loads((out / "stages.json").read_text())
+    return {stage: (records[stage], [(out / n).stat().st_mtime_ns for n in names]) for stage, names in FILES.items()}
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {stage for stage in FILES if before[stage] != after[stage]}
+
+
+def skipped(said: list[str]) -> list[str]:
+    return [line.split(":")[0] for line in said if "done already, skipped" in line]
+
+
+def test_metrics(tmp_path: Path, data: Path) -> None:
+    said, metrics = run_all(tmp_path, data)
+    assert said == []
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert metrics["task"] == "square"
+    assert metrics["gamma"] == 0.5
+    assert set(metrics["methods"]) == {"voc", "voc_head", "constant"}
+    assert all(set(scores) == METHOD for scores in metrics["methods"].values())
+    assert set(metrics["seconds"]) == {"quantizer", "tokenize", "train", "evaluate"}
+    assert metrics["peak_memory_bytes"] == max(metrics["stage_peak_memory_bytes"].values())
+    assert metrics["episodes"] == {"training": 5, "held_out": 1}
+    assert metrics["states"] == 23  # 30 rows, less those whose return is cut: .5^7 < .01
+    assert metrics["r_max"] == 1.0
+    assert metrics["quantizer"]["name"] == "vqvae"
+    curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in curve} == {"quantizer", "occupancy", "reward"}
+    assert VOC.load(tmp_path).spec == SPEC
+
+
+def test_what_is_done_is_skipped(tmp_path: Path, data: Path) -> None:
+    _, first = run_all(tmp_path, data)
+    before = times(tmp_path)
+    said, second = run_all(tmp_path, data)
+    assert skipped(said) == ["quantizer", "tokenize", "train", "evaluate"]
+    assert changed(before, times(tmp_path)) == set()
+    assert second == first
+
+
+@pytest.mark.parametrize("stage", list(FILES))
+def test_force_does_exactly_that_stage(tmp_path: Path, data: Path, stage: str) -> None:
+    _, first = run_all(tmp_path, data)
+    before = times(tmp_path)
+    said, second = run_all(tmp_path, data, force=frozenset({stage}))
+    assert skipped(said) == [name for name in FILES if name != stage]
+    assert changed(before, times(tmp_path)) == {stage}
+    assert second["methods"] == first["methods"]  # one seed, one result
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        (lambda c: replace(c, seed=1), {"quantizer", "tokenize", "train", "evaluate"}),
+        (
+            lambda c: replace(c, quantizer_config={**c.quantizer_config, "hidden": 40}),
+            {"quantizer", "tokenize", "train", "evaluate"},
+        ),
+        (lambda c: replace(c, network=replace(c.network, width=16)), {"train", "evaluate"}),
+        (lambda c: replace(c, occupancy=replace(c.occupancy, gamma=0.4)), {"train", "evaluate"}),
+        (lambda c: replace(c, reward=replace(c.reward, bins=7)), {"train", "evaluate"}),
+    ],
+)
+def test_another_setting_redoes_what_follows(
+    tmp_path: Path, data: Path, change: Callable[[Any], Any], redone: set[str]
+) -> None:
+    run_all(tmp_path, data)
+    before = times(tmp_path)
+    said, _ = run_all(tmp_path, data, change(CONFIG))
+    assert changed(before, times(tmp_path)) == redone
+    assert set(skipped(said)) == set(FILES) - redone
+    assert run_all(tmp_path, data, change(CONFIG))[0] != []  # and is remembered
+
+
+def test_other_held_out_episodes_redo_everything(tmp_path: Path, data: Path) -> None:
+    run_all(tmp_path, data)
+    said, metrics = run_all(tmp_path, data, held_out=0.4)
+    assert said == []
+    assert metrics["episodes"] == {"training": 4, "held_out": 2}
+
+
+def test_evaluation_of_other_samples_is_done_again(tmp_path: Path, data: Path) -> None:
+    run_all(tmp_path, data)
+    with RunFolder(tmp_path) as run:
+        metrics = Pipeline(run, data, CONFIG).evaluate(samples=20, max_states=10)
+    assert metrics["states"] == 10
+
+
+def test_other_data_is_told_apart(tmp_path: Path) -> None:
+    """Also where only the pictures differ, as between render profiles."""
+    write_world(tmp_path / "a", 3, 20)
+    marks = {data_mark(Episodes.open(tmp_path / "a"))}
+    write_world(tmp_path / "same", 3, 20)
+    marks.add(data_mark(Episodes.open(tmp_path / "same")))
+    assert len(marks) == 1
+    write_world(tmp_path / "other spec", 3, 20, spec=replace(SPEC, render="faithful"))
+    write_world(tmp_path / "other size", 3, 20, size=36)
+    write_world(tmp_path / "other pictures", 3, 20)
+    for file in (tmp_path / "other pictures").iterdir():
+        with h5py.File(file, "r+") as opened:
+            opened["observation"][...] = opened["observation"][...] // 2
+    write_world(tmp_path / "other walk", 3, 20, seed=5)
+    for name in ("other spec", "other size", "other pictures", "other walk"):
+        marks.add(data_mark(Episodes.open(tmp_path / name)))
+    assert len(marks) == 5
+
+
+def test_truth_and_constant_are_those_of_the_data(tmp_path: Path, data: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        pipeline = Pipeline(run, data, CONFIG)
+        rows, truth = pipeline.test_states(1000)
+        returns, known = discounted_returns(pipeline.test, 0.5)
+        np.testing.assert_array_equal(rows, np.flatnonzero(known))
+        np.testing.assert_array_equal(truth, returns[known])
+        few, _ = pipeline.test_states(5)
+        assert len(few) == 5
+        assert few[0] == rows[0]
+        assert few[-1] == rows[-1]
+        returns, known = discounted_returns(pipeline.training, 0.5)
+        assert pipeline.constant_value() == pytest.approx(returns[known].mean())
+        together = np.concatenate([pipeline.training.source_rows, pipeline.test.source_rows])
+        assert sorted(together) == list(range(len(pipeline.dataset)))  # nothing is in both
+        codes, features = pipeline.tokens_of(pipeline.test)
+        everything = pipeline.tokenize()
+        assert torch.equal(codes, everything[0][pipeline.test.source_rows])
+        assert len(features) == len(pipeline.test)
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(VOCError) as caught:
+        call()
+    assert one_sentence(str(caught.value)), str(caught.value)
+    return str(caught.value)
+
+
+def test_refusals(tmp_path: Path, data: Path) -> None:
+    with RunFolder(tmp_path / "run") as run:
+        for held_out in (0.0, 1.0, -1.0):
+            assert "held_out" in refused(lambda h=held_out: Pipeline(run, data, CONFIG, held_out=h))  # type: ignore[misc]
+        long = replace(CONFIG, occupancy=replace(CONFIG.occupancy, gamma=0.95))
+        pipeline = Pipeline(run, data, long)  # 90 steps are needed, episodes have 29
+        assert "gamma 0.95" in refused(lambda: pipeline.test_states(10))
+        assert "horizon" in refused(pipeline.constant_value)
+        write_world(tmp_path / "one", 1, 20)
+        assert "cannot be split" in refused(lambda: Pipeline(run, tmp_path / "one", CONFIG))
+        unknown = replace(CONFIG, quantizer="magic")
+        assert "vqvae" in refused(Pipeline(run, data, unknown).train_quantizer)
+        assert list((tmp_path / "run").glob("*.safetensors")) == []
+
+
+def test_tokens_of_other_rows_are_refused(tmp_path: Path, data: Path) -> None:
+    run_all(tmp_path, data)
+    from voc_rl.checkpoints import save_tensors
+
+    tensors = load_tensors(tmp_path / "tokens.safetensors")
+    save_tensors(tmp_path / "tokens.safetensors", {name: t[:-1] for name, t in tensors.items()})
+    with RunFolder(tmp_path) as run:
+        assert "tokenise it again" in refused(Pipeline(run, data, CONFIG).tokenize)
+
+
+# --- real kills
+
+STEPS = ["--gamma", "0.5", "--quantizer-steps", "40", "--steps", "60", "--threads", "1"]
+
+
+def command(name: str, data: Path, out: Path) -> list[str]:
+    return [str(COMMAND), name, "--data", str(data), "--out", str(out), *STEPS]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    subprocess.run(command("train", data, out), check=True, capture_output=True)
+    return out
+
+
+def same_tensors(one: Path, two: Path) -> bool:
+    a, b = load_tensors(one), load_tensors(two)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("stage", "steps"), [("quantizer", 40), ("train", 60)])
+def test_a_killed_training_goes_on_to_the_same_weights(
+    tmp_path: Path, data: Path, whole: Path, capsys: pytest.CaptureFixture[str], stage: str, steps: int
+) -> None:
+    checkpoint = tmp_path / "checkpoints" / f"{stage}.pt"
+    name = {"quantizer": "train-quantizer", "train": "train"}[stage]
+    kill_when(checkpoint, command(name, data, tmp_path))
+    reached = load_torch_file(checkpoint)["step"]
+    assert 0 < reached < steps  # in the middle
+    final = {"quantizer": "quantizer", "train": "voc"}[stage]
+    assert not list(tmp_path.glob(f"{final}.*"))  # nothing half-written under a final name
+    other = [*command(name, data, tmp_path)[1:], "--held-out", "0.4"]
+    if stage == "quantizer":  # its checkpoint is not lost to a command with other settings
+        with pytest.raises(SystemExit) as caught:
+            main(other)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].endswith("use --force to start anew, or another --out.")
+        assert load_torch_file(checkpoint)["step"] == reached
+    resumed = subprocess.run(command(name, data, tmp_path), check=True, capture_output=True, text=True)
+    assert skipped(resumed.stdout.splitlines()) == ([] if stage == "quantizer" else ["quantizer", "tokenize"])
+    files = [f"{name}.safetensors" for name in ("quantizer", "tokens", "voc")]
+    for file in files[: 1 if stage == "quantizer" else 3]:
+        assert same_tensors(tmp_path / file, whole / file), file
+    assert not checkpoint.exists()
+    assert not list(tmp_path.rglob("*.part"))
+    curve, expected = RunFolder(tmp_path).curve(), RunFolder(whole).curve()
+    assert curve == expected[: len(curve)]
+    assert len(curve) == len(expected) or stage == "quantizer"

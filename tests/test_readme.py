@@ -1,0 +1,92 @@
+"""Every snippet of the README runs, and every `voc-rl` line in it parses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+from worlds import loop
+
+from voc_rl import cli
+
+README = Path(__file__).parents[1] / "README.md"
+pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md")
+
+
+def blocks(*languages: str) -> list[str]:
+    """Fenced blocks of README.md in these languages, in order."""
+    text = README.read_text() if README.exists() else ""
+    fenced = re.findall(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, name, code in fenced if name in languages]
+
+
+def command_lines() -> list[str]:
+    """The `voc-rl ...` commands of shell blocks; lines joined at a backslash, split at && and ;."""
+    found = []
+    for block in blocks("sh", "bash", "shell", "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.strip().removeprefix("$ ")
+            parts = re.split(r"&&|;|\|", re.sub(r"(^|\s)#.*", "", line))
+            found += [part.strip() for part in parts if re.match(r"(\S*/)?voc-rl\b", part.strip())]
+    return found
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_commands_parse(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = shlex.split(re.sub(r"\[[^]]*\]", "", line))[1:]  # [--task ...]: what may be left out
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 0
+        return
+    try:
+        tyro.cli(cli.Command, prog="voc-rl", args=arguments)  # type: ignore[call-overload]
+    except SystemExit:
+        pytest.fail(f"`{line}` does not parse: {capsys.readouterr().err}")
+
+
+def test_the_readme_shows_commands_and_code() -> None:
+    assert any(re.search(r"voc-rl demo\b", line) for line in command_lines())
+    assert blocks("python")
+
+
+@pytest.mark.slow
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with a finished small demo in runs/demo; each block in a namespace of its own."""
+    from dataclasses import replace
+
+    from voc_rl.benchmarks.demo import DemoConfig, run_demo
+    from voc_rl.model import VOCConfig
+    from voc_rl.occupancy import OccupancyTraining
+    from voc_rl.values import RewardConfig
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    voc = VOCConfig(
+        quantizer_training=loop(20, 1e-3, 32),
+        occupancy=OccupancyTraining(gamma=0.9, loop=loop(16)),
+        reward=RewardConfig(loop=loop(20)),
+    )
+    demo = DemoConfig(episodes=5, episode_steps=60, samples=10, max_states=20, baseline_steps=4, voc=voc)
+    run_demo(demo, Path("runs/demo"), processes=1, progress=False, say=lambda line: None)
+    from voc_rl import model
+
+    # training in a snippet takes a few steps here: the same code, less patience
+    whole = model.VOCConfig
+
+    def quick(*arguments: object, **options: object) -> VOCConfig:
+        config = whole(*arguments, **options)  # type: ignore[arg-type]
+        return replace(
+            config,
+            quantizer_training=replace(config.quantizer_training, steps=10),
+            occupancy=replace(config.occupancy, loop=replace(config.occupancy.loop, steps=10)),
+            reward=replace(config.reward, loop=replace(config.reward.loop, steps=10)),
+        )
+
+    monkeypatch.setattr(model, "VOCConfig", quick)
+    for i, block in enumerate(blocks("python"), 1):
+        code = compile(block, f"README.md, python block {i}", "exec")
+        exec(code, {"__name__": f"readme_{i}"})

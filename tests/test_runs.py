@@ -1,0 +1,255 @@
+"""Run folders: one user at a time, what is done, the curve, and seconds that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from worlds import COMMAND, one_sentence
+
+from voc_rl import runs
+from voc_rl.errors import VOCError
+from voc_rl.runs import RunFolder, cpu_seconds, fingerprint, peak_memory_bytes, versions
+
+HOLDER = """
+import sys, time
+from voc_rl.runs import RunFolder
+with RunFolder(sys.argv[1]) as run:
+    with run.stage("quantizer", "mark", {}):
+        run.log("quantizer", 1, {"loss": 2.0})
+        print("held", flush=True)
+        time.sleep(120)
+"""
+
+
+def test_one_process_at_a_time_and_freed_by_a_kill(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(VOCError) as caught, RunFolder(tmp_path):
+            pass
+        assert str(caught.value).startswith(f"{tmp_path} is in use by another run")
+        assert one_sentence(str(caught.value))
+        other = subprocess.run(
+            [COMMAND, "tokenize", "--data", tmp_path, "--out", tmp_path, "--threads", "1"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert other.returncode == 2
+        assert other.stderr == f"voc-rl: {caught.value}\n"
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.json", "metrics.jsonl"]
+        os.kill(holder.pid, signal.SIGKILL)
+    finally:
+        holder.kill()
+        holder.communicate()
+    with RunFolder(tmp_path) as run:  # no stale lock
+        assert not run.finished("quantizer", "mark")
+        assert run.curve() == [{"stage": "quantizer", "step": 1, "loss": 2.0}]
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(VOCError, match="cannot be used as a run folder") as caught,
+        RunFolder(tmp_path / "file"),
+    ):
+        pass
+    assert one_sentence(str(caught.value))
+
+
+def test_stages_are_recorded(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        started = time.perf_counter()
+        with run.stage("one", "a", {"seed": 3, "steps": 5}):
+            time.sleep(0.3)
+        with run.stage("two", "b", {}):
+            sum(i * i for i in range(2_000_000))
+        wall = time.perf_counter() - started
+    with RunFolder(tmp_path) as run:
+        assert run.finished("one", "a")
+        assert not run.finished("one", "b")
+        assert not run.finished("three", "a")
+        seconds, cpu = run.measured("seconds"), run.measured("cpu_seconds")
+        assert list(seconds) == ["one", "two"]
+        assert 0.29 < seconds["one"] < 0.6
+        assert sum(seconds.values()) <= wall + 0.002
+        assert cpu["one"] < 0.1
+        assert cpu["two"] > 0.02
+        assert all(10**7 < peak < 10**11 for peak in run.measured("peak_memory_bytes").values())
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["stages"] == {"one": {"seed": 3, "steps": 5}, "two": {}}
+    assert config["versions"] == versions()
+    assert {"python", "voc_rl", "torch", "numpy", "mujoco"} <= set(config["versions"])
+    assert config["threads"] >= 1
+
+
+def test_memory_is_that_of_the_stage(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        with run.stage("large", "a", {}):
+            block = bytearray(300_000_000)
+            block[::4096] = b"x" * len(block[::4096])
+        del block
+        with run.stage("small", "a", {}):
+            pass
+        peaks = run.measured("peak_memory_bytes")
+    assert peaks["large"] > 300_000_000
+    if Path("/proc/self/clear_refs").exists():
+        assert peaks["large"] - peaks["small"] > 250_000_000
+
+
+def test_a_failed_stage_is_not_done_and_its_seconds_add_up(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        for _ in range(2):
+            with pytest.raises(KeyError), run.stage("one", "a", {}):
+                time.sleep(0.2)
+                raise KeyError("interrupted")
+            assert not run.finished("one", "a")
+            assert run.measured("seconds") == {}
+        with run.stage("one", "a", {}):
+            time.sleep(0.2)
+        assert 0.6 <= run.measured("seconds")["one"] < 1.0
+        assert list(json.loads((tmp_path / "stages.json").read_text())) == ["one"]
+
+
+def test_seconds_of_other_settings_or_of_work_begun_anew_do_not_count(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        with pytest.raises(KeyError), run.stage("one", "a", {}):
+            time.sleep(0.3)
+            raise KeyError
+        with run.stage("one", "b", {}):
+            pass
+        assert run.measured("seconds")["one"] < 0.2
+        with pytest.raises(KeyError), run.stage("two", "a", {}, resumes=False):
+            run.log("two", 1, {"loss": 1.0})
+            time.sleep(0.3)
+            raise KeyError
+        with run.stage("two", "a", {}, resumes=False):
+            run.log("two", 1, {"loss": 3.0})
+        assert run.measured("seconds")["two"] < 0.2
+        assert [row["loss"] for row in run.curve()] == [3.0]
+
+
+def test_seconds_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "NOTE_EVERY", 0.1)
+    with RunFolder(tmp_path) as run, run.stage("one", "a", {}):
+        time.sleep(0.3)
+        run.log("one", 1, {"loss": 1.0})
+        noted = json.loads((tmp_path / "stages.json").read_text())  # what a kill here would leave
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "stages.json").write_text(json.dumps(noted))
+    with RunFolder(killed) as run:
+        assert not run.finished("one", "a")
+        assert run.measured("seconds") == {}
+        with run.stage("one", "a", {}):
+            time.sleep(0.1)
+        assert 0.4 <= run.measured("seconds")["one"] < 0.7
+
+
+def test_other_settings_unmake_the_record_before_the_work(tmp_path: Path) -> None:
+    """Else a kill in between leaves files of the new settings under the record of the old ones."""
+    with RunFolder(tmp_path) as run:
+        with run.stage("quantizer", "old", {}):
+            run.log("quantizer", 50, {"loss": 1.0})
+        with pytest.raises(KeyError), run.stage("quantizer", "new", {}):
+            assert not run.finished("quantizer", "old")
+            raise KeyError
+        assert not run.finished("quantizer", "old")
+        assert run.curve() == []
+
+
+def test_forget(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        for stage in ("quantizer", "train", "mc"):
+            with run.stage(stage, "a", {}):
+                pass
+        for stage in ("quantizer", "occupancy", "reward", "mc"):
+            run.log(stage, 50, {"loss": 1.0})
+        checkpoint = run.checkpoints("train", "a", 700).path
+        checkpoint.parent.mkdir()
+        checkpoint.write_text("state")
+        run.forget("train")  # its curves are those of the occupancy network and of the reward head
+        assert not checkpoint.exists()
+        assert not run.finished("train", "a")
+        assert run.finished("quantizer", "a")
+        assert run.finished("mc", "a")
+        assert [row["stage"] for row in run.curve()] == ["quantizer", "mc"]
+        run.forget("never done")
+        assert [row["stage"] for row in run.curve()] == ["quantizer", "mc"]
+
+
+def test_checkpoints_are_gone_when_a_stage_is_done(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        checkpoints = run.checkpoints("train", "a", 700)
+        with run.stage("train", "a", {}):
+            checkpoints.path.parent.mkdir()
+            checkpoints.path.write_text("state")
+        assert not checkpoints.path.exists()
+    for steps, every in ((5, 1), (60, 6), (700, 70), (2000, 200), (20000, 200)):
+        assert RunFolder(tmp_path).checkpoints("train", "a", steps).every == every
+
+
+def test_an_unfinished_line_is_skipped_and_spoils_no_other(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        run.log("one", 50, {"loss": 1.0})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "one", "st')  # killed while it wrote
+    with RunFolder(tmp_path) as run:
+        assert [row["step"] for row in run.curve()] == [50]
+        run.log("one", 100, {"loss": 0.5})
+        run.log("one", 150, {"loss": 0.4})
+        assert [row["step"] for row in run.curve()] == [50, 100, 150]
+
+
+def test_steps_that_a_resumed_run_logs_again_count_once(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        for step in (50, 100, 150, 100, 150, 200):
+            run.log("one", step, {"loss": 1 / step})
+        assert [row["step"] for row in run.curve()] == [50, 100, 150, 200]
+
+
+def test_listeners_hear_every_step(tmp_path: Path) -> None:
+    heard = []
+    with RunFolder(tmp_path) as run:
+        run.listeners.append(lambda *line: heard.append(line))
+        run.log("one", 50, {"loss": 1.0})
+    assert heard == [("one", 50, {"loss": 1.0})]
+
+
+def test_leftovers_of_a_kill_are_swept_up(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in (".voc.safetensors.abc.part", "data/.episode_000001.hdf5.x.part", "kept.part"):
+        (tmp_path / name).write_text("half")
+    with RunFolder(tmp_path):
+        pass
+    assert sorted(p.name for p in tmp_path.rglob("*.part")) == ["kept.part"]
+
+
+def test_damaged_records_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text("{")
+    with RunFolder(tmp_path) as run, pytest.raises(VOCError, match=r"stages\.json is not valid JSON"):
+        run.finished("one", "a")
+
+
+def test_fingerprints() -> None:
+    assert fingerprint({"a": 1, "b": 2}, 3) == fingerprint({"b": 2, "a": 1}, 3)
+    assert (
+        len({fingerprint(1), fingerprint(2), fingerprint("1"), fingerprint([1]), fingerprint(1, None)}) == 5
+    )
+
+
+def test_time_and_memory_of_this_process() -> None:
+    before = cpu_seconds()
+    sum(i * i for i in range(1_000_000))
+    assert 0.01 < cpu_seconds() - before < 5
+    assert 10**7 < peak_memory_bytes() < 10**11

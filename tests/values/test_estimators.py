@@ -1,0 +1,65 @@
+"""Values from samples, from the ensemble of heads, and successor features: against sums by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from voc_rl.values.estimators import from_ensemble, from_samples, rewards_of_futures
+from voc_rl.values.successor import successor_features
+
+
+def test_from_samples_by_hand() -> None:
+    estimate = from_samples(np.array([[1.0, 3.0, 2.0, 2.0], [0.0, 0.0, 0.0, 4.0]]), gamma=0.9, level=0.9)
+    np.testing.assert_allclose(estimate.mean, [20.0, 10.0])
+    # (1 - gamma) std: sqrt(2 / 3) and 2, over sqrt(4) samples
+    np.testing.assert_allclose(estimate.stderr, [10 * (2 / 3) ** 0.5 / 2, 10.0])
+    np.testing.assert_allclose(estimate.high - estimate.mean, 1.6448536 * estimate.stderr, rtol=1e-6)
+    np.testing.assert_allclose(estimate.mean - estimate.low, 1.6448536 * estimate.stderr, rtol=1e-6)
+    assert len(estimate) == 2
+    assert estimate.level == 0.9
+    assert "sampl" in estimate.covers
+
+
+def test_from_samples_covers_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    estimate = from_samples(rng.exponential(1.0, size=(4000, 100)), gamma=0.5, level=0.9)
+    covered = (estimate.low <= 2.0) & (estimate.high >= 2.0)
+    assert covered.mean() == pytest.approx(0.9, abs=0.03)
+
+
+def test_from_ensemble_by_hand() -> None:
+    estimate = from_ensemble(np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]), gamma=0.5, level=0.9)
+    assert estimate.mean[0] == pytest.approx(6.0)
+    assert estimate.stderr[0] == pytest.approx(
+        2 * 2.5**0.5
+    )  # the spread itself, not divided by the number of heads
+    assert estimate.high[0] - estimate.mean[0] == pytest.approx(2.1318468 * estimate.stderr[0])
+
+
+END = 4
+
+
+def embed(codes: torch.Tensor) -> torch.Tensor:
+    """(..., n) -> (..., n, 2); codes at END or beyond would be out of the table."""
+    return torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 0.0], [3.0, -1.0]])[codes]
+
+
+FUTURES = torch.tensor([[[1, 2], [END, END], [3, 3]], [[END, END], [END, END], [0, 0]]])
+
+
+def test_end_has_reward_zero() -> None:
+    found = rewards_of_futures(FUTURES, embed, lambda vectors: vectors.sum((-1, -2)) + 10, END)
+    torch.testing.assert_close(found, torch.tensor([[14.0, 0.0, 14.0], [0.0, 0.0, 12.0]]))
+
+
+def test_successor_features_by_hand() -> None:
+    found = successor_features(FUTURES, embed, END, gamma=0.5)
+    expected = 2 * torch.tensor([[1.0 + 3, 1 - 1, 2 + 3, 0 - 1], [0, 1, 0, 1]]) / 3
+    torch.testing.assert_close(found, expected)
+    weights = torch.tensor(
+        [1.0, -2.0, 0.5, 3.0]
+    )  # a reward that is linear in the features has the value psi @ w
+    rewards = rewards_of_futures(FUTURES, embed, lambda vectors: vectors.flatten(-2) @ weights, END)
+    torch.testing.assert_close(found @ weights, rewards.mean(1) / 0.5)

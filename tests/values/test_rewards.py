@@ -1,0 +1,105 @@
+"""The reward head: exact two-hot targets, a known function learned, and bad rewards refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from voc_rl.errors import VOCError
+from voc_rl.loop import LoopConfig
+from voc_rl.values.rewards import RewardConfig, RewardHead, train_reward_head
+
+
+def head_of(low: float, high: float, bins: int) -> RewardHead:
+    head = RewardHead(1, 1, RewardConfig(hidden=4, bins=bins))
+    head.centres.copy_(torch.linspace(low, high, bins))
+    return head
+
+
+def test_two_hot_by_hand() -> None:
+    head = head_of(-1.0, 3.0, 5)  # centres -1, 0, 1, 2, 3
+    found = head.two_hot(torch.tensor([-1.0, 3.0, 0.25, 2.0, 1.5]))
+    expected = [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0.75, 0.25, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0.5, 0.5, 0]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    outside = head.two_hot(torch.tensor([-7.0, 9.0]))
+    torch.testing.assert_close(outside, torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]]))
+
+
+def test_the_mean_of_two_hot_is_the_reward() -> None:
+    head = head_of(-0.3, 2.1, 51)
+    rewards = torch.linspace(-0.3, 2.1, 400)
+    weights = head.two_hot(rewards)
+    torch.testing.assert_close(weights @ head.centres, rewards, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weights.sum(1), torch.ones(400))
+    assert weights.min() >= 0
+    assert ((weights > 0).sum(1) <= 2).all()
+
+
+def data(count: int = 2000) -> tuple[Tensor, np.ndarray]:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.rand(count, 2, 3, generator=generator) * 2 - 1
+    rewards = vectors[:, 0, 0] * vectors[:, 1, 2] + 2 * vectors[:, 0, 1].abs() - 0.5
+    return vectors, rewards.numpy()
+
+
+def test_it_learns_a_known_function() -> None:
+    vectors, rewards = data()
+    config = RewardConfig(hidden=64, loop=LoopConfig(steps=400, batch_size=256, learning_rate=3e-3))
+    head = train_reward_head(vectors[:1500], rewards[:1500], config)
+    assert not head.training
+    assert head.centres[0] == pytest.approx(rewards[:1500].min())
+    assert head.centres[-1] == pytest.approx(rewards[:1500].max())
+    with torch.no_grad():
+        found = head(vectors.view(20, 100, 2, 3))  # any axes in front
+        torch.testing.assert_close(found.flatten(), head(vectors))
+    error = np.mean((found.flatten().numpy()[1500:] - rewards[1500:]) ** 2) / rewards[1500:].var()
+    print(f"held-out error {error:.4f} of the variance")
+    assert error < 0.08
+    assert found.min() >= head.centres[0] - 1e-5
+    assert found.max() <= head.centres[-1] + 1e-5
+
+
+def test_noisy_rewards_give_their_mean() -> None:
+    """Cross entropy to two-hot targets: the mean of the rewards of a code, not their mode."""
+    vectors = torch.tensor([[[-1.0]], [[1.0]]]).repeat(2000, 1, 1)
+    rng = np.random.default_rng(0)
+    rewards = np.where(
+        np.arange(4000) % 2 == 0, rng.random(4000) < 0.2, 2.0 * (rng.random(4000) < 0.7)
+    ).astype(float)
+    means = [rewards[0::2].mean(), rewards[1::2].mean()]
+    config = RewardConfig(hidden=16, loop=LoopConfig(steps=300, batch_size=512, learning_rate=5e-3))
+    found = train_reward_head(vectors, rewards, config)(vectors[:2]).detach()
+    np.testing.assert_allclose(found.numpy(), means, atol=0.04)
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, -3.0, 1e5])
+def test_a_constant_reward(reward: float) -> None:
+    vectors, _ = data(50)
+    config = RewardConfig(hidden=8, loop=LoopConfig(steps=60, batch_size=32, learning_rate=1e-2))
+    found = train_reward_head(vectors, np.full(50, reward), config)(vectors).detach()
+    assert found.isfinite().all()
+    np.testing.assert_allclose(found.numpy(), reward, atol=2e-3 * max(1.0, abs(reward)))
+
+
+def test_training_repeats_with_its_seed_alone() -> None:
+    vectors, rewards = data(100)
+    config = RewardConfig(hidden=8, loop=LoopConfig(steps=5, batch_size=16))
+    state = torch.get_rng_state()
+    one = train_reward_head(vectors, rewards, config, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    two, other = (train_reward_head(vectors, rewards, config, seed=s) for s in (1, 2))
+    assert torch.equal(one.body[0].weight, two.body[0].weight)  # type: ignore[arg-type]
+    assert not torch.equal(one.body[0].weight, other.body[0].weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_rewards(bad: float) -> None:
+    vectors, rewards = data(100)
+    with pytest.raises(VOCError, match="99 rewards do not fit 100 rows"):
+        train_reward_head(vectors, rewards[1:], RewardConfig())
+    rewards[7] = bad
+    with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):
+        train_reward_head(vectors, rewards, RewardConfig())
