@@ -92,9 +92,7 @@ def train_critic(
     truth, known = discounted_returns(validation, gamma)
     checked = np.flatnonzero(known)[::4]
     if not len(checked) or not len(goals.rows):
-        raise VOCError(
-            f"No state has a known return at gamma {gamma}; longer or more episodes are needed for {kind}."
-        )
+        raise VOCError(f"No state has a known return at gamma {gamma}; longer or more episodes are needed for {kind}.")
     network = _fresh(dataset, goals, seed)
     slow = copy.deepcopy(network).requires_grad_(False)
     best, best_error = slow, np.inf
@@ -193,7 +191,5 @@ def _shifted(obs: Tensor, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def _predict(network: ConvolutionalCritic, dataset: Episodes, rows: np.ndarray) -> np.ndarray:
-    parts = [
-        network(torch.from_numpy(dataset.observations(rows[i : i + 128]))) for i in range(0, len(rows), 128)
-    ]
+    parts = [network(torch.from_numpy(dataset.observations(rows[i : i + 128]))) for i in range(0, len(rows), 128)]
     return torch.cat(parts).double().numpy()

@@ -21,10 +21,10 @@ from voc_rl.benchmarks.report import format_table, write_report
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.envs import collect
 from voc_rl.errors import VOCError, check_choice, check_positive
-from voc_rl.model import VOCConfig
 from voc_rl.occupancy import default_n
 from voc_rl.pipeline import Pipeline, Say
 from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.training import VOCConfig
 from voc_rl.values import ValueEstimate, scores
 
 # stochastic actors of medium skill (agents/policies/README.md)
@@ -54,9 +54,7 @@ class DemoConfig:
         for name in ("episodes", "episode_steps", "samples", "max_states"):
             check_positive(getattr(self, name), name)
         if self.episodes < 3:
-            raise VOCError(
-                f"episodes is {self.episodes}; at least 3 are needed: training, validation and held out."
-            )
+            raise VOCError(f"episodes is {self.episodes}; at least 3 are needed: training, validation and held out.")
 
 
 def run_demo(
@@ -73,9 +71,9 @@ def run_demo(
     with RunFolder(out) as run:
         data = _collect(run, config, processes, force, progress, say)
         stages = ("quantizer", "tokenize", "train", "evaluate", "mc", "td", "one_step", "report")
-        pipeline = Pipeline(
-            run, data, config.voc, say=say, progress=progress, force=frozenset(stages if force else ())
-        )
+        pipeline = Pipeline(run, data, config.voc, say=say, progress=progress, force=frozenset(stages if force else ()))
+        pipeline.test_states(config.max_states)  # before training: bad input is refused at once
+        pipeline.constant_value()
         pipeline.train()
         metrics = _evaluate(pipeline, config)
         say(format_table(metrics))
@@ -83,9 +81,7 @@ def run_demo(
     return metrics
 
 
-def _collect(
-    run: RunFolder, config: DemoConfig, processes: int, force: bool, progress: bool, say: Say
-) -> Path:
+def _collect(run: RunFolder, config: DemoConfig, processes: int, force: bool, progress: bool, say: Say) -> Path:
     data = run.path / "data"
     settings = {"task": config.task, "policy": POLICIES[config.task], "episodes": config.episodes,
                 "episode_steps": config.episode_steps, "seed": config.voc.seed}  # fmt: skip
@@ -117,13 +113,9 @@ def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
     values = {name: estimate.mean for name, estimate in estimates.items()}
     values["constant"] = np.full(len(rows), pipeline.constant_value())
     for kind in ("mc", "td"):
-        values[kind] = _stage(
-            pipeline, config, kind, lambda kind=kind: _critic(pipeline, config, kind, rows)
-        ).mean
+        values[kind] = _stage(pipeline, config, kind, lambda kind=kind: _critic(pipeline, config, kind, rows)).mean
     values["one_step"] = _stage(pipeline, config, "one_step", lambda: _one_step(pipeline, config, rows)).mean
-    methods: dict[str, Any] = {
-        name: scores(v, truth, voc.gamma, pipeline.r_max) for name, v in values.items()
-    }
+    methods: dict[str, Any] = {name: scores(v, truth, voc.gamma, pipeline.r_max) for name, v in values.items()}
     cpu = run.measured("cpu_seconds")
     budget = sum(cpu[stage] for stage in TRAINING)
     for name, used in (("voc", budget), ("voc_head", budget), ("mc", cpu["mc"]), ("td", cpu["td"]),

@@ -95,9 +95,7 @@ def _futures(
     real, sampled = [], []
     for gamma in gammas:
         # one logged future per time: times beyond the episode's end are drawn again as its last row
-        k = np.minimum(
-            rng.geometric(1.0 - gamma, (len(contexts), FUTURES)), test.steps_left[contexts][:, None]
-        )
+        k = np.minimum(rng.geometric(1.0 - gamma, (len(contexts), FUTURES)), test.steps_left[contexts][:, None])
         real.append(test.frames(contexts[:, None] + np.sort(k, 1)))
         drawn = voc.futures_of_codes(codes[contexts], features[contexts], FUTURES, gamma, generator)
         drawn = drawn.clamp(max=voc.quantizer.codebook_size - 1).flatten(0, 1)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.loop import StepLog
-from voc_rl.model import VOC, VOCConfig, fresh_networks
+from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, sample_futures, train_occupancy
 from voc_rl.precision import autocast
+from voc_rl.training import VOCConfig, fresh_networks
 from voc_rl.values import ValueEstimate, from_samples, horizon
 
 
@@ -37,7 +38,7 @@ def train_one_step(
         ),
         feature_dropout=0.5,  # from the second step on it only sees its own codes
     )
-    network, _ = fresh_networks(voc.quantizer, config)
+    network, _ = fresh_networks(voc.quantizer, config, voc.occupancy.config.ends)
     model, _ = train_occupancy(
         network, None, dataset, *tokens, training, config.seed, stage="one_step", log=log, progress=progress
     )

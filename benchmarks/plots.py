@@ -174,17 +174,13 @@ def plot_scatter(
         style(panel, theme)
         panel.plot([low, high], [low, high], color=theme.text, linewidth=1, zorder=1.5)
         if constant.size:
-            panel.axhline(
-                float(constant.mean()), color=theme.muted, linewidth=1.1, linestyle=(0, (1, 2)), zorder=1.4
-            )
+            panel.axhline(float(constant.mean()), color=theme.muted, linewidth=1.1, linestyle=(0, (1, 2)), zorder=1.4)
         _points(panel, truth, predictions[name], intervals.get(name), theme.colour(name))
         panel.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         _outside(panel, truth, predictions[name], (low, high), theme.colour(name))
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_locator(MaxNLocator(5))
-        panel.set_title(
-            method(name).label, color=theme.colour(name), fontsize=11, fontweight="bold", loc="left"
-        )
+        panel.set_title(method(name).label, color=theme.colour(name), fontsize=11, fontweight="bold", loc="left")
         if notes and notes.get(name):
             panel.set_title(notes[name], color=theme.muted, fontsize=9, loc="right")
         if i % columns == 0:
@@ -196,9 +192,7 @@ def plot_scatter(
     return figure
 
 
-def _points(
-    panel: Axes, truth: NDArray[Any], predicted: NDArray[Any], interval: Interval | None, colour: str
-) -> None:
+def _points(panel: Axes, truth: NDArray[Any], predicted: NDArray[Any], interval: Interval | None, colour: str) -> None:
     """Points with their intervals; of many states, every few are drawn."""
     every = slice(None, None, -(-len(truth) // MAX_POINTS) or 1)
     x, y = np.asarray(truth)[every], np.asarray(predicted)[every]
@@ -218,9 +212,7 @@ def _outside(
     ):
         if np.any(beyond):
             x = np.asarray(truth)[beyond]
-            panel.scatter(
-                x, np.full(len(x), edge), s=26, marker=marker, color=colour, clip_on=False, zorder=4
-            )
+            panel.scatter(x, np.full(len(x), edge), s=26, marker=marker, color=colour, clip_on=False, zorder=4)
 
 
 def _scatter_legend(figure: Figure, constant: bool, intervals: bool, theme: Theme) -> None:

@@ -97,9 +97,7 @@ def plot_futures(
         for g, gamma in enumerate(gammas):
             middle = y + g * line + cell / 2
             right = start["real"] - 0.14
-            axes.text(
-                right, middle - 0.02, f"γ = {gamma:g}", color=theme.text, fontsize=10, ha="right", va="bottom"
-            )
+            axes.text(right, middle - 0.02, f"γ = {gamma:g}", color=theme.text, fontsize=10, ha="right", va="bottom")
             ahead = f"~{1 / (1 - gamma):.0f} steps" if gamma < 1 else ""
             axes.text(right, middle + 0.04, ahead, color=theme.muted, fontsize=8.5, ha="right", va="top")
             for name, frames in (("real", real), ("sampled", sampled)):
@@ -167,9 +165,7 @@ def plot_episode(
         axes.axvline(t, color=theme.grid, linewidth=0.8, zorder=0)
     handles = _episode_lines(axes, np.asarray(truth, dtype=float), values, theme)
     axes.set(xlim=(-0.5, steps - 0.5), ylabel="value")
-    axes.set_ylim(
-        *value_range(np.asarray(truth, dtype=float), *(b for band in values.values() for b in band))
-    )
+    axes.set_ylim(*value_range(np.asarray(truth, dtype=float), *(b for band in values.values() for b in band)))
     axes.tick_params(labelbottom=False)
     film.set(xlim=(-0.5, steps - 0.5), ylim=(0, 1), yticks=[], xlabel="agent step")
     film.spines["left"].set_visible(False)
@@ -178,9 +174,7 @@ def plot_episode(
     return figure
 
 
-def _episode_lines(
-    axes: Axes, truth: NDArray[np.float64], values: Mapping[str, Band], theme: Theme
-) -> list[Line2D]:
+def _episode_lines(axes: Axes, truth: NDArray[np.float64], values: Mapping[str, Band], theme: Theme) -> list[Line2D]:
     """Draw bands, lines and the stretch whose truth is not known; return what the legend shows."""
     handles = []
     for i, name in enumerate(ordered(values)):
@@ -192,9 +186,7 @@ def _episode_lines(
         handles[-1].set_label(method(name).label)
     known = np.flatnonzero(np.isfinite(truth))
     if known.size:
-        line = axes.plot(
-            np.arange(len(truth)), truth, color=theme.text, linewidth=1.5, label="true discounted return"
-        )
+        line = axes.plot(np.arange(len(truth)), truth, color=theme.text, linewidth=1.5, label="true discounted return")
         handles = line + handles
     if len(truth) and known.size < len(truth):
         start = int(known[-1]) + 0.5 if known.size else -0.5

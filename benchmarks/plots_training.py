@@ -19,9 +19,7 @@ from voc_rl.benchmarks.report_table import DASH, as_number, method
 
 MAX_TOKENS = 16
 MAX_CURVES = 24
-NOT_CURVES = frozenset(
-    {"stage", "step", "time", "seconds", "cpu_seconds", "elapsed", "epoch", "lr", "learning_rate"}
-)
+NOT_CURVES = frozenset({"stage", "step", "time", "seconds", "cpu_seconds", "elapsed", "epoch", "lr", "learning_rate"})
 HELD_OUT = ("val_", "valid_", "eval_", "test_", "held_out_", "heldout_")
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -54,9 +52,7 @@ def plot_codebook(counts: NDArray[Any], theme: Theme) -> Figure:
         style(panel, theme, grid="y")
         panel.stairs(100 * share, np.arange(size + 1) + 0.5, fill=True, color=colour, alpha=0.85)
         panel.axhline(100 / size, color=theme.text, linewidth=1, linestyle=(0, (1, 2)))
-        panel.set_title(
-            f"token {tokens[i] + 1}", color=theme.text, fontsize=9.5, fontweight="bold", loc="left"
-        )
+        panel.set_title(f"token {tokens[i] + 1}", color=theme.text, fontsize=9.5, fontweight="bold", loc="left")
         note = f"{np.count_nonzero(share)} of {size} used\nperplexity {perplexity(counts[tokens[i]]):.0f}"
         paper = {"facecolor": theme.background, "edgecolor": "none", "pad": 1.5}
         where = {"transform": panel.transAxes, "ha": "right", "va": "top", "bbox": paper}
@@ -65,9 +61,7 @@ def plot_codebook(counts: NDArray[Any], theme: Theme) -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         panel.yaxis.set_major_locator(MaxNLocator(3))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    figure.supxlabel(
-        "codes, most frequent first (dotted: all equally frequent)", color=theme.muted, fontsize=9.5
-    )
+    figure.supxlabel("codes, most frequent first (dotted: all equally frequent)", color=theme.muted, fontsize=9.5)
     return figure
 
 

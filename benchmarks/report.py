@@ -87,9 +87,7 @@ class ReportData:
                 _same_length(f"interval of {name}", len(bound), "truth", len(self.truth))
         for name, band in self.episode_values.items():
             for values in band:
-                _same_length(
-                    f"episode_values of {name}", len(values), "episode_truth", len(self.episode_truth)
-                )
+                _same_length(f"episode_values of {name}", len(values), "episode_truth", len(self.episode_truth))
         if self.real_futures.shape != self.sampled_futures.shape:
             raise VOCError(
                 f"real_futures has shape {self.real_futures.shape} and sampled_futures "
@@ -146,9 +144,7 @@ def _curves(data: ReportData, theme: Theme) -> Figure | None:
 
 
 def _cost(data: ReportData, theme: Theme) -> Figure | None:
-    return plot_cost(
-        data.metrics.get("seconds") or {}, data.metrics.get("stage_peak_memory_bytes") or {}, theme
-    )
+    return plot_cost(data.metrics.get("seconds") or {}, data.metrics.get("stage_peak_memory_bytes") or {}, theme)
 
 
 FIGURES: dict[str, Callable[[ReportData, Theme], Figure | None]] = {
@@ -186,9 +182,7 @@ def save_figure(path: Path, data: ReportData, figure: str, theme: Theme = LIGHT)
 
 def write_report(path: Path, data: ReportData) -> None:
     """Write the report as one HTML file, in one step."""
-    template = (
-        resources.files("voc_rl.benchmarks").joinpath("report_template.html").read_text(encoding="utf-8")
-    )
+    template = resources.files("voc_rl.benchmarks").joinpath("report_template.html").read_text(encoding="utf-8")
     sections = _sections(data)
     task, gamma = str(data.metrics.get("task", "unknown task")), as_number(data.metrics.get("gamma"))
     discount = f" · discount γ = {gamma:g}" if np.isfinite(gamma) else ""

@@ -25,9 +25,7 @@ from voc_rl.benchmarks.report_table import (
 )
 from voc_rl.benchmarks.report_verdict import TIE, judge, rmse_scores, signed
 
-SHOWN_ELSEWHERE = frozenset(
-    {"methods", "seconds", "cpu_seconds", "peak_memory_bytes", "stage_peak_memory_bytes"}
-)
+SHOWN_ELSEWHERE = frozenset({"methods", "seconds", "cpu_seconds", "peak_memory_bytes", "stage_peak_memory_bytes"})
 
 
 def escape(value: Any) -> str:
@@ -59,18 +57,14 @@ def headline(metrics: Mapping[str, Any]) -> str:
         f'<p class="note">Percentages are differences in NRMSE, negative is better for VOC; '
         f"errors within {percent(TIE)} of each other count as a tie.</p>"
     )
-    tiles = "".join(
-        f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in _tiles(metrics)
-    )
+    tiles = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in _tiles(metrics))
     return words + (f'<div class="tiles">{tiles}</div>' if tiles else "")
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Label and number of each tile."""
     rows, numbers = scores(metrics), rmse_scores(metrics)
-    with_nrmse = {
-        name: v for name, v in numbers.items() if not math.isnan(as_number(rows[name].get("nrmse")))
-    }
+    with_nrmse = {name: v for name, v in numbers.items() if not math.isnan(as_number(rows[name].get("nrmse")))}
     tiles = [(f"NRMSE of {method(n).label}", percent(with_nrmse[n])) for n in OURS if n in with_nrmse]
     others = {name: value for name, value in with_nrmse.items() if name not in OURS}
     if others:
@@ -79,11 +73,7 @@ def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     seconds = [v for v in map(as_number, (metrics.get("seconds") or {}).values()) if not math.isnan(v)]
     if seconds:
         tiles.append(("all stages together", duration(sum(seconds))))
-    peaks = [
-        v
-        for v in map(as_number, (metrics.get("stage_peak_memory_bytes") or {}).values())
-        if not math.isnan(v)
-    ]
+    peaks = [v for v in map(as_number, (metrics.get("stage_peak_memory_bytes") or {}).values()) if not math.isnan(v)]
     if peaks:
         tiles.append(("peak memory", memory(max(peaks))))
     return tiles
@@ -129,9 +119,7 @@ def standing_table(metrics: Mapping[str, Any]) -> str:
     lines = []
     for ours in dict.fromkeys(s.ours for s in standings):
         cells = "".join(
-            f'<td class="{s.outcome}">{words[s.outcome]} {signed(s.change)}</td>'
-            for s in standings
-            if s.ours == ours
+            f'<td class="{s.outcome}">{words[s.outcome]} {signed(s.change)}</td>' for s in standings if s.ours == ours
         )
         lines.append(f"<tr><td><b>{escape(method(ours).label)}</b></td>{cells}</tr>")
     return (
@@ -150,11 +138,7 @@ def figure(draw: Callable[[Theme], Figure | None], lead: str, alt: str, caption:
     top = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     lines = "<br>".join(escape(line) for line in caption.splitlines())
     bottom = f"<figcaption>{lines}</figcaption>" if lines else ""
-    source = (
-        f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">'
-        if dark is not None
-        else ""
-    )
+    source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">' if dark is not None else ""
     picture = f'<picture>{source}<img src="{_data_uri(light)}" alt="{escape(alt)}"></picture>'
     return f'{top}<figure><div class="scroll" tabindex="0">{picture}</div>{bottom}</figure>'
 
@@ -185,9 +169,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, their keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat.update(
-            _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner}
-        )
+        flat.update(_flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner})
     return flat
 
 

@@ -25,13 +25,9 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "voc": Method("VOC samples", "sampled VOC values", "mean reward of sampled futures, divided by 1 − γ"),
-    "voc_head": Method(
-        "VOC head", "the VOC head", "value head of the same model; one pass, nothing is sampled"
-    ),
+    "voc_head": Method("VOC head", "the VOC head", "value head of the same model; one pass, nothing is sampled"),
     "mc": Method("Monte-Carlo", "Monte-Carlo regression", "regression from pixels to the stored returns"),
-    "td": Method(
-        "n-step TD", "the n-step TD critic", "critic from pixels with the same number of steps as VOC"
-    ),
+    "td": Method("n-step TD", "the n-step TD critic", "critic from pixels with the same number of steps as VOC"),
     "one_step": Method(
         "one-step model", "the one-step model", "one-step token model, rolled out at an equal token budget"
     ),
@@ -126,11 +122,7 @@ def best_in(column: Column, metrics: Mapping[str, Any]) -> set[str]:
     sign = {"low": 1.0, "high": -1.0}.get(column.better, 0.0)
     rows = scores(metrics)
     ranked = {name: as_number(row.get(column.key)) for name, row in rows.items()}
-    known = {
-        name: abs(v) if column.better == "zero" else sign * v
-        for name, v in ranked.items()
-        if not math.isnan(v)
-    }
+    known = {name: abs(v) if column.better == "zero" else sign * v for name, v in ranked.items() if not math.isnan(v)}
     if not column.better or len(known) < 2:
         return set()
     winner = min(known, key=lambda name: known[name])
@@ -148,15 +140,12 @@ def format_table(metrics: Mapping[str, Any]) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
-            text.ljust(w) if i == 0 else text.rjust(w)
-            for i, (text, w) in enumerate(zip(line, widths, strict=True))
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    notes = [
-        f"{name.ljust(widths[0])}  {method(name).description}" for name in rows if method(name).description
-    ]
+    notes = [f"{name.ljust(widths[0])}  {method(name).description}" for name in rows if method(name).description]
     return "\n".join([*lines, "", *notes])
 
 

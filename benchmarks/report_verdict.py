@@ -94,9 +94,7 @@ def _sentence(name: str, standings: list[Standing]) -> str:
     }
     parts = []
     for outcome, forms in verbs.items():
-        others = [
-            f"{method(s.baseline).phrase} ({signed(s.change)})" for s in standings if s.outcome == outcome
-        ]
+        others = [f"{method(s.baseline).phrase} ({signed(s.change)})" for s in standings if s.outcome == outcome]
         if others:
             parts.append(f"{_verb(name, *forms)} {_join(others)}")
     return _join(parts) if parts else ""

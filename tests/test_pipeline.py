@@ -51,7 +51,10 @@ def run_all(out: Path, data: Path, config: Any = CONFIG, **options: Any) -> tupl
 def times(out: Path) -> dict[str, Any]:
     """What tells that a stage was done again: its record, seconds included, and when its files were written."""
     records = json.loads((out / "stages.json").read_text())
-    return {stage: (records[stage], [(out / n).stat().st_mtime_ns for n in names]) for stage, names in FILES.items()}
+    return {
+        stage: (records[stage], [(out / n).stat().st_mtime_ns for n in names])
+        for stage, names in FILES.items()
+    }
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
@@ -248,7 +251,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         with pytest.raises(SystemExit) as caught:
             main(other)
         assert caught.value.code == 2
-        assert capsys.readouterr().err.splitlines()[-1].endswith("use --force to start anew, or another --out.")
+        assert (
+            capsys.readouterr().err.splitlines()[-1].endswith("use --force to start anew, or another --out.")
+        )
         assert load_torch_file(checkpoint)["step"] == reached
     resumed = subprocess.run(command(name, data, tmp_path), check=True, capture_output=True, text=True)
     assert skipped(resumed.stdout.splitlines()) == ([] if stage == "quantizer" else ["quantizer", "tokenize"])

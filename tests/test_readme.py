@@ -20,7 +20,11 @@ def blocks(*languages: str) -> list[str]:
     """Fenced blocks of README.md in these languages, in order."""
     text = README.read_text() if README.exists() else ""
     fenced = re.findall(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
-    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, name, code in fenced if name in languages]
+    return [
+        re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
+        for indent, name, code in fenced
+        if name in languages
+    ]
 
 
 def command_lines() -> list[str]:
@@ -59,8 +63,8 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from dataclasses import replace
 
     from voc_rl.benchmarks.demo import DemoConfig, run_demo
-    from voc_rl.model import VOCConfig
     from voc_rl.occupancy import OccupancyTraining
+    from voc_rl.training import VOCConfig
     from voc_rl.values import RewardConfig
 
     monkeypatch.chdir(tmp_path)
@@ -72,10 +76,10 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     demo = DemoConfig(episodes=5, episode_steps=60, samples=10, max_states=20, baseline_steps=4, voc=voc)
     run_demo(demo, Path("runs/demo"), processes=1, progress=False, say=lambda line: None)
-    from voc_rl import model
+    from voc_rl import training
 
     # training in a snippet takes a few steps here: the same code, less patience
-    whole = model.VOCConfig
+    whole = training.VOCConfig
 
     def quick(*arguments: object, **options: object) -> VOCConfig:
         config = whole(*arguments, **options)  # type: ignore[arg-type]
@@ -86,7 +90,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             reward=replace(config.reward, loop=replace(config.reward.loop, steps=10)),
         )
 
-    monkeypatch.setattr(model, "VOCConfig", quick)
+    monkeypatch.setattr(training, "VOCConfig", quick)
     for i, block in enumerate(blocks("python"), 1):
         code = compile(block, f"README.md, python block {i}", "exec")
         exec(code, {"__name__": f"readme_{i}"})

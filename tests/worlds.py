@@ -14,8 +14,8 @@ from chains import values, walks
 from voc_rl.data import DataSpec, Episode, write_episode
 from voc_rl.data.hdf5 import FIRST, LAST, MID
 from voc_rl.loop import LoopConfig
-from voc_rl.model import NetworkSize, VOCConfig
 from voc_rl.occupancy import OccupancyTraining
+from voc_rl.training import NetworkSize, VOCConfig
 from voc_rl.values import RewardConfig
 
 CELLS = 4
@@ -83,14 +83,14 @@ def small_config(gamma: float = 0.5, quantizer: int = 60, steps: int = 60, seed:
         quantizer_training=loop(quantizer),
         network=NetworkSize(n_layer=1, n_head=2, width=32, head_hidden=32, head_members=3),
         occupancy=OccupancyTraining(gamma=gamma, loop=loop(steps)),
-        reward=RewardConfig(hidden=32, bins=11, loop=loop(100, batch_size=128)),
+        reward=RewardConfig(hidden=32, bins=11, loop=loop(300, batch_size=128)),
         seed=seed,
     )  # fmt: skip
 
 
 def one_sentence(text: str) -> bool:
     """Whether a message is one line that ends like a sentence, without another sentence in it."""
-    return text.count("\n") == 0 and text.endswith(".") and not re.search(r"\. [A-Z][a-z]+ ", text)
+    return text.count("\n") == 0 and text.endswith((".", "?")) and not re.search(r"\. [A-Z][a-z]+ ", text)
 
 
 def kill_when(path: Path, command: list[str], timeout: float = 120) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from voc_rl.data import Episodes as Episodes
     from voc_rl.model import VOC as VOC
-    from voc_rl.model import VOCConfig as VOCConfig
-    from voc_rl.model import train as train
     from voc_rl.policy import Policy as Policy
+    from voc_rl.training import VOCConfig as VOCConfig
+    from voc_rl.training import train as train
     from voc_rl.values import ValueEstimate as ValueEstimate
 
 __version__ = "0.1.0"
@@ -23,9 +23,9 @@ _HOME = {
     "Episodes": "voc_rl.data",
     "Policy": "voc_rl.policy",
     "VOC": "voc_rl.model",
-    "VOCConfig": "voc_rl.model",
+    "VOCConfig": "voc_rl.training",
     "ValueEstimate": "voc_rl.values",
-    "train": "voc_rl.model",
+    "train": "voc_rl.training",
 }
 
 __all__ = ["VOC", "Episodes", "Policy", "VOCConfig", "ValueEstimate", "train"]

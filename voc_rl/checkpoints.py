@@ -33,9 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
-        raise VOCError(
-            f"{path} cannot be written ({error.strerror}); choose a folder with write access."
-        ) from error
+        raise VOCError(f"{path} cannot be written ({error.strerror}); choose a folder with write access.") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -83,9 +81,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(temporary)
-        )
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(temporary))
 
 
 def load_tensors(path: Path, what: str = "model file") -> dict[str, Tensor]:
@@ -120,9 +116,7 @@ def load_state_dict(module: Any, tensors: Mapping[str, Tensor], where: str) -> N
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
-            raise VOCError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed."
-            )
+            raise VOCError(f"{where}: {name} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed.")
     module.load_state_dict(dict(tensors))
 
 
@@ -154,9 +148,7 @@ def load_torch_file(path: Path, what: str = "checkpoint") -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise VOCError(
-            f"{what} {path} is refused: it is damaged or holds objects other than tensors."
-        ) from error
+        raise VOCError(f"{what} {path} is refused: it is damaged or holds objects other than tensors.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VOCError(f"{what} {path} is not a whole torch file ({reason}).") from error

@@ -127,9 +127,7 @@ class Settings:
         if self.steps is not None:
             occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
         if self.quantizer_steps is not None:
-            config = replace(
-                config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps)
-            )
+            config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
         config = replace(config, quantizer=self.quantizer, occupancy=occupancy, seed=self.seed)
         force = frozenset({stage}) if self.force else frozenset()
         return Pipeline(run, self.data, config, self.held_out, print, progress=True, force=force)

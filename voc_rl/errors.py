@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ class VOCError(ValueError):
 
 def check_gamma(gamma: float, name: str = "gamma") -> float:
     """A discount in [0, 1)."""
-    if not isinstance(gamma, int | float) or not 0.0 <= gamma < 1.0:
+    if not isinstance(gamma, numbers.Real) or not 0.0 <= gamma < 1.0:
         raise VOCError(f"{name} is {gamma!r}; a discount in [0, 1) is needed.")
     return float(gamma)
 

@@ -90,9 +90,7 @@ def optimise(
     """
     optimizer = make_optimizer(trainee.parameters(), config)
     first = _resume(trainee, optimizer, checkpoints) if checkpoints else 0
-    bar = tqdm(
-        total=config.steps, initial=first, desc=stage, unit="step", disable=not progress, mininterval=1.0
-    )
+    bar = tqdm(total=config.steps, initial=first, desc=stage, unit="step", disable=not progress, mininterval=1.0)
     step = first
     with bar:
         while step < config.steps and (keep_going is None or keep_going(step)):

@@ -1,4 +1,4 @@
-"""VOC: quantizer, occupancy network, reward head and value head as one model that is trained, saved and asked.
+"""VOC: quantizer, occupancy network, reward head and value head as one model that is saved, loaded and asked.
 
 frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futures -> RewardHead -> values
                                       \\-> ValueHead -> values, in one pass
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,26 +25,20 @@ from voc_rl.checkpoints import (
     write_json,
 )
 from voc_rl.configs import from_dict, to_dict
-from voc_rl.data import DataSpec, Episodes
+from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
-from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
 from voc_rl.occupancy import (
     OccupancyConfig,
-    OccupancyTraining,
     OccupancyTransformer,
     ValueHead,
     compose,
     sample_futures,
-    train_occupancy,
 )
 from voc_rl.precision import autocast
 from voc_rl.quantizers import (
     Quantizer,
-    build_quantizer,
     load_quantizer,
     save_quantizer,
-    tokenize,
-    train_quantizer,
 )
 from voc_rl.quantizers.registry import check_version
 from voc_rl.values import (
@@ -56,43 +49,11 @@ from voc_rl.values import (
     from_samples,
     rewards_of_futures,
     successor_features,
-    train_reward_head,
 )
 
 Estimator = Literal["head", "sample"]
 DESCRIPTION = "voc.json"
 WEIGHTS = "voc.safetensors"
-OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
-
-
-@dataclass(frozen=True)
-class NetworkSize:
-    """Sizes of the occupancy network and the value head."""
-
-    n_layer: int = 2
-    n_head: int = 4
-    width: int = 128
-    dropout: float = 0.0
-    head_hidden: int = 128
-    head_members: int = 5
-
-
-@dataclass(frozen=True)
-class VOCConfig:
-    """Everything that training a VOC needs besides data. See the parts for their meaning.
-
-    quantizer: its name. quantizer_config: keys of that quantizer's config. quantizer_training: its loop.
-    """
-
-    quantizer: str = "vqvae"
-    quantizer_config: dict[str, Any] = field(default_factory=dict)
-    quantizer_training: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=500, batch_size=128, learning_rate=1.5e-3)
-    )
-    network: NetworkSize = field(default_factory=NetworkSize)
-    occupancy: OccupancyTraining = field(default_factory=lambda: OccupancyTraining(loop=OCCUPANCY_LOOP))
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    seed: int = 0
 
 
 class VOC:
@@ -174,9 +135,7 @@ class VOC:
         if self.value_head is None:
             raise VOCError("This VOC was trained without a value head; use estimator='sample'.")
         if gamma != self.gamma:
-            raise VOCError(
-                f"The value head knows gamma {self.gamma} only, not {gamma}; use estimator='sample'."
-            )
+            raise VOCError(f"The value head knows gamma {self.gamma} only, not {gamma}; use estimator='sample'.")
         with autocast():
             context = self.occupancy.prefix(codes.long(), features).last
             return self.value_head(context, features).float().numpy()
@@ -219,18 +178,14 @@ class VOC:
 
     def rewards(self, futures: Tensor) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""
-        return rewards_of_futures(
-            futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code
-        )
+        return rewards_of_futures(futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code)
 
     def successor_features(
         self, obs: np.ndarray | Tensor, samples: int = 100, generator: torch.Generator | None = None
     ) -> np.ndarray:
         """Discounted sum of the future codes' vectors, float32 (B, n_tokens * code_dim)."""
         futures = self.sample_futures(obs, samples, generator=generator)
-        return successor_features(
-            futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma
-        ).numpy()
+        return successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma).numpy()
 
     def tokens(self, obs: np.ndarray | Tensor) -> np.ndarray:
         """Codes int64 (B, n_tokens) of observations uint8 (B, 3K, H, W)."""
@@ -243,9 +198,7 @@ class VOC:
         with autocast():
             codes = self.quantizer.encode(obs)
             # rounded as the stored features are, so that stored and live observations have equal values
-            features = (
-                self.quantizer.features(obs).to(torch.float16) if self.occupancy.config.feature_dim else None
-            )
+            features = self.quantizer.features(obs).to(torch.float16) if self.occupancy.config.feature_dim else None
         return codes, features
 
     def check_spec(self, spec: DataSpec) -> None:
@@ -253,9 +206,7 @@ class VOC:
         for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
             mine, other = getattr(self.spec, name), getattr(spec, name)
             if mine != other and mine and other:
-                warnings.warn(
-                    f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2
-                )
+                warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2)
 
     def save(self, folder: str | Path) -> None:
         """Write the model into ``folder``: two descriptions (JSON) and two weight files (safetensors)."""
@@ -264,9 +215,7 @@ class VOC:
         parts: dict[str, torch.nn.Module] = {"occupancy": self.occupancy, "reward": self.reward_head}
         if self.value_head is not None:
             parts["value"] = self.value_head
-        tensors = {
-            f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()
-        }
+        tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
         save_tensors(folder / WEIGHTS, tensors)
         description = {
             "format_version": FORMAT_VERSION,
@@ -275,8 +224,7 @@ class VOC:
             "spec": asdict(self.spec),
             "occupancy": to_dict(self.occupancy.config),
             "reward": to_dict(self.reward_head.config),
-            "value": self.value_head
-            and {"hidden": self.value_head.hidden, "members": self.value_head.members},
+            "value": self.value_head and {"hidden": self.value_head.hidden, "members": self.value_head.members},
         }
         write_json(folder / DESCRIPTION, description)
 
@@ -337,70 +285,3 @@ def _load_parts(path: Path, parts: dict[str, torch.nn.Module | None]) -> None:
     for name in known:
         own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
         load_state_dict(parts[name], own, f"{path} ({name})")
-
-
-def train(
-    dataset: Episodes,
-    config: VOCConfig | None = None,
-    *,
-    quantizer: Quantizer | None = None,
-    tokens: tuple[Tensor, Tensor] | None = None,
-    log: StepLog | None = None,
-    checkpoints: Callable[[str], Checkpoints] | None = None,
-    progress: bool = False,
-) -> VOC:
-    """Train a VOC on logged episodes.
-
-    Args:
-        dataset: what it learns from; values are of the policy that made it.
-        config: sizes and schedules; None is the default.
-        quantizer: a trained one to use, instead of training one here.
-        tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
-        log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
-        progress: show bars with the time left.
-    """
-    config = config or VOCConfig()
-    if quantizer is None:
-        if tokens is not None:
-            raise VOCError("Tokens were given without the quantizer that made them; give both.")
-        quantizer = fresh_quantizer(dataset, config)
-        train_quantizer(
-            quantizer, dataset, config.quantizer_training, config.seed,
-            log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
-        )  # fmt: skip
-    codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
-    model, head = fresh_networks(quantizer, config)
-    model, trained_head = train_occupancy(
-        model, head, dataset, codes, features, config.occupancy, config.seed,
-        log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
-    )  # fmt: skip
-    arrived = dataset.step_type > 0  # row 0 of an episode has no reward
-    with torch.no_grad():
-        vectors = quantizer.embed(codes[torch.from_numpy(arrived)].long())
-    reward_head = train_reward_head(
-        vectors, dataset.reward[arrived], config.reward, config.seed, log=log, progress=progress
-    )
-    return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
-
-
-def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
-    """An untrained quantizer for the frames of ``dataset``, its weights drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_seed(config.seed, 1 << 42))
-        return build_quantizer(config.quantizer, dataset.observation_shape, config.quantizer_config)
-
-
-def fresh_networks(quantizer: Quantizer, config: VOCConfig) -> tuple[OccupancyTransformer, ValueHead]:
-    """Untrained occupancy network and value head for the codes of ``quantizer``, drawn from the seed."""
-    size = config.network
-    occupancy = OccupancyConfig(
-        codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens, feature_dim=quantizer.feature_dim,
-        n_layer=size.n_layer, n_head=size.n_head, width=size.width, dropout=size.dropout,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_seed(config.seed, 1 << 43))
-        model = OccupancyTransformer(occupancy)
-        head = ValueHead(size.width, quantizer.feature_dim, size.head_hidden, size.head_members)
-    generator = torch.Generator().manual_seed(step_seed(config.seed, 1 << 44))
-    model.warm_start(quantizer.code_vectors(), generator)
-    return model, head

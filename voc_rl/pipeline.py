@@ -21,7 +21,7 @@ from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
-from voc_rl.model import VOC, VOCConfig, fresh_quantizer, train
+from voc_rl.model import VOC
 from voc_rl.quantizers import (
     Quantizer,
     codebook_use,
@@ -31,6 +31,7 @@ from voc_rl.quantizers import (
     train_quantizer,
 )
 from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.training import VOCConfig, fresh_quantizer, train
 from voc_rl.values import discounted_returns, scores
 
 Say = Callable[[str], None]
@@ -73,9 +74,7 @@ class Pipeline:
         self.dataset = Episodes.open(self.data)
         if len(self.dataset) * np.prod(self.dataset.frame_shape) <= FRAMES_IN_MEMORY:
             self.dataset.load_frames()
-        self.training, self.test = self.dataset.split(
-            self.held_out, np.random.default_rng([self.config.seed, 7])
-        )
+        self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
         quantizer = (
             self.config.quantizer,
             self.config.quantizer_config,
@@ -141,9 +140,7 @@ class Pipeline:
                 save_tensors(path, {"codes": codes, "features": features})
         tensors = load_tensors(path, "token file")
         if len(tensors["codes"]) != len(self.dataset):
-            raise VOCError(
-                f"{path} has {len(tensors['codes'])} rows, the data {len(self.dataset)}; tokenise it again."
-            )
+            raise VOCError(f"{path} has {len(tensors['codes'])} rows, the data {len(self.dataset)}; tokenise it again.")
         return tensors["codes"], tensors["features"]
 
     def tokens_of(self, part: Episodes) -> tuple[Tensor, Tensor]:
@@ -180,12 +177,13 @@ class Pipeline:
         Raises:
             VOCError: no held-out state has a known return (episodes shorter than the horizon).
         """
+        rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
+        constant = np.full(len(truth), self.constant_value())
         voc, mark = self.train(), self.mark("evaluate", samples, max_states)
         path = self.run.path / "metrics.json"
         if self.skip("evaluate", mark) and path.exists():
             return read_json(path)
         path.unlink(missing_ok=True)
-        rows, truth = self.test_states(max_states)
         codes, features = self.tokens_of(self.test)
         codes, features = codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
         methods = {}
@@ -193,7 +191,6 @@ class Pipeline:
             for name, estimator in (("voc", "sample"), ("voc_head", "head")):
                 estimate = voc.value_of_codes(codes, features, estimator=estimator, samples=samples)  # type: ignore[arg-type]
                 methods[name] = scores(estimate.mean, truth, voc.gamma, self.r_max)
-            constant = np.full(len(truth), self.constant_value())
             methods["constant"] = scores(constant, truth, voc.gamma, self.r_max)
         metrics = self.metrics(methods, len(truth))
         write_json(path, metrics)
@@ -210,13 +207,13 @@ class Pipeline:
         """Mean true return of the training states: the best constant that training data can name."""
         returns, known = discounted_returns(self.training, self.config.occupancy.gamma)
         if not known.any():
-            raise VOCError(
-                "No training state has a known return; episodes are shorter than the horizon of this gamma."
-            )
+            raise VOCError("No training state has a known return; episodes are shorter than the horizon of this gamma.")
         return float(returns[known].mean())
 
     def test_states(self, max_states: int) -> tuple[np.ndarray, np.ndarray]:
         """Evenly spread held-out rows with known returns, and the returns."""
+        if max_states < 2:
+            raise VOCError(f"max_states is {max_states}; at least 2 are needed for a score.")
         returns, known = discounted_returns(self.test, self.config.occupancy.gamma)
         rows = np.flatnonzero(known)
         if len(rows) < 2:

@@ -69,9 +69,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise VOCError(
-                f"{self.path} is in use by another run; wait for it, or choose another --out."
-            ) from None
+            raise VOCError(f"{self.path} is in use by another run; wait for it, or choose another --out.") from None
         for leftover in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         self._end_last_line()
@@ -111,9 +109,7 @@ class RunFolder:
 
     def checkpoints(self, stage: str, mark: str, steps: int) -> Checkpoints:
         """Where the training of a stage keeps its state: after every tenth of it, at most 200 steps apart."""
-        return Checkpoints(
-            self.path / "checkpoints" / f"{stage}.pt", mark, every=min(max(steps // 10, 1), 200)
-        )
+        return Checkpoints(self.path / "checkpoints" / f"{stage}.pt", mark, every=min(max(steps // 10, 1), 200))
 
     def finished(self, stage: str, mark: str) -> bool:
         """Whether a stage was finished with the same fingerprint."""
@@ -133,9 +129,7 @@ class RunFolder:
                 temporary.write_text("".join(lines))
 
     @contextmanager
-    def stage(
-        self, name: str, mark: str, settings: Mapping[str, Any], resumes: bool = True
-    ) -> Iterator[None]:
+    def stage(self, name: str, mark: str, settings: Mapping[str, Any], resumes: bool = True) -> Iterator[None]:
         """Do a stage: measure it, and when it ends well record it as finished.
 
         Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero.

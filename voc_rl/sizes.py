@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from voc_rl.loop import LoopConfig
-from voc_rl.model import NetworkSize, VOCConfig
 from voc_rl.occupancy import OccupancyTraining
+from voc_rl.training import NetworkSize, VOCConfig
 
 # tiny: minutes on two CPU cores. small: 16 tokens and four times the network, for hours on a CPU or minutes on a GPU.
 SIZES = {

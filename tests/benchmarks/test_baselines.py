@@ -110,7 +110,12 @@ def test_constant_returns_are_no_trouble(tmp_path: Path) -> None:
     dataset.reward[:] = 0
     lines: list[float] = []
     critic = train_critic(
-        "mc", dataset, GAMMA, 5, Budget(1.0, steps=5), log=lambda stage, step, numbers: lines.extend(numbers.values())
+        "mc",
+        dataset,
+        GAMMA,
+        5,
+        Budget(1.0, steps=5),
+        log=lambda stage, step, numbers: lines.extend(numbers.values()),
     )
     np.testing.assert_allclose(critic.values(dataset, np.arange(10)), 0, atol=0.01)
     assert np.isfinite(lines).all()

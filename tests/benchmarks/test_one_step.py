@@ -14,8 +14,9 @@ from worlds import CELLS, pay, small_config, write_world
 from voc_rl.benchmarks import one_step
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.data import Episodes
-from voc_rl.model import VOC, train
+from voc_rl.model import VOC
 from voc_rl.quantizers import tokenize
+from voc_rl.training import train
 from voc_rl.values import horizon
 
 STATES = 5
@@ -47,7 +48,9 @@ def rewards(futures: Tensor) -> Tensor:
     return torch.where(ended, 0.0, REWARD[torch.where(ended, 0, futures[..., 0])])
 
 
-def rolled(monkeypatch: pytest.MonkeyPatch, gamma: float, budget: int, last: int | None = None) -> tuple[Any, Ring]:
+def rolled(
+    monkeypatch: pytest.MonkeyPatch, gamma: float, budget: int, last: int | None = None
+) -> tuple[Any, Ring]:
     ring = Ring(last)
     monkeypatch.setattr(one_step, "sample_futures", ring.sample)
     voc: Any = SimpleNamespace(gamma=gamma, rewards=rewards)
@@ -110,7 +113,12 @@ def test_the_trained_model_steps_once(world: tuple[Episodes, np.ndarray, VOC]) -
     paid = voc.rewards(drawn).mean(1).numpy()
     expected = np.array([0.1 * (c == CELLS - 1) + 0.9 * (c == CELLS - 2) for c in columns[rows]])
     assert np.abs(paid - expected).mean() < 0.12
-    assert np.abs(voc.rewards(voc.futures_of_codes(codes[rows], features[rows], 40)).mean(1).numpy() - expected).mean() > 0.12
+    assert (
+        np.abs(
+            voc.rewards(voc.futures_of_codes(codes[rows], features[rows], 40)).mean(1).numpy() - expected
+        ).mean()
+        > 0.12
+    )
     again = train_one_step(voc, dataset, (codes, features), config)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     values = roll_out(model, voc, codes[rows], features[rows], 100, generator)

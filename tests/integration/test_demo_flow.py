@@ -15,12 +15,12 @@ import pytest
 from worlds import kill_when
 
 from voc_rl import VOC, Episodes
+from voc_rl.benchmarks.demo import DemoConfig, run_demo
 from voc_rl.checkpoints import load_torch_file
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.loop import LoopConfig
-from voc_rl.benchmarks.demo import DemoConfig, run_demo
-from voc_rl.model import NetworkSize, VOCConfig
 from voc_rl.occupancy import OccupancyTraining
+from voc_rl.training import NetworkSize, VOCConfig
 from voc_rl.values import RewardConfig
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,9 @@ def config(task: str) -> DemoConfig:
         occupancy=OccupancyTraining(gamma=0.5, loop=LoopConfig(steps=60, batch_size=64, learning_rate=4e-3)),
         reward=RewardConfig(hidden=32, loop=LoopConfig(steps=60, batch_size=64)),
     )
-    return DemoConfig(task, episodes=5, episode_steps=30, samples=20, max_states=20, baseline_steps=8, voc=voc)
+    return DemoConfig(
+        task, episodes=5, episode_steps=30, samples=20, max_states=20, baseline_steps=8, voc=voc
+    )
 
 
 def run(task: str, out: Path) -> tuple[list[str], dict[str, Any], float]:
@@ -64,7 +66,9 @@ def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=["walker-walk", "cheetah-run"])
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Any]:
     out = tmp_path_factory.mktemp("demo") / request.param
     return request.param, out, run(request.param, out)
 
@@ -95,7 +99,9 @@ def test_the_report_needs_no_other_file(finished: tuple[str, Path, Any]) -> None
     report = (out / "report.html").read_text()
     assert task in report
     assert report.count("data:image/") >= 5
-    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)(?:https?:|//|\w+\.(?:png|css|js))""", report)
+    assert not re.findall(
+        r"""(?:src|href)\s*=\s*["']?(?!data:|#)(?:https?:|//|\w+\.(?:png|css|js))""", report
+    )
     assert not re.findall(r"@import|url\((?!['\"]?data:)", report)
     assert "nan" not in re.sub(r"data:image/[^\"']+", "", report).lower().split()
     assert "gamma" in report or "γ" in report

@@ -87,9 +87,7 @@ class Episodes:
         """
         path = Path(path)
         if path.is_dir():
-            files = sorted(
-                p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith(".")
-            )
+            files = sorted(p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith("."))
             if not files:
                 raise VOCError(f"{path} holds zero episodes: no .hdf5 file is in it.")
         else:
@@ -103,9 +101,7 @@ class Episodes:
                 ("render profile", shard.spec.render, shards[0].spec.render),
             ):
                 if value != first:
-                    raise VOCError(
-                        f"{shard.path} has {what} {value}, but {files[0]} has {first}; keep them apart."
-                    )
+                    raise VOCError(f"{shard.path} has {what} {value}, but {files[0]} has {first}; keep them apart.")
         shards = [shard for shard in shards if shard.rows]
         if not any((shard.arrays["step_type"] == FIRST).any() for shard in shards):
             raise VOCError(f"{path} holds zero episodes; at least one is needed.")
@@ -216,9 +212,7 @@ class Episodes:
         """
         candidates = np.flatnonzero(self.steps_left >= min_steps)
         if len(candidates) == 0:
-            raise VOCError(
-                f"No row has {min_steps} step(s) left; the longest episode has {self.steps_left.max()}."
-            )
+            raise VOCError(f"No row has {min_steps} step(s) left; the longest episode has {self.steps_left.max()}.")
         return candidates[rng.integers(len(candidates), size=count)]
 
     def windows(self, rows: np.ndarray, n: int) -> Window:

@@ -92,9 +92,7 @@ def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
     Raises:
         VOCError: arrays of unequal length, other dtypes, NaN, or rows that are not one whole episode.
     """
-    arrays = {
-        f.name: getattr(episode, f.name) for f in fields(episode) if getattr(episode, f.name) is not None
-    }
+    arrays = {f.name: getattr(episode, f.name) for f in fields(episode) if getattr(episode, f.name) is not None}
     frames = arrays.pop("frames")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise VOCError(f"frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed.")
@@ -129,14 +127,10 @@ def _checked(array: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
     finite = np.isfinite(array) & np.isfinite(converted)
     if not finite.all():
         row = int(np.flatnonzero(~finite.reshape(rows, -1).all(1))[0])
-        raise VOCError(
-            f"{where}: {key} holds NaN or infinity (first at row {row}); finite numbers are needed."
-        )
+        raise VOCError(f"{where}: {key} holds NaN or infinity (first at row {row}); finite numbers are needed.")
     if np.issubdtype(dtype, np.integer) and (converted != array).any():
         row = int(np.flatnonzero(converted != array)[0])
-        raise VOCError(
-            f"{where}: {key} holds {array[row]} (row {row}); a whole number as {dtype.__name__} is needed."
-        )
+        raise VOCError(f"{where}: {key} holds {array[row]} (row {row}); a whole number as {dtype.__name__} is needed.")
     return converted
 
 
@@ -162,9 +156,7 @@ def read_shard(path: Path) -> Shard:
             return _read_shard(Path(path), file)
     except OSError as error:
         reason = "does not exist" if not Path(path).is_file() else f"is not a whole HDF5 file ({error})"
-        raise VOCError(
-            f"{path} {reason}; an HDF5 file with {FRAMES}, action, reward, ... is needed."
-        ) from error
+        raise VOCError(f"{path} {reason}; an HDF5 file with {FRAMES}, action, reward, ... is needed.") from error
 
 
 def _read_shard(path: Path, file: h5py.File) -> Shard:
@@ -172,12 +164,7 @@ def _read_shard(path: Path, file: h5py.File) -> Shard:
     if missing:
         raise VOCError(f"{path} lacks {', '.join(missing)}; the keys of a V-D4RL 84 px file are needed.")
     frames = file[FRAMES]
-    if (
-        not isinstance(frames, h5py.Dataset)
-        or frames.dtype != np.uint8
-        or frames.ndim != 4
-        or frames.shape[1] != 3
-    ):
+    if not isinstance(frames, h5py.Dataset) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         found = f"{frames.dtype} {frames.shape}" if isinstance(frames, h5py.Dataset) else "a group"
         raise VOCError(f"{path}: {FRAMES} is {found}; uint8 (N, 3, H, W) is needed.")
     arrays = {}

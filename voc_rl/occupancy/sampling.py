@@ -43,7 +43,10 @@ def sample_from_prefix(
 ) -> Tensor:
     """Codes int64 (B, samples, n_tokens) that follow contexts already read."""
     end, n_tokens = model.config.end_code, model.config.n_tokens
-    first = sample_codes(model.logits(prefix.last)[:, None].float(), samples, generator, top_k)[:, 0]
+    logits = model.logits(prefix.last)[:, None].float()
+    if not model.config.ends:
+        logits[..., end] = -torch.inf
+    first = sample_codes(logits, samples, generator, top_k)[:, 0]
     codes = [first]
     ended = first == end
     cache = Cache(model.config, len(prefix), samples, prefix.keys[0].dtype)
@@ -55,9 +58,7 @@ def sample_from_prefix(
     return torch.stack(codes, -1)
 
 
-def sample_codes(
-    logits: Tensor, samples: int, generator: torch.Generator, top_k: int | None = None
-) -> Tensor:
+def sample_codes(logits: Tensor, samples: int, generator: torch.Generator, top_k: int | None = None) -> Tensor:
     """(..., V) -> int64 (..., samples), by inverting the cumulative distribution."""
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, -1).values[..., -1:]

@@ -71,9 +71,7 @@ class OccupancyTrainee:
         seed: int,
     ) -> None:
         if len(codes) != len(dataset):
-            raise VOCError(
-                f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset."
-            )
+            raise VOCError(f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset.")
         self.model, self.head, self.dataset, self.config, self.seed = model, head, dataset, config, seed
         self.codes, self.features = codes, features
         self.n = config.n or default_n(config.gamma)
@@ -151,9 +149,7 @@ class OccupancyTrainee:
             contexts = targets.bootstrap[targets.bootstrap >= 0]
             generator = torch.Generator().manual_seed(step_seed(self.seed, step) ^ 1)
             with autocast():
-                drawn = sample_futures(
-                    self.target, self._codes(contexts), self._features(contexts), 1, generator
-                )
+                drawn = sample_futures(self.target, self._codes(contexts), self._features(contexts), 1, generator)
             futures[missing] = drawn[:, 0]
         self.stock = [
             _Batch(rows[i * count : (i + 1) * count], futures[i * count : (i + 1) * count])
@@ -184,9 +180,7 @@ class OccupancyTrainee:
             "head": self.head,
             "target_head": self.target_head,
         }
-        state: dict[str, Any] = {
-            name: dict(module.state_dict()) for name, module in modules.items() if module
-        }
+        state: dict[str, Any] = {name: dict(module.state_dict()) for name, module in modules.items() if module}
         state["values"] = self.values
         state["stock"] = [{"rows": torch.from_numpy(b.rows), "futures": b.futures} for b in self.stock]
         return state

@@ -21,7 +21,8 @@ class OccupancyConfig:
     """Sizes of the network.
 
     codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so
-    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none.
+    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. ends: whether
+    episodes can terminate; where they cannot, END is never sampled.
     """
 
     codebook_size: int
@@ -31,6 +32,7 @@ class OccupancyConfig:
     n_head: int = 4
     width: int = 128
     dropout: float = 0.0
+    ends: bool = True
 
     def __post_init__(self) -> None:
         if self.width % self.n_head:
@@ -191,9 +193,7 @@ class OccupancyTransformer(nn.Module):
             x = block(x)[0]
         return self.logits(self.norm(x[:, 0]))
 
-    def prefix(
-        self, context: Tensor, features: Tensor | None = None, use_features: Tensor | None = None
-    ) -> Prefix:
+    def prefix(self, context: Tensor, features: Tensor | None = None, use_features: Tensor | None = None) -> Prefix:
         """Read contexts: codes int64 (B, n_tokens), optional features (B, feature_dim).
 
         ``use_features`` bool (B,) says where the features are shown (contexts that were sampled have none).
@@ -231,8 +231,6 @@ class OccupancyTransformer(nn.Module):
         place = self.config.n_tokens + cache.length
         x = (self.codes(last) + self.positions.weight[place])[:, :, None]
         for i, block in enumerate(self.blocks):
-            x = block(x, (prefix.keys[i], prefix.values[i]), (cache.keys[i], cache.values[i], cache.length))[
-                0
-            ]
+            x = block(x, (prefix.keys[i], prefix.values[i]), (cache.keys[i], cache.values[i], cache.length))[0]
         cache.length += 1
         return self.norm(x[:, :, 0])

@@ -74,9 +74,7 @@ class Quantizer(nn.Module, ABC):
 def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
     """Codes of the right width that lie in the codebook."""
     if codes.shape[-1] != quantizer.n_tokens:
-        raise VOCError(
-            f"Codes have shape {tuple(codes.shape)}; {quantizer.n_tokens} tokens per row are needed."
-        )
+        raise VOCError(f"Codes have shape {tuple(codes.shape)}; {quantizer.n_tokens} tokens per row are needed.")
     if codes.numel() and (codes.min() < 0 or codes.max() >= quantizer.codebook_size):
         found = f"{codes.min().item()}..{codes.max().item()}"
         raise VOCError(f"Codes lie in {found}; 0..{quantizer.codebook_size - 1} is the codebook.")

@@ -60,12 +60,8 @@ def load_quantizer(folder: Path) -> Quantizer:
     try:
         shape = description["observation_shape"]
         if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) for n in shape):
-            raise VOCError(
-                f"{path}: observation_shape is {shape!r}; three whole numbers (3K, H, W) are needed."
-            )
-        quantizer = build_quantizer(
-            description["name"], (shape[0], shape[1], shape[2]), description["config"]
-        )
+            raise VOCError(f"{path}: observation_shape is {shape!r}; three whole numbers (3K, H, W) are needed.")
+        quantizer = build_quantizer(description["name"], (shape[0], shape[1], shape[2]), description["config"])
     except KeyError as error:
         raise VOCError(f"{path} lacks the key {error}.") from error
     weights = Path(folder) / "quantizer.safetensors"

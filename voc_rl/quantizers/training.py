@@ -25,9 +25,7 @@ class _QuantizerTrainee:
         return [p for p in self.quantizer.parameters() if p.requires_grad]
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = self.dataset.sample_rows(
-            self.batch_size, np.random.default_rng([self.seed, step]), min_steps=0
-        )
+        rows = self.dataset.sample_rows(self.batch_size, np.random.default_rng([self.seed, step]), min_steps=0)
         with autocast():
             return self.quantizer.loss(torch.from_numpy(self.dataset.observations(rows)), generator)
 
@@ -53,9 +51,8 @@ def train_quantizer(
 ) -> Quantizer:
     """Fit and train ``quantizer`` on the observations of ``dataset``; returns it in eval mode."""
     if checkpoints is None or not checkpoints.path.exists():
-        rows = dataset.sample_rows(
-            min(FITTING_ROWS, len(dataset)), np.random.default_rng([seed, 1 << 40]), min_steps=0
-        )
+        rng = np.random.default_rng([seed, 1 << 40])
+        rows = rng.choice(len(dataset), size=min(FITTING_ROWS, len(dataset)), replace=False)
         generator = torch.Generator().manual_seed(step_seed(seed, 1 << 40))
         quantizer.initialise(torch.from_numpy(dataset.observations(np.sort(rows))), generator)
     quantizer.train()

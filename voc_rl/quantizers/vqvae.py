@@ -104,7 +104,9 @@ class VQVAE(Quantizer):
         self.feature_dim = config.components * (channels // 3)
         self.grid = (height // config.patch // 2, width // config.patch // 2)
         self.register_buffer("mean_picture", torch.zeros(observation_shape))
+        self.register_buffer("pixel_variance", torch.ones(()))
         self.mean_picture: Tensor
+        self.pixel_variance: Tensor
         self.components = PrincipalComponents((3, height, width), config.components)
         hidden, bottleneck = config.hidden, self.n_tokens * self.code_dim
         self.convolutions = _convolutions(channels, config) if config.conv_width else None
@@ -116,9 +118,7 @@ class VQVAE(Quantizer):
         # the codebook squashes with tanh: start with outputs that reach beyond its middle levels
         nn.init.normal_(self.encoder[-1].weight, std=2.0 / hidden**0.5)  # type: ignore[arg-type]
         self.codebook = FSQ(list(config.levels))
-        self.trunk = nn.Sequential(
-            nn.Linear(bottleneck, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
-        )
+        self.trunk = nn.Sequential(nn.Linear(bottleneck, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
         self.to_features = nn.Linear(hidden, self.feature_dim)
         w = config.decoder_width
         self.to_grid = nn.Sequential(nn.Linear(hidden, 2 * w * self.grid[0] * self.grid[1]), nn.GELU())
@@ -126,14 +126,14 @@ class VQVAE(Quantizer):
         self.to_pixels = nn.Linear(w, channels * config.patch**2)
 
     def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
-        self.mean_picture.copy_(scale(obs).mean(0))
+        pictures = scale(obs)
+        self.mean_picture.copy_(pictures.mean(0))
+        self.pixel_variance.copy_(pictures.sub_(self.mean_picture).square_().mean().clamp(min=1e-4))
         self.components.fit(obs[:, -3:], generator)
 
     def features(self, obs: Tensor) -> Tensor:
         """uint8 (B, 3K, H, W) -> (B, K * components): components of the newest frame, then of the differences."""
-        coefficients = (
-            self.components(rearrange(obs, "b (k c) h w -> b k c h w", c=3)) / self.components.spread[0]
-        )
+        coefficients = self.components(rearrange(obs, "b (k c) h w -> b k c h w", c=3)) / self.components.spread[0]
         return _newest_and_motion(coefficients).flatten(1)
 
     def latents(self, obs: Tensor) -> Tensor:
@@ -150,9 +150,7 @@ class VQVAE(Quantizer):
 
     def embed(self, codes: Tensor) -> Tensor:
         check_codes(codes, self)
-        return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(
-            *codes.shape, self.code_dim
-        )
+        return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(*codes.shape, self.code_dim)
 
     def code_vectors(self) -> Tensor:
         return self.codebook.indices_to_codes(torch.arange(self.codebook_size)[:, None]).flatten(1).float()
@@ -187,11 +185,9 @@ class VQVAE(Quantizer):
         mean = rearrange(self.mean_picture, "c (h p) (w q) -> h w (c p q)", p=patch, q=patch)
         rows, columns = patches.shape[1:3]
         cells = torch.randperm(rows * columns, generator=generator)[: max(rows * columns // 4, 1)]
-        target = (
-            scale(patches[:, cells // columns, cells % columns]) - mean[cells // columns, cells % columns]
-        )
+        target = scale(patches[:, cells // columns, cells % columns]) - mean[cells // columns, cells % columns]
         pixels = self.to_pixels(self._cells(trunk[: len(batch)])[:, cells]).float()
-        return F.mse_loss(pixels, target) / target.var().clamp(min=1e-8)
+        return F.mse_loss(pixels, target) / self.pixel_variance
 
 
 def _convolutions(channels: int, config: VQVAEConfig) -> nn.Module:

@@ -20,9 +20,7 @@ class RewardConfig:
 
     hidden: int = 256
     bins: int = 51
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=800, batch_size=512, learning_rate=2e-3)
-    )
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch_size=512, learning_rate=2e-3))
 
 
 class RewardHead(nn.Module):
@@ -89,9 +87,7 @@ def train_reward_head(
         VOCError: NaN rewards, or another number of rewards than of vectors.
     """
     if len(rewards) != len(vectors):
-        raise VOCError(
-            f"{len(rewards)} rewards do not fit {len(vectors)} rows of codes; one per row is needed."
-        )
+        raise VOCError(f"{len(rewards)} rewards do not fit {len(vectors)} rows of codes; one per row is needed.")
     if not np.isfinite(rewards).all():
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
     with torch.random.fork_rng(devices=[]):

@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 from scipy import stats
 
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_positive
 
 
 def scores(predicted: np.ndarray, truth: np.ndarray, gamma: float, r_max: float) -> dict[str, float]:
@@ -20,11 +20,10 @@ def scores(predicted: np.ndarray, truth: np.ndarray, gamma: float, r_max: float)
     Raises:
         VOCError: arrays of other shapes, fewer than two states, or predictions that are not finite.
     """
+    check_positive(r_max, "r_max")
     predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
     if predicted.shape != truth.shape or truth.ndim != 1 or len(truth) < 2:
-        raise VOCError(
-            f"Values {predicted.shape} and truth {truth.shape}: two equal lists of at least 2 are needed."
-        )
+        raise VOCError(f"Values {predicted.shape} and truth {truth.shape}: two equal lists of at least 2 are needed.")
     if not np.isfinite(predicted).all() or not np.isfinite(truth).all():
         raise VOCError("Values or truth hold NaN or infinity; finite numbers are needed.")
     difference = predicted - truth
@@ -40,9 +39,7 @@ def scores(predicted: np.ndarray, truth: np.ndarray, gamma: float, r_max: float)
     }
 
 
-def normal_interval(
-    mean: np.ndarray, stderr: np.ndarray, level: float = 0.9
-) -> tuple[np.ndarray, np.ndarray]:
+def normal_interval(mean: np.ndarray, stderr: np.ndarray, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
     """Two-sided interval of a mean from its standard error."""
     z = NormalDist().inv_cdf(0.5 + level / 2)
     return mean - z * stderr, mean + z * stderr

@@ -9,9 +9,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def successor_features(
-    futures: Tensor, embed: Callable[[Tensor], Tensor], end_code: int, gamma: float
-) -> Tensor:
+def successor_features(futures: Tensor, embed: Callable[[Tensor], Tensor], end_code: int, gamma: float) -> Tensor:
     """psi = E[phi(z)] / (1 - gamma), float32 (B, n_tokens * code_dim), of codes int64 (B, S, n_tokens).
 
     phi is the flat vector of an observation's codes, and zero after an END. A reward that is linear in phi has the

@@ -1,0 +1,136 @@
+"""Training a VOC: its config, and the order in which its parts learn.
+
+quantizer -> codes and features -> occupancy network and value head -> reward head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
+from voc_rl.model import VOC
+from voc_rl.occupancy import (
+    OccupancyConfig,
+    OccupancyTraining,
+    OccupancyTransformer,
+    ValueHead,
+    train_occupancy,
+)
+from voc_rl.quantizers import (
+    Quantizer,
+    build_quantizer,
+    tokenize,
+    train_quantizer,
+)
+from voc_rl.values import (
+    RewardConfig,
+    train_reward_head,
+)
+
+OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """Sizes of the occupancy network and the value head."""
+
+    n_layer: int = 2
+    n_head: int = 4
+    width: int = 128
+    dropout: float = 0.0
+    head_hidden: int = 128
+    head_members: int = 5
+
+
+@dataclass(frozen=True)
+class VOCConfig:
+    """Everything that training a VOC needs besides data. See the parts for their meaning.
+
+    quantizer: its name. quantizer_config: keys of that quantizer's config. quantizer_training: its loop.
+    """
+
+    quantizer: str = "vqvae"
+    quantizer_config: dict[str, Any] = field(default_factory=dict)
+    quantizer_training: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=500, batch_size=128, learning_rate=1.5e-3)
+    )
+    network: NetworkSize = field(default_factory=NetworkSize)
+    occupancy: OccupancyTraining = field(default_factory=lambda: OccupancyTraining(loop=OCCUPANCY_LOOP))
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    seed: int = 0
+
+
+def train(
+    dataset: Episodes,
+    config: VOCConfig | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+    tokens: tuple[Tensor, Tensor] | None = None,
+    log: StepLog | None = None,
+    checkpoints: Callable[[str], Checkpoints] | None = None,
+    progress: bool = False,
+) -> VOC:
+    """Train a VOC on logged episodes.
+
+    Args:
+        dataset: what it learns from; values are of the policy that made it.
+        config: sizes and schedules; None is the default.
+        quantizer: a trained one to use, instead of training one here.
+        tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
+        log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
+        progress: show bars with the time left.
+    """
+    config = config or VOCConfig()
+    if quantizer is None:
+        if tokens is not None:
+            raise VOCError("Tokens were given without the quantizer that made them; give both.")
+        quantizer = fresh_quantizer(dataset, config)
+        train_quantizer(
+            quantizer, dataset, config.quantizer_training, config.seed,
+            log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
+        )  # fmt: skip
+    codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
+    model, head = fresh_networks(quantizer, config, ends=bool(dataset.terminal.any()))
+    model, trained_head = train_occupancy(
+        model, head, dataset, codes, features, config.occupancy, config.seed,
+        log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
+    )  # fmt: skip
+    arrived = dataset.step_type > 0  # row 0 of an episode has no reward
+    with torch.no_grad():
+        vectors = quantizer.embed(codes[torch.from_numpy(arrived)].long())
+    reward_head = train_reward_head(
+        vectors, dataset.reward[arrived], config.reward, config.seed, log=log, progress=progress
+    )
+    return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
+
+
+def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
+    """An untrained quantizer for the frames of ``dataset``, its weights drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(config.seed, 1 << 42))
+        return build_quantizer(config.quantizer, dataset.observation_shape, config.quantizer_config)
+
+
+def fresh_networks(
+    quantizer: Quantizer, config: VOCConfig, ends: bool = True
+) -> tuple[OccupancyTransformer, ValueHead]:
+    """Untrained occupancy network and value head for the codes of ``quantizer``, drawn from the seed."""
+    size = config.network
+    occupancy = OccupancyConfig(
+        codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens, feature_dim=quantizer.feature_dim,
+        n_layer=size.n_layer, n_head=size.n_head, width=size.width, dropout=size.dropout, ends=ends,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(config.seed, 1 << 43))
+        model = OccupancyTransformer(occupancy)
+        head = ValueHead(size.width, quantizer.feature_dim, size.head_hidden, size.head_members)
+    generator = torch.Generator().manual_seed(step_seed(config.seed, 1 << 44))
+    model.warm_start(quantizer.code_vectors(), generator)
+    return model, head
