@@ -74,9 +74,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
             max_episode_steps = max(1, own_limit // action_repeat)
         self.max_episode_steps = max_episode_steps  # None: the task has no limit
         if camera is None:
-            camera = (
-                2 if task.startswith("quadruped-") else 0
-            )  # what the field's pixel benchmarks look through
+            camera = 2 if task.startswith("quadruped-") else 0  # what the field's pixel benchmarks look through
         self._renderer = FrameRenderer(self.physics, size, camera, render)
         fps = 1 / (self._env.control_timestep() * action_repeat)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": max(1, round(fps))}

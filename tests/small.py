@@ -52,9 +52,7 @@ def toy_folder(folder: Path, lengths: tuple[int, ...], terminated: tuple[int, ..
     return folder
 
 
-def toy_dataset(
-    folder: Path, lengths: tuple[int, ...], terminated: tuple[int, ...] = (), stack: int = 3
-) -> Episodes:
+def toy_dataset(folder: Path, lengths: tuple[int, ...], terminated: tuple[int, ...] = (), stack: int = 3) -> Episodes:
     return Episodes.open(toy_folder(folder, lengths, terminated), stack)
 
 

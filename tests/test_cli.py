@@ -218,9 +218,7 @@ def test_a_folder_in_use(capsys: pytest.CaptureFixture[str], world: Path, tmp_pa
     assert final_files(tmp_path) == []
 
 
-def test_a_checkpoint_of_other_settings(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_other_settings(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     long = ["--data", str(world), "--out", str(out), *SHORT, "--quantizer-steps", "400"]
     kill_when(out / "checkpoints" / "quantizer.pt", [str(COMMAND), "train-quantizer", *long])

@@ -52,9 +52,7 @@ def imported(path: Path) -> set[str]:
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
     for name in names:
         first = name.split(".")[0]
-        assert first not in ("envs", "agents", "benchmarks", "tests"), (
-            f"{path} imports {name}; say voc_rl.{name}"
-        )
+        assert first not in ("envs", "agents", "benchmarks", "tests"), f"{path} imports {name}; say voc_rl.{name}"
     return {name.removeprefix("voc_rl.") for name in names if name.startswith("voc_rl.")}
 
 

@@ -46,9 +46,7 @@ class Line:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         self.steps.append(step)
         x = torch.randn(16, 1, generator=generator)
-        return (x @ self.weight + self.bias - (3 * x - 1)).square().mean(), {
-            "twice": torch.tensor(2.0 * step)
-        }
+        return (x @ self.weight + self.bias - (3 * x - 1)).square().mean(), {"twice": torch.tensor(2.0 * step)}
 
     def after_step(self, step: int) -> None:
         self.after.append(step)
@@ -117,9 +115,7 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
     whole, stopped, resumed = Line(), Line(), Line()
     optimise(whole, config, 7, "line")
     checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=10)
-    assert (
-        optimise(stopped, config, 7, "line", checkpoints=checkpoints, keep_going=lambda step: step < 37) == 37
-    )
+    assert optimise(stopped, config, 7, "line", checkpoints=checkpoints, keep_going=lambda step: step < 37) == 37
     assert optimise(resumed, config, 7, "line", checkpoints=checkpoints) == 60
     assert resumed.steps == list(range(30, 60))  # from the last checkpoint
     assert torch.equal(resumed.weight, whole.weight)
@@ -136,9 +132,7 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
 def test_another_fingerprint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "a"))
-    with pytest.raises(
-        VOCError, match=r"state\.pt was written by a run with other settings or data; use --force"
-    ):
+    with pytest.raises(VOCError, match=r"state\.pt was written by a run with other settings or data; use --force"):
         optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "b"))
     save_training_state(path, {"other": 1})
     with pytest.raises(VOCError, match="other settings or data"):
@@ -174,9 +168,7 @@ def chain_data() -> tuple[Episodes, Tensor, Tensor]:
 
 def networks(seed: int) -> tuple[OccupancyTransformer, ValueHead]:
     torch.manual_seed(seed)
-    model = OccupancyTransformer(
-        OccupancyConfig(4, 2, feature_dim=3, n_layer=2, n_head=2, width=16, dropout=0.2)
-    )
+    model = OccupancyTransformer(OccupancyConfig(4, 2, feature_dim=3, n_layer=2, n_head=2, width=16, dropout=0.2))
     return model, ValueHead(16, 3, hidden=8, members=3)
 
 
@@ -206,9 +198,7 @@ def test_occupancy_training_resumes_bit_for_bit(tmp_path: Path, stop: int) -> No
     model.fit_features(data[2])
     head.fit_features(data[2])
     trainee = OccupancyTrainee(model, head, *data, config, 5)
-    optimise(
-        trainee, config.loop, 5, "occupancy", checkpoints=checkpoints, keep_going=lambda step: step < stop
-    )
+    optimise(trainee, config.loop, 5, "occupancy", checkpoints=checkpoints, keep_going=lambda step: step < stop)
     assert load_torch_file(checkpoints.path)["step"] == stop - stop % 11
     resumed = everything(*train_occupancy(*networks(9), *data, config, seed=5, checkpoints=checkpoints))
     assert_same(resumed, whole)

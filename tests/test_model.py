@@ -119,9 +119,7 @@ def test_sampling_repeats_with_a_generator(voc: VOC, obs: np.ndarray) -> None:
     assert torch.equal(torch.get_rng_state(), before)  # nobody else's randomness is used up
 
 
-def test_stored_tokens_have_the_values_of_live_observations(
-    voc: VOC, world: tuple[Episodes, np.ndarray]
-) -> None:
+def test_stored_tokens_have_the_values_of_live_observations(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:
     dataset = world[0]
     codes, features = tokenize(voc.quantizer, dataset)
     rows = np.arange(40, 140)
@@ -167,9 +165,7 @@ def test_successor_features_of_a_linear_reward(voc: VOC, saved: Path, obs: np.nd
     assert np.ptp(value.mean) > 0.05
 
 
-def test_an_end_counts_nothing(
-    voc: VOC, saved: Path, obs: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_end_counts_nothing(voc: VOC, saved: Path, obs: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     own = VOC.load(saved)
     weights = torch.linspace(-1, 2, own.quantizer.n_tokens * own.quantizer.code_dim)
     linear_reward(own, weights)
@@ -302,9 +298,7 @@ def test_lacking_keys(saved: Path) -> None:
 
 def test_a_quantizer_of_another_size(voc: VOC, saved: Path, world: tuple[Episodes, np.ndarray]) -> None:
     config = replace(CONFIG, quantizer_config={**CONFIG.quantizer_config, "n_tokens": 3})
-    other = VOC(
-        fresh_quantizer(world[0], config), voc.occupancy, voc.reward_head, voc.value_head, GAMMA, SPEC
-    )
+    other = VOC(fresh_quantizer(world[0], config), voc.occupancy, voc.reward_head, voc.value_head, GAMMA, SPEC)
     other.save(saved.parent / "other")
     for name in ("quantizer.json", "quantizer.safetensors"):
         shutil.copy(saved.parent / "other" / name, saved / name)
@@ -386,9 +380,7 @@ def test_training_takes_a_quantizer_and_tokens(world: tuple[Episodes, np.ndarray
     tokens = tokenize(whole.quantizer, dataset)
     assert equal_states(whole, train(dataset, config, quantizer=whole.quantizer, tokens=tokens))
     assert "quantizer" in refusal(train, dataset, config, tokens=tokens)
-    assert "tokenise this dataset" in refusal(
-        train, world[0], config, quantizer=whole.quantizer, tokens=tokens
-    )
+    assert "tokenise this dataset" in refusal(train, world[0], config, quantizer=whole.quantizer, tokens=tokens)
 
 
 def test_training_logs_every_stage(world: tuple[Episodes, np.ndarray]) -> None:

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from worlds import COMMAND, SPEC, kill_when, one_sentence, small_config, write_world
+from worlds import COMMAND, SPEC, kill_when, loop, one_sentence, small_config, write_world
 
 from voc_rl import VOC, Episodes
 from voc_rl.checkpoints import load_tensors, load_torch_file
@@ -21,9 +21,9 @@ from voc_rl.cli import main
 from voc_rl.errors import VOCError
 from voc_rl.pipeline import Pipeline, data_mark
 from voc_rl.runs import RunFolder
-from voc_rl.values import discounted_returns
+from voc_rl.values import RewardConfig, discounted_returns
 
-CONFIG = small_config(gamma=0.5, quantizer=30, steps=30)
+CONFIG = replace(small_config(gamma=0.5, quantizer=10, steps=10), reward=RewardConfig(32, 11, loop(10)))
 FILES = {
     "quantizer": (),  # saving the whole model writes its files again, unchanged
     "tokenize": ("tokens.safetensors",),
@@ -51,10 +51,7 @@ def run_all(out: Path, data: Path, config: Any = CONFIG, **options: Any) -> tupl
 def times(out: Path) -> dict[str, Any]:
     """What tells that a stage was done again: its record, seconds included, and when its files were written."""
     records = json.loads((out / "stages.json").read_text())
-    return {
-        stage: (records[stage], [(out / n).stat().st_mtime_ns for n in names])
-        for stage, names in FILES.items()
-    }
+    return {stage: (records[stage], [(out / n).stat().st_mtime_ns for n in names]) for stage, names in FILES.items()}
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
@@ -80,6 +77,7 @@ def test_metrics(tmp_path: Path, data: Path) -> None:
     assert metrics["r_max"] == 1.0
     assert metrics["quantizer"]["name"] == "vqvae"
     curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in curve] == [10, 10, 10]
     assert {row["stage"] for row in curve} == {"quantizer", "occupancy", "reward"}
     assert VOC.load(tmp_path).spec == SPEC
 
@@ -235,6 +233,7 @@ def same_tensors(one: Path, two: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "steps"), [("quantizer", 40), ("train", 60)])
 def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path, data: Path, whole: Path, capsys: pytest.CaptureFixture[str], stage: str, steps: int
@@ -251,9 +250,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         with pytest.raises(SystemExit) as caught:
             main(other)
         assert caught.value.code == 2
-        assert (
-            capsys.readouterr().err.splitlines()[-1].endswith("use --force to start anew, or another --out.")
-        )
+        assert capsys.readouterr().err.splitlines()[-1].endswith("use --force to start anew, or another --out.")
         assert load_torch_file(checkpoint)["step"] == reached
     resumed = subprocess.run(command(name, data, tmp_path), check=True, capture_output=True, text=True)
     assert skipped(resumed.stdout.splitlines()) == ([] if stage == "quantizer" else ["quantizer", "tokenize"])

@@ -28,6 +28,7 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_freed_memory()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_freed_memory_is_kept() -> None:
     """In a process of its own: pages of a freed array are not asked from the system again."""
@@ -46,11 +47,7 @@ for _ in range(5):
 print(faults() - before)
 """
     kept, given_back = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", script, word], capture_output=True, text=True, check=True
-            ).stdout
-        )
+        int(subprocess.run([sys.executable, "-c", script, word], capture_output=True, text=True, check=True).stdout)
         for word in ("keep", "give back")
     )
     assert kept < given_back / 5 or given_back < 500  # huge pages: nothing to save

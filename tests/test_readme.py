@@ -20,11 +20,7 @@ def blocks(*languages: str) -> list[str]:
     """Fenced blocks of README.md in these languages, in order."""
     text = README.read_text() if README.exists() else ""
     fenced = re.findall(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
-    return [
-        re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
-        for indent, name, code in fenced
-        if name in languages
-    ]
+    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, name, code in fenced if name in languages]
 
 
 def command_lines() -> list[str]:

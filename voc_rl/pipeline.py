@@ -44,7 +44,7 @@ def data_mark(dataset: Episodes) -> str:
     """A short hash of a dataset: its small arrays, how it was made, and some of its frames."""
     rows = np.unique(np.linspace(0, len(dataset) - 1, FRAMES_IN_MARK).astype(int))
     arrays = (dataset.reward, dataset.action, dataset.discount, dataset.step_type, dataset.frames(rows))
-    hashes = [hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for array in arrays]
+    hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
     return fingerprint(hashes, dataset.frame_shape, asdict(dataset.spec))
 
 

@@ -16,7 +16,7 @@ from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.values import discounted_returns, horizon, scores
 
-GAMMA, CELLS, SIZE, ROWS = 0.8, 4, 48, 60
+GAMMA, CELLS, SIZE, ROWS = 0.8, 4, 36, 60
 
 
 def world(folder: Path, episodes: int, seed: int) -> tuple[Episodes, np.ndarray]:
@@ -40,9 +40,7 @@ def known_rows(dataset: Episodes) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("kind", "n"), [("mc", 20), ("td", 20), ("td", 3)])
-def test_both_learn_the_value(
-    training: Episodes, held_out: tuple[Episodes, np.ndarray], kind: str, n: int
-) -> None:
+def test_both_learn_the_value(training: Episodes, held_out: tuple[Episodes, np.ndarray], kind: str, n: int) -> None:
     dataset, columns = held_out
     critic = train_critic(kind, training, GAMMA, n, Budget(1e9, steps=150), seed=0)  # type: ignore[arg-type]
     assert critic.steps == 150
@@ -72,8 +70,8 @@ def test_exact_steps_repeat(training: Episodes) -> None:
 
 @pytest.mark.parametrize("kind", ["mc", "td"])
 def test_the_budget_of_cpu_seconds(training: Episodes, kind: str) -> None:
-    critic = train_critic(kind, training, GAMMA, 10, Budget(4.0))  # type: ignore[arg-type]
-    assert 2.0 < critic.cpu_seconds < 6.0
+    critic = train_critic(kind, training, GAMMA, 10, Budget(2.0))  # type: ignore[arg-type]
+    assert 1.0 < critic.cpu_seconds < 3.0
     assert critic.steps > 10
 
 

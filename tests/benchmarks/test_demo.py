@@ -1,4 +1,4 @@
-"""The demo's own logic, on a synthetic world in place of the simulator (tests/integration has the real tasks)."""
+"""The demo's own logic, on a synthetic world in place of the simulator (real tasks: tests/integration)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from voc_rl.runs import RunFolder
 
 METHODS = ["voc", "voc_head", "constant", "mc", "td", "one_step"]
 STAGES = ["collect", "quantizer", "tokenize", "train", "evaluate", "mc", "td", "one_step", "report"]
-CONFIG = DemoConfig(
-    episodes=6, samples=20, max_states=40, baseline_steps=6, voc=small_config(quantizer=20, steps=20)
-)
+CONFIG = DemoConfig(episodes=6, samples=20, max_states=40, baseline_steps=6, voc=small_config(quantizer=20, steps=20))
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +91,14 @@ def test_the_model_loads(finished: dict[str, Any]) -> None:
     assert VOC.load(folder).gamma == 0.5
 
 
-@pytest.mark.parametrize("stage", ["_critic", "_one_step", "report_data"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "_critic",
+        pytest.param("_one_step", marks=pytest.mark.slow),
+        pytest.param("report_data", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_demo_goes_on_to_the_same_numbers(
     tmp_path: Path, finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -110,6 +115,7 @@ def test_an_interrupted_demo_goes_on_to_the_same_numbers(
     assert numbers(metrics) == numbers(expected)
 
 
+@pytest.mark.slow
 def test_force_does_all_of_it(tmp_path: Path, finished: dict[str, Any]) -> None:
     _, expected = done(finished)
     run_demo(CONFIG, tmp_path, progress=False, say=lambda line: None)
@@ -122,6 +128,7 @@ def test_force_does_all_of_it(tmp_path: Path, finished: dict[str, Any]) -> None:
     assert len(RunFolder(tmp_path).curve()) > 0
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path: Path, finished: dict[str, Any]) -> None:
     _, expected = done(finished)
     metrics = run_demo(with_seed(CONFIG, 1), tmp_path, progress=False, say=lambda line: None)

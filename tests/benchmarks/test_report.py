@@ -62,9 +62,7 @@ def some_data(**changes: Any) -> ReportData:
     rng = np.random.default_rng(0)
     truth = rng.gamma(4.0, 1.5, 60)
     spread = {"voc": 1.0, "voc_head": 0.8, "mc": 0.8, "td": 1.2, "one_step": 2.0, "constant": 0.0}
-    predictions = {
-        name: truth + rng.normal(0, s, 60) if s else np.full(60, 6.0) for name, s in spread.items()
-    }
+    predictions = {name: truth + rng.normal(0, s, 60) if s else np.full(60, 6.0) for name, s in spread.items()}
     frames = rng.integers(0, 255, (30, 3, 16, 16), dtype=np.uint8)
     futures = rng.integers(0, 255, (2, 3, 4, 3, 16, 16), dtype=np.uint8)
     data = ReportData(
@@ -83,9 +81,7 @@ def some_data(**changes: Any) -> ReportData:
         originals=frames[:4],
         reconstructions=frames[1:5],
         code_counts=rng.integers(0, 9, (4, 24)),
-        curves=[
-            {"stage": "occupancy", "step": i, "loss": 2 / (i + 1), "val_loss": 3 / (i + 1)} for i in range(9)
-        ],
+        curves=[{"stage": "occupancy", "step": i, "loss": 2 / (i + 1), "val_loss": 3 / (i + 1)} for i in range(9)],
     )
     return replace(data, **changes)
 
@@ -152,9 +148,7 @@ def test_report_shows_the_numbers_of_the_run(page: str) -> None:
 def test_report_says_the_standing_of_both_estimates(page: str) -> None:
     words = text_of(page)
     assert "The VOC head has the lowest error (NRMSE 5.9 %)" in words
-    rows = re.findall(
-        r'<tr><td><b>(VOC [a-z]+)</b></td>((?:<td class="(?:win|tie|loss)">[^<]*</td>)+)</tr>', page
-    )
+    rows = re.findall(r'<tr><td><b>(VOC [a-z]+)</b></td>((?:<td class="(?:win|tie|loss)">[^<]*</td>)+)</tr>', page)
     cells = {name: re.findall(r'class="(\w+)">([^<]*)<', row) for name, row in rows}
     assert cells["VOC samples"][0] == ("tie", "≈ ties +8 %")  # against mc: 0.0652 / 0.0601
     assert [outcome for outcome, _ in cells["VOC samples"]] == ["tie", "win", "win", "win"]

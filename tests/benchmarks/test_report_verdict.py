@@ -70,10 +70,7 @@ def test_verdict_does_not_hide_a_total_loss() -> None:
     verdict = judge(some_metrics(voc=0.3, voc_head=0.2, mc=0.04, constant=0.1))
     assert verdict.best == "mc"
     assert {s.outcome for s in verdict.standings} == {"loss"}
-    assert (
-        "Monte-Carlo regression has the lowest error (NRMSE 4 %); sampled VOC values lose to"
-        in verdict.sentences[0]
-    )
+    assert "Monte-Carlo regression has the lowest error (NRMSE 4 %); sampled VOC values lose to" in verdict.sentences[0]
     assert "the constant (+200 %)" in verdict.sentences[0]
 
 
@@ -83,9 +80,7 @@ def test_verdict_without_some_numbers() -> None:
     assert [(s.ours, s.baseline, s.outcome) for s in verdict.standings] == [("voc_head", "constant", "win")]
     assert verdict.sentences[-1] == "Sampled VOC values could not be scored."
     by_error = judge({"methods": {"voc": {"error": 0.25}, "constant": {"error": 1.0}}})
-    assert by_error.sentences == (
-        "Sampled VOC values have the lowest error; they beat the constant (−50 %).",
-    )
+    assert by_error.sentences == ("Sampled VOC values have the lowest error; they beat the constant (−50 %).",)
 
 
 def test_table_is_aligned_and_ordered() -> None:

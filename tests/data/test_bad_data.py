@@ -29,10 +29,7 @@ def refused(path: Path) -> str:
 
 def test_missing(tmp_path: Path) -> None:
     path = tmp_path / "none.hdf5"
-    assert (
-        refused(path)
-        == f"{path} does not exist; an HDF5 file with observation, action, reward, ... is needed."
-    )
+    assert refused(path) == f"{path} does not exist; an HDF5 file with observation, action, reward, ... is needed."
 
 
 def test_no_file_in_a_folder(tmp_path: Path) -> None:
@@ -92,8 +89,7 @@ def test_nan_reward_names_file_and_row(tmp_path: Path, value: float) -> None:
     write_v_d4rl(tmp_path / "b.hdf5", (6,), reward=reward)
     message = refused(tmp_path)
     assert (
-        message
-        == f"{tmp_path / 'b.hdf5'}: reward holds NaN or infinity (first at row 3); finite numbers are needed."
+        message == f"{tmp_path / 'b.hdf5'}: reward holds NaN or infinity (first at row 3); finite numbers are needed."
     )
 
 
@@ -150,9 +146,7 @@ def other_render() -> DataSpec:
     return replace(SPEC, render="faithful")
 
 
-@pytest.mark.parametrize(
-    ("spec", "word"), [(other_task, "task another"), (other_render, "render profile faithful")]
-)
+@pytest.mark.parametrize(("spec", "word"), [(other_task, "task another"), (other_render, "render profile faithful")])
 def test_mixed_folders(tmp_path: Path, spec: Callable[[], DataSpec], word: str) -> None:
     toy_folder(tmp_path, (3, 3))
     write_episode(tmp_path / "z.hdf5", toy_episode(9, 3), spec())

@@ -47,9 +47,7 @@ def test_columns_come_back_as_written(dataset: Episodes) -> None:
     }.items():  # fmt: skip
         column = getattr(dataset, name)
         assert column.dtype == dtype, name
-        np.testing.assert_array_equal(
-            column, np.concatenate([getattr(e, name) for e in written]), err_msg=name
-        )
+        np.testing.assert_array_equal(column, np.concatenate([getattr(e, name) for e in written]), err_msg=name)
 
 
 @pytest.mark.parametrize("episode", [0, 1, 2])
@@ -106,9 +104,7 @@ def test_a_long_window_stops_at_its_episode(dataset: Episodes) -> None:
 def test_windows_never_cross_an_episode(lengths: list[int], n: int, stack: int, seed: int) -> None:
     """Rewards and frames that carry the number of their row, against plain slices of each episode."""
     first = np.cumsum([0, *lengths])
-    dataset = episodes_of(
-        [first[i] + np.arange(k, dtype=float) for i, k in enumerate(lengths)], [False] * len(lengths)
-    )
+    dataset = episodes_of([first[i] + np.arange(k, dtype=float) for i, k in enumerate(lengths)], [False] * len(lengths))
     dataset._memory = numbered_frames(0, first[-1])
     dataset.stack = stack
     rows = dataset.sample_rows(20, np.random.default_rng(seed))
@@ -119,9 +115,7 @@ def test_windows_never_cross_an_episode(lengths: list[int], n: int, stack: int, 
         assert len(ahead) > 0  # sample_rows leaves out rows without a next one
         assert window.steps[i] == len(ahead)
         np.testing.assert_array_equal(window.reward[i], np.pad(ahead, (0, n - len(ahead))))
-        assert stack_of(window.obs[i]) == [
-            max(row - back, first[episode]) for back in range(stack - 1, -1, -1)
-        ]
+        assert stack_of(window.obs[i]) == [max(row - back, first[episode]) for back in range(stack - 1, -1, -1)]
         assert stack_of(window.next_obs[i]) == [
             max(ahead[-1] - back, first[episode]) for back in range(stack - 1, -1, -1)
         ]

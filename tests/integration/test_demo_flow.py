@@ -46,9 +46,7 @@ def config(task: str) -> DemoConfig:
         occupancy=OccupancyTraining(gamma=0.5, loop=LoopConfig(steps=60, batch_size=64, learning_rate=4e-3)),
         reward=RewardConfig(hidden=32, loop=LoopConfig(steps=60, batch_size=64)),
     )
-    return DemoConfig(
-        task, episodes=5, episode_steps=30, samples=20, max_states=20, baseline_steps=8, voc=voc
-    )
+    return DemoConfig(task, episodes=5, episode_steps=30, samples=20, max_states=20, baseline_steps=8, voc=voc)
 
 
 def run(task: str, out: Path) -> tuple[list[str], dict[str, Any], float]:
@@ -66,9 +64,7 @@ def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=["walker-walk", "cheetah-run"])
-def finished(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path, Any]:
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     out = tmp_path_factory.mktemp("demo") / request.param
     return request.param, out, run(request.param, out)
 
@@ -99,9 +95,7 @@ def test_the_report_needs_no_other_file(finished: tuple[str, Path, Any]) -> None
     report = (out / "report.html").read_text()
     assert task in report
     assert report.count("data:image/") >= 5
-    assert not re.findall(
-        r"""(?:src|href)\s*=\s*["']?(?!data:|#)(?:https?:|//|\w+\.(?:png|css|js))""", report
-    )
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)(?:https?:|//|\w+\.(?:png|css|js))""", report)
     assert not re.findall(r"@import|url\((?!['\"]?data:)", report)
     assert "nan" not in re.sub(r"data:image/[^\"']+", "", report).lower().split()
     assert "gamma" in report or "γ" in report
@@ -133,9 +127,7 @@ def test_another_task_is_kept_out_of_the_folder(finished: tuple[str, Path, Any])
     assert json.loads((out / "metrics.json").read_text())["task"] == task
 
 
-def test_a_demo_killed_three_times_ends_with_the_same_numbers(
-    finished: tuple[str, Path, Any], tmp_path: Path
-) -> None:
+def test_a_demo_killed_three_times_ends_with_the_same_numbers(finished: tuple[str, Path, Any], tmp_path: Path) -> None:
     task, _, (_, metrics, _) = finished
     if task != "walker-walk":
         pytest.skip("one task is enough")

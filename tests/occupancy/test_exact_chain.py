@@ -78,9 +78,7 @@ def check(found: np.ndarray, P: np.ndarray, gamma: float) -> None:
     assert found[:, S].max() < 0.015
     V, own = values(P, REWARD, gamma), found[:, :S] @ REWARD / (1 - gamma)
     error = np.abs(own - V) / np.ptp(V)
-    print(
-        f"gamma {gamma}: total variation {distance.max():.4f}, value error {error.max():.4f} of max V - min V"
-    )
+    print(f"gamma {gamma}: total variation {distance.max():.4f}, value error {error.max():.4f} of max V - min V")
     assert error.max() < 0.03
     # the same bounds tell a wrong answer: the mean occupancy, and values by the state that is left
     assert total_variation(exact.mean(0), exact).max() > 0.15
@@ -140,8 +138,7 @@ def test_two_tokens_a_state() -> None:
     check(np.append(joint[:, :S], joint[:, S:].sum(1, keepdims=True) * 0, 1), ring(), gamma)
     drawn = sample_futures(model, contexts, None, 20_000, torch.Generator().manual_seed(0))
     found = (
-        np.stack([np.bincount((4 * d[:, 0] + d[:, 1]).clamp(max=S - 1).numpy(), minlength=S) for d in drawn])
-        / 20_000
+        np.stack([np.bincount((4 * d[:, 0] + d[:, 1]).clamp(max=S - 1).numpy(), minlength=S) for d in drawn]) / 20_000
     )
     assert total_variation(found, occupancy(ring(), gamma)).max() < 0.05
 
@@ -201,9 +198,7 @@ def test_a_chain_that_ends(n: int | None) -> None:
     assert found[LAST, S] > 0.96  # nothing but END follows the terminal state
     assert V[LAST] == 0.0
     # hops never leave END, and pass through the terminal state into it
-    futures = compose(
-        model, torch.arange(S)[:, None], None, 4000, gamma, 0.95, torch.Generator().manual_seed(0)
-    )
+    futures = compose(model, torch.arange(S)[:, None], None, 4000, gamma, 0.95, torch.Generator().manual_seed(0))
     composed = np.stack([np.bincount(f[:, 0].numpy(), minlength=S + 1) for f in futures]) / 4000
     assert total_variation(composed, occupancy(Q, 0.95)[:S]).max() < 0.07
 

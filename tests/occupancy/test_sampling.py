@@ -20,9 +20,7 @@ from voc_rl.occupancy.transformer import Cache, Prefix
 TOKENS, CODES = 3, 5
 
 
-def network(
-    feature_dim: int = 0, seed: int = 0, tokens: int = TOKENS, codes: int = CODES
-) -> OccupancyTransformer:
+def network(feature_dim: int = 0, seed: int = 0, tokens: int = TOKENS, codes: int = CODES) -> OccupancyTransformer:
     """A network with weights large enough that every input matters."""
     torch.manual_seed(seed)
     config = OccupancyConfig(codes, tokens, feature_dim=feature_dim, n_layer=2, n_head=2, width=16)
@@ -72,9 +70,7 @@ def test_cached_decoding_equals_future_logits(feature_dim: int) -> None:
     prefix = model.prefix(context, features)
     full = model.future_logits(prefix, futures)
     cache = Cache(model.config, 4, 6, torch.float32)
-    torch.testing.assert_close(
-        model.logits(prefix.last)[:, None].expand(4, 6, -1), full[:, :, 0], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(model.logits(prefix.last)[:, None].expand(4, 6, -1), full[:, :, 0], atol=1e-5, rtol=1e-5)
     for place in range(TOKENS - 1):
         step = model.logits(model.next_hidden(prefix, futures[..., place], cache))
         torch.testing.assert_close(step, full[:, :, place + 1], atol=1e-5, rtol=1e-5)
@@ -147,9 +143,7 @@ def test_sample_codes_frequencies_and_zeros() -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
-def test_extreme_uniforms_never_take_an_impossible_code(
-    uniform: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extreme_uniforms_never_take_an_impossible_code(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling.torch, "rand", lambda shape, generator: torch.full(shape, uniform))
     logits = 3 * torch.randn(5000, 60, generator=generator())
     logits[:, [0, 17, 59]] = -torch.inf
@@ -242,17 +236,13 @@ def with_end(P: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("chain", [lambda P: P, with_end])
 @pytest.mark.parametrize(("gamma", "new_gamma"), [(0.5, 0.9), (0.8, 0.95), (0.0, 0.7), (0.9, 0.9)])
-def test_composition_is_exact(
-    gamma: float, new_gamma: float, chain: Callable[[np.ndarray], np.ndarray]
-) -> None:
+def test_composition_is_exact(gamma: float, new_gamma: float, chain: Callable[[np.ndarray], np.ndarray]) -> None:
     """Hops of the exact occupancy at gamma give the exact occupancy at gamma'."""
     Q = chain(ring())
     square = Q if Q.shape[1] == len(Q) else np.vstack([Q, np.eye(len(Q) + 1)[-1]])
     model = table_model(occupancy(square, gamma)[: len(Q)])
     count = 20_000
-    futures = compose(
-        model, torch.arange(len(Q))[:, None], None, count, gamma, new_gamma, generator(), max_hops=200
-    )
+    futures = compose(model, torch.arange(len(Q))[:, None], None, count, gamma, new_gamma, generator(), max_hops=200)
     assert futures.shape == (len(Q), count, 1)
     exact = occupancy(square, new_gamma)[: len(Q)]
     for state in range(len(Q)):
@@ -265,9 +255,7 @@ def test_composition_is_exact(
 def test_composition_at_most_max_hops() -> None:
     """A clockwork chain of single steps: no future is further ahead than the hops allowed."""
     model = table_model(np.roll(np.eye(50), 1, axis=1))
-    futures = compose(
-        model, torch.zeros(1, 1, dtype=torch.int64), None, 5000, 0.0, 0.9, generator(), max_hops=5
-    )
+    futures = compose(model, torch.zeros(1, 1, dtype=torch.int64), None, 5000, 0.0, 0.9, generator(), max_hops=5)
     counts = np.bincount(futures.flatten().numpy(), minlength=50)
     expected = [0.1, 0.09, 0.081, 0.0729, 0.9**4]  # the tail stays at the last hop
     assert counts[0] == counts[6:].sum() == 0

@@ -37,9 +37,7 @@ def exact(left: int, terminated: bool, gamma: float, n: int) -> dict[tuple[str, 
 @pytest.mark.parametrize(("gamma", "n"), [(0.5, 1), (0.5, 3), (0.9, 4), (0.9, 50), (0.0, 2), (0.95, 1)])
 def test_every_outcome_has_its_probability(gamma: float, n: int, terminated: bool) -> None:
     rows = 7
-    dataset = episodes_of(
-        [np.zeros(5), np.zeros(rows), np.zeros(5)], [not terminated, terminated, not terminated]
-    )
+    dataset = episodes_of([np.zeros(5), np.zeros(rows), np.zeros(5)], [not terminated, terminated, not terminated])
     rng = np.random.default_rng(0)
     for t in range(rows - 1):
         start = 5 + t
@@ -84,9 +82,7 @@ def test_bootstrapped_share_is_gamma_to_the_n(gamma: float, n: int) -> None:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=100, deadline=None)
-def test_targets_never_cross_an_episode(
-    lengths: list[int], ends: list[bool], gamma: float, n: int, seed: int
-) -> None:
+def test_targets_never_cross_an_episode(lengths: list[int], ends: list[bool], gamma: float, n: int, seed: int) -> None:
     dataset = episodes_of([np.zeros(k) for k in lengths], ends[: len(lengths)])
     rows = np.flatnonzero(dataset.steps_left > 0)
     targets = draw_targets(dataset, rows, gamma, n, 16, np.random.default_rng(seed))
@@ -96,9 +92,7 @@ def test_targets_never_cross_an_episode(
         assert (dataset.episode[later] == episode)[used].all()
         assert (later > rows[:, None])[used].all()
         assert (later - rows[:, None] <= n)[used].all()
-    assert not dataset.terminal[
-        targets.bootstrap[targets.bootstrap >= 0]
-    ].any()  # nothing follows a termination
+    assert not dataset.terminal[targets.bootstrap[targets.bootstrap >= 0]].any()  # nothing follows a termination
     ended = (targets.row < 0) & (targets.bootstrap < 0)
     true_end = dataset.terminal[dataset.ends[dataset.episode[rows]] - 1] & (dataset.steps_left[rows] <= n)
     assert not ended[~true_end].any()
@@ -113,16 +107,12 @@ def test_after_a_termination_comes_end_alone() -> None:
 
 def test_draws_repeat_with_their_generator() -> None:
     dataset = episodes_of([np.zeros(30)], [False])
-    one, two, other = (
-        draw_targets(dataset, np.arange(20), 0.8, 3, 4, np.random.default_rng(s)) for s in (5, 5, 6)
-    )
+    one, two, other = (draw_targets(dataset, np.arange(20), 0.8, 3, 4, np.random.default_rng(s)) for s in (5, 5, 6))
     np.testing.assert_array_equal(one.row, two.row)
     assert (one.row != other.row).any()
 
 
-@pytest.mark.parametrize(
-    ("gamma", "n", "said"), [(1.0, 1, "gamma is 1.0"), (-0.1, 1, "gamma"), (0.5, 0, "n is 0")]
-)
+@pytest.mark.parametrize(("gamma", "n", "said"), [(1.0, 1, "gamma is 1.0"), (-0.1, 1, "gamma"), (0.5, 0, "n is 0")])
 def test_bad_arguments(gamma: float, n: int, said: str) -> None:
     dataset = episodes_of([np.zeros(3)], [False])
     with pytest.raises(VOCError, match=said):
@@ -178,9 +168,7 @@ def test_discounted_returns_by_brute_force(seed: int, gamma: float) -> None:
             row += 1
 
 
-@pytest.mark.parametrize(
-    ("gamma", "steps"), [(0.9, 44), (0.95, 90), (0.99, 459), (0.5, 7), (0.0, 1), (0.1, 3)]
-)
+@pytest.mark.parametrize(("gamma", "steps"), [(0.9, 44), (0.95, 90), (0.99, 459), (0.5, 7), (0.0, 1), (0.1, 3)])
 def test_horizon(gamma: float, steps: int) -> None:
     assert horizon(gamma) == steps
     if gamma > 0.1:

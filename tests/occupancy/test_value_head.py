@@ -43,13 +43,9 @@ def test_members_by_plain_matrices() -> None:
         for m in range(3):
             y = torch.nn.functional.gelu(x @ head.weight_1[m] + head.bias_1[m])
             y = torch.nn.functional.gelu(y @ head.weight_2[m] + head.bias_2[m])
-            torch.testing.assert_close(
-                found[:, m], 0.5 + 0.5 * (y @ head.weight_3[m])[:, 0], atol=1e-4, rtol=1e-4
-            )
+            torch.testing.assert_close(found[:, m], 0.5 + 0.5 * (y @ head.weight_3[m])[:, 0], atol=1e-4, rtol=1e-4)
         # contexts without features are shown the mean
-        torch.testing.assert_close(
-            head(context), head(context, features.mean(0).expand(50, -1)), atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(head(context), head(context, features.mean(0).expand(50, -1)), atol=1e-4, rtol=1e-4)
 
 
 def test_episode_weights_are_exponential_with_mean_one() -> None:
@@ -60,9 +56,7 @@ def test_episode_weights_are_exponential_with_mean_one() -> None:
     assert weights.min() > 0
     assert float(weights.mean()) == pytest.approx(1.0, abs=0.03)
     assert float(weights.var()) == pytest.approx(1.0, abs=0.1)
-    assert float(torch.corrcoef(weights.T)[0, 1]) == pytest.approx(
-        0.0, abs=0.06
-    )  # members weigh independently
+    assert float(torch.corrcoef(weights.T)[0, 1]) == pytest.approx(0.0, abs=0.06)  # members weigh independently
 
 
 def test_the_loss_weighs_episodes_and_bootstraps_by_hand() -> None:
@@ -101,9 +95,7 @@ def test_members_follow_the_episodes_they_weigh() -> None:
     torch.manual_seed(0)
     model = OccupancyTransformer(OccupancyConfig(2, 1, n_layer=1, n_head=1, width=8))
     head = ValueHead(8, hidden=16, members=4)
-    config = OccupancyTraining(
-        gamma=0.0, ema=0.9, loop=LoopConfig(steps=200, batch_size=64, learning_rate=1e-2)
-    )
+    config = OccupancyTraining(gamma=0.0, ema=0.9, loop=LoopConfig(steps=200, batch_size=64, learning_rate=1e-2))
     trainee = OccupancyTrainee(model, head, dataset, codes, None, config, 0)
     optimise(trainee, config.loop, 0, "occupancy")
     assert trainee.target_head is not None

@@ -125,9 +125,7 @@ def test_every_code_survives_its_vector() -> None:
     assert torch.equal(quantizer.codebook.codes_to_indices(vectors).long(), codes)
 
 
-def test_quantize_rounds_to_the_vector_that_embed_gives(
-    trained: tuple[VQVAE, list[float]], dataset: Episodes
-) -> None:
+def test_quantize_rounds_to_the_vector_that_embed_gives(trained: tuple[VQVAE, list[float]], dataset: Episodes) -> None:
     """The vectors seen in training are those that ``embed`` gives for the codes of ``quantize``."""
     quantizer, _ = trained
     with torch.no_grad():
@@ -159,9 +157,7 @@ def test_components_equal_numpy(dataset: Episodes) -> None:
 
 def test_components_need_frames() -> None:
     with pytest.raises(VOCError, match="3 frames are too few for 5 principal components"):
-        PrincipalComponents((3, SIZE, SIZE), 5).fit(
-            torch.zeros(3, 3, SIZE, SIZE, dtype=torch.uint8), generator()
-        )
+        PrincipalComponents((3, SIZE, SIZE), 5).fit(torch.zeros(3, 3, SIZE, SIZE, dtype=torch.uint8), generator())
 
 
 def test_features_are_the_newest_frame_then_motion(dataset: Episodes) -> None:
@@ -172,9 +168,7 @@ def test_features_are_the_newest_frame_then_motion(dataset: Episodes) -> None:
     still = quantizer.features(first)
     assert still[:, 8:].abs().max() < 1e-4  # a stack of one frame repeated does not move
     found = quantizer.features(moving)
-    by_frame = [
-        quantizer.components(moving[:, 3 * k : 3 * k + 3]) / quantizer.components.spread[0] for k in range(3)
-    ]
+    by_frame = [quantizer.components(moving[:, 3 * k : 3 * k + 3]) / quantizer.components.spread[0] for k in range(3)]
     expected = torch.cat([by_frame[2], by_frame[2] - by_frame[1], by_frame[1] - by_frame[0]], 1)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert found[:, 8:].abs().max() > 0.1
@@ -305,9 +299,7 @@ def test_codebook_use() -> None:
     mixed = np.array([[0, 0], [0, 1], [0, 2], [0, 3]])  # perplexities 1 and 4
     assert codebook_use(mixed, 4) == pytest.approx({"use": 1.0, "perplexity": 2.5})
     skewed = np.array([[0]] * 3 + [[1]])
-    assert codebook_use(skewed, 2)["perplexity"] == pytest.approx(
-        np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
-    )
+    assert codebook_use(skewed, 2)["perplexity"] == pytest.approx(np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)))
 
 
 def test_tokenize_keeps_the_order_of_rows(trained: tuple[VQVAE, list[float]], dataset: Episodes) -> None:
@@ -325,9 +317,7 @@ def test_tokenize_keeps_the_order_of_rows(trained: tuple[VQVAE, list[float]], da
     whole, _ = tokenize(quantizer, dataset, batch_size=1000)
     assert (whole == codes).float().mean() > 0.99  # sums of bfloat16 may differ with the batch
     part = dataset.subset([3])
-    assert torch.equal(
-        tokenize(quantizer, part, batch_size=7)[0].float().mean(0).isfinite(), torch.ones(3).bool()
-    )
+    assert torch.equal(tokenize(quantizer, part, batch_size=7)[0].float().mean(0).isfinite(), torch.ones(3).bool())
     assert len(tokenize(quantizer, part)[0]) == 20
 
 

@@ -32,9 +32,7 @@ def test_from_samples_covers_the_mean() -> None:
 def test_from_ensemble_by_hand() -> None:
     estimate = from_ensemble(np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]), gamma=0.5, level=0.9)
     assert estimate.mean[0] == pytest.approx(6.0)
-    assert estimate.stderr[0] == pytest.approx(
-        2 * 2.5**0.5
-    )  # the spread itself, not divided by the number of heads
+    assert estimate.stderr[0] == pytest.approx(2 * 2.5**0.5)  # the spread itself, not divided by the number of heads
     assert estimate.high[0] - estimate.mean[0] == pytest.approx(2.1318468 * estimate.stderr[0])
 
 
@@ -58,8 +56,6 @@ def test_successor_features_by_hand() -> None:
     found = successor_features(FUTURES, embed, END, gamma=0.5)
     expected = 2 * torch.tensor([[1.0 + 3, 1 - 1, 2 + 3, 0 - 1], [0, 1, 0, 1]]) / 3
     torch.testing.assert_close(found, expected)
-    weights = torch.tensor(
-        [1.0, -2.0, 0.5, 3.0]
-    )  # a reward that is linear in the features has the value psi @ w
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0])  # a reward that is linear in the features has the value psi @ w
     rewards = rewards_of_futures(FUTURES, embed, lambda vectors: vectors.flatten(-2) @ weights, END)
     torch.testing.assert_close(found @ weights, rewards.mean(1) / 0.5)

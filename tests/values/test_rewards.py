@@ -65,9 +65,7 @@ def test_noisy_rewards_give_their_mean() -> None:
     """Cross entropy to two-hot targets: the mean of the rewards of a code, not their mode."""
     vectors = torch.tensor([[[-1.0]], [[1.0]]]).repeat(2000, 1, 1)
     rng = np.random.default_rng(0)
-    rewards = np.where(
-        np.arange(4000) % 2 == 0, rng.random(4000) < 0.2, 2.0 * (rng.random(4000) < 0.7)
-    ).astype(float)
+    rewards = np.where(np.arange(4000) % 2 == 0, rng.random(4000) < 0.2, 2.0 * (rng.random(4000) < 0.7)).astype(float)
     means = [rewards[0::2].mean(), rewards[1::2].mean()]
     config = RewardConfig(hidden=16, loop=LoopConfig(steps=300, batch_size=512, learning_rate=5e-3))
     found = train_reward_head(vectors, rewards, config)(vectors[:2]).detach()

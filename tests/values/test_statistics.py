@@ -37,9 +37,7 @@ def test_scores_equal_scipy() -> None:
 def test_scores_of_simple_predictions() -> None:
     truth = np.array([1.0, 2.0, 6.0])
     perfect = scores(truth, truth, 0.9, 1.0)
-    assert perfect == pytest.approx(
-        {"error": 0, "nrmse": 0, "mae": 0, "bias": 0, "spearman": 1, "pearson": 1}
-    )
+    assert perfect == pytest.approx({"error": 0, "nrmse": 0, "mae": 0, "bias": 0, "spearman": 1, "pearson": 1})
     constant = scores(np.full(3, 3.0), truth, 0.9, 1.0)
     assert constant["error"] == pytest.approx(1.0)  # the best constant
     assert constant["spearman"] == constant["pearson"] == 0.0
