@@ -28,7 +28,7 @@ from voc_rl.errors import VOCError
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "new" / "a.txt") as temporary:  # noqa: PT012 - the block is what fails
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "new" / "a.txt") as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert list((tmp_path / "new").iterdir()) == []
@@ -37,7 +37,7 @@ def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:  # noqa: PT012 - the block is what fails
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "old"
