@@ -33,9 +33,9 @@ class OccupancyTraining:
 
     gamma: the discount of the occupancy. n: real steps per target (None: 4 / (1 - gamma); 1: the paper's one-step
     target). futures: targets per context. ema: decay of the target network per step (None: an average over the last
-    twentieth of the steps, at most .999). feature_dropout: share of
-    contexts shown without continuous features, so that sampled codes can be contexts too. head_weight: weight of the
-    value head's loss. refill: steps whose bootstrapped targets are generated at once.
+    twentieth of the steps, at most .999). feature_dropout: share of contexts shown without continuous features, so that
+    sampled codes can be contexts too. feature_noise: noise on the features, in their own spreads; without it a pose that
+    no training episode held can get any value. head_weight: weight of the value head's loss. refill: steps whose bootstrapped targets are generated at once.
     """
 
     gamma: float = 0.9
@@ -43,6 +43,7 @@ class OccupancyTraining:
     futures: int = 2
     ema: float | None = None
     feature_dropout: float = 0.15
+    feature_noise: float = 0.3
     head_weight: float = 1.0
     refill: int = 8
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
@@ -104,24 +105,31 @@ class OccupancyTrainee:
         shown = torch.rand(len(batch.rows), generator=generator) >= self.config.feature_dropout
         with torch.random.fork_rng(devices=[]), autocast():
             torch.manual_seed(step_seed(self.seed, step))  # dropout knows no generator
-            prefix = self.model.prefix(self._codes(batch.rows), self._features(batch.rows), shown)
+            features = self._noisy(self._features(batch.rows), generator)
+            prefix = self.model.prefix(self._codes(batch.rows), features, shown)
             logits = self.model.future_logits(prefix, batch.futures)
             loss = F.cross_entropy(logits.float().flatten(0, 2), batch.futures.flatten())
             numbers = {"cross_entropy": loss.detach()}
             if self.head is not None:
-                head_loss = self._head_loss(batch.rows, prefix.last)
+                head_loss = self._head_loss(batch.rows, prefix.last, features)
                 numbers["head"] = head_loss.detach()
                 loss = loss + self.config.head_weight * head_loss
         return loss, numbers
 
-    def _head_loss(self, rows: np.ndarray, context: Tensor) -> Tensor:
+    def _noisy(self, features: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        if features is None or not self.config.feature_noise:
+            return features
+        noise = torch.randn(features.shape, generator=generator) * self.model.feature_std
+        return features + self.config.feature_noise * noise
+
+    def _head_loss(self, rows: np.ndarray, context: Tensor, features: Tensor | None) -> Tensor:
         assert self.head is not None
         returns = self.returns
         later = self.values[returns.bootstrap[rows]]  # (B, members), in reward units
         partial = torch.from_numpy(returns.partial[rows])[:, None] * (1.0 - self.config.gamma)
         goal = partial + torch.from_numpy(returns.weight[rows])[:, None] * later
         weight = self.weights[self.dataset.episode[rows]]
-        error = (self.head(context, self._features(rows)).float() - goal) / self.head.spread
+        error = (self.head(context, features).float() - goal) / self.head.spread
         return (error.square() * weight).mean()
 
     @torch.no_grad()
