@@ -33,9 +33,10 @@ class OccupancyTraining:
 
     gamma: the discount of the occupancy. n: real steps per target (None: 4 / (1 - gamma); 1: the paper's one-step
     target). futures: targets per context. ema: decay of the target network per step (None: an average over the last
-    twentieth of the steps, at most .999). feature_dropout: share of contexts shown without continuous features, so that
-    sampled codes can be contexts too. feature_noise: noise on the features, in their own spreads; without it a pose that
-    no training episode held can get any value. head_weight: weight of the value head's loss. refill: steps whose bootstrapped targets are generated at once.
+    twentieth of the steps, at most .999). feature_dropout: share of contexts shown without continuous features, so
+    that sampled codes can be contexts too. feature_noise: noise on the features, in units of their own spread; without
+    it a pose that no training episode held can get any value. head_weight: weight of the value head's loss. refill:
+    steps whose bootstrapped targets are generated at once.
     """
 
     gamma: float = 0.9
