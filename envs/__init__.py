@@ -1,4 +1,4 @@
-"""Pixel environments: the dm_control suite with restorable states, and a pixel wrapper for any other.
+"""Pixel environments: the dm_control suite with restorable states, and wrappers that show frames and values.
 
 Importing this package registers every task with Gymnasium. The names are imported when they are first used,
 so that it loads no simulator.
@@ -16,15 +16,31 @@ if TYPE_CHECKING:
     from voc_rl.envs.dmcontrol import DMControlEnv as DMControlEnv
     from voc_rl.envs.make import make_env as make_env
     from voc_rl.envs.pixels import PixelObservation as PixelObservation
+    from voc_rl.envs.value import VOCValueWrapper as VOCValueWrapper
+    from voc_rl.envs.value_sb3 import VecVOCValue as VecVOCValue
+    from voc_rl.envs.value_vector import VOCValueVectorWrapper as VOCValueVectorWrapper
 
 _HOME = {
     "DMControlEnv": "dmcontrol",
     "PixelObservation": "pixels",
+    "VOCValueVectorWrapper": "value_vector",
+    "VOCValueWrapper": "value",
+    "VecVOCValue": "value_sb3",
     "collect": "collection",
     "make_env": "make",
 }
 
-__all__ = ["TASKS", "DMControlEnv", "PixelObservation", "collect", "make_env", "register_envs"]
+__all__ = [
+    "TASKS",
+    "DMControlEnv",
+    "PixelObservation",
+    "VOCValueVectorWrapper",
+    "VOCValueWrapper",
+    "VecVOCValue",
+    "collect",
+    "make_env",
+    "register_envs",
+]
 
 register_envs()
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +154,8 @@ def _spec(env: gym.Env, policy: BehaviourPolicy) -> DataSpec:
         raise VOCError(f"{inner.task} has no time limit of its own; max_episode_steps is needed.")
     # A default repr holds an address, which differs at every start.
     named = type(policy).__repr__ is not object.__repr__
-    return DataSpec(
-        task=inner.task,
-        action_repeat=inner.action_repeat,
-        max_episode_steps=inner.max_episode_steps,
-        policy=repr(policy) if named else f"{type(policy).__module__}.{type(policy).__qualname__}",
-        **inner.rendering,
-    )
+    name = repr(policy) if named else f"{type(policy).__module__}.{type(policy).__qualname__}"
+    return replace(inner.data_spec, policy=name)
 
 
 def _claim(job: _Job) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 
+from voc_rl.data import DataSpec
 from voc_rl.envs.gl import import_suite
 from voc_rl.envs.render import FrameRenderer, backend, versions
 from voc_rl.errors import VOCError, check_positive
@@ -104,6 +105,14 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         own = self._renderer
         described = {"size": own.size, "render": own.profile, "camera": own.camera, "backend": backend()}
         return {**described, **versions()}
+
+    @property
+    def data_spec(self) -> DataSpec:
+        """What data collected here and models trained on them remember of it."""
+        return DataSpec(
+            task=self.task, action_repeat=self.action_repeat, max_episode_steps=self.max_episode_steps or 0,
+            **self.rendering,
+        )  # fmt: skip
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

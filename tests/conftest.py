@@ -3,5 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def square_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a small VOC of the square's world; read it only."""
+    from square import train_square_voc
+
+    return train_square_voc(tmp_path_factory.mktemp("square"))

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from voc_rl.data import Episodes as Episodes
+    from voc_rl.envs import VecVOCValue as VecVOCValue
+    from voc_rl.envs import VOCValueVectorWrapper as VOCValueVectorWrapper
+    from voc_rl.envs import VOCValueWrapper as VOCValueWrapper
     from voc_rl.model import VOC as VOC
     from voc_rl.policy import Policy as Policy
     from voc_rl.training import VOCConfig as VOCConfig
@@ -24,11 +27,24 @@ _HOME = {
     "Policy": "voc_rl.policy",
     "VOC": "voc_rl.model",
     "VOCConfig": "voc_rl.training",
+    "VOCValueVectorWrapper": "voc_rl.envs",
+    "VOCValueWrapper": "voc_rl.envs",
     "ValueEstimate": "voc_rl.values",
+    "VecVOCValue": "voc_rl.envs",
     "train": "voc_rl.training",
 }
 
-__all__ = ["VOC", "Episodes", "Policy", "VOCConfig", "ValueEstimate", "train"]
+__all__ = [
+    "VOC",
+    "Episodes",
+    "Policy",
+    "VOCConfig",
+    "VOCValueVectorWrapper",
+    "VOCValueWrapper",
+    "ValueEstimate",
+    "VecVOCValue",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ from voc_rl.occupancy import (
     ValueHead,
     compose,
     sample_futures,
+    uniforms,
 )
 from voc_rl.precision import autocast
 from voc_rl.quantizers import (
@@ -90,6 +91,7 @@ class VOC:
         samples: int = 100,
         level: float = 0.9,
         generator: torch.Generator | None = None,
+        common: bool = False,
     ) -> ValueEstimate:
         """Values of a batch of observations.
 
@@ -101,12 +103,14 @@ class VOC:
             samples: futures per state, for ``sample``.
             level: confidence of the interval.
             generator: randomness of ``sample``; None is a fresh one with seed 0.
+            common: draw with the same random numbers for every state: a state has the same value in every batch, but
+                errors of two states are dependent, so that no mean over states has a smaller error than one state.
 
         Raises:
             VOCError: observations of another shape or dtype, an estimator or discount that this model does not have.
         """
-        codes, features = self._context(obs)
-        return self.value_of_codes(codes, features, gamma, estimator, samples, level, generator)
+        codes, features = self.context(obs)
+        return self.value_of_codes(codes, features, gamma, estimator, samples, level, generator, common)
 
     @torch.no_grad()
     def value_of_codes(
@@ -118,6 +122,7 @@ class VOC:
         samples: int = 100,
         level: float = 0.9,
         generator: torch.Generator | None = None,
+        common: bool = False,
     ) -> ValueEstimate:
         """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim)."""
         gamma = self.gamma if gamma is None else check_gamma(gamma)
@@ -128,7 +133,7 @@ class VOC:
             return from_ensemble(self._head_members(codes, features, gamma), gamma, level)
         if samples < 2:
             raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
-        futures = self.futures_of_codes(codes, features, samples, gamma, generator)
+        futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
         return from_samples(self.rewards(futures).numpy(), gamma, level)
 
     def _head_members(self, codes: Tensor, features: Tensor | None, gamma: float) -> np.ndarray:
@@ -146,13 +151,14 @@ class VOC:
         n: int,
         gamma: float | None = None,
         generator: torch.Generator | None = None,
+        common: bool = False,
     ) -> Tensor:
         """Codes int64 (B, n, n_tokens) of n observations at discounted future times of each of ``obs``.
 
         Pictures of them: ``voc.quantizer.decode``. The code ``voc.occupancy.config.end_code`` fills a future that
-        lies behind a termination.
+        lies behind a termination. ``common``: one state's random numbers for all, as in ``value``.
         """
-        return self.futures_of_codes(*self._context(obs), n, gamma, generator)
+        return self.futures_of_codes(*self.context(obs), n, gamma, generator, common)
 
     @torch.no_grad()
     def futures_of_codes(
@@ -162,6 +168,7 @@ class VOC:
         n: int,
         gamma: float | None = None,
         generator: torch.Generator | None = None,
+        common: bool = False,
     ) -> Tensor:
         """``sample_futures`` of states that are already codes."""
         check_positive(n, "n")
@@ -173,26 +180,43 @@ class VOC:
             )
         with autocast():
             if gamma > self.gamma:
-                return compose(self.occupancy, codes.long(), features, n, self.gamma, gamma, generator)
-            return sample_futures(self.occupancy, codes.long(), features, n, generator)
+                return compose(self.occupancy, codes.long(), features, n, self.gamma, gamma, generator, common=common)
+            noise = uniforms(self.occupancy, 1, n, generator) if common else None
+            return sample_futures(self.occupancy, codes.long(), features, n, generator, noise=noise)
 
     def rewards(self, futures: Tensor) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""
         return rewards_of_futures(futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code)
 
     def successor_features(
-        self, obs: np.ndarray | Tensor, samples: int = 100, generator: torch.Generator | None = None
+        self,
+        obs: np.ndarray | Tensor,
+        samples: int = 100,
+        generator: torch.Generator | None = None,
+        common: bool = False,
     ) -> np.ndarray:
         """Discounted sum of the future codes' vectors, float32 (B, n_tokens * code_dim)."""
-        futures = self.sample_futures(obs, samples, generator=generator)
+        return self.successor_features_of_codes(*self.context(obs), samples, generator, common)
+
+    def successor_features_of_codes(
+        self,
+        codes: Tensor,
+        features: Tensor | None,
+        samples: int = 100,
+        generator: torch.Generator | None = None,
+        common: bool = False,
+    ) -> np.ndarray:
+        """``successor_features`` of states that are already codes."""
+        futures = self.futures_of_codes(codes, features, samples, generator=generator, common=common)
         return successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma).numpy()
 
     def tokens(self, obs: np.ndarray | Tensor) -> np.ndarray:
         """Codes int64 (B, n_tokens) of observations uint8 (B, 3K, H, W)."""
-        return self._context(obs)[0].numpy()
+        return self.context(obs)[0].numpy()
 
     @torch.no_grad()
-    def _context(self, obs: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
+    def context(self, obs: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the occupancy network reads of observations: codes int64 (B, n_tokens) and features (or None)."""
         check_observations(obs, self.observation_shape)
         obs = torch.as_tensor(obs)
         with autocast():

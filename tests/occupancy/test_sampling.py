@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, compose, sample_futures, sampling
-from voc_rl.occupancy.sampling import sample_codes
+from voc_rl.occupancy.sampling import sample_codes, uniforms
 from voc_rl.occupancy.transformer import Cache, Prefix
 
 TOKENS, CODES = 3, 5
@@ -135,7 +135,7 @@ def test_frequencies_equal_probabilities(feature_dim: int) -> None:
 
 def test_sample_codes_frequencies_and_zeros() -> None:
     p = torch.tensor([[0.0, 0.5, 0.2, 0.3, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
-    drawn = sample_codes(p.log(), 50_000, generator())
+    drawn = sample_codes(p.log(), torch.rand(2, 50_000, generator=generator()))
     first = torch.bincount(drawn[0], minlength=5).numpy()
     assert first[0] == first[4] == 0
     assert stats.chisquare(first[1:4], np.array([0.5, 0.2, 0.3]) * 50_000).pvalue > 1e-3
@@ -143,22 +143,21 @@ def test_sample_codes_frequencies_and_zeros() -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
-def test_extreme_uniforms_never_take_an_impossible_code(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling.torch, "rand", lambda shape, generator: torch.full(shape, uniform))
+def test_extreme_uniforms_never_take_an_impossible_code(uniform: float) -> None:
     logits = 3 * torch.randn(5000, 60, generator=generator())
     logits[:, [0, 17, 59]] = -torch.inf
-    drawn = sample_codes(logits, 1, generator())
+    drawn = sample_codes(logits, torch.full((5000, 1), uniform))
     assert not torch.isin(drawn, torch.tensor([0, 17, 59])).any()
 
 
 def test_top_k_keeps_the_likeliest() -> None:
     p = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    drawn = sample_codes(p.log(), 30_000, generator(), top_k=2)
+    drawn = sample_codes(p.log(), torch.rand(30_000, generator=generator()), top_k=2)
     counts = torch.bincount(drawn, minlength=4).numpy()
     assert counts[0] == counts[2] == 0
     assert stats.chisquare(counts[[1, 3]], np.array([4, 3]) / 7 * 30_000).pvalue > 1e-3
     for k in (4, 50, None):
-        everything = sample_codes(p.log(), 30_000, generator(), top_k=k)
+        everything = sample_codes(p.log(), torch.rand(30_000, generator=generator()), top_k=k)
         assert (torch.bincount(everything, minlength=4) > 0).all()
 
 
@@ -185,6 +184,29 @@ def test_same_generator_same_futures() -> None:
     before = torch.get_rng_state()
     sample_futures(model, context, None, 7, generator())
     assert torch.equal(torch.get_rng_state(), before)  # no global random state
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("new_gamma", [None, 0.9])
+def test_common_random_numbers_make_futures_a_function_of_the_context(
+    new_gamma: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, in a batch and in a batch that is cut up, a context has the same futures; samples of it differ."""
+    model, context = network(seed=5), torch.randint(CODES, (6, TOKENS))
+
+    def drawn(some: Tensor) -> Tensor:
+        if new_gamma is not None:
+            return compose(model, some, None, 9, 0.5, new_gamma, generator(), common=True)
+        return sample_futures(model, some, None, 9, generator(), noise=uniforms(model, 1, 9, generator()))
+
+    together = drawn(context)
+    assert torch.equal(torch.cat([drawn(context[i : i + 1]) for i in range(6)]), together)
+    monkeypatch.setattr(sampling, "SEQUENCES_AT_ONCE", 18)
+    assert torch.equal(drawn(context), together)
+    assert len(together[0].unique(dim=0)) > 1
+    same = drawn(context[:1].expand(3, -1))
+    assert torch.equal(same[0], same[1])
+    assert torch.equal(same[0], same[2])
 
 
 @torch.no_grad()
@@ -234,15 +256,18 @@ def with_end(P: np.ndarray) -> np.ndarray:
     return Q
 
 
+@pytest.mark.parametrize("common", [False, True])
 @pytest.mark.parametrize("chain", [lambda P: P, with_end])
 @pytest.mark.parametrize(("gamma", "new_gamma"), [(0.5, 0.9), (0.8, 0.95), (0.0, 0.7), (0.9, 0.9)])
-def test_composition_is_exact(gamma: float, new_gamma: float, chain: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_composition_is_exact(
+    gamma: float, new_gamma: float, chain: Callable[[np.ndarray], np.ndarray], common: bool
+) -> None:
     """Hops of the exact occupancy at gamma give the exact occupancy at gamma'."""
     Q = chain(ring())
     square = Q if Q.shape[1] == len(Q) else np.vstack([Q, np.eye(len(Q) + 1)[-1]])
     model = table_model(occupancy(square, gamma)[: len(Q)])
     count = 20_000
-    futures = compose(model, torch.arange(len(Q))[:, None], None, count, gamma, new_gamma, generator(), max_hops=200)
+    futures = compose(model, torch.arange(len(Q))[:, None], None, count, gamma, new_gamma, generator(), 200, common)
     assert futures.shape == (len(Q), count, 1)
     exact = occupancy(square, new_gamma)[: len(Q)]
     for state in range(len(Q)):

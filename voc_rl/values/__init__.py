@@ -4,7 +4,7 @@ from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples,
 from voc_rl.values.rewards import RewardConfig, RewardHead, train_reward_head
 from voc_rl.values.statistics import scores
 from voc_rl.values.successor import successor_features
-from voc_rl.values.truth import discounted_returns, horizon
+from voc_rl.values.truth import discounted_returns, horizon, returns_to_go
 
 __all__ = [
     "RewardConfig",
@@ -14,6 +14,7 @@ __all__ = [
     "from_ensemble",
     "from_samples",
     "horizon",
+    "returns_to_go",
     "rewards_of_futures",
     "scores",
     "successor_features",

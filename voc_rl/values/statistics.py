@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -49,5 +50,11 @@ def student_interval(
     mean: np.ndarray, stderr: np.ndarray, count: int, level: float = 0.9
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two-sided interval of a mean whose standard error was estimated from ``count`` independent numbers."""
-    t = float(stats.t.ppf(0.5 + level / 2, count - 1))
+    t = _student_quantile(0.5 + level / 2, count - 1)
     return mean - t * stderr, mean + t * stderr
+
+
+@lru_cache
+def _student_quantile(share: float, freedom: int) -> float:
+    """Kept, because SciPy takes longer over it than a value head over a state."""
+    return float(stats.t.ppf(share, freedom))

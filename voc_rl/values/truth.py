@@ -19,17 +19,25 @@ def horizon(gamma: float, tail: float = TAIL) -> int:
     return 1 if gamma == 0 else math.floor(math.log(tail) / math.log(gamma)) + 1
 
 
+def returns_to_go(reward: np.ndarray, discount: np.ndarray, gamma: float) -> np.ndarray:
+    """Discounted returns of one episode's T rows, float64 (T,), from rewards and discounts *on arrival* at each row.
+
+    V_t = sum_{k>=1} gamma^(k-1) r_{t+k} to the last row, whose return is 0.
+    """
+    returns = np.zeros(len(reward))
+    for row in range(len(reward) - 2, -1, -1):
+        returns[row] = float(reward[row + 1]) + gamma * float(discount[row + 1]) * returns[row + 1]
+    return returns
+
+
 def discounted_returns(dataset: Episodes, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """Return of each row, float64 (N,), and where it is known, bool (N,).
 
-    V_t = sum_{k>=1} gamma^(k-1) r_{t+k} to the end of the episode. Known where the episode terminated, or where at
-    least H steps were left when a time limit cut it (t <= T - H): later rows would be truncated geometrics.
+    ``returns_to_go`` of every episode. Known where the episode terminated, or where at least H steps were left when a
+    time limit cut it (t <= T - H): later rows would be truncated geometrics.
     """
     returns = np.zeros(len(dataset))
     for start, end in zip(dataset.starts, dataset.ends, strict=True):
-        value = 0.0
-        for row in range(end - 2, start - 1, -1):
-            value = float(dataset.reward[row + 1]) + gamma * float(dataset.discount[row + 1]) * value
-            returns[row] = value
+        returns[start:end] = returns_to_go(dataset.reward[start:end], dataset.discount[start:end], gamma)
     terminated = dataset.terminal[dataset.ends[dataset.episode] - 1]
     return returns, terminated | (dataset.steps_left >= horizon(gamma))

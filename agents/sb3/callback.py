@@ -1,0 +1,96 @@
+"""Values of what an agent sees while it learns, in Stable-Baselines3's log."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from voc_rl.agents.sb3.traces import ValueTraces, calibration
+from voc_rl.errors import check_positive
+from voc_rl.model import VOC, Estimator
+from voc_rl.plugin import open_voc
+
+
+class VOCValueCallback(BaseCallback):
+    """Ask a VOC about every observation of the training environments, and log what it says beside what happened.
+
+    Every ``every`` environment steps, at the VOC's own discount and in reward units:
+
+    - ``voc/value``: mean value of the observations since the last time.
+    - ``voc/td_residual``, ``voc/td_residual_abs``: mean of r + gamma V(s') - V(s), and of its size.
+    - ``voc/predicted``, ``voc/realised``, ``voc/gap``, ``voc/gap_stderr``: mean value, mean realised discounted return
+      and their difference over the states of the last ``episodes`` episodes whose return is known (``voc_rl.values``:
+      episodes that a time limit cut count up to a horizon before their end). Means are compared, because a value is
+      the mean of a return and not the return.
+
+    The values are those of the policy that made the VOC's data. An agent that is better than that policy has a gap
+    above zero: that is its lead, and not an error of the VOC.
+
+    Args:
+        voc: a run folder or a VOC. estimator: ``head`` or ``sample``.
+        every: environment steps between two records; Stable-Baselines3 decides when records are written.
+        episodes: finished episodes that the comparison looks back on.
+
+    Raises:
+        VOCError: no VOC, or (when training starts) observations that hold no frames the VOC can read.
+    """
+
+    def __init__(
+        self,
+        voc: VOC | str | Path,
+        estimator: Estimator = "head",
+        every: int = 1000,
+        episodes: int = 20,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        check_positive(every, "every")
+        check_positive(episodes, "episodes")
+        self._voc, self._estimator, self.every = open_voc(voc), estimator, every
+        self._episodes: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=episodes)
+        self._values: list[float] = []
+        self._residuals: list[float] = []
+        self._next = every
+
+    def _on_training_start(self) -> None:
+        env = self.training_env
+        assert isinstance(env, VecEnv)
+        self._traces = ValueTraces(self._voc, env, self._estimator)
+        last: Any = self.model._last_obs
+        self._traces.start(last)
+        self._next = self.num_timesteps + self.every
+
+    def _on_step(self) -> bool:
+        found = self.locals
+        values, residuals, ended = self._traces.step(
+            found["new_obs"], found["rewards"], np.asarray(found["dones"], bool), found["infos"]
+        )
+        self._values.extend(values.tolist())
+        self._residuals.extend(residuals.tolist())
+        self._episodes.extend(ended.values())
+        if self.num_timesteps >= self._next:
+            self._record()
+            self._next = self.num_timesteps + self.every
+        return True
+
+    def _record(self) -> None:
+        residuals = np.array(self._residuals)
+        numbers = {
+            "value": float(np.mean(self._values)),
+            "td_residual": float(residuals.mean()),
+            "td_residual_abs": float(np.abs(residuals).mean()),
+        }
+        if any(len(predicted) for predicted, _ in self._episodes):
+            found = calibration(list(self._episodes))
+            numbers.update(predicted=found.predicted, realised=found.realised, gap=found.gap)
+            if found.episodes > 1:
+                numbers["gap_stderr"] = found.gap_stderr
+        for name, number in numbers.items():
+            self.logger.record(f"voc/{name}", number)
+        self._values.clear()
+        self._residuals.clear()

@@ -1,0 +1,75 @@
+"""What a VOC says of the states that an agent visits, beside the returns that the agent really gets there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from voc_rl.agents.sb3.traces import Calibration, ValueTraces, calibration
+from voc_rl.errors import VOCError, check_positive
+from voc_rl.model import VOC, Estimator
+from voc_rl.plugin import open_voc
+
+
+@dataclass(frozen=True)
+class PolicyValue(Calibration):
+    """``Calibration`` of the states that an agent visits, at discount ``gamma``, in reward units.
+
+    ``predicted`` is worth of these states under the policy that made the VOC's data, ``realised`` under the agent;
+    ``gap``, realised minus predicted, is the agent's lead over the data's policy (plus the VOC's bias).
+    ``episode_return``: mean undiscounted return of the episodes.
+    """
+
+    gamma: float
+    episode_return: float
+
+
+def evaluate_policy_value(
+    model: BaseAlgorithm,
+    voc: VOC | str | Path,
+    env: VecEnv | None = None,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    estimator: Estimator = "head",
+) -> PolicyValue:
+    """Let an agent act for some episodes and compare mean values with mean realised discounted returns.
+
+    Args:
+        model: a Stable-Baselines3 agent. voc: a run folder or a VOC.
+        env: where it acts; None is the agent's own environment, which is reset.
+        n_eval_episodes: how many episodes; shared out evenly, so that short ones are not preferred.
+        deterministic: as in ``predict``. estimator: ``head`` or ``sample``.
+
+    Raises:
+        VOCError: no environment, observations without frames that the VOC can read, normalised rewards, or episodes
+            shorter than the horizon of the VOC's discount.
+    """
+    env = env or model.get_env()
+    if env is None:
+        raise VOCError("The agent has no environment; pass env, a VecEnv with the VOC's frames.")
+    check_positive(n_eval_episodes, "n_eval_episodes")
+    voc = open_voc(voc)
+    traces = ValueTraces(voc, env, estimator)
+    quota = np.array([(n_eval_episodes + i) // env.num_envs for i in range(env.num_envs)])
+    obs: Any = env.reset()
+    traces.start(obs)
+    starts, state = np.ones(env.num_envs, bool), None
+    totals, returns, episodes = np.zeros(env.num_envs), [], []
+    while quota.any():
+        actions, state = model.predict(obs, state, starts, deterministic)
+        obs, rewards, dones, infos = env.step(actions)
+        starts = np.asarray(dones, bool)
+        totals += [float(info.get("voc", {}).get("raw_reward", r)) for info, r in zip(infos, rewards, strict=True)]
+        for i, episode in traces.step(obs, rewards, starts, infos)[2].items():
+            if quota[i]:
+                episodes.append(episode)
+                returns.append(totals[i])
+                quota[i] -= 1
+            totals[i] = 0.0
+    found = calibration(episodes)
+    return PolicyValue(**found.__dict__, gamma=voc.gamma, episode_return=float(np.mean(returns)))

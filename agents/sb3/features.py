@@ -1,0 +1,105 @@
+"""A VOC as the features extractor of a Stable-Baselines3 policy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from voc_rl.errors import VOCError
+from voc_rl.model import VOC
+from voc_rl.plugin import Features, check_space, feature_size, feature_vectors, open_voc
+
+
+class VOCFeaturesExtractor(BaseFeaturesExtractor):
+    """Features of stacked frames from a trained VOC, for the policies of PPO, A2C, SAC, TD3 and DQN.
+
+    ``SAC("CnnPolicy", env, policy_kwargs={"features_extractor_class": VOCFeaturesExtractor,
+    "features_extractor_kwargs": {"voc": "runs/demo"}})``
+
+    Frozen (the default), the VOC is shared by all copies that an algorithm makes (actor, critic, targets), has no
+    parameters for an optimiser, a target update or ``load_state_dict`` to touch, and is not in the saved zip, which
+    holds the path. Fine-tuned, every copy has weights of its own; they are trained, averaged and saved with the
+    policy. Either way it stays in evaluation mode, and an orthogonal initialisation (PPO, A2C) leaves it as it is.
+
+    Args:
+        observation_space: uint8 (3K, H, W), channels first, the size and stack of the VOC's frames.
+        voc: a run folder, as a path, so that saved agents stay small.
+        features: ``context``, ``tokens`` or ``successor`` (``voc_rl.plugin.feature_vectors``).
+        frozen: keep the VOC as it is. False trains what the features come from: the occupancy network (``context``)
+            or the quantizer's encoder (``tokens``).
+        normalized: the policy divides frames by 255, as Stable-Baselines3 does unless ``normalize_images=False``.
+
+    Raises:
+        VOCError: no VOC there, frames of another shape, or features that cannot be trained.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        voc: str | Path,
+        features: Features = "context",
+        frozen: bool = True,
+        normalized: bool = True,
+    ) -> None:
+        if isinstance(voc, VOC):
+            raise VOCError("voc is a VOC; the path of its run folder is needed, because saved agents hold the path.")
+        model = open_voc(voc)
+        check_space(observation_space, model.observation_shape, "The policy's")
+        if features == "successor" and not frozen:
+            raise VOCError("features 'successor' are sampled and cannot be trained; use frozen=True.")
+        super().__init__(observation_space, feature_size(model, features))
+        self.features, self.frozen, self.normalized = features, frozen, normalized
+        if not frozen:
+            model = copy.deepcopy(model)
+            # only what the features come from becomes part of the policy
+            self.trained: nn.Module = model.occupancy if features == "context" else model.quantizer
+        self._voc = (model,)  # in a tuple, so that PyTorch does not take a frozen VOC for a part of the policy
+        self.train(self.training)
+
+    @property
+    def voc(self) -> VOC:
+        """The VOC behind the features."""
+        return self._voc[0]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Frames (B, 3K, H, W), uint8 or already divided by 255 -> float32 (B, D)."""
+        frames = self._as_uint8(observations).cpu()
+        if self.frozen:
+            with torch.no_grad():
+                vectors = feature_vectors(self.voc, frames, self.features)
+        else:
+            if next(self.trained.parameters()).device.type != "cpu":
+                raise VOCError("A VOC is fine-tuned on the CPU only; give the agent device='cpu', or use frozen=True.")
+            vectors = feature_vectors(self.voc, frames, self.features)
+        return vectors.to(observations.device)
+
+    def _as_uint8(self, observations: Tensor) -> Tensor:
+        if observations.dtype == torch.uint8:
+            return observations
+        largest = 1.0 if self.normalized else 255.0
+        # numbers just above come from the division's rounding; NaN fails too
+        if not bool((observations.amax() <= largest * 1.0001) & (observations.amin() >= 0)):
+            found = f"{observations.amin().item():.4g}..{observations.amax().item():.4g}"
+            raise VOCError(
+                f"Frames lie in {found}, outside 0..{largest:g}; normalized={not self.normalized} may be what is "
+                "meant (True: the policy divides by 255)."
+            )
+        return (observations * (255.0 / largest)).round().to(torch.uint8)
+
+    def train(self, mode: bool = True) -> VOCFeaturesExtractor:
+        """Set the flag; the VOC itself stays in evaluation mode."""
+        super().train(mode)
+        for module in self.children():
+            module.eval()
+        return self
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> VOCFeaturesExtractor:
+        """Leave the weights as they are: policies use this to initialise theirs."""
+        return self

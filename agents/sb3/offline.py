@@ -1,0 +1,173 @@
+"""Stable-Baselines3's off-policy agents on logged episodes: fill their replay buffer, train without an environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import configure_logger
+from tqdm import tqdm
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError, check_positive
+
+_AT_ONCE = 512  # transitions whose frames are stacked at once
+
+
+def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callable[[str], None] | None = print) -> int:
+    """Put every transition of logged episodes into an agent's replay buffer; returns how many were put there.
+
+    Observations are stacked frames, or the flat state where that is what the agent sees. Episodes that a time limit
+    cut are bootstrapped from their last frame (``handle_timeout_termination``), terminations are not.
+
+    Args:
+        model: SAC, TD3, DDPG or another off-policy agent with actions in [-1, 1].
+        dataset: logged episodes. say: takes one line that names the memory, before it is taken; None: no line.
+
+    Raises:
+        VOCError: an agent without a plain replay buffer, other spaces than the data's, or too little room in the
+            buffer or in memory.
+    """
+    buffer = _plain_buffer(model)
+    read = _reader(model, dataset)
+    _check_actions(model, dataset)
+    rows = np.flatnonzero(dataset.steps_left > 0)
+    rows = rows[: len(rows) // buffer.n_envs * buffer.n_envs]  # whole buffer rows only
+    filled = buffer.size() * buffer.n_envs
+    room = buffer.buffer_size * buffer.n_envs - filled
+    if len(rows) > room:
+        raise VOCError(
+            f"The dataset's {len(rows)} transitions do not fit into the replay buffer's free {room}; make the agent "
+            f"with buffer_size={len(rows) + filled} or more."
+        )
+    _state_memory(buffer, len(rows), say)
+    for first in range(0, len(rows), _AT_ONCE * buffer.n_envs):
+        some = rows[first : first + _AT_ONCE * buffer.n_envs]  # dealt to the environments' columns in turn
+        place = slice(buffer.pos, buffer.pos + len(some) // buffer.n_envs)
+        arrived = some + 1
+        cut = (dataset.step_type[arrived] == 2) & ~dataset.terminal[arrived]
+        for array, values in (
+            (buffer.observations, read(some)), (buffer.next_observations, read(arrived)),
+            (buffer.actions, dataset.action[arrived]), (buffer.rewards, dataset.reward[arrived]),
+            (buffer.dones, dataset.terminal[arrived] | cut), (buffer.timeouts, cut),
+        ):  # fmt: skip
+            array[place] = values.reshape(array[place].shape)
+        buffer.pos = place.stop % buffer.buffer_size
+        buffer.full = place.stop == buffer.buffer_size
+    return len(rows)
+
+
+def train_offline(
+    model: OffPolicyAlgorithm,
+    dataset: Episodes | None,
+    steps: int,
+    batch_size: int | None = None,
+    *,
+    log_every: int = 1000,
+    progress: bool = True,
+    say: Callable[[str], None] | None = print,
+) -> OffPolicyAlgorithm:
+    """Train an off-policy agent on logged episodes alone, for ``steps`` gradient steps; returns the agent.
+
+    Its losses go to its own logger. The agent is the plain one: nothing keeps it near the data, and where the data do
+    not contradict it, it may believe in actions that nobody tried.
+
+    Args:
+        model: SAC, TD3 or DDPG. dataset: what its replay buffer is filled with; None: it is filled already.
+        steps: gradient steps. batch_size: None is the agent's own.
+        log_every: gradient steps between two dumps of its logger. progress: show a bar with the time left.
+        say: as in ``fill_replay_buffer``.
+
+    Raises:
+        VOCError: as ``fill_replay_buffer``, or an empty replay buffer.
+    """
+    check_positive(steps, "steps")
+    check_positive(log_every, "log_every")
+    buffer = _plain_buffer(model)
+    if dataset is not None:
+        fill_replay_buffer(model, dataset, say)
+    if buffer.size() == 0:
+        raise VOCError("The replay buffer is empty; pass a dataset, or fill it with fill_replay_buffer first.")
+    if not hasattr(model, "_logger"):
+        model.set_logger(configure_logger(model.verbose, model.tensorboard_log, "offline"))
+    done = 0
+    with tqdm(total=steps, desc="offline", unit="step", disable=not progress) as bar:
+        while done < steps:
+            some = min(log_every, steps - done)
+            model._update_current_progress_remaining(done, steps)
+            model.train(some, batch_size or model.batch_size)
+            done += some
+            bar.update(some)
+            model.logger.record("time/gradient_steps", done)
+            model.logger.dump(done)
+    return model
+
+
+def _plain_buffer(model: Any) -> ReplayBuffer:
+    if not isinstance(model, OffPolicyAlgorithm):
+        raise VOCError(
+            f"{type(model).__name__} keeps no replay buffer; an off-policy agent (SAC, TD3, DDPG) is needed."
+        )
+    buffer = model.replay_buffer
+    if not isinstance(buffer, ReplayBuffer) or isinstance(buffer, DictReplayBuffer):
+        raise VOCError(
+            f"The agent keeps a {type(buffer).__name__}; a plain ReplayBuffer is needed, so let it observe the frames "
+            "or the state alone."
+        )
+    if buffer.optimize_memory_usage:
+        raise VOCError("optimize_memory_usage=True stores no next observations; make the agent without it.")
+    if not buffer.handle_timeout_termination:
+        raise VOCError(
+            "handle_timeout_termination=False would take time limits for terminations; leave it out of "
+            "replay_buffer_kwargs."
+        )
+    return buffer
+
+
+def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarray], np.ndarray]:
+    space = model.observation_space
+    if space.shape == dataset.observation_shape and space.dtype == np.uint8:
+        return dataset.observations
+    state = dataset.state
+    if state is not None and space.shape == state.shape[1:] and space.dtype == np.float32:
+        return lambda rows: state[rows]
+    states = "no states" if state is None else f"float32 {state.shape[1:]} states"
+    raise VOCError(
+        f"The agent observes {space.dtype} {space.shape}; the data hold uint8 {dataset.observation_shape} frames and "
+        f"{states}."
+    )
+
+
+def _check_actions(model: OffPolicyAlgorithm, dataset: Episodes) -> None:
+    space, size = model.action_space, dataset.action.shape[1]
+    fits = isinstance(space, gym.spaces.Box) and space.shape == (size,)
+    if not (fits and (space.low == -1).all() and (space.high == 1).all()):  # type: ignore[attr-defined]
+        raise VOCError(f"The agent's actions are {space}; the data hold Box(-1.0, 1.0, ({size},), float32).")
+
+
+def _state_memory(buffer: ReplayBuffer, transitions: int, say: Callable[[str], None] | None) -> None:
+    """Say how much memory the transitions take (the buffer's arrays take it only when they are written)."""
+    arrays = (buffer.observations, buffer.next_observations, buffer.actions, buffer.rewards, buffer.dones,
+              buffer.timeouts)  # fmt: skip
+    needed = transitions * sum(array[0, 0].nbytes for array in arrays)
+    if say is not None:
+        say(f"The replay buffer takes {needed / 1e9:.2f} GB of memory for {transitions} transitions.")
+    free = _free_memory()
+    if free is not None and needed > free:
+        raise VOCError(
+            f"The replay buffer would take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free; use "
+            "fewer episodes (Episodes.subset), or an agent that observes the state instead of frames."
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that can still be had, where Linux says so; what caches would give back counts."""
+    path = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: +(\d+) kB", path.read_text()) if path.exists() else None
+    return int(found[1]) * 1024 if found else None

@@ -1,0 +1,132 @@
+"""A VOC beside an environment: values in ``info``, in the observation, or as a potential that shapes rewards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import RecordConstructorArgs
+
+from voc_rl.envs.value_overlay import draw_overlay
+from voc_rl.envs.value_reader import Mode, Observe, Reading, ValueReader, ValueSettings
+from voc_rl.errors import VOCError
+from voc_rl.model import VOC, Estimator
+from voc_rl.plugin import Features
+
+
+class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Ask a VOC about every observation of a pixel environment.
+
+    ``info["voc"]`` holds, at reset and at every step, of the observation that was returned with it:
+
+    - ``value``: discounted sum of the rewards from the next step on, in reward units, of the policy that made the
+      VOC's data (not of the policy that acts here); ``stderr``: its standard error; ``gamma``: its discount.
+    - ``successor_features`` float32 (P,) and ``futures`` int64 (F, n_tokens), sampled, where asked for.
+    - ``raw_reward``, at steps in mode ``shaping``.
+
+    Everything is a function of the frames: samples are drawn with the same random numbers each time.
+
+    Modes:
+
+    - ``info``: observations and rewards stay as they are.
+    - ``observation``: the agent sees ``{"pixels": ..., "value": (1,)}``, ``{"pixels": ..., "features": (D,)}`` or
+      features instead of pixels, as ``observe`` says.
+    - ``shaping``: the reward becomes r + gamma Phi(s') - Phi(s) with Phi the value and gamma the *agent's* discount
+      (Ng et al. 1999, which leaves optimal policies as they are). Phi(s') is 0 after a termination; at a truncation it
+      is the value of the last observation.
+
+    Args:
+        env: an environment with stacked frames uint8 (3K, H, W), such as ``make_env`` and ``PixelObservation`` make.
+        voc: a run folder (specs, pickles and saved agents then hold its path) or a VOC.
+        mode: ``info``, ``observation`` or ``shaping``.
+        estimator: ``head`` (one pass) or ``sample``.
+        gamma: the discount of the values; None is the VOC's own. In mode ``shaping`` the agent's discount, which has
+            to be given; the potential is then the value at the VOC's own discount.
+        observe: ``value``, ``features`` or ``features_only``, for mode ``observation``.
+        features: ``context``, ``tokens`` or ``successor``, the kind of features (``voc_rl.plugin.feature_vectors``).
+        successor_features: put them into ``info["voc"]``.
+        futures: number of sampled futures in ``info["voc"]``; pictures of them: ``voc.quantizer.decode``.
+        samples: futures per state behind the estimator ``sample`` and the successor features.
+        overlay: let ``render`` draw the frame, the value curve of the episode and decoded futures.
+
+    Raises:
+        VOCError: no VOC, frames of another size or stack, a word that is not accepted, or a discount that the
+            estimator does not have.
+
+    Warns:
+        UserWarning: the environment has another task, render profile or MuJoCo than the VOC's training data.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        voc: VOC | str | Path,
+        mode: Mode = "info",
+        estimator: Estimator = "head",
+        gamma: float | None = None,
+        observe: Observe = "value",
+        features: Features = "context",
+        successor_features: bool = False,
+        futures: int = 0,
+        samples: int = 100,
+        overlay: bool = False,
+    ) -> None:
+        voc = str(voc) if isinstance(voc, Path) else voc
+        RecordConstructorArgs.__init__(
+            self, _disable_deepcopy=True, voc=voc, mode=mode, estimator=estimator, gamma=gamma, observe=observe,
+            features=features, successor_features=successor_features, futures=futures, samples=samples,
+            overlay=overlay,
+        )  # fmt: skip
+        gym.Wrapper.__init__(self, env)
+        settings = ValueSettings(mode, estimator, gamma, observe, features, successor_features, futures, samples)
+        self._reader = ValueReader(voc, env.observation_space, settings)
+        self.observation_space = self._reader.observation_space
+        self._overlay = overlay
+        if overlay and env.render_mode != "rgb_array":
+            raise VOCError(f"The overlay needs render_mode='rgb_array'; this environment has {env.render_mode!r}.")
+        if hasattr(env.unwrapped, "data_spec"):
+            self._reader.warn_of([env.unwrapped.data_spec])
+        self._pixels: np.ndarray | None = None
+        self._readings: list[Reading] = []
+
+    @property
+    def voc(self) -> VOC:
+        """The VOC that is asked."""
+        return self._reader.voc
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode and read its first observation."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._readings.clear()
+        reading = self._read(obs)
+        return self._reader.observe_one(obs[None], reading), {**info, "voc": reading.row(0)}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment and read where it arrived."""
+        before = self._readings[-1] if self._readings else None
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        reading = self._read(obs)
+        shown = reading.row(0)
+        if self._reader.settings.mode == "shaping":
+            assert before is not None  # env.step refuses to come before a reset
+            shown["raw_reward"] = float(reward)
+            reward = float(self._reader.shaped(reward, terminated, reading.value, before.value)[0])
+        return self._reader.observe_one(obs[None], reading), reward, terminated, truncated, {**info, "voc": shown}
+
+    def _read(self, obs: np.ndarray) -> Reading:
+        reading = self._reader.read(obs[None])
+        if not self._overlay:
+            self._readings.clear()  # the curve is the only thing that needs more than the last one
+        self._readings.append(reading)
+        self._pixels = obs
+        return reading
+
+    def render(self) -> Any:
+        """The environment's frame; with ``overlay`` uint8 (height, width, 3) with value curve and futures beside it."""
+        frame: Any = self.env.render()
+        if not self._overlay or self._pixels is None:
+            return frame
+        curve = np.array([[r.value[0], r.low[0], r.high[0]] for r in self._readings])
+        return draw_overlay(frame, curve, self.voc, self._pixels, self._readings[-1].gamma)

@@ -1,0 +1,155 @@
+"""What the three value wrappers share: one question to the VOC per step, and what becomes of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from voc_rl.data import DataSpec
+from voc_rl.errors import VOCError, check_choice, check_gamma
+from voc_rl.model import VOC, Estimator
+from voc_rl.plugin import Features, check_space, feature_size, open_voc, vectors_of_codes
+
+Mode = Literal["info", "observation", "shaping"]
+Observe = Literal["value", "features", "features_only"]
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """What a value wrapper was asked for; ``VOCValueWrapper`` says what the words mean."""
+
+    mode: Mode = "info"
+    estimator: Estimator = "head"
+    gamma: float | None = None
+    observe: Observe = "value"
+    features: Features = "context"
+    successor_features: bool = False
+    futures: int = 0
+    samples: int = 100
+
+    def __post_init__(self) -> None:
+        check_choice(self.mode, ("info", "observation", "shaping"), "mode")
+        check_choice(self.observe, ("value", "features", "features_only"), "observe")
+        if self.mode == "shaping" and self.gamma is None:
+            raise VOCError("mode 'shaping' needs gamma, the discount of the agent that learns from the shaped rewards.")
+        if self.gamma is not None:
+            check_gamma(self.gamma)
+        if self.futures < 0:
+            raise VOCError(f"futures is {self.futures}; zero or a positive number is needed.")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a VOC says of n observations.
+
+    value, stderr, low, high (n,) float64, at discount ``gamma``; features (n, D) and successor_features (n, P)
+    float32, futures (n, F, n_tokens) int64, or None where they were not asked for.
+    """
+
+    value: np.ndarray
+    stderr: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    gamma: float
+    features: np.ndarray | None
+    successor_features: np.ndarray | None
+    futures: np.ndarray | None
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays that ``info`` shows, one row per observation."""
+        shown = {"value": self.value, "stderr": self.stderr, "gamma": np.full(len(self.value), self.gamma)}
+        if self.successor_features is not None:
+            shown["successor_features"] = self.successor_features
+        if self.futures is not None:
+            shown["futures"] = self.futures
+        return shown
+
+    def row(self, i: int) -> dict[str, Any]:
+        """``columns`` of one observation; numbers as plain floats."""
+        return {name: float(column[i]) if column.ndim == 1 else column[i] for name, column in self.columns().items()}
+
+
+class ValueReader:
+    """Reads observations with a VOC, by the same random numbers each time: what it says is a function of the frames.
+
+    Raises:
+        VOCError: no VOC, observations that it cannot read, or an estimator or discount that it does not have.
+    """
+
+    def __init__(self, voc: VOC | str | Path, space: gym.Space[Any], settings: ValueSettings) -> None:
+        self._source = voc
+        self.voc = open_voc(voc)
+        self.settings = settings
+        check_space(space, self.voc.observation_shape, "The environment's")
+        # in mode "shaping" gamma is the agent's, and the potential is the value at the model's own discount
+        self._value_gamma = None if settings.mode == "shaping" else settings.gamma
+        self.read(np.zeros((1, *self.voc.observation_shape), np.uint8))  # refuses here what it could refuse at a step
+        self.observation_space = self._space(space)
+
+    def __getstate__(self) -> dict[str, Any]:
+        by_path = isinstance(self._source, str | Path)
+        return {name: value for name, value in self.__dict__.items() if not (by_path and name == "voc")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "voc" not in state:
+            self.voc = open_voc(self._source)
+
+    def _space(self, pixels: gym.Space[Any]) -> gym.Space[Any]:
+        settings = self.settings
+        if settings.mode != "observation":
+            return pixels
+        size = 1 if settings.observe == "value" else feature_size(self.voc, settings.features)
+        extra = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        if settings.observe == "features_only":
+            return extra
+        return gym.spaces.Dict({"pixels": pixels, settings.observe: extra})
+
+    def read(self, obs: np.ndarray) -> Reading:
+        """One batched call for observations uint8 (n, 3K, H, W)."""
+        settings, voc = self.settings, self.voc
+        state = voc.context(obs)
+        estimate = voc.value_of_codes(*state, self._value_gamma, settings.estimator, settings.samples, common=True)
+        features = successor = futures = None
+        if settings.mode == "observation" and settings.observe != "value":
+            with torch.no_grad():
+                features = vectors_of_codes(voc, *state, settings.features).numpy()
+        if settings.successor_features:
+            successor = voc.successor_features_of_codes(*state, settings.samples, common=True)
+        if settings.futures:
+            futures = voc.futures_of_codes(*state, settings.futures, self._value_gamma, common=True).numpy()
+        gamma = voc.gamma if self._value_gamma is None else self._value_gamma
+        return Reading(estimate.mean, estimate.stderr, estimate.low, estimate.high, gamma, features, successor, futures)
+
+    def observe(self, obs: np.ndarray, reading: Reading) -> Any:
+        """What the agent sees of observations (n, ...), still as a batch."""
+        settings = self.settings
+        if settings.mode != "observation":
+            return obs
+        if settings.observe == "value":
+            return {"pixels": obs, "value": reading.value[:, None].astype(np.float32)}
+        if settings.observe == "features":
+            return {"pixels": obs, "features": reading.features}
+        return reading.features
+
+    def observe_one(self, obs: np.ndarray, reading: Reading, i: int = 0) -> Any:
+        """What the agent sees of row ``i``."""
+        seen = self.observe(obs, reading)
+        return {name: part[i] for name, part in seen.items()} if isinstance(seen, dict) else seen[i]
+
+    def shaped(self, reward: Any, terminated: Any, arrived: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """r + gamma Phi(s') - Phi(s) (Ng et al. 1999), Phi = 0 after a termination; the agent's gamma."""
+        gamma = self.settings.gamma
+        assert gamma is not None  # checked by the settings
+        return np.asarray(reward, np.float64) + gamma * np.where(terminated, 0.0, arrived) - before
+
+    def warn_of(self, specs: Iterable[DataSpec]) -> None:
+        """Warn where frames are made in another way than those the VOC was trained on."""
+        for spec in specs:
+            self.voc.check_spec(spec)

@@ -1,0 +1,97 @@
+"""``VOCValueWrapper`` for Stable-Baselines3's vectorised environments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voc_rl.envs.value_reader import Mode, Observe, ValueReader, ValueSettings
+from voc_rl.errors import VOCError
+from voc_rl.model import VOC, Estimator
+from voc_rl.plugin import Features
+
+try:
+    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+except ImportError as error:
+    raise ImportError(
+        "VecVOCValue needs Stable-Baselines3: pip install 'voc_rl[sb3]' (or pip install stable-baselines3)."
+    ) from error
+
+
+class VecVOCValue(VecEnvWrapper):
+    """``VOCValueWrapper`` around a ``VecEnv``; same arguments, modes and numbers, one batched call per step.
+
+    ``infos[i]["voc"]`` belongs to the observation that is returned; where an episode ended, and the environment has
+    been reset already, ``infos[i]["terminal_observation"]`` is what the agent would see, and
+    ``infos[i]["terminal_voc"]`` its values. Rewards are shaped with those. ``Monitor``s inside go on recording the
+    raw returns.
+
+    Raises, Warns:
+        as ``VOCValueWrapper``.
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        voc: VOC | str | Path,
+        mode: Mode = "info",
+        estimator: Estimator = "head",
+        gamma: float | None = None,
+        observe: Observe = "value",
+        features: Features = "context",
+        successor_features: bool = False,
+        futures: int = 0,
+        samples: int = 100,
+    ) -> None:
+        settings = ValueSettings(mode, estimator, gamma, observe, features, successor_features, futures, samples)
+        self._reader = ValueReader(voc, venv.observation_space, settings)
+        super().__init__(venv, self._reader.observation_space)
+        if venv.has_attr("data_spec"):
+            self._reader.warn_of(set(venv.get_attr("data_spec")))
+        self._potential = np.zeros(venv.num_envs)
+
+    @property
+    def voc(self) -> VOC:
+        """The VOC that is asked."""
+        return self._reader.voc
+
+    def reset(self) -> Any:
+        """Reset all environments and read their first observations; ``reset_infos`` holds the values."""
+        obs = _pixels(self.venv.reset())
+        reading = self._reader.read(obs)
+        self._potential = reading.value
+        self.reset_infos = [{**info, "voc": reading.row(i)} for i, info in enumerate(self.venv.reset_infos)]
+        return self._reader.observe(obs, reading)
+
+    def step_wait(self) -> Any:
+        """Read where all environments arrived, and where ended episodes did, in one call."""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        n, finals = self.num_envs, np.flatnonzero(dones)
+        last = [infos[i]["terminal_observation"][None] for i in finals]
+        pixels = np.concatenate([_pixels(obs), *last])
+        reading = self._reader.read(pixels)
+        arrived = reading.value[:n].copy()
+        arrived[finals] = reading.value[n:]
+        shaped = rewards
+        if self._reader.settings.mode == "shaping":
+            truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+            shaped = self._reader.shaped(rewards, dones & ~truncated, arrived, self._potential)
+        self._potential = reading.value[:n]
+        for i, info in enumerate(infos):
+            info["voc"] = reading.row(i)
+            if self._reader.settings.mode == "shaping":
+                info["voc"]["raw_reward"] = float(rewards[i])
+        for row, i in enumerate(finals.tolist(), n):
+            infos[i]["terminal_observation"] = self._reader.observe_one(pixels, reading, row)
+            infos[i]["terminal_voc"] = reading.row(row)
+        seen = self._reader.observe(pixels, reading)
+        seen = {name: part[:n] for name, part in seen.items()} if isinstance(seen, dict) else seen[:n]
+        return seen, np.asarray(shaped, np.float32), dones, infos
+
+
+def _pixels(obs: Any) -> np.ndarray:
+    if not isinstance(obs, np.ndarray):
+        raise VOCError(f"The environment returns {type(obs).__name__} observations; frames as one array are needed.")
+    return obs

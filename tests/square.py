@@ -1,0 +1,67 @@
+"""The world of ``worlds`` as an environment that an agent moves in, and a VOC of it for plug-ins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from worlds import CELLS, picture, small_config, write_world
+
+import voc_rl
+from voc_rl.data import DataSpec
+from voc_rl.envs import PixelObservation
+
+SIDE = 36  # the smallest frame that Stable-Baselines3's own convolutions take
+SPEC = DataSpec(task="square", size=SIDE, render="fast", mujoco="3.0", action_repeat=1)
+
+
+class Square(gym.Env[np.ndarray, np.ndarray]):
+    """A bright square that goes one column to the right where the action is above zero, else stays.
+
+    Arriving at the last column pays 1; from there it goes on at the first one. Truncated after ``limit`` steps;
+    with ``ends`` an episode terminates at the last column.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, limit: int = 12, ends: bool = False, spec: DataSpec = SPEC) -> None:
+        self.render_mode = "rgb_array"
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.observation_space = gym.spaces.Box(0.0, CELLS, (1,), np.float32)
+        self.limit, self.ends, self.data_spec = limit, ends, spec
+        self.cell = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.cell, self.steps = int(self.np_random.integers(CELLS - 1)), 0
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        before = self.cell
+        if action[0] > 0:
+            self.cell = (self.cell + 1) % CELLS
+        self.steps += 1
+        paid = float(self.cell == CELLS - 1 and before != self.cell)
+        terminated = self.ends and bool(paid)
+        return self._observation(), paid, terminated, self.steps >= self.limit and not terminated, {}
+
+    def render(self) -> Any:
+        return picture(np.array([self.cell]), SIDE)[0].transpose(1, 2, 0)
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.cell], np.float32)
+
+
+def square_env(limit: int = 12, ends: bool = False, spec: DataSpec = SPEC) -> gym.Env:
+    """``Square`` seen through three stacked frames, uint8 (9, 36, 36)."""
+    return PixelObservation(Square(limit, ends, spec), size=SIDE, stack=3)
+
+
+def train_square_voc(folder: Path, gamma: float = 0.5) -> Path:
+    """Train a small VOC on logged walks of the square; returns its run folder."""
+    write_world(folder / "data", episodes=8, rows=40, size=SIDE, spec=SPEC)
+    config = small_config(gamma, quantizer=100, steps=150)
+    voc_rl.train(voc_rl.Episodes.open(folder / "data").load_frames(), config).save(folder / "voc")
+    return folder / "voc"

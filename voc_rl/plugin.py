@@ -1,0 +1,113 @@
+"""What environment wrappers and agents share: a VOC given as a run folder, and its features as flat vectors."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.errors import VOCError, check_choice
+from voc_rl.model import DESCRIPTION, VOC, WEIGHTS
+from voc_rl.precision import autocast
+
+Features = Literal["context", "successor", "tokens"]
+FEATURES: tuple[Features, ...] = ("context", "successor", "tokens")
+FEATURE_SAMPLES = 16  # futures per state behind the successor features
+_LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
+
+
+def open_voc(voc: VOC | str | Path) -> VOC:
+    """A VOC itself, or the one of a run folder; a folder is loaded once per process and shared: do not train it.
+
+    Raises:
+        VOCError: something else, or a folder that is missing, damaged or holds no VOC.
+    """
+    if isinstance(voc, str | Path):
+        folder = Path(voc)
+        try:
+            changed = tuple((folder / name).stat().st_mtime_ns for name in (DESCRIPTION, WEIGHTS))
+        except OSError:
+            raise VOCError(
+                f"{folder} holds no VOC ({DESCRIPTION} and {WEIGHTS} are needed); give a run folder that "
+                "`voc-rl demo`, `voc-rl train` or VOC.save wrote."
+            ) from None
+        return _load(folder.resolve(), changed)
+    if not all(hasattr(voc, name) for name in ("value", "observation_shape", "gamma", "spec")):
+        raise VOCError(f"voc is {type(voc).__name__}; a VOC or the path of a run folder is needed.")
+    return voc
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, changed: tuple[int, ...]) -> VOC:
+    return VOC.load(folder)
+
+
+def check_space(space: Any, shape: tuple[int, int, int], whose: str) -> None:
+    """An observation space (a Gymnasium ``Box``) of uint8 frames of ``shape`` (3K, H, W).
+
+    Raises:
+        VOCError: another space; says how to get there.
+    """
+    found = getattr(space, "shape", None)
+    if found == shape and space.dtype == np.uint8:
+        return
+    channels, height, width = shape
+    hint = f"PixelObservation(env, size={height}, stack={channels // 3}) makes them"
+    if found == (height, width, channels):
+        hint = "put the channels first"
+    raise VOCError(
+        f"{whose} observations are {f'{space.dtype} {found}' if found else space}, but this VOC reads uint8 {shape} "
+        f"frames; {hint}."
+    )
+
+
+def feature_size(voc: VOC, kind: Features) -> int:
+    """Width of ``feature_vectors``."""
+    check_choice(kind, FEATURES, "kind of features")
+    if kind == "context":
+        return voc.occupancy.config.width + voc.occupancy.config.feature_dim
+    return voc.quantizer.n_tokens * voc.quantizer.code_dim
+
+
+def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tensor:
+    """Features float32 (B, D) of observations uint8 (B, 3K, H, W), each a function of its observation alone.
+
+    - ``context``: what the value head reads: the occupancy network's last output of the context, then the quantizer's
+      continuous features in standard deviations of the training data, at most 10.
+    - ``tokens``: the vectors of the codes.
+    - ``successor``: successor features times 1 - gamma (the mean future's vectors), of 16 sampled futures drawn with
+      the same random numbers for every state. Some 30 times the cost of the other two.
+
+    Gradients reach the occupancy network (``context``) and the quantizer's encoder, straight through the rounding
+    (``tokens``); wrap the call in ``torch.no_grad()`` where none are wanted.
+
+    Raises:
+        VOCError: another kind, or observations of another shape or dtype.
+    """
+    check_choice(kind, FEATURES, "kind of features")
+    codes, features = voc.context(obs)
+    if kind == "tokens" and torch.is_grad_enabled():  # straight-through (Bengio et al. 2013)
+        with autocast():
+            latents = voc.quantizer.latents(torch.as_tensor(obs))
+        return (latents + (voc.quantizer.embed(codes) - latents).detach()).flatten(1).float()
+    return vectors_of_codes(voc, codes, features, kind)
+
+
+def vectors_of_codes(voc: VOC, codes: Tensor, features: Tensor | None, kind: Features) -> Tensor:
+    """``feature_vectors`` of states that are already codes (B, n_tokens) and features (``VOC.context``)."""
+    if kind == "tokens":
+        return voc.quantizer.embed(codes).flatten(1).float()
+    if kind == "successor":
+        psi = voc.successor_features_of_codes(codes, features, FEATURE_SAMPLES, common=True)
+        return torch.from_numpy(psi) * (1.0 - voc.gamma)
+    model = voc.occupancy
+    with autocast():
+        last = model.prefix(codes, features).last.float()
+    if features is None:
+        return last
+    standard = (features.float() - model.feature_mean) / model.feature_std
+    return torch.cat([last, standard.clamp(-_LARGEST, _LARGEST)], 1)
