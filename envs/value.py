@@ -101,7 +101,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         obs, info = self.env.reset(seed=seed, options=options)
         self._readings.clear()
         reading = self._read(obs)
-        return self._reader.observe_one(obs[None], reading), {**info, "voc": reading.row(0)}
+        return self._reader.observe_one(obs[None], reading), self._with(info, reading.row(0))
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment and read where it arrived."""
@@ -113,7 +113,11 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             assert before is not None  # env.step refuses to come before a reset
             shown["raw_reward"] = float(reward)
             reward = float(self._reader.shaped(reward, terminated, reading.value, before.value)[0])
-        return self._reader.observe_one(obs[None], reading), reward, terminated, truncated, {**info, "voc": shown}
+        return self._reader.observe_one(obs[None], reading), reward, terminated, truncated, self._with(info, shown)
+
+    @staticmethod
+    def _with(info: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+        return {**info, "voc": {**info.get("voc", {}), **shown}}  # a wrapper inside may have shaped the reward
 
     def _read(self, obs: np.ndarray) -> Reading:
         reading = self._reader.read(obs[None])

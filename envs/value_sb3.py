@@ -15,9 +15,7 @@ from voc_rl.plugin import Features
 try:
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 except ImportError as error:
-    raise ImportError(
-        "VecVOCValue needs Stable-Baselines3: pip install 'voc_rl[sb3]' (or pip install stable-baselines3)."
-    ) from error
+    raise ImportError("VecVOCValue needs Stable-Baselines3; `pip install stable-baselines3` installs it.") from error
 
 
 class VecVOCValue(VecEnvWrapper):
@@ -62,7 +60,9 @@ class VecVOCValue(VecEnvWrapper):
         obs = _pixels(self.venv.reset())
         reading = self._reader.read(obs)
         self._potential = reading.value
-        self.reset_infos = [{**info, "voc": reading.row(i)} for i, info in enumerate(self.venv.reset_infos)]
+        self.reset_infos = [
+            {**info, "voc": {**info.get("voc", {}), **reading.row(i)}} for i, info in enumerate(self.venv.reset_infos)
+        ]
         return self._reader.observe(obs, reading)
 
     def step_wait(self) -> Any:
@@ -80,9 +80,8 @@ class VecVOCValue(VecEnvWrapper):
             shaped = self._reader.shaped(rewards, dones & ~truncated, arrived, self._potential)
         self._potential = reading.value[:n]
         for i, info in enumerate(infos):
-            info["voc"] = reading.row(i)
-            if self._reader.settings.mode == "shaping":
-                info["voc"]["raw_reward"] = float(rewards[i])
+            raw = {"raw_reward": float(rewards[i])} if self._reader.settings.mode == "shaping" else {}
+            info["voc"] = {**info.get("voc", {}), **reading.row(i), **raw}  # a wrapper inside may have shaped too
         for row, i in enumerate(finals.tolist(), n):
             infos[i]["terminal_observation"] = self._reader.observe_one(pixels, reading, row)
             infos[i]["terminal_voc"] = reading.row(row)

@@ -118,7 +118,7 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
     def _with_columns(infos: dict[str, Any], columns: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
         """``infos`` with "voc", in Gymnasium's form: a mask beside every array says for whom it holds."""
         masks = {f"_{name}": mask.copy() for name in columns}
-        return {**infos, "voc": {**columns, **masks}, "_voc": mask.copy()}
+        return {**infos, "voc": {**infos.get("voc", {}), **columns, **masks}, "_voc": mask.copy()}
 
 
 def _rows(reading: Reading, rows: Any) -> Reading:

@@ -141,7 +141,7 @@ class VOC:
             raise VOCError("This VOC was trained without a value head; use estimator='sample'.")
         if gamma != self.gamma:
             raise VOCError(f"The value head knows gamma {self.gamma} only, not {gamma}; use estimator='sample'.")
-        with autocast():
+        with autocast(len(codes)):
             context = self.occupancy.prefix(codes.long(), features).last
             return self.value_head(context, features).float().numpy()
 

@@ -105,7 +105,7 @@ def vectors_of_codes(voc: VOC, codes: Tensor, features: Tensor | None, kind: Fea
         psi = voc.successor_features_of_codes(codes, features, FEATURE_SAMPLES, common=True)
         return torch.from_numpy(psi) * (1.0 - voc.gamma)
     model = voc.occupancy
-    with autocast():
+    with autocast(len(codes)):
         last = model.prefix(codes, features).last.float()
     if features is None:
         return last

@@ -8,10 +8,16 @@ import sys
 
 import torch
 
+SMALL_BATCH = 8
 
-def autocast(device: str = "cpu") -> torch.autocast:
-    """Matrix products in bfloat16, everything else in float32."""
-    return torch.autocast(device, torch.bfloat16)
+
+def autocast(rows: int | None = None) -> torch.autocast:
+    """Matrix products in bfloat16, everything else in float32.
+
+    A batch of at most ``SMALL_BATCH`` rows stays in float32: casting the weights takes longer than multiplying by
+    them (a value of one state: 1.8 ms instead of 2.9 on one thread; of 16 states: no difference).
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=rows is None or rows > SMALL_BATCH)
 
 
 def free_cores(most: int = 4) -> int:

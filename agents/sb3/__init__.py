@@ -6,7 +6,7 @@ try:
     import stable_baselines3  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "voc_rl.agents.sb3 needs Stable-Baselines3: pip install 'voc_rl[sb3]' (or pip install stable-baselines3)."
+        "voc_rl.agents.sb3 needs Stable-Baselines3; `pip install stable-baselines3` installs it."
     ) from error
 
 from voc_rl.agents.sb3.callback import VOCValueCallback

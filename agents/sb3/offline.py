@@ -35,6 +35,7 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
             buffer or in memory.
     """
     buffer = _plain_buffer(model)
+    _check_steps(buffer)
     read = _reader(model, dataset)
     _check_actions(model, dataset)
     rows = np.flatnonzero(dataset.steps_left > 0)
@@ -51,7 +52,7 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
         some = rows[first : first + _AT_ONCE * buffer.n_envs]  # dealt to the environments' columns in turn
         place = slice(buffer.pos, buffer.pos + len(some) // buffer.n_envs)
         arrived = some + 1
-        cut = (dataset.step_type[arrived] == 2) & ~dataset.terminal[arrived]
+        cut = (dataset.steps_left[arrived] == 0) & ~dataset.terminal[arrived]
         for array, values in (
             (buffer.observations, read(some)), (buffer.next_observations, read(arrived)),
             (buffer.actions, dataset.action[arrived]), (buffer.rewards, dataset.reward[arrived]),
@@ -128,6 +129,15 @@ def _plain_buffer(model: Any) -> ReplayBuffer:
             "replay_buffer_kwargs."
         )
     return buffer
+
+
+def _check_steps(buffer: ReplayBuffer) -> None:
+    steps = getattr(buffer, "n_steps", 1)
+    if steps > 1 and buffer.n_envs > 1:
+        raise VOCError(
+            f"n_steps={steps} needs an agent with one environment, not {buffer.n_envs}: logged steps are dealt to the "
+            "environments in turn, so that the next one of an environment is not the next in time."
+        )
 
 
 def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,0 +1,27 @@
+"""Committed results: NAME.json (what, scale, hardware, versions, command, numbers) and NAME.md, side by side."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from voc_rl.checkpoints import atomic_path, write_json
+
+FOLDER = Path("benchmarks/results")
+
+
+def write_results(name: str, results: dict[str, Any], table: str, folder: Path | None = None) -> Path:
+    """Write results and their table; returns the folder (default: benchmarks/results of the working directory)."""
+    folder = folder or FOLDER
+    write_json(folder / f"{name}.json", results)
+    note = f"{results['what']}. Scale: {results['scale']}. Made by `{results['command']}` on {results['hardware']}."
+    with atomic_path(folder / f"{name}.md") as temporary:
+        temporary.write_text(f"{note}\n\n{table}\n")
+    return folder
+
+
+def hardware() -> str:
+    """What the numbers were made on, in words."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"

@@ -1,0 +1,52 @@
+"""The picture of ``sb3_curves``: returns against environment steps and against CPU time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voc_rl.checkpoints import atomic_path
+
+COLOURS = {"pixels": "#555555", "pixels+shaping": "#d08020", "features": "#1f6fb4", "features+shaping": "#2a9a4a"}
+POINTS = 60
+WINDOW = 16  # episodes behind a point of a curve
+
+
+def draw_curves(cells: list[dict[str, Any]], labels: dict[str, str], path: Path) -> None:
+    """Mean over seeds of the mean return of the last episodes, with its standard error; one panel per axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, column, scale, name in zip(
+        figure.subplots(1, 2, sharey=True), (0, 1), (1e3, 60.0), ("thousand agent steps", "CPU minutes"), strict=True
+    ):
+        for arm, label in labels.items():
+            own = [np.array(cell["episodes"]) for cell in cells if cell["arm"] == arm and cell["episodes"]]
+            if not own:
+                continue
+            grid, mean, error = curve(own, column)
+            axes.plot(grid / scale, mean, color=COLOURS[arm], label=label)
+            axes.fill_between(grid / scale, mean - error, mean + error, color=COLOURS[arm], alpha=0.2, linewidth=0)
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylabel(f"return (mean of {WINDOW} episodes)")
+    figure.axes[0].legend(fontsize=8, loc="upper left")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
+
+
+def curve(runs: list[np.ndarray], column: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grid, mean and standard error over runs, each rows of (steps, seconds, return); only where all runs still are."""
+    first = max(run[min(WINDOW, len(run)) - 1, column] for run in runs)
+    grid = np.linspace(first, max(min(run[-1, column] for run in runs), first), POINTS)
+    lines = np.empty((len(runs), POINTS))
+    for i, run in enumerate(runs):
+        ends = np.searchsorted(run[:, column], grid, side="right")
+        lines[i] = [run[max(end - WINDOW, 0) : end, 2].mean() for end in ends]
+    error = lines.std(0, ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else np.zeros(POINTS)
+    return grid, lines.mean(0), error

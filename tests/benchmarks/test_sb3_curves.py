@@ -1,0 +1,90 @@
+"""Learning curves of PPO with and without a VOC, on the square's world: cells, resume, table, picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from square import square_env
+from worlds import one_sentence
+
+from voc_rl.benchmarks import sb3_curves
+from voc_rl.benchmarks.sb3_curves_plot import POINTS, curve
+from voc_rl.errors import VOCError
+
+LIMIT = 12
+
+
+@pytest.fixture
+def arguments(square_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(sb3_curves, "make_env", lambda task, max_episode_steps: square_env(max_episode_steps))
+    monkeypatch.setattr(sb3_curves, "SCALES", {"smoke": (0.01, LIMIT)})
+    monkeypatch.setattr(sb3_curves, "PPO_SETTINGS", {"n_steps": 32, "batch_size": 64, "n_epochs": 1, "gamma": 0.9})
+    return {
+        "voc": square_voc, "scale": "smoke", "out": tmp_path / "out", "seeds": (0, 1), "results": tmp_path / "results",
+    }  # fmt: skip
+
+
+def test_all_arms_run_and_resume(arguments: dict[str, Any], tmp_path: Path) -> None:
+    sb3_curves.main(sb3_curves.Args(**{**arguments, "seeds": (0,), "arms": ("features",)}))
+    kept = tmp_path / "out/smoke/features_0.json"
+    before = kept.read_bytes(), kept.stat().st_mtime_ns
+    results = sb3_curves.main(sb3_curves.Args(**arguments))
+    assert (kept.read_bytes(), kept.stat().st_mtime_ns) == before
+    assert set(results["arms"]) == {"pixels", "pixels+shaping", "features", "features+shaping"}
+    assert json.loads((tmp_path / "results/sb3_curves.json").read_text()) == results
+    assert (tmp_path / "results/sb3_curves.png").stat().st_size > 5000
+    text = (tmp_path / "results/sb3_curves.md").read_text()
+    for arm, row in results["arms"].items():
+        assert f"| `{arm}` |" in text
+        assert row["seeds"] == 2
+        for seed in (0, 1):
+            cell = json.loads((tmp_path / f"out/smoke/{arm}_{seed}.json").read_text())
+            returns = np.array(cell["episodes"])[:, 2]
+            # raw returns, also where the agent was paid shaped rewards: an arrival pays 1, and takes two steps or more
+            assert set(returns) <= set(np.arange(LIMIT // 4 + 2.0))
+            assert row["last_returns"][seed] == pytest.approx(returns[-16:].mean(), abs=0.051)
+
+
+@pytest.mark.parametrize(("arm", "shape", "shaped"), [
+    ("pixels", (9, 36, 36), False), ("pixels+shaping", (9, 36, 36), True),
+    ("features", None, False), ("features+shaping", None, True),
+])  # fmt: skip
+def test_arms_see_and_are_paid_what_they_should(arm: str, shape: Any, shaped: bool, arguments: dict[str, Any]) -> None:
+    env = sb3_curves.agent_env(arm, "square", arguments["voc"], 0, LIMIT)
+    env.reset()
+    assert env.num_envs == sb3_curves.ENVS
+    assert (env.observation_space.shape == shape) == (shape is not None)
+    assert len(env.observation_space.shape or ()) == (3 if shape else 1)
+    _, rewards, _, infos = env.step(np.ones((sb3_curves.ENVS, 1), np.float32))
+    differs = [reward not in (0, 1) for reward in rewards]
+    assert all(differs) if shaped else not any(differs)
+    assert all(("raw_reward" in info.get("voc", {})) == shaped for info in infos)
+    env.close()
+
+
+def test_a_curve_is_the_mean_of_the_last_episodes_of_every_run() -> None:
+    steps = np.arange(1, 41) * 100.0
+    one = np.stack([steps, steps / 10, np.arange(40.0)], 1)
+    other = np.stack([steps[:30], steps[:30] / 5, 10 + np.arange(30.0)], 1)
+    grid, mean, error = curve([one, other], 0)
+    assert len(grid) == POINTS
+    assert (grid[0], grid[-1]) == (1600, 3000)  # from the first full window to where the shorter run ends
+    assert mean[0] == pytest.approx(np.mean([np.arange(16).mean(), 10 + np.arange(16).mean()]))
+    assert mean[-1] == pytest.approx(np.mean([np.arange(14, 30).mean(), 10 + np.arange(14, 30).mean()]))
+    np.testing.assert_allclose(error, 5.0)  # two runs ten apart
+    assert (curve([one], 1)[2] == 0).all()
+
+
+def test_refusals(arguments: dict[str, Any], tmp_path: Path) -> None:
+    for changed, words in (
+        ({"scale": "gpu"}, "Unknown scale 'gpu'"), ({"arms": ("tokens",)}, "Unknown arm 'tokens'"),
+        ({"voc": tmp_path / "none"}, "holds no VOC"), ({"seeds": ()}, "number of seeds is 0"),
+    ):  # fmt: skip
+        with pytest.raises(VOCError) as caught:
+            sb3_curves.main(sb3_curves.Args(**{**arguments, **changed}))
+        assert words in str(caught.value)
+        assert one_sentence(str(caught.value))
