@@ -6,7 +6,9 @@ voc-rl demo --task walker-walk --out runs/demo
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from voc_rl.benchmarks.baselines import Budget, train_critic
 from voc_rl.benchmarks.demo_data import report_data
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.report import format_table, save_figure, write_report
-from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
+from voc_rl.checkpoints import write_json
 from voc_rl.envs import collect
 from voc_rl.errors import VOCError, check_choice, check_positive
 from voc_rl.occupancy import default_n
@@ -107,15 +109,16 @@ def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
     """Values of the held-out states by every method, their scores, and the report."""
     run, voc = pipeline.run, pipeline.train()
     rows, truth = pipeline.test_states(config.max_states)
-    estimates = {
-        "voc": _stage(pipeline, config, "evaluate", lambda: _sampled(pipeline, config, rows)),
-        "voc_head": voc.value_of_codes(*_tokens(pipeline, rows), estimator="head"),
-    }
+    settings: dict[str, Any] = {"samples": config.samples, "max_states": config.max_states}
+    estimates = pipeline.estimates(rows, settings)
     values = {name: estimate.mean for name, estimate in estimates.items()}
     values["constant"] = np.full(len(rows), pipeline.constant_value())
-    for kind in ("mc", "td"):
-        values[kind] = _stage(pipeline, config, kind, lambda kind=kind: _critic(pipeline, config, kind, rows)).mean
-    values["one_step"] = _stage(pipeline, config, "one_step", lambda: _one_step(pipeline, config, rows)).mean
+    baselines: dict[str, Callable[..., ValueEstimate]] = {
+        "mc": partial(_critic, kind="mc"), "td": partial(_critic, kind="td"), "one_step": _one_step,
+    }  # fmt: skip
+    settings["baseline_steps"] = config.baseline_steps
+    for name, baseline in baselines.items():
+        values[name] = pipeline.estimate(name, settings, partial(baseline, pipeline, config, rows)).mean
     methods: dict[str, Any] = {name: scores(v, truth, voc.gamma, pipeline.r_max) for name, v in values.items()}
     cpu = run.measured("cpu_seconds")
     budget = sum(cpu[stage] for stage in TRAINING)
@@ -136,55 +139,13 @@ def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
     return metrics
 
 
-def _stage(pipeline: Pipeline, config: DemoConfig, name: str, work: Any) -> ValueEstimate:
-    """Do a stage whose result is a ValueEstimate, or read what it left."""
-    path = pipeline.run.path / "estimates" / f"{name}.safetensors"
-    mark = pipeline.mark(name, config.samples, config.max_states, config.baseline_steps)
-    if pipeline.skip(name, mark):
-        stored = {key: tensor.numpy() for key, tensor in load_tensors(path, "stored estimate").items()}
-        words = read_json(path.with_suffix(".json"))
-        return ValueEstimate(
-            stored["mean"], stored["stderr"], stored["low"], stored["high"], words["level"], words["covers"]
-        )
-    settings = {
-        "samples": config.samples,
-        "max_states": config.max_states,
-        "baseline_steps": config.baseline_steps,
-    }
-    with pipeline.run.stage(name, mark, settings, resumes=False):
-        estimate: ValueEstimate = work()
-        arrays = {key: getattr(estimate, key) for key in ("mean", "stderr", "low", "high")}
-        save_tensors(path, {key: torch.from_numpy(array) for key, array in arrays.items()})
-        write_json(path.with_suffix(".json"), {"level": estimate.level, "covers": estimate.covers})
-    return estimate
-
-
-def _tokens(pipeline: Pipeline, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    codes, features = pipeline.tokens_of(pipeline.test)
-    return codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
-
-
-def _sampled(pipeline: Pipeline, config: DemoConfig, rows: np.ndarray) -> ValueEstimate:
-    generator = torch.Generator().manual_seed(config.voc.seed)
-    return pipeline.train().value_of_codes(
-        *_tokens(pipeline, rows), estimator="sample", samples=config.samples, generator=generator
-    )
-
-
-def _critic(pipeline: Pipeline, config: DemoConfig, kind: Any, rows: np.ndarray) -> ValueEstimate:
+def _critic(pipeline: Pipeline, config: DemoConfig, rows: np.ndarray, kind: Any) -> ValueEstimate:
     cpu = pipeline.run.measured("cpu_seconds")
     budget = Budget(sum(cpu[stage] for stage in TRAINING), config.baseline_steps)
     gamma = config.voc.occupancy.gamma
     n = config.voc.occupancy.n or default_n(gamma)
     critic = train_critic(
-        kind,
-        pipeline.training,
-        gamma,
-        n,
-        budget,
-        config.voc.seed,
-        log=pipeline.run.log,
-        progress=pipeline.progress,
+        kind, pipeline.training, gamma, n, budget, config.voc.seed, log=pipeline.run.log, progress=pipeline.progress
     )
     return _without_interval(critic.values(pipeline.test, rows))
 
@@ -201,7 +162,9 @@ def _one_step(pipeline: Pipeline, config: DemoConfig, rows: np.ndarray) -> Value
         log=pipeline.run.log, progress=pipeline.progress,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(config.voc.seed)
-    return roll_out(model, voc, *_tokens(pipeline, rows), config.samples, generator)
+    codes, features = pipeline.tokens_of(pipeline.test)
+    chosen = torch.from_numpy(rows)
+    return roll_out(model, voc, codes[chosen], features[chosen], config.samples, generator)
 
 
 def with_seed(config: DemoConfig, seed: int) -> DemoConfig:

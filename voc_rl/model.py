@@ -103,8 +103,8 @@ class VOC:
             samples: futures per state, for ``sample``.
             level: confidence of the interval.
             generator: randomness of ``sample``; None is a fresh one with seed 0.
-            common: draw with the same random numbers for every state: a state has the same value in every batch, but
-                errors of two states are dependent, so that no mean over states has a smaller error than one state.
+            common: draw with the same random numbers for every state: a state has the same value in every batch (but
+                for rounding). Errors of two states are then dependent: a mean over states may be no surer than one.
 
         Raises:
             VOCError: observations of another shape or dtype, an estimator or discount that this model does not have.

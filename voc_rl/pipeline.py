@@ -32,7 +32,7 @@ from voc_rl.quantizers import (
 )
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.training import VOCConfig, fresh_quantizer, train
-from voc_rl.values import discounted_returns, scores
+from voc_rl.values import ValueEstimate, discounted_returns, scores
 
 Say = Callable[[str], None]
 # whole datasets up to this size are decompressed into memory before training reads them at random
@@ -179,22 +179,51 @@ class Pipeline:
         """
         rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
         constant = np.full(len(truth), self.constant_value())
-        voc, mark = self.train(), self.mark("evaluate", samples, max_states)
-        path = self.run.path / "metrics.json"
-        if self.skip("evaluate", mark) and path.exists():
-            return read_json(path)
-        path.unlink(missing_ok=True)
-        codes, features = self.tokens_of(self.test)
-        codes, features = codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
-        methods = {}
-        with self.run.stage("evaluate", mark, {"samples": samples, "max_states": max_states}):
-            for name, estimator in (("voc", "sample"), ("voc_head", "head")):
-                estimate = voc.value_of_codes(codes, features, estimator=estimator, samples=samples)  # type: ignore[arg-type]
-                methods[name] = scores(estimate.mean, truth, voc.gamma, self.r_max)
-            methods["constant"] = scores(constant, truth, voc.gamma, self.r_max)
+        gamma = self.train().gamma
+        path, settings = self.run.path / "metrics.json", {"samples": samples, "max_states": max_states}
+        there = path.exists() and "evaluate" not in self.force and self.finished("evaluate", settings)
+        values = {name: estimate.mean for name, estimate in self.estimates(rows, settings).items()}
+        if there:
+            return read_json(path)  # with what else was scored beside these
+        methods = {name: scores(v, truth, gamma, self.r_max) for name, v in {**values, "constant": constant}.items()}
         metrics = self.metrics(methods, len(truth))
         write_json(path, metrics)
         return metrics
+
+    def estimates(self, rows: np.ndarray, settings: dict[str, Any]) -> dict[str, ValueEstimate]:
+        """Sampled values (stage ``evaluate``) and the head's of rows of the held-out episodes."""
+        voc = self.train()
+        codes, features = self.tokens_of(self.test)
+        codes, features = codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
+
+        def sampled() -> ValueEstimate:
+            generator = torch.Generator().manual_seed(self.config.seed)
+            return voc.value_of_codes(
+                codes, features, estimator="sample", samples=settings["samples"], generator=generator
+            )
+
+        return {
+            "voc": self.estimate("evaluate", settings, sampled),
+            "voc_head": voc.value_of_codes(codes, features, estimator="head"),
+        }
+
+    def finished(self, name: str, settings: dict[str, Any]) -> bool:
+        """Whether a stage that leaves a ValueEstimate was finished with these settings."""
+        return self.run.finished(name, self.mark(name, settings))
+
+    def estimate(self, name: str, settings: dict[str, Any], work: Callable[[], ValueEstimate]) -> ValueEstimate:
+        """Do a stage whose result is a ValueEstimate, or read what it left."""
+        path, mark = self.run.path / "estimates" / f"{name}.safetensors", self.mark(name, settings)
+        if self.skip(name, mark):
+            stored = {key: tensor.numpy() for key, tensor in load_tensors(path, "stored estimate").items()}
+            words = read_json(path.with_suffix(".json"))
+            return ValueEstimate(**stored, level=words["level"], covers=words["covers"])
+        with self.run.stage(name, mark, settings, resumes=False):
+            estimate = work()
+            arrays = {key: getattr(estimate, key) for key in ("mean", "stderr", "low", "high")}
+            save_tensors(path, {key: torch.from_numpy(array) for key, array in arrays.items()})
+            write_json(path.with_suffix(".json"), {"level": estimate.level, "covers": estimate.covers})
+        return estimate
 
     @property
     def r_max(self) -> float:

@@ -49,7 +49,8 @@ def evaluate_policy_value(
         VOCError: no environment, observations without frames that the VOC can read, normalised rewards, or episodes
             shorter than the horizon of the VOC's discount.
     """
-    env = env or model.get_env()
+    own = model.get_env()
+    env = env or own
     if env is None:
         raise VOCError("The agent has no environment; pass env, a VecEnv with the VOC's frames.")
     check_positive(n_eval_episodes, "n_eval_episodes")
@@ -71,5 +72,8 @@ def evaluate_policy_value(
                 returns.append(totals[i])
                 quota[i] -= 1
             totals[i] = 0.0
+    if env is own:  # a later learn() goes on from a reset, not from the observation before this
+        model._last_obs = env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(env.num_envs, bool)
     found = calibration(episodes)
     return PolicyValue(**found.__dict__, gamma=voc.gamma, episode_return=float(np.mean(returns)))

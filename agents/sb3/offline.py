@@ -96,7 +96,8 @@ def train_offline(
     if buffer.size() == 0:
         raise VOCError("The replay buffer is empty; pass a dataset, or fill it with fill_replay_buffer first.")
     if not hasattr(model, "_logger"):
-        model.set_logger(configure_logger(model.verbose, model.tensorboard_log, "offline"))
+        # not set_logger, which would keep a later learn() from making its own
+        model._logger = configure_logger(model.verbose, model.tensorboard_log, "offline")
     done = 0
     with tqdm(total=steps, desc="offline", unit="step", disable=not progress) as bar:
         while done < steps:
@@ -145,9 +146,9 @@ def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarra
     if space.shape == dataset.observation_shape and space.dtype == np.uint8:
         return dataset.observations
     state = dataset.state
-    if state is not None and space.shape == state.shape[1:] and space.dtype == np.float32:
+    if state is not None and space.shape == state.shape[1:] and np.issubdtype(space.dtype, np.floating):
         return lambda rows: state[rows]
-    states = "no states" if state is None else f"float32 {state.shape[1:]} states"
+    states = "no states" if state is None else f"{state.shape[1:]} states"
     raise VOCError(
         f"The agent observes {space.dtype} {space.shape}; the data hold uint8 {dataset.observation_shape} frames and "
         f"{states}."

@@ -305,11 +305,11 @@ def test_a_step_costs_one_question_and_little_time(square_voc: Path, monkeypatch
     asked.clear()
     times = []
     for _ in range(50):
-        start = time.perf_counter()
+        start = time.thread_time()  # of this thread alone: other work on the machine does not count
         one.step(RIGHT)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert asked == [1] * 50
-    assert np.median(times) < 0.02  # milliseconds on an idle core; the benchmark says how many
+    assert np.median(times) < 0.01
 
 
 # --- refusals and warnings

@@ -1,0 +1,171 @@
+"""Offline training against exact Q values of a short chain, and what would go wrong where rows are misaligned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from corridor import Log
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv
+from worlds import one_sentence
+
+from voc_rl.agents.sb3 import fill_replay_buffer, train_offline
+from voc_rl.data import DataSpec, Episode, Episodes, write_episode
+from voc_rl.errors import VOCError
+
+GAMMA, LINKS = 0.9, 3
+BEST, PAID = np.array([0.5, -0.5, 0.0]), np.array([1.0, -1.0, 2.0])
+
+
+def reward(s: Any, a: Any) -> Any:
+    """Of action a at link s: the most is paid for the best action."""
+    return PAID[s] - (a - BEST[s]) ** 2
+
+
+def exact_q(s: int, a: np.ndarray) -> np.ndarray:
+    """Links follow one another and end after the last; the best actions' rewards follow."""
+    return reward(s, a) + sum(GAMMA ** (later - s) * PAID[later] for later in range(s + 1, LINKS))
+
+
+def seen(s: Any) -> Any:
+    return np.float32(s) - np.float32((LINKS - 1) / 2)
+
+
+class Chain(gym.Env[np.ndarray, np.ndarray]):
+    """Only its spaces are used, and one learner's steps."""
+
+    observation_space = gym.spaces.Box(-9.0, 9.0, (1,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        return np.zeros(1, np.float32), 0.0, True, False, {}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Walks from random links by random actions; some end at the end, some are cut before."""
+    folder, rng = tmp_path_factory.mktemp("chain"), np.random.default_rng(0)
+    for i in range(150):
+        first = int(rng.integers(LINKS))
+        rows = int(rng.integers(1, LINKS + 1 - first)) + 1
+        link = first + np.arange(rows)
+        action = np.append(0.0, rng.uniform(-1, 1, rows - 1))
+        step_type = np.full(rows, 1, np.uint8)
+        step_type[[0, -1]] = 0, 2
+        discount = np.ones(rows, np.float32)
+        discount[-1] = link[-1] < LINKS
+        episode = Episode(
+            frames=np.zeros((rows, 3, 2, 2), np.uint8),
+            action=action[:, None].astype(np.float32),
+            reward=np.append(0.0, reward(link[:-1], action[1:])).astype(np.float32),
+            discount=discount,
+            step_type=step_type,
+            state=seen(link)[:, None],
+        )
+        write_episode(folder / f"episode_{i:03d}.hdf5", episode, DataSpec(task="chain", size=2))
+    return folder
+
+
+def agent(algorithm: Any = SAC, envs: int = 1, **changed: Any) -> Any:
+    exact = {"ent_coef": 0.0} if algorithm is SAC else {"target_policy_noise": 0.0, "policy_delay": 1}
+    settings = {"buffer_size": 1000, "gamma": GAMMA, "tau": 0.02, "batch_size": 64, **exact, **changed}
+    env = DummyVecEnv([Chain] * envs)
+    return algorithm("MlpPolicy", env, policy_kwargs={"net_arch": [32, 32]}, seed=0, device="cpu", **settings)
+
+
+def largest_error(model: Any) -> float:
+    actions, worst = np.linspace(-1, 1, 21, dtype=np.float32), 0.0
+    for s in range(LINKS):
+        with torch.no_grad():
+            both = model.critic(torch.full((21, 1), float(seen(s))), torch.from_numpy(actions)[:, None])
+        worst = max(worst, float(np.abs(torch.cat(both, 1).mean(1).numpy() - exact_q(s, actions)).max()))
+    return worst
+
+
+def trained(model: Any, dataset: Episodes | None, steps: int = 1200) -> Any:
+    return train_offline(model, dataset, steps, log_every=100, progress=False, say=None)
+
+
+@pytest.mark.parametrize(("algorithm", "envs"), [(SAC, 1), (TD3, 4)])
+def test_exact_q_values_and_best_actions_are_learned(algorithm: Any, envs: int, chain: Path) -> None:
+    model = agent(algorithm, envs, learning_rate=lambda left: 5e-3 * left)
+    model.set_logger(log := Log())
+    assert largest_error(model) > 1.0
+    assert trained(model, Episodes.open(chain)) is model
+    assert largest_error(model) < 0.2
+    actions = model.predict(seen(np.arange(LINKS))[:, None], deterministic=True)[0][:, 0]
+    np.testing.assert_allclose(actions, BEST, atol=0.2)
+    losses = [row["critic_loss"] for row in log.rows("train/")]
+    assert len(losses) == 12
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("spoilt", ["reward", "action", "timeouts"])
+def test_one_row_beside_is_not_what_is_learned(spoilt: str, chain: Path) -> None:
+    """What the test above would catch: numbers of the row before, and time limits taken for terminations."""
+    dataset = Episodes.open(chain)
+    if spoilt != "timeouts":
+        setattr(dataset, spoilt, np.roll(getattr(dataset, spoilt), 1, axis=0))
+    model = agent(learning_rate=lambda left: 5e-3 * left)
+    fill_replay_buffer(model, dataset, say=None)
+    if spoilt == "timeouts":
+        assert model.replay_buffer.timeouts.any()
+        model.replay_buffer.timeouts[:] = 0
+    assert largest_error(trained(model, None)) > 0.5
+
+
+def test_what_is_logged_and_how_the_learning_rate_falls(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent(learning_rate=lambda left: 1e-3 * left)
+    model.set_logger(log := Log())
+    asked: list[tuple[int, int]] = []
+    train = model.train
+    monkeypatch.setattr(model, "train", lambda steps, size: (asked.append((steps, size)), train(steps, size)))
+    train_offline(model, Episodes.open(chain), 25, log_every=10, progress=False, say=None)
+    assert asked == [(10, 64), (10, 64), (5, 64)]
+    assert [step for step, _ in log.dumps] == [10, 20, 25]
+    for (step, row), rate in zip(log.dumps, (1e-3, 0.6e-3, 0.2e-3), strict=True):
+        assert row["time/gradient_steps"] == step
+        assert row["train/n_updates"] == step
+        assert row["train/learning_rate"] == pytest.approx(rate)
+        assert np.isfinite([row["train/actor_loss"], row["train/critic_loss"]]).all()
+    assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(0.2e-3)
+    train_offline(model, None, 3, batch_size=16, progress=False)  # goes on, from the full rate again
+    assert asked[3:] == [(3, 16)]
+    assert log.dumps[-1][1]["train/n_updates"] == 28
+    assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
+def test_an_agent_that_never_learned_before_and_goes_on_learning(chain: Path, tmp_path: Path) -> None:
+    """Without a logger at first; then saved, loaded, filled again, and let loose in its environment."""
+    model, said = agent(), list[str]()
+    dataset = Episodes.open(chain)
+    train_offline(model, dataset, 5, progress=False, say=said.append)
+    transitions = int((dataset.steps_left > 0).sum())
+    assert said == [f"The replay buffer takes 0.00 GB of memory for {transitions} transitions."]
+    model.save(tmp_path / "agent")
+    again = SAC.load(tmp_path / "agent", env=DummyVecEnv([Chain]), device="cpu")
+    obs = seen(np.arange(LINKS))[:, None]
+    np.testing.assert_array_equal(again.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    assert again.replay_buffer.size() == 0
+    train_offline(again, dataset, 5, progress=False, say=None)
+    again.learn(8)
+    assert again.replay_buffer.size() == transitions + 8
+
+
+def test_nothing_to_train_on_is_refused(chain: Path) -> None:
+    with pytest.raises(VOCError, match="The replay buffer is empty") as refusal:
+        train_offline(agent(), None, 5, progress=False)
+    assert one_sentence(str(refusal.value))
+    for changed in ({"steps": 0}, {"steps": 5, "log_every": 0}):
+        model = agent()
+        with pytest.raises(VOCError, match=" is 0; a number above zero is needed"):
+            train_offline(model, Episodes.open(chain), progress=False, **changed)
+        assert model.replay_buffer.size() == 0
