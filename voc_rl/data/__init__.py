@@ -2,5 +2,15 @@
 
 from voc_rl.data.episodes import Episodes, Window
 from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
+from voc_rl.data.latents import read_latents, stack_latents, write_latents
 
-__all__ = ["DataSpec", "Episode", "Episodes", "Window", "write_episode"]
+__all__ = [
+    "DataSpec",
+    "Episode",
+    "Episodes",
+    "Window",
+    "read_latents",
+    "stack_latents",
+    "write_episode",
+    "write_latents",
+]

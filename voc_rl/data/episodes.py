@@ -133,6 +133,11 @@ class Episodes:
         return f"Episodes({name}: {size}, frames {self.frame_shape}, stack {self.stack})"
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files behind the dataset, in the order of the rows that were opened (``source_rows``)."""
+        return tuple(self._paths)
+
+    @property
     def observation_shape(self) -> tuple[int, int, int]:
         """Shape of a stacked observation, (3K, H, W)."""
         channels, height, width = self.frame_shape
@@ -199,10 +204,13 @@ class Episodes:
 
     def observations(self, rows: np.ndarray) -> np.ndarray:
         """Stacked observations, uint8 (B, 3K, H, W), oldest frame first; the first frame fills up at a start."""
+        return self.frames(self.stacked_rows(rows)).reshape(len(rows), *self.observation_shape)
+
+    def stacked_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Rows whose frames make up the observations of ``rows``, int64 (B, K), oldest first."""
         rows = np.asarray(rows)
         back = np.arange(self.stack - 1, -1, -1)
-        stacked = np.maximum(rows[:, None] - back, self.starts[self.episode[rows]][:, None])
-        return self.frames(stacked).reshape(len(rows), *self.observation_shape)
+        return np.maximum(rows[:, None] - back, self.starts[self.episode[rows]][:, None])
 
     def sample_rows(self, count: int, rng: np.random.Generator, min_steps: int = 1) -> np.ndarray:
         """``count`` rows, uniform over those that have at least ``min_steps`` steps left in their episode.

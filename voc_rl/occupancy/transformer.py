@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -186,12 +187,31 @@ class OccupancyTransformer(nn.Module):
         """(..., width) -> (..., vocabulary), with the tied head."""
         return hidden @ self.codes.weight.T
 
+    @classmethod
+    def from_published(cls, path: str | Path, n_head: int = 8, n_tokens: int | None = None) -> OccupancyTransformer:
+        """The GPT-2 of a file that the paper's code saved: Hugging Face's names, with or without mask buffers.
+
+        Sizes are read off the shapes; only the number of heads cannot be (the paper: 8, for DINO 4).
+
+        Args:
+            path: a torch file with a state dict; nothing in it is executed.
+            n_tokens: codes per observation, which sampling needs (75 for three frames of the paper's VQ-VAE); None:
+                half of the positions, enough for ``forward``.
+
+        Raises:
+            VOCError: a missing or refused file, or names and shapes that are not a GPT-2's with a tied head.
+        """
+        from voc_rl.occupancy.published import load_gpt2
+
+        return load_gpt2(path, n_head, n_tokens)
+
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 (B, T) -> logits (B, T, vocabulary) of the next code at each place."""
+        """int64 (B, T) -> logits (B, T, V) of the next code at each place; V: the codes, and END where episodes end."""
         x = self.dropout(self.codes(ids) + self.positions.weight[: ids.shape[1]])[:, None]
         for block in self.blocks:
             x = block(x)[0]
-        return self.logits(self.norm(x[:, 0]))
+        logits = self.logits(self.norm(x[:, 0]))
+        return logits if self.config.ends else logits[..., : self.config.end_code]
 
     def prefix(self, context: Tensor, features: Tensor | None = None, use_features: Tensor | None = None) -> Prefix:
         """Read contexts: codes int64 (B, n_tokens), optional features (B, feature_dim).

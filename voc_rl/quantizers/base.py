@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_observations
 
 
@@ -53,9 +54,16 @@ class Quantizer(nn.Module, ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """int64 (B, n_tokens) -> uint8 (B, 3K, H, W)."""
 
+    def batch(self, dataset: Episodes, rows: np.ndarray, rng: np.random.Generator) -> Any:
+        """What ``loss`` is given for rows of a dataset: their observations, uint8 (B, 3K, H, W).
+
+        Quantizers that learn from more than single observations override it.
+        """
+        return torch.from_numpy(dataset.observations(rows))
+
     @abstractmethod
-    def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss of uint8 (B, 3K, H, W), and numbers worth logging."""
+    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of a ``batch``, and numbers worth logging."""
 
     @abstractmethod
     def code_vectors(self) -> Tensor:

@@ -25,9 +25,10 @@ class _QuantizerTrainee:
         return [p for p in self.quantizer.parameters() if p.requires_grad]
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = self.dataset.sample_rows(self.batch_size, np.random.default_rng([self.seed, step]), min_steps=0)
+        rng = np.random.default_rng([self.seed, step])
+        rows = self.dataset.sample_rows(self.batch_size, rng, min_steps=0)
         with autocast():
-            return self.quantizer.loss(torch.from_numpy(self.dataset.observations(rows)), generator)
+            return self.quantizer.loss(self.quantizer.batch(self.dataset, rows, rng), generator)
 
     def after_step(self, step: int) -> None:
         pass

@@ -1,0 +1,104 @@
+"""Downloads by name: what is asked for, where it goes, and that nothing happens by itself. No network is used."""
+
+from __future__ import annotations
+
+import http.server
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from worlds import one_sentence
+
+from voc_rl import hub
+from voc_rl.errors import VOCError
+
+
+def test_files_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *args, **options: asked.append((args, options)) or "/cache/file.pth"
+    )
+    assert hub.download("walker_vqvae") == Path("/cache/file.pth")
+    hub.download("cheetah_vqvae", tmp_path)
+    assert asked == [
+        (("manantomar/video-occupancy-models", "walker_vq_vae_model.pth"), {"local_dir": None}),
+        (("manantomar/video-occupancy-models", "cheetah_vq_vae_model.pth"), {"local_dir": str(tmp_path)}),
+    ]
+
+
+def test_folders_of_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *args, **options: asked.append((args, options)) or "/cache/data"
+    )
+    assert hub.download("walker_vqvae_latents") == Path("/cache/data/walker_train/vq_latents")
+    assert asked[0][0] == ("manantomar/video-occupancy-models-datasets",)
+    assert asked[0][1]["repo_type"] == "dataset"
+    assert asked[0][1]["allow_patterns"] == "walker_train/vq_latents/*"
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """A server on this machine that knows one file."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if self.path == "/there.pth" else 404)
+            self.end_headers()
+            if self.path == "/there.pth":
+                self.wfile.write(b"weights" * 1000)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}", asked
+        found.shutdown()
+
+
+def test_addresses_are_kept_once_downloaded(
+    server: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = server
+    monkeypatch.setitem(hub.FILES, "dino", hub.Published("a file", url=f"{address}/there.pth"))
+    for _ in range(2):
+        path = hub.download("dino", tmp_path / "models")
+        assert path == tmp_path / "models/there.pth"
+        assert path.read_bytes() == b"weights" * 1000
+    assert asked == ["/there.pth"]
+
+
+def test_failures_are_one_sentence_and_leave_nothing(
+    server: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    monkeypatch.setitem(hub.FILES, "dino", hub.Published("a file", url=f"{server[0]}/missing.pth"))
+    for name, words in (
+        ("dino", "404"), ("walker_vqvae", "(no route to host)"), ("beit", "Unknown published file 'beit'"),
+    ):  # fmt: skip
+        with pytest.raises(VOCError) as caught:
+            hub.download(name, tmp_path)
+        assert words in str(caught.value)
+        assert one_sentence(str(caught.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_else_downloads() -> None:
+    """No other module imports this one, and importing it imports no library that could."""
+    root = Path(hub.__file__).parent
+    users = [path for path in root.rglob("*.py") if path.name != "hub.py" and "voc_rl.hub" in path.read_text()]
+    assert users == []
+    code = "import sys, voc_rl.hub; print('huggingface_hub' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,96 @@
+"""The paper's latent files: a V-D4RL 84 px shard with one more array, the codes of every single frame.
+
+    vae_latents   int64 (N, 25)    5 x 5 codes below 1024
+    dino_latents  int64 (N, 196)   14 x 14 codes below 8192
+
+``Episodes.open`` reads the rest of such a file; observations are stacks of frames, and their codes are the frames'
+codes one after another, oldest frame first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from voc_rl.checkpoints import atomic_path
+from voc_rl.data.episodes import Episodes
+from voc_rl.data.hdf5 import FRAMES
+from voc_rl.errors import VOCError, check_choice
+
+LATENTS = ("dino_latents", "vae_latents")
+_AT_ONCE = 1024  # frames that are copied at once
+
+
+def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
+    """Codes int64 (N, n) of the single frame of every row of a dataset, from its own files.
+
+    Raises:
+        VOCError: an unknown key, a file without it, another number of rows than frames, or codes that are no whole
+            numbers from 0 to ``codebook_size`` - 1.
+    """
+    check_choice(key, LATENTS, "latent key")
+    parts = [_read(path, key, codebook_size) for path in dataset.paths]
+    widths = sorted({part.shape[1] for part in parts})
+    if len(widths) > 1:
+        raise VOCError(
+            f"{key} has {' and '.join(map(str, widths))} codes per frame in different files; keep them apart."
+        )
+    return np.concatenate(parts)[dataset.source_rows]
+
+
+def _read(path: Path, key: str, codebook_size: int) -> np.ndarray:
+    with h5py.File(path, "r") as file:  # readable: the dataset was opened from it
+        if not isinstance(file.get(key), h5py.Dataset):
+            raise VOCError(f"{path} has no {key}; a file with the codes of its frames is needed.")
+        codes, rows = file[key][()], len(file[FRAMES])
+    if codes.ndim != 2 or len(codes) != rows:
+        raise VOCError(f"{path}: {key} has shape {codes.shape}; one row of codes for each of {rows} frames is needed.")
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise VOCError(f"{path}: {key} has dtype {codes.dtype}; whole numbers are needed.")
+    if codes.size and (codes.min() < 0 or codes.max() >= codebook_size):
+        raise VOCError(f"{path}: {key} lies in {codes.min()}..{codes.max()}; 0..{codebook_size - 1} is the codebook.")
+    return codes.astype(np.int64)
+
+
+def stack_latents(dataset: Episodes, latents: np.ndarray) -> np.ndarray:
+    """Codes of single frames (N, n) -> codes of the observations int64 (N, K n), oldest frame first.
+
+    Raises:
+        VOCError: another number of rows than the dataset's.
+    """
+    if latents.ndim != 2 or len(latents) != len(dataset):
+        raise VOCError(
+            f"Latents have shape {latents.shape}; one row for each of the dataset's {len(dataset)} is needed."
+        )
+    return latents[dataset.stacked_rows(np.arange(len(dataset)))].reshape(len(dataset), -1)
+
+
+def write_latents(path: str | Path, dataset: Episodes, latents: np.ndarray, key: str) -> None:
+    """Write a dataset with the codes (N, n) of its single frames as one file with exactly the paper's keys.
+
+    Raises:
+        VOCError: an unknown key, codes that are not whole numbers, or another number of rows than the dataset's.
+    """
+    check_choice(key, LATENTS, "latent key")
+    if latents.ndim != 2 or len(latents) != len(dataset) or not np.issubdtype(latents.dtype, np.integer):
+        raise VOCError(
+            f"Latents are {latents.dtype} {latents.shape}; whole numbers, one row for each of the dataset's "
+            f"{len(dataset)}, are needed."
+        )
+    arrays = {
+        "action": dataset.action,
+        "discount": dataset.discount,
+        "reward": dataset.reward,
+        "step_type": dataset.step_type.astype(np.float64),  # as in V-D4RL's files
+        key: latents.astype(np.int64),
+    }
+    with atomic_path(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+        shape = (len(dataset), *dataset.frame_shape)
+        frames = file.create_dataset(FRAMES, shape, np.uint8, chunks=(1, *dataset.frame_shape), compression="gzip")
+        for first in range(0, len(dataset), _AT_ONCE):
+            rows = np.arange(first, min(first + _AT_ONCE, len(dataset)))
+            frames[rows[0] : rows[-1] + 1] = dataset.frames(rows)
