@@ -101,6 +101,8 @@ class Settings:
     """Real steps per target; default 4 / (1 - gamma), 1 is the paper's one-step target."""
     size: str = "tiny"
     """tiny or small: the network, its tokens and how long it trains."""
+    recipe: str = "voc"
+    """voc, or paper: trained and sampled as the paper's public code ran, defects included, as a baseline."""
     quantizer: str = "vqvae"
     held_out: float = 0.2
     """Share of the episodes that is never trained on."""
@@ -116,9 +118,10 @@ class Settings:
 
     def pipeline(self, run: Any, stage: str) -> Any:
         from voc_rl.pipeline import Pipeline
-        from voc_rl.sizes import SIZES
+        from voc_rl.sizes import RECIPES, SIZES, with_recipe
 
         check_choice(self.size, SIZES, "size")
+        recipe: Any = check_choice(self.recipe, RECIPES, "recipe")
         if self.n is not None:
             check_positive(self.n, "n")
         check_seed(self.seed)
@@ -129,6 +132,9 @@ class Settings:
         if self.quantizer_steps is not None:
             config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
         config = replace(config, quantizer=self.quantizer, occupancy=occupancy, seed=self.seed)
+        if recipe == "paper" and self.n not in (None, 1):
+            raise VOCError(f"n is {self.n}, but the recipe paper has one-step targets; leave n out.")
+        config = with_recipe(config, recipe)
         force = frozenset({stage}) if self.force else frozenset()
         return Pipeline(run, self.data, config, self.held_out, print, progress=True, force=force)
 

@@ -26,8 +26,8 @@ class LoopConfig:
     """How long and how fast a network is trained.
 
     steps: optimiser steps. batch_size: rows per step. learning_rate: its peak, after a linear warm-up over the share
-    ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on matrices only. clip: largest norm of a
-    gradient.
+    ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on matrices only. betas: AdamW's. clip:
+    largest norm of a gradient.
     """
 
     steps: int
@@ -35,6 +35,7 @@ class LoopConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def schedule(step: int, config: LoopConfig) -> float:

@@ -202,10 +202,10 @@ class Pipeline:
                 codes, features, estimator="sample", samples=settings["samples"], generator=generator
             )
 
-        return {
-            "voc": self.estimate("evaluate", settings, sampled),
-            "voc_head": voc.value_of_codes(codes, features, estimator="head"),
-        }
+        found = {"voc": self.estimate("evaluate", settings, sampled)}
+        if voc.value_head is not None:
+            found["voc_head"] = voc.value_of_codes(codes, features, estimator="head")
+        return found
 
     def finished(self, name: str, settings: dict[str, Any]) -> bool:
         """Whether a stage that leaves a ValueEstimate was finished with these settings."""

@@ -1,7 +1,11 @@
-"""Named sizes: how large the networks are and how long they train."""
+"""Two independent words: sizes (how large the networks are, how long they train) and recipes (how they train)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
+from voc_rl.errors import check_choice
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
 from voc_rl.training import NetworkSize, VOCConfig
@@ -18,3 +22,29 @@ SIZES = {
         ),
     ),
 }
+
+Recipe = Literal["paper", "voc"]
+RECIPES: tuple[Recipe, ...] = ("paper", "voc")
+
+
+def with_recipe(config: VOCConfig, recipe: Recipe) -> VOCConfig:
+    """A config trained and sampled as ``voc`` (it stays as it is) or as the ``paper``'s public code ran, at its size.
+
+    The paper: one-step targets, one per context; a target network that averages with decay .9 and keeps its dropout;
+    the 50 likeliest codes sampled, in targets and in values; loss on the context's codes too; codes alone as context;
+    no value head; AdamW 3e-4 with weight decay .1, no clipping, gradients of two batches of 32 summed (which Adam
+    takes as one batch of 64); dropout .2, in attention .1.
+    """
+    check_choice(recipe, RECIPES, "recipe")
+    if recipe == "voc":
+        return config
+    loop = replace(
+        config.occupancy.loop, batch_size=64, learning_rate=3e-4, weight_decay=0.1, warmup=0.05, betas=(0.9, 0.999),
+        clip=1e9,
+    )  # fmt: skip
+    occupancy = replace(
+        config.occupancy, n=1, futures=1, ema=0.9, feature_dropout=0.0, feature_noise=0.0, refill=1,
+        context_loss=True, target_dropout=True, top_k=50, loop=loop,
+    )  # fmt: skip
+    network = replace(config.network, dropout=0.2, attention_dropout=0.1, features=False, head_members=0)
+    return replace(config, occupancy=occupancy, network=network)

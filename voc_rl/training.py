@@ -39,12 +39,18 @@ OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weigh
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Sizes of the occupancy network and the value head."""
+    """Sizes of the occupancy network and the value head.
+
+    features: show the network the quantizer's continuous features beside the codes. head_members: networks of the
+    value head; 0 leaves it out.
+    """
 
     n_layer: int = 2
     n_head: int = 4
     width: int = 128
     dropout: float = 0.0
+    attention_dropout: float = 0.0
+    features: bool = True
     head_hidden: int = 128
     head_members: int = 5
 
@@ -120,17 +126,21 @@ def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
 
 def fresh_networks(
     quantizer: Quantizer, config: VOCConfig, ends: bool = True
-) -> tuple[OccupancyTransformer, ValueHead]:
+) -> tuple[OccupancyTransformer, ValueHead | None]:
     """Untrained occupancy network and value head for the codes of ``quantizer``, drawn from the seed."""
     size = config.network
     occupancy = OccupancyConfig(
-        codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens, feature_dim=quantizer.feature_dim,
-        n_layer=size.n_layer, n_head=size.n_head, width=size.width, dropout=size.dropout, ends=ends,
+        codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens,
+        feature_dim=quantizer.feature_dim if size.features else 0, n_layer=size.n_layer, n_head=size.n_head,
+        width=size.width, dropout=size.dropout, attention_dropout=size.attention_dropout, ends=ends,
+        top_k=config.occupancy.top_k,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(config.seed, 1 << 43))
         model = OccupancyTransformer(occupancy)
-        head = ValueHead(size.width, quantizer.feature_dim, size.head_hidden, size.head_members)
+        head = None
+        if size.head_members:
+            head = ValueHead(size.width, occupancy.feature_dim, size.head_hidden, size.head_members)
     generator = torch.Generator().manual_seed(step_seed(config.seed, 1 << 44))
     model.warm_start(quantizer.code_vectors(), generator)
     return model, head

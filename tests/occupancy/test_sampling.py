@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,7 +165,8 @@ def test_top_k_keeps_the_likeliest() -> None:
 @torch.no_grad()
 def test_top_k_of_one_is_the_greedy_future() -> None:
     model, context = network(seed=4), torch.randint(CODES, (4, TOKENS))
-    futures = sample_futures(model, context, None, 3, generator(), top_k=1)
+    model.config = replace(model.config, top_k=1)
+    futures = sample_futures(model, context, None, 3, generator())
     assert (futures == futures[:, :1]).all()
     prefix = model.prefix(context)
     logits = model.future_logits(prefix, futures)

@@ -18,12 +18,10 @@ def sample_futures(
     features: Tensor | None,
     samples: int,
     generator: torch.Generator,
-    top_k: int | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Codes int64 (B, samples, n_tokens) of futures of contexts int64 (B, n_tokens); END fills a whole future.
 
-    ``top_k`` keeps only the likeliest codes at each place: biased, there for the recipe ``paper`` alone.
     ``noise`` (n_tokens, B or 1, samples) is what the futures are drawn with, instead of fresh numbers (``uniforms``).
     """
     states = max(SEQUENCES_AT_ONCE // samples, 1)
@@ -35,7 +33,7 @@ def sample_futures(
             own = uniforms(model, len(prefix), samples, generator)
         else:
             own = (noise if noise.shape[1] == 1 else noise[:, some]).expand(-1, len(prefix), -1)
-        parts.append(sample_from_prefix(model, prefix, own, top_k))
+        parts.append(sample_from_prefix(model, prefix, own))
     return torch.cat(parts)
 
 
@@ -49,9 +47,9 @@ def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: 
 
 
 @torch.no_grad()
-def sample_from_prefix(model: OccupancyTransformer, prefix: Prefix, noise: Tensor, top_k: int | None = None) -> Tensor:
+def sample_from_prefix(model: OccupancyTransformer, prefix: Prefix, noise: Tensor) -> Tensor:
     """Codes int64 (B, samples, n_tokens) that follow contexts already read; ``noise`` is what ``uniforms`` returns."""
-    end, (n_tokens, _, samples) = model.config.end_code, noise.shape
+    end, top_k, (n_tokens, _, samples) = model.config.end_code, model.config.top_k, noise.shape
     logits = model.logits(prefix.last)[:, None].float()
     if not model.config.ends:
         logits[..., end] = -torch.inf

@@ -37,6 +37,10 @@ class OccupancyTraining:
     that sampled codes can be contexts too. feature_noise: noise on the features, in units of their own spread; without
     it a pose that no training episode held can get any value. head_weight: weight of the value head's loss. refill:
     steps whose bootstrapped targets are generated at once.
+
+    What the paper's public code did, and nobody else should (``voc_rl.sizes.with_recipe``): context_loss: also learn
+    to predict the context's own codes, on which half of the network's effort then goes. target_dropout: leave dropout
+    on in the target network. top_k: sample only so many of the likeliest codes, in targets and in values.
     """
 
     gamma: float = 0.9
@@ -47,6 +51,9 @@ class OccupancyTraining:
     feature_noise: float = 0.3
     head_weight: float = 1.0
     refill: int = 8
+    context_loss: bool = False
+    target_dropout: bool = False
+    top_k: int | None = None
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
 
     def __post_init__(self) -> None:
@@ -90,7 +97,7 @@ class OccupancyTrainee:
             head.set_bias(float(dataset.reward[dataset.step_type > 0].mean()))
             self.weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
             self.values = torch.full((len(dataset), head.members), float(head.bias_value))
-        self.target = copy.deepcopy(model).eval().requires_grad_(False)
+        self.target = copy.deepcopy(model).train(config.target_dropout).requires_grad_(False)
         self.target_head = copy.deepcopy(head).eval().requires_grad_(False) if head else None
 
     def parameters(self) -> list[nn.Parameter]:
@@ -111,11 +118,21 @@ class OccupancyTrainee:
             logits = self.model.future_logits(prefix, batch.futures)
             loss = F.cross_entropy(logits.float().flatten(0, 2), batch.futures.flatten())
             numbers = {"cross_entropy": loss.detach()}
+            if self.config.context_loss:
+                loss = self._loss_of_all(self._codes(batch.rows), loss)
             if self.head is not None:
                 head_loss = self._head_loss(batch.rows, prefix.last, features)
                 numbers["head"] = head_loss.detach()
                 loss = loss + self.config.head_weight * head_loss
         return loss, numbers
+
+    def _loss_of_all(self, context: Tensor, future_loss: Tensor) -> Tensor:
+        """Mean cross-entropy of the n codes of a future and of the n - 1 codes that follow another in the context."""
+        if (n := context.shape[1]) == 1:
+            return future_loss
+        own = self.model(context)[:, :-1].float()
+        context_loss = F.cross_entropy(own.flatten(0, 1), context[:, 1:].flatten())
+        return (n * future_loss + (n - 1) * context_loss) / (2 * n - 1)
 
     def _noisy(self, features: Tensor | None, generator: torch.Generator) -> Tensor | None:
         if features is None or not self.config.feature_noise:
@@ -157,7 +174,8 @@ class OccupancyTrainee:
         if missing.any():
             contexts = targets.bootstrap[targets.bootstrap >= 0]
             generator = torch.Generator().manual_seed(step_seed(self.seed, step) ^ 1)
-            with autocast():
+            with torch.random.fork_rng(devices=[]), autocast():
+                torch.manual_seed(step_seed(self.seed, step) ^ 2)  # for dropout, where it is left on
                 drawn = sample_futures(self.target, self._codes(contexts), self._features(contexts), 1, generator)
             futures[missing] = drawn[:, 0]
         self.stock = [
@@ -219,12 +237,15 @@ def train_occupancy(
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
     """Train network and head on codes (N, n_tokens) and features (N, feature_dim) of ``dataset``.
 
-    Returns the slow averages, in eval mode: they are better than the last iterate, and deterministic.
+    A network without features is not shown any. Returns the slow averages, in eval mode: they are better than the
+    last iterate, and deterministic.
     """
+    if not model.config.feature_dim:
+        features = None
     if features is not None:
         model.fit_features(features)
         if head is not None:
             head.fit_features(features)
     trainee = OccupancyTrainee(model, head, dataset, codes, features, config, seed)
     optimise(trainee, config.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)
-    return trainee.target, trainee.target_head
+    return trainee.target.eval(), trainee.target_head

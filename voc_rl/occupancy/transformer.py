@@ -22,8 +22,10 @@ class OccupancyConfig:
     """Sizes of the network.
 
     codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so
-    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. ends: whether
-    episodes can terminate; where they cannot, END is never sampled.
+    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. dropout: of
+    embeddings and residual branches; attention_dropout: of attention weights. ends: whether episodes can terminate;
+    where they cannot, END is never sampled. top_k: sample only the likeliest codes at each place (None: all); biased,
+    and there for the recipe ``paper``.
     """
 
     codebook_size: int
@@ -33,7 +35,9 @@ class OccupancyConfig:
     n_head: int = 4
     width: int = 128
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     ends: bool = True
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.n_head:
@@ -73,7 +77,7 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.attention_dropout)
 
     def forward(
         self, x: Tensor, prefix: tuple[Tensor, Tensor] | None, cache: tuple[Tensor, Tensor, int] | None
