@@ -66,7 +66,7 @@ class Sums:
 
 
 def test_added_rewards_telescope() -> None:
-    env = VOCValueWrapper(table(limit=7), TableVOC(PHI), mode="shaping", gamma=GAMMA)  # type: ignore[arg-type]
+    env = VOCValueWrapper(table(limit=4), TableVOC(PHI), mode="shaping", gamma=GAMMA)  # type: ignore[arg-type]
     rng, sums = np.random.default_rng(0), Sums()
     for episode in range(40):
         sums.start(PHI[env.reset(seed=0 if episode == 0 else None)[1]["state"]])
