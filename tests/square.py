@@ -16,6 +16,18 @@ from voc_rl.envs import PixelObservation
 SIDE = 36  # the smallest frame that Stable-Baselines3's own convolutions take
 SPEC = DataSpec(task="square", size=SIDE, render="fast", mujoco="3.0", action_repeat=1)
 
+# one of each of what the value wrappers can be asked for
+VALUE_MODES: list[dict[str, Any]] = [
+    {},
+    {"successor_features": True, "futures": 3, "samples": 10},
+    {"estimator": "sample", "samples": 20, "gamma": 0.8},
+    {"mode": "observation"},
+    {"mode": "observation", "observe": "features"},
+    {"mode": "observation", "observe": "features_only", "features": "tokens"},
+    {"mode": "observation", "observe": "features_only", "features": "successor"},
+    {"mode": "shaping", "gamma": 0.9},
+]
+
 
 class Square(gym.Env[np.ndarray, np.ndarray]):
     """A bright square that goes one column to the right where the action is above zero, else stays.

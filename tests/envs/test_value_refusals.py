@@ -1,0 +1,106 @@
+"""What the value wrappers refuse, and what they warn of."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import SyncVectorEnv
+from square import SIDE, SPEC, Square, square_env
+from stable_baselines3.common.vec_env import DummyVecEnv
+from worlds import one_sentence
+
+from voc_rl import VOC, VecVOCValue, VOCValueVectorWrapper, VOCValueWrapper
+from voc_rl.envs import PixelObservation
+from voc_rl.errors import VOCError
+
+
+def refusal(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(VOCError) as caught:
+        VOCValueWrapper(*arguments, **options)
+    assert one_sentence(str(caught.value)), str(caught.value)
+    return str(caught.value)
+
+
+def test_refused_observations(square_voc: Path) -> None:
+    found = refusal(Square(), square_voc)
+    assert "float32 (1,)" in found
+    assert "PixelObservation(env, size=36, stack=3)" in found
+    assert "uint8 (6, 36, 36)" in refusal(PixelObservation(Square(), SIDE, 2), square_voc)
+    assert "uint8 (9, 24, 24)" in refusal(PixelObservation(Square(), 24, 3), square_voc)
+    last = gym.wrappers.TransformObservation(
+        square_env(), lambda o: o.transpose(1, 2, 0), gym.spaces.Box(0, 255, (SIDE, SIDE, 9), np.uint8)
+    )
+    assert "put the channels first" in refusal(last, square_voc)
+    mixed = gym.wrappers.TransformObservation(
+        square_env(), lambda o: {"a": o}, gym.spaces.Dict({"a": square_env().observation_space})
+    )
+    assert "Dict" in refusal(mixed, square_voc)
+    for made in (
+        lambda: VOCValueVectorWrapper(SyncVectorEnv([Square] * 2), square_voc),  # type: ignore[list-item]
+        lambda: VecVOCValue(DummyVecEnv([Square] * 2), square_voc),  # type: ignore[list-item]
+    ):
+        with pytest.raises(VOCError, match=r"float32 \(1,\)"):
+            made()
+
+
+def test_refused_words_and_discounts(square_voc: Path) -> None:
+    env = square_env()
+    assert "Unknown mode 'values'" in refusal(env, square_voc, mode="values")
+    assert "Unknown observe" in refusal(env, square_voc, mode="observation", observe="all")
+    assert "Unknown kind of features" in refusal(env, square_voc, mode="observation", observe="features", features="x")
+    assert "Unknown estimator" in refusal(env, square_voc, estimator="density")
+    assert "mode 'shaping' needs gamma" in refusal(env, square_voc, mode="shaping")
+    assert "gamma is 1.5" in refusal(env, square_voc, mode="shaping", gamma=1.5)
+    assert "head knows gamma 0.5 only" in refusal(env, square_voc, gamma=0.9)
+    assert "larger ones, not for 0.2" in refusal(env, square_voc, gamma=0.2, estimator="sample")
+    assert "futures is -1" in refusal(env, square_voc, futures=-1)
+    assert "samples is 1" in refusal(env, square_voc, estimator="sample", samples=1)
+
+
+def test_refused_folders(square_voc: Path, tmp_path: Path) -> None:
+    assert f"{tmp_path / 'nothing'} holds no VOC" in refusal(square_env(), tmp_path / "nothing")
+    assert "voc is int" in refusal(square_env(), 3)
+    damaged = shutil.copytree(square_voc, tmp_path / "damaged")
+    weights = damaged / "voc.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "not a whole safetensors file" in refusal(square_env(), damaged)
+    (damaged / "voc.json").write_text("{")
+    assert "is not valid JSON" in refusal(square_env(), damaged)
+
+
+def test_a_folder_is_loaded_once_and_again_when_it_changed(square_voc: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(square_voc, tmp_path / "voc")
+    one, two = VOCValueWrapper(square_env(), folder), VOCValueWrapper(square_env(), str(folder))
+    assert one.voc is two.voc
+    VOC.load(folder).save(folder)
+    assert VOCValueWrapper(square_env(), folder).voc is not one.voc
+
+
+@pytest.mark.parametrize(("name", "value"), [("task", "other"), ("render", "faithful"), ("mujoco", "2.1")])
+def test_other_frames_warn(name: str, value: str, square_voc: Path) -> None:
+    spec = replace(SPEC, **{name: value})
+    makers = (
+        lambda: VOCValueWrapper(square_env(spec=spec), square_voc),
+        lambda: VOCValueVectorWrapper(SyncVectorEnv([lambda: square_env(spec=spec)] * 2), square_voc),  # type: ignore[list-item]
+        lambda: VecVOCValue(DummyVecEnv([lambda: square_env(spec=spec)] * 2), square_voc),
+    )
+    for make in makers:
+        with pytest.warns(UserWarning, match=f"trained with {name} .*, this data has '{value}'") as caught:
+            make()
+        assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        VOCValueWrapper(square_env(), square_voc)
+
+
+def test_overlay_needs_pictures(square_voc: Path) -> None:
+    env = square_env()
+    env.unwrapped.render_mode = None
+    assert "needs render_mode='rgb_array'" in refusal(env, square_voc, overlay=True)
