@@ -35,9 +35,9 @@ from voc_rl.runs import versions
 # arm -> (VOC features instead of frames, rewards shaped by the VOC), and what it is
 ARMS = {
     "pixels": (False, False, "PPO from frames (CnnPolicy)"),
-    "pixels+shaping": (False, True, "the same, rewards shaped by VOC values"),
+    "pixels+shaping": (False, True, "PPO from frames, rewards shaped by VOC values"),
     "features": (True, False, "PPO from VOC features instead of frames (MlpPolicy)"),
-    "features+shaping": (True, True, "the same, rewards shaped by VOC values"),
+    "features+shaping": (True, True, "PPO from VOC features, rewards shaped by VOC values"),
 }
 # scale -> CPU minutes of an arm and seed, and agent steps of an episode (None: the task's own)
 SCALES: dict[str, tuple[float, int | None]] = {"smoke": (0.05, 20), "cpu": (7.0, None)}

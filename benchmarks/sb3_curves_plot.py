@@ -19,7 +19,7 @@ def draw_curves(cells: list[dict[str, Any]], labels: dict[str, str], path: Path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, column, scale, name in zip(
         figure.subplots(1, 2, sharey=True), (0, 1), (1e3, 60.0), ("thousand agent steps", "CPU minutes"), strict=True
@@ -33,9 +33,9 @@ def draw_curves(cells: list[dict[str, Any]], labels: dict[str, str], path: Path)
             axes.fill_between(grid / scale, mean - error, mean + error, color=COLOURS[arm], alpha=0.2, linewidth=0)
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylim(bottom=0)  # of both panels, once all curves are there
     figure.axes[0].set_ylabel(f"return (mean of {WINDOW} episodes)")
-    figure.axes[0].legend(fontsize=8, loc="upper left")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=2)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
 
