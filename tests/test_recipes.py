@@ -15,9 +15,9 @@ from voc_rl import VOC, Episodes, cli
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.pipeline import Pipeline
-from voc_rl.quantizers import tokenize
+from voc_rl.quantizers import build_quantizer, tokenize
 from voc_rl.runs import RunFolder
-from voc_rl.sizes import SIZES, with_recipe
+from voc_rl.sizes import SIZES, sized, with_recipe
 from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, train
 
 
@@ -58,6 +58,17 @@ def test_the_papers_numbers_at_every_size(size: str) -> None:
     assert with_recipe(ours, "voc") is ours
     with pytest.raises(VOCError, match=r"Unknown recipe 'best'; accepted: paper, voc\."):
         with_recipe(ours, "best")  # type: ignore[arg-type]
+
+
+def test_sizes_of_quantizers() -> None:
+    assert sized("tiny") is SIZES["tiny"]
+    dino = sized("small", "dino")
+    assert dino.network == SIZES["small"].network
+    quantizer = build_quantizer("dino", (9, 84, 84), dino.quantizer_config)
+    assert (quantizer.n_tokens, quantizer.codebook_size) == (3 * 49, 256)
+    for words in (("huge", "vqvae"), ("tiny", "vae")):
+        with pytest.raises(VOCError, match=r"Unknown (size 'huge'|quantizer 'vae'); accepted: "):
+            sized(*words)
 
 
 def trainee(dataset: Episodes, config: VOCConfig) -> OccupancyTrainee:

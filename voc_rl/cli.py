@@ -104,6 +104,7 @@ class Settings:
     recipe: str = "voc"
     """voc, or paper: trained and sampled as the paper's public code ran, defects included, as a baseline."""
     quantizer: str = "vqvae"
+    """vqvae (few joint tokens) or dino (a token per patch, distilled from a self-taught transformer)."""
     held_out: float = 0.2
     """Share of the episodes that is never trained on."""
     seed: int = 0
@@ -118,20 +119,19 @@ class Settings:
 
     def pipeline(self, run: Any, stage: str) -> Any:
         from voc_rl.pipeline import Pipeline
-        from voc_rl.sizes import RECIPES, SIZES, with_recipe
+        from voc_rl.sizes import RECIPES, sized, with_recipe
 
-        check_choice(self.size, SIZES, "size")
+        config = sized(self.size, self.quantizer)
         recipe: Any = check_choice(self.recipe, RECIPES, "recipe")
         if self.n is not None:
             check_positive(self.n, "n")
         check_seed(self.seed)
-        config = SIZES[self.size]
         occupancy = replace(config.occupancy, gamma=self.gamma, n=self.n)
         if self.steps is not None:
             occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
         if self.quantizer_steps is not None:
             config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
-        config = replace(config, quantizer=self.quantizer, occupancy=occupancy, seed=self.seed)
+        config = replace(config, occupancy=occupancy, seed=self.seed)
         if recipe == "paper" and self.n not in (None, 1):
             raise VOCError(f"n is {self.n}, but the recipe paper has one-step targets; leave n out.")
         config = with_recipe(config, recipe)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from voc_rl.configs import to_dict
 from voc_rl.errors import check_choice
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
+from voc_rl.quantizers import QUANTIZERS, DINOConfig
 from voc_rl.training import NetworkSize, VOCConfig
 
 # tiny: minutes on two CPU cores. small: 16 tokens and four times the network, for hours on a CPU or minutes on a GPU.
@@ -22,6 +24,20 @@ SIZES = {
         ),
     ),
 }
+
+
+def sized(size: str, quantizer: str = "vqvae") -> VOCConfig:
+    """The config of a size, with another quantizer than the small VQ-VAE where one is named.
+
+    Raises:
+        VOCError: an unknown size or quantizer.
+    """
+    config = SIZES[check_choice(size, SIZES, "size")]
+    check_choice(quantizer, QUANTIZERS, "quantizer")
+    if quantizer == "dino":  # 49 tokens a frame; the published size is read from its file
+        return replace(config, quantizer="dino", quantizer_config=to_dict(DINOConfig.small()))
+    return config
+
 
 Recipe = Literal["paper", "voc"]
 RECIPES: tuple[Recipe, ...] = ("paper", "voc")

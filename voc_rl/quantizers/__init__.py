@@ -1,6 +1,7 @@
 """Frames to codes and back: one interface, several quantizers, chosen by name."""
 
 from voc_rl.quantizers.base import Quantizer, code_counts, codebook_use
+from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.registry import QUANTIZERS, build_quantizer, load_quantizer, save_quantizer
 from voc_rl.quantizers.training import tokenize, train_quantizer
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
@@ -8,6 +9,8 @@ from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 __all__ = [
     "QUANTIZERS",
     "VQVAE",
+    "DINOConfig",
+    "DINOTokenizer",
     "Quantizer",
     "VQVAEConfig",
     "build_quantizer",

@@ -20,13 +20,13 @@ def published_frames(obs: Tensor, side: int) -> Tensor:
     """uint8 (B, 3, H, W) -> float32 (B, 3, side, side), as the paper's public code prepared frames.
 
     The nearest pixel at the new size, then x / 255 - mean / std with ImageNet's numbers. The division was meant for the
-    whole difference; the published weights were trained on frames without those brackets, and need them so.
+    whole difference; the published files were tuned and used on frames without those brackets, so they get them so.
 
     Raises:
         VOCError: another dtype, or another number of channels.
     """
     check_observations(obs, (3, *obs.shape[2:]))
-    shift = torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
+    shift = torch.tensor(IMAGENET_MEAN, device=obs.device) / torch.tensor(IMAGENET_STD, device=obs.device)
     return F.interpolate(obs.float(), size=side) / 255 - shift[:, None, None]
 
 

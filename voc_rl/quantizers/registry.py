@@ -17,10 +17,14 @@ from voc_rl.checkpoints import (
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.quantizers.base import Quantizer
+from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
 # name -> (class, its config)
-QUANTIZERS: dict[str, tuple[type[Quantizer], type[Any]]] = {"vqvae": (VQVAE, VQVAEConfig)}
+QUANTIZERS: dict[str, tuple[type[Quantizer], type[Any]]] = {
+    "dino": (DINOTokenizer, DINOConfig),
+    "vqvae": (VQVAE, VQVAEConfig),
+}
 
 
 def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: Any = None) -> Quantizer:

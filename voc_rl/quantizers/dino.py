@@ -1,0 +1,289 @@
+"""Codes of frames that stand for what a vision transformer sees: the tokenizer of BEiT v2 (VQ-KD; Peng et al. 2022).
+
+Tokens. One per patch, frame by frame, oldest frame first and row by row within a frame: many tokens, each local.
+
+Network. A ViT over patches, Linear-Tanh-Linear down to the width of a code, and the code of the nearest direction in
+a codebook of unit vectors, which follows what is assigned to it instead of a gradient.
+
+Loss. Cosine distance between what a shallow transformer decodes from the codes and the patch features of a frozen
+teacher (``teacher.py``), plus the squared distance to the codes' vectors. Pictures come from a small decoder that
+learns from vectors cut off from the rest: they show what codes hold, and never decide it.
+
+``from_published`` reads the public tokenizer that the paper's DINO variant used.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from voc_rl.errors import VOCError, check_positive
+from voc_rl.quantizers.base import Quantizer, check_codes
+from voc_rl.quantizers.published import published_frames
+from voc_rl.quantizers.teacher import (
+    CodeToFeatures,
+    CosineCodebook,
+    FrameTeacher,
+    TimmTeacher,
+    cosine_distance,
+    imagenet_frames,
+    patch_tokens,
+    train_teacher,
+    vision_transformer,
+)
+from voc_rl.quantizers.vqvae import scale, unscale
+
+CHUNK = 64  # frames that pass the encoder at once where no gradient is wanted: bounds memory
+
+
+@dataclass(frozen=True)
+class DINOConfig:
+    """Sizes of the network, and how it is trained. The defaults are the published sizes; ``small`` runs on a CPU.
+
+    width, depth, heads: the encoder, a ViT. patch: pixels along a side of a patch; side: of the pictures that it sees.
+    codebook_size, code_dim: number of codes, and width of their vectors.
+    features: offer continuous features of frames, the mean of their patches.
+    decoder_width: channels of the decoder that paints pictures.
+    decay: of the codebook's moving average. commitment: weight of the distance to the codes' vectors.
+    layer_scale: a learned scale per channel on every branch of the encoder.
+    published: inputs as the paper's code made them, and encoder and codebook frozen; only the pictures are trained.
+    teacher: "" for a small ViT, self-distilled on the frames before training, or "timm:NAME".
+    teacher_weights: of a timm teacher: a file, or "download". teacher_width: of its features.
+    teacher_steps: how long the small ViT is trained.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    side: int = 224
+    codebook_size: int = 8192
+    code_dim: int = 32
+    features: bool = False
+    decoder_width: int = 64
+    decay: float = 0.99
+    commitment: float = 1.0
+    layer_scale: bool = False
+    published: bool = False
+    teacher: str = ""
+    teacher_weights: str = ""
+    teacher_width: int = 96
+    teacher_steps: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch", "side", "codebook_size", "code_dim", "decoder_width"):
+            check_positive(getattr(self, name), name)
+        if self.width % self.heads:
+            raise VOCError(f"The width {self.width} of a dino tokenizer is not a multiple of its {self.heads} heads.")
+        if self.side % self.patch:
+            raise VOCError(f"The side {self.side} of a dino tokenizer is not a multiple of its patch {self.patch}.")
+        if self.teacher and not self.teacher.startswith("timm:"):
+            raise VOCError(f"teacher is {self.teacher!r}; '' (self-distilled) or 'timm:NAME' is needed.")
+
+    @classmethod
+    def small(cls, **changes: Any) -> DINOConfig:
+        """49 tokens per frame of 84 pixels, with continuous features."""
+        sizes = {
+            "width": 96, "depth": 3, "heads": 3, "patch": 12, "side": 84, "codebook_size": 256, "code_dim": 16,
+            "features": True,
+        }  # fmt: skip
+        return cls(**{**sizes, **changes})
+
+
+class DINOTokenizer(Quantizer):
+    """The quantizer ``dino``."""
+
+    name = "dino"
+
+    def __init__(self, observation_shape: tuple[int, int, int], config: DINOConfig) -> None:
+        super().__init__()
+        channels, height, width = observation_shape
+        if channels < 3 or channels % 3:
+            raise VOCError(f"Observations of shape {observation_shape} are not stacked frames of 3 channels.")
+        self.observation_shape, self.config = observation_shape, config
+        self.stack, self.grid = channels // 3, config.side // config.patch
+        self.n_tokens = self.stack * self.grid**2
+        self.codebook_size, self.code_dim = config.codebook_size, config.code_dim
+        self.feature_dim = self.stack * config.width if config.features else 0
+        self.encoder = vision_transformer(
+            config.side, config.patch, 3, config.width, config.depth, config.heads, config.layer_scale
+        )
+        self.to_code = nn.Sequential(
+            nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, config.code_dim)
+        )
+        self.codebook = CosineCodebook(config.codebook_size, config.code_dim, config.decay)
+        self.painter = _painter(config, math.ceil(max(height, width) / self.grid))
+        self.register_buffer("mean_frame", torch.zeros(3, height, width))
+        self.register_buffer("pixel_variance", torch.ones(()))
+        self.register_buffer("feature_mean", torch.zeros(config.width))
+        self.register_buffer("feature_variance", torch.ones(config.width))
+        self.mean_frame: Tensor
+        self.pixel_variance: Tensor
+        self.feature_mean: Tensor
+        self.feature_variance: Tensor
+        self.teacher: FrameTeacher | None = None
+        self._timm_teacher: TimmTeacher | None = None  # read when training needs it, and kept out of our files
+        if config.published:
+            self.encoder.requires_grad_(False)
+            self.to_code.requires_grad_(False)
+            return
+        self.distillation = CodeToFeatures(self.grid, config.code_dim, config.width, config.heads, config.teacher_width)
+        if not config.teacher:
+            self.teacher = FrameTeacher(config.side, config.patch, config.teacher_width)
+
+    @classmethod
+    def from_published(cls, path: str | Path, n_head: int = 12, stack: int = 1) -> DINOTokenizer:
+        """The public VQ-KD tokenizer (BEiT v2's names), for frames of 84 pixels, as the paper's code ran it.
+
+        Sizes are read off the shapes; only the number of heads cannot be. Codes are those of the public code; there
+        are no continuous features, and ``decode`` paints the mean frame until ``train_quantizer`` has trained it.
+
+        Args:
+            path: a torch file with a state dict, bare or under ``model`` or ``state_dict``; nothing in it is executed.
+            stack: frames per observation.
+
+        Raises:
+            VOCError: a missing or refused file, or names and shapes that are not such a tokenizer's.
+        """
+        from voc_rl.quantizers.dino_published import load_vqkd
+
+        return load_vqkd(path, n_head, stack)
+
+    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
+        """Mean frame; unless published also the self-distilled teacher, and a codebook of what the encoder says."""
+        frames = obs[:, -3:]
+        pictures = scale(frames)
+        self.mean_frame.copy_(pictures.mean(0))
+        self.pixel_variance.copy_(pictures.sub_(self.mean_frame).square_().mean().clamp(min=1e-4))
+        if self.config.published:
+            return
+        if self.teacher is not None:
+            train_teacher(self.teacher, frames, generator, self.config.teacher_steps)
+        enough = math.ceil(max(16_384, 2 * self.codebook_size) / self.grid**2)
+        some = torch.randperm(len(frames), generator=generator)[:enough]
+        with torch.no_grad():
+            latents = self.to_code(self._patches(frames[some]))
+        self.codebook.fit(latents.flatten(0, 1), generator)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """uint8 (B, 3K, H, W) -> (B, K * width): mean patch of the newest frame, then differences; or (B, 0).
+
+        In units of the spread over the frames of training; differences of neighbouring frames, newest first.
+        """
+        if not self.config.features:
+            return torch.zeros(len(obs), 0, device=obs.device)
+        pooled = rearrange(self._patches(self._frames(obs)).mean(1), "(b k) d -> b k d", k=self.stack)
+        spread = self.feature_variance.sqrt().clamp(min=1e-4)
+        newest, motion = pooled[:, -1:] - self.feature_mean, pooled.diff(dim=1).flip(1)
+        return (torch.cat([newest, motion], 1) / spread).flatten(1)
+
+    def latents(self, obs: Tensor) -> Tensor:
+        latents = self._latents(self._patches(self._frames(obs)))
+        return rearrange(latents, "(b k) n d -> b (k n) d", k=self.stack)
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        return self.codebook.nearest(latents)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        check_codes(codes, self)
+        return self.codebook.vectors[codes]
+
+    def code_vectors(self) -> Tensor:
+        return self.codebook.vectors
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself."""
+        vectors = rearrange(self.embed(codes), "b (k n) d -> (b k) n d", k=self.stack)
+        pictures = unscale(self._paint(vectors).float() + self.mean_frame)
+        return rearrange(pictures, "(b k) c h w -> b (k c) h w", k=self.stack)
+
+    def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """VQ-KD on the newest frame of each observation, plus the pictures' loss; published: the pictures' alone."""
+        if self.config.published:
+            pixels = self.decoder_loss(batch, generator)
+            return pixels, {"pixels": pixels.detach()}
+        frames = batch[:, -3:]
+        patches = self._patches(frames)
+        latents = F.normalize(self._latents(patches), dim=-1)
+        codes = self.codebook.nearest(latents)
+        vectors = self.codebook.vectors[codes]
+        straight = latents + (vectors - latents).detach()  # the vector forwards, the latent's gradient backwards
+        cosine = cosine_distance(self.distillation(straight), self._teach(frames))
+        commitment = F.mse_loss(latents, vectors)
+        pixels = self._pixel_loss(frames, vectors)
+        if self.training:
+            self.codebook.follow(latents.detach().flatten(0, 1), codes.flatten(), generator)
+            self._follow_features(patches.detach().float().mean(1))
+        numbers = {"cosine": cosine, "commitment": commitment, "pixels": pixels}
+        total = cosine + self.config.commitment * commitment + pixels
+        return total, {name: number.detach() for name, number in numbers.items()}
+
+    def decoder_loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """Error of the pictures painted from the codes of uint8 (B, 3K, H, W), newest frames; moves no code."""
+        frames = batch[:, -3:]
+        with torch.no_grad():
+            vectors = self.codebook.vectors[self.codebook.nearest(self._latents(self._patches(frames)))]
+        return self._pixel_loss(frames, vectors)
+
+    def _frames(self, obs: Tensor) -> Tensor:
+        return rearrange(obs, "b (k c) h w -> (b k) c h w", c=3)
+
+    def _patches(self, frames: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, patches, width), what the encoder sees in each patch."""
+        if torch.is_grad_enabled() and not self.config.published:
+            return patch_tokens(self.encoder, imagenet_frames(frames, self.config.side))
+        # published codes are those of float32; ours may be computed in bfloat16, as everything else
+        lower = torch.is_autocast_enabled(frames.device.type) and not self.config.published
+        prepare = published_frames if self.config.published else imagenet_frames
+        with torch.no_grad(), torch.autocast(frames.device.type, enabled=lower):
+            parts = [patch_tokens(self.encoder, prepare(part, self.config.side)) for part in frames.split(CHUNK)]
+        return torch.cat(parts)
+
+    def _latents(self, patches: Tensor) -> Tensor:
+        """(..., width) -> float32 (..., code_dim)."""
+        with torch.autocast(patches.device.type, enabled=False):
+            return self.to_code(patches.float())
+
+    def _teach(self, frames: Tensor) -> Tensor:
+        if self.teacher is not None:
+            return self.teacher(frames)
+        if self._timm_teacher is None:
+            config = self.config
+            name = config.teacher.removeprefix("timm:")
+            self._timm_teacher = TimmTeacher(name, config.teacher_weights, self.grid, config.teacher_width)
+        return self._timm_teacher(frames)
+
+    @torch.no_grad()
+    def _follow_features(self, pooled: Tensor) -> None:
+        """Running mean and variance of the mean patches (B, width) of a batch."""
+        self.feature_mean.lerp_(pooled.mean(0), 0.05)
+        self.feature_variance.lerp_((pooled - self.feature_mean).square().mean(0), 0.05)
+
+    def _paint(self, vectors: Tensor) -> Tensor:
+        """(B, patches, code_dim) -> (B, 3, H, W), what is added to the mean frame."""
+        picture = self.painter(rearrange(vectors, "b (h w) d -> b d h w", h=self.grid))
+        size = self.observation_shape[1:]
+        return picture if picture.shape[2:] == size else F.interpolate(picture, size=size)
+
+    def _pixel_loss(self, frames: Tensor, vectors: Tensor) -> Tensor:
+        target = scale(frames) - self.mean_frame
+        return F.mse_loss(self._paint(vectors.detach()).float(), target) / self.pixel_variance
+
+
+def _painter(config: DINOConfig, pixels: int) -> nn.Module:
+    """Grid of vectors -> picture of ``pixels`` a cell; it starts by painting nothing."""
+    width = config.decoder_width
+    last = nn.ConvTranspose2d(width, 3, pixels, stride=pixels)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(
+        nn.Conv2d(config.code_dim, width, 3, padding=1), nn.GELU(),
+        nn.Conv2d(width, width, 3, padding=1), nn.GELU(), last,
+    )  # fmt: skip
