@@ -61,7 +61,9 @@ def test_the_papers_numbers_at_every_size(size: str) -> None:
 
 
 def test_sizes_of_quantizers() -> None:
-    assert sized("tiny") is SIZES["tiny"]
+    assert sized("tiny") == SIZES["tiny"]
+    assert sized("small", "musik") == replace(SIZES["small"], quantizer="musik")
+    assert build_quantizer("musik", (9, 84, 84), SIZES["small"].quantizer_config).n_tokens == 16
     dino = sized("small", "dino")
     assert dino.network == SIZES["small"].network
     quantizer = build_quantizer("dino", (9, 84, 84), dino.quantizer_config)

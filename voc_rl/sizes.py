@@ -36,7 +36,7 @@ def sized(size: str, quantizer: str = "vqvae") -> VOCConfig:
     check_choice(quantizer, QUANTIZERS, "quantizer")
     if quantizer == "dino":  # 49 tokens a frame; the published size is read from its file
         return replace(config, quantizer="dino", quantizer_config=to_dict(DINOConfig.small()))
-    return config
+    return replace(config, quantizer=quantizer)
 
 
 Recipe = Literal["paper", "voc"]

@@ -2,15 +2,18 @@
 
 from voc_rl.quantizers.base import Quantizer, code_counts, codebook_use
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
+from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.registry import QUANTIZERS, build_quantizer, load_quantizer, save_quantizer
 from voc_rl.quantizers.training import tokenize, train_quantizer
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
 __all__ = [
+    "MUSIK",
     "QUANTIZERS",
     "VQVAE",
     "DINOConfig",
     "DINOTokenizer",
+    "MUSIKConfig",
     "Quantizer",
     "VQVAEConfig",
     "build_quantizer",

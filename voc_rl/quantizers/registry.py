@@ -18,11 +18,13 @@ from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.quantizers.base import Quantizer
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
+from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
 # name -> (class, its config)
 QUANTIZERS: dict[str, tuple[type[Quantizer], type[Any]]] = {
     "dino": (DINOTokenizer, DINOConfig),
+    "musik": (MUSIK, MUSIKConfig),
     "vqvae": (VQVAE, VQVAEConfig),
 }
 
