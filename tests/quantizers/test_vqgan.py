@@ -199,6 +199,11 @@ def frames(count: int, channels: int = 3, seed: int = 0) -> Tensor:
     return (smooth + grain).clamp(0, 255).to(torch.uint8)
 
 
+def rows_read() -> list[int]:
+    """Rows of a frame of 84 pixels that make a picture of 80, in PyTorch's float32."""
+    return (np.arange(80, dtype=np.float32) * np.float32(84 / 80)).astype(int).tolist()
+
+
 def write_weights(folder: Path, config: VQGANConfig, seed: int = 0) -> tuple[Path, State]:
     state = random_weights(config, seed)
     torch.save(state, folder / "vqgan.pth")
@@ -221,7 +226,9 @@ def check_parity(quantizer: VQGAN, state: State, obs: Tensor) -> Tensor:
         torch.testing.assert_close(quantizer._paint(quantizer.embed(codes)), pictures, atol=1e-4, rtol=1e-4)
         shift = torch.tensor([0.485, 0.456, 0.406]) / torch.tensor([0.229, 0.224, 0.225])
         levels_of_grey = ((pictures + shift[:, None, None]) * 255).round().clamp(0, 255)
-        expected = F.interpolate(levels_of_grey, size=84)
+        read = np.array(rows_read())
+        back = [int(abs(read - j).argmin()) for j in range(84)]  # the pixel that was read nearest
+        expected = levels_of_grey[:, :, back][..., back]
     decoded = quantizer.decode(codes)
     assert decoded.dtype == torch.uint8
     assert (decoded.float() - expected).abs().max() <= 1  # where rounding falls on either side
@@ -459,16 +466,16 @@ def test_training_learns_the_picture(trained: tuple[VQGAN, list[float]], dataset
 
 
 def test_codes_are_in_raster_order(trained: tuple[VQGAN, list[float]], dataset: Episodes) -> None:
-    """Another vector in one cell changes the picture there most."""
+    """Another vector in a corner changes that corner of the picture most."""
     quantizer, _ = trained
-    vectors = quantizer.embed(quantizer.encode(observations(dataset)[:8]))[:, -36:]
-    for row, column in ((0, 0), (1, 4), (4, 1), (5, 2)):
-        changed = vectors.clone()
-        changed[:, 6 * row + column] += 1.0
-        with torch.no_grad():
+    with torch.no_grad():
+        vectors = quantizer.embed(quantizer.encode(observations(dataset)[:8]))[:, -36:]
+        for cell, corner in ((0, (0, 0)), (5, (0, 1)), (30, (1, 0)), (35, (1, 1))):
+            changed = vectors.clone()
+            changed[:, cell] += 1.0
             moved = (quantizer._paint(changed) - quantizer._paint(vectors)).abs().mean((0, 1))
-        cells = moved.unflatten(1, (6, 4)).unflatten(0, (6, 4)).mean((1, 3))
-        assert cells.argmax() == 6 * row + column
+            quarters = moved.unflatten(1, (2, 12)).unflatten(0, (2, 12)).mean((1, 3))
+            assert divmod(int(quarters.argmax()), 2) == corner
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -510,6 +517,11 @@ def test_what_the_network_sees_can_be_undone(published: bool) -> None:
     larger = VQGAN((3, 48, 48), config)
     doubled = obs.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert torch.equal(larger._frames(larger._pictures(doubled)), doubled)
+    usual = VQGAN((3, 84, 84), VQGANConfig.small(published=published))
+    obs = frames(2)
+    back = usual._frames(usual._pictures(obs))
+    read = rows_read()  # 80 of 84 rows and columns
+    assert torch.equal(back[:, :, read][..., read], obs[:, :, read][..., read])
 
 
 def test_loss_by_hand(dataset: Episodes) -> None:
@@ -532,8 +544,25 @@ def test_loss_by_hand(dataset: Episodes) -> None:
     assert 1 <= numbers["perplexity"] <= 32
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in quantizer.parameters())
-    assert quantizer.encoder.stem.weight.grad is not None
-    assert quantizer.encoder.stem.weight.grad.abs().max() > 0  # straight through the rounding
+
+
+def served(quantizer: VQGAN, obs: Tensor) -> Tensor:
+    """Give every latent of the newest frame of one observation a code of its own; returns the latents (36, 8)."""
+    with torch.no_grad():
+        latents = quantizer.latents(obs)[0, -36:]
+        quantizer.codebook.weight[:36] = latents
+        quantizer.codebook.weight[36:] = 1e3
+    return latents
+
+
+def test_pixels_reach_the_encoder_straight_through_the_rounding(dataset: Episodes) -> None:
+    quantizer, obs = fresh(config=VQGANConfig(**{**vars(TINY), "codebook_size": 64})), observations(dataset)[5:6]
+    served(quantizer, obs)
+    loss, numbers = quantizer.loss(obs, generator())
+    assert numbers["commitment"] < 1e-9  # no pull from there
+    loss.backward()
+    assert quantizer.to_code.weight.grad is not None
+    assert quantizer.to_code.weight.grad.abs().max() > 1e-3
 
 
 def test_codes_start_from_latents_and_published_ones_stay(dataset: Episodes, tmp_path: Path) -> None:
@@ -553,21 +582,22 @@ def test_codes_start_from_latents_and_published_ones_stay(dataset: Episodes, tmp
 
 
 def test_unused_codes_move_to_where_they_help(dataset: Episodes) -> None:
-    quantizer, obs = fresh(), observations(dataset)[:8]
-    quantizer.initialise(obs, generator())
+    quantizer, obs = fresh(config=VQGANConfig(**{**vars(TINY), "codebook_size": 64})), observations(dataset)[5:6]
+    latents = served(quantizer, obs)
+    distance = torch.cdist(latents, latents) + 1e3 * torch.eye(36)
+    alone = int(distance.min(1).values.argmax())
     with torch.no_grad():
-        quantizer.codebook.weight[7] = 1e3
-        quantizer.use[7] = 0.0
+        quantizer.codebook.weight[alone] = 1e3  # one latent is served badly now
+        quantizer.use[50] = 0.0  # and one code serves none
         kept = quantizer.code_vectors().clone()
     quantizer.eval()
     quantizer.loss(obs, generator())
     assert torch.equal(quantizer.code_vectors(), kept)
     quantizer.train()
     quantizer.loss(obs, generator())
-    moved = (quantizer.code_vectors() != kept).any(1).nonzero().flatten().tolist()
-    assert moved == [7]
-    with torch.no_grad():
-        assert torch.cdist(quantizer.code_vectors()[7:8], quantizer.latents(obs).flatten(0, 1)).min() < 1e-3
+    assert (quantizer.code_vectors() != kept).any(1).nonzero().flatten().tolist() == [50]
+    torch.testing.assert_close(quantizer.code_vectors()[50], latents[alone], atol=1e-4, rtol=1e-4)
+    assert quantizer.use[50] == 1 / 64
 
 
 def test_saved_and_loaded_gives_the_same_codes(

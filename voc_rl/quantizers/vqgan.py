@@ -287,7 +287,7 @@ class VQGAN(Quantizer):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself, at the nearest pixels."""
+        """int64 (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself."""
         vectors = rearrange(self.embed(codes), "b (k n) d -> (b k) n d", k=self.stack)
         frames = torch.cat([self._frames(self._paint(part)) for part in vectors.split(CHUNK)])
         return rearrange(frames, "(b k) c h w -> b (k c) h w", k=self.stack)
@@ -346,12 +346,22 @@ class VQGAN(Quantizer):
 
     def _frames(self, pictures: Tensor) -> Tensor:
         """float (B, 3, side, side) -> uint8 (B, 3, H, W): ``_pictures`` undone."""
-        pictures = F.interpolate(pictures, size=self.observation_shape[1:])
+        rows, columns = (_read_back(size, self.config.side).to(pictures.device) for size in self.observation_shape[1:])
+        pictures = pictures[..., rows[:, None], columns]
         if not self.config.published:
             return unscale(pictures)
         shift = torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
         levels = (pictures + shift.to(pictures.device)[:, None, None]) * 255
         return levels.round().clamp(0, 255).to(torch.uint8)
+
+
+def _read_back(size: int, side: int) -> Tensor:
+    """int64 (size,): for every pixel of a frame the pixel of the picture that was read nearest to it.
+
+    Resizing to the nearest pixel rounds down, so doing it twice would shift the frame by almost a pixel.
+    """
+    read = F.interpolate(torch.arange(float(size)).view(1, 1, -1), size=side)[0, 0]
+    return (torch.arange(size)[:, None] - read).abs().argmin(1)
 
 
 def _norm(channels: int) -> nn.Module:
