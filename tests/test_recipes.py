@@ -68,6 +68,8 @@ def test_sizes_of_quantizers() -> None:
     assert dino.network == SIZES["small"].network
     quantizer = build_quantizer("dino", (9, 84, 84), dino.quantizer_config)
     assert (quantizer.n_tokens, quantizer.codebook_size) == (3 * 49, 256)
+    vqgan = build_quantizer("vqgan", (9, 84, 84), sized("tiny", "vqgan").quantizer_config)
+    assert vqgan.n_tokens % 3 == 0  # frame by frame
     for words in (("huge", "vqvae"), ("tiny", "vae")):
         with pytest.raises(VOCError, match=r"Unknown (size 'huge'|quantizer 'vae'); accepted: "):
             sized(*words)

@@ -104,7 +104,7 @@ class Settings:
     recipe: str = "voc"
     """voc, or paper: trained and sampled as the paper's public code ran, defects included, as a baseline."""
     quantizer: str = "vqvae"
-    """vqvae (few joint tokens), musik (the same, of what actions change) or dino (a token per patch)."""
+    """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch)."""
     held_out: float = 0.2
     """Share of the episodes that is never trained on."""
     seed: int = 0

@@ -9,7 +9,7 @@ from voc_rl.configs import to_dict
 from voc_rl.errors import check_choice
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
-from voc_rl.quantizers import QUANTIZERS, DINOConfig
+from voc_rl.quantizers import QUANTIZERS, DINOConfig, VQGANConfig
 from voc_rl.training import NetworkSize, VOCConfig
 
 # tiny: minutes on two CPU cores. small: 16 tokens and four times the network, for hours on a CPU or minutes on a GPU.
@@ -36,6 +36,8 @@ def sized(size: str, quantizer: str = "vqvae") -> VOCConfig:
     check_choice(quantizer, QUANTIZERS, "quantizer")
     if quantizer == "dino":  # 49 tokens a frame; the published size is read from its file
         return replace(config, quantizer="dino", quantizer_config=to_dict(DINOConfig.small()))
+    if quantizer == "vqgan":
+        return replace(config, quantizer="vqgan", quantizer_config=to_dict(VQGANConfig.small()))
     return replace(config, quantizer=quantizer)
 
 

@@ -19,12 +19,14 @@ from voc_rl.errors import VOCError, check_choice
 from voc_rl.quantizers.base import Quantizer
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
+from voc_rl.quantizers.vqgan import VQGAN, VQGANConfig
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
 # name -> (class, its config)
 QUANTIZERS: dict[str, tuple[type[Quantizer], type[Any]]] = {
     "dino": (DINOTokenizer, DINOConfig),
     "musik": (MUSIK, MUSIKConfig),
+    "vqgan": (VQGAN, VQGANConfig),
     "vqvae": (VQVAE, VQVAEConfig),
 }
 

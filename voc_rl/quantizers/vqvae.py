@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -124,6 +125,13 @@ class VQVAE(Quantizer):
         self.to_grid = nn.Sequential(nn.Linear(hidden, 2 * w * self.grid[0] * self.grid[1]), nn.GELU())
         self.upsample = nn.Sequential(nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1), nn.GELU())
         self.to_pixels = nn.Linear(w, channels * config.patch**2)
+
+    @staticmethod
+    def from_published(path: str | Path, stack: int = 1) -> Quantizer:
+        """The paper's VQ-VAE file: the full network, a ``VQGAN`` (see its ``from_published``)."""
+        from voc_rl.quantizers.vqgan import VQGAN
+
+        return VQGAN.from_published(path, stack)
 
     def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
         pictures = scale(obs)
