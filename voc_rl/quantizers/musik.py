@@ -53,7 +53,7 @@ class MUSIKConfig:
     decoder_width: int = 64
     patch: int = 6
     horizon: int = 14
-    condition_on_k: bool = True
+    condition_on_k: bool = False
     negatives: int = 256
     energy_hidden: int = 256
     max_action_size: int = 64
