@@ -38,7 +38,7 @@ def draw_overlay(frame: np.ndarray, curve: np.ndarray, voc: VOC, obs: np.ndarray
 
 def _futures(voc: VOC, obs: np.ndarray, gamma: float) -> np.ndarray:
     """Newest frames of sampled futures, uint8 (FUTURES, H, W, 3), by common random numbers; black where it ended."""
-    codes = voc.sample_futures(obs[None], FUTURES, max(gamma, voc.gamma), common=True)[0]
+    codes = voc.sample_futures(obs[None], FUTURES, gamma, common=True)[0]
     ended = codes[:, 0] == voc.occupancy.config.end_code
     pictures = voc.quantizer.decode(codes.masked_fill(ended[:, None], 0)).detach().numpy()[:, -3:]
     pictures[ended.numpy()] = 0

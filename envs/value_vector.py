@@ -102,7 +102,7 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         """What ended episodes last looked like, as an agent would see it, with their values."""
         seen = np.full(self.num_envs, None, object)
         for row, i in enumerate(finals):
-            seen[i] = self._reader.observe_one(infos["final_obs"][finals[row]][None], _rows(last, [row]))
+            seen[i] = self._reader.observe_one(infos["final_obs"][i][None], _rows(last, [row]))
         mask = np.isin(np.arange(self.num_envs), finals)
         spread = {}
         for name, column in last.columns().items():

@@ -112,7 +112,7 @@ def load_state_dict(module: Any, tensors: Mapping[str, Tensor], where: str) -> N
     missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     if missing or unexpected:
         raise VOCError(
-            f"{where} does not fit {type(module).__name__}: missing {_few(missing)}, unexpected {_few(unexpected)}."
+            f"{where} does not fit {type(module).__name__}: missing {few(missing)}, unexpected {few(unexpected)}."
         )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
@@ -120,7 +120,8 @@ def load_state_dict(module: Any, tensors: Mapping[str, Tensor], where: str) -> N
     module.load_state_dict(dict(tensors))
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """The first three of some names, and how many more there are; for messages."""
     if not names:
         return "nothing"
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -14,8 +14,8 @@ SMALL_BATCH = 8
 def autocast(rows: int | None = None) -> torch.autocast:
     """Matrix products in bfloat16, everything else in float32.
 
-    A batch of at most ``SMALL_BATCH`` rows stays in float32: casting the weights takes longer than multiplying by
-    them (a value of one state: 1.8 ms instead of 2.9 on one thread; of 16 states: no difference).
+    A batch of at most ``SMALL_BATCH`` rows stays in float32: for a few rows, casting the weights takes longer than
+    multiplying by them.
     """
     return torch.autocast("cpu", torch.bfloat16, enabled=rows is None or rows > SMALL_BATCH)
 

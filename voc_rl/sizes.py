@@ -34,10 +34,9 @@ def sized(size: str, quantizer: str = "vqvae") -> VOCConfig:
     """
     config = SIZES[check_choice(size, SIZES, "size")]
     check_choice(quantizer, QUANTIZERS, "quantizer")
-    if quantizer == "dino":  # 49 tokens a frame; the published size is read from its file
-        return replace(config, quantizer="dino", quantizer_config=to_dict(DINOConfig.small()))
-    if quantizer == "vqgan":
-        return replace(config, quantizer="vqgan", quantizer_config=to_dict(VQGANConfig.small()))
+    small = {"dino": DINOConfig.small, "vqgan": VQGANConfig.small}  # their defaults are the published sizes
+    if quantizer in small:
+        config = replace(config, quantizer_config=to_dict(small[quantizer]()))
     return replace(config, quantizer=quantizer)
 
 

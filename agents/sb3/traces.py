@@ -59,10 +59,6 @@ class ValueTraces:
         for rewards in self._rewards:
             rewards[:] = [0.0]
 
-    @property
-    def started(self) -> bool:
-        return bool(self._values[0])
-
     def step(
         self, obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
     ) -> tuple[np.ndarray, np.ndarray, dict[int, tuple[np.ndarray, np.ndarray]]]:

@@ -16,8 +16,8 @@ from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig
 from voc_rl.quantizers import build_quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers.codebook import CosineCodebook
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
-from voc_rl.quantizers.teacher import CosineCodebook
 from voc_rl.quantizers.vqvae import scale
 
 SIZE = 24

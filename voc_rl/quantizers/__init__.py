@@ -5,7 +5,8 @@ from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.registry import QUANTIZERS, build_quantizer, load_quantizer, save_quantizer
 from voc_rl.quantizers.training import tokenize, train_quantizer
-from voc_rl.quantizers.vqgan import VQGAN, VQGANConfig
+from voc_rl.quantizers.vqgan import VQGAN
+from voc_rl.quantizers.vqgan_network import VQGANConfig
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
 __all__ = [

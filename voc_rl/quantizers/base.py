@@ -79,6 +79,17 @@ class Quantizer(nn.Module, ABC):
         return self.quantize(self.latents(obs))
 
 
+def frames_in_stack(observation_shape: tuple[int, int, int]) -> int:
+    """K of a shape (3K, H, W).
+
+    Raises:
+        VOCError: channels that are not a multiple of 3.
+    """
+    if observation_shape[0] < 3 or observation_shape[0] % 3:
+        raise VOCError(f"Observations of shape {observation_shape} are not stacked frames of 3 channels.")
+    return observation_shape[0] // 3
+
+
 def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
     """Codes of the right width that lie in the codebook."""
     if codes.shape[-1] != quantizer.n_tokens:

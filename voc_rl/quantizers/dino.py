@@ -25,11 +25,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from voc_rl.errors import VOCError, check_positive
-from voc_rl.quantizers.base import Quantizer, check_codes
+from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack
+from voc_rl.quantizers.codebook import CosineCodebook
 from voc_rl.quantizers.published import published_frames
 from voc_rl.quantizers.teacher import (
     CodeToFeatures,
-    CosineCodebook,
     FrameTeacher,
     TimmTeacher,
     cosine_distance,
@@ -104,11 +104,9 @@ class DINOTokenizer(Quantizer):
 
     def __init__(self, observation_shape: tuple[int, int, int], config: DINOConfig) -> None:
         super().__init__()
-        channels, height, width = observation_shape
-        if channels < 3 or channels % 3:
-            raise VOCError(f"Observations of shape {observation_shape} are not stacked frames of 3 channels.")
+        height, width = observation_shape[1:]
         self.observation_shape, self.config = observation_shape, config
-        self.stack, self.grid = channels // 3, config.side // config.patch
+        self.stack, self.grid = frames_in_stack(observation_shape), config.side // config.patch
         self.n_tokens = self.stack * self.grid**2
         self.codebook_size, self.code_dim = config.codebook_size, config.code_dim
         self.feature_dim = self.stack * config.width if config.features else 0

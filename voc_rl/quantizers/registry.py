@@ -19,7 +19,8 @@ from voc_rl.errors import VOCError, check_choice
 from voc_rl.quantizers.base import Quantizer
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
-from voc_rl.quantizers.vqgan import VQGAN, VQGANConfig
+from voc_rl.quantizers.vqgan import VQGAN
+from voc_rl.quantizers.vqgan_network import VQGANConfig
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
 # name -> (class, its config)

@@ -1,4 +1,4 @@
-"""What the quantizer ``dino`` is trained with: a codebook of directions, and a frozen teacher to distil through it.
+"""What the quantizer ``dino`` is trained with: a frozen teacher, and the decoder that is compared with it.
 
 Vector-quantized knowledge distillation (VQ-KD; Peng et al. 2022, BEiT v2): a shallow transformer decodes the codes of
 a picture into the features that a frozen teacher has at the same patches, and cosine distance compares the two.
@@ -30,7 +30,6 @@ from voc_rl.quantizers.shift import random_shift
 HEAD_WIDTH = 32  # of the attention heads of teachers trained here
 TEACHER_DEPTH = 3
 DOWNLOAD = "download"
-SHARE_RATE = 0.03  # of the average of a code's use: without latents it is moved after 100 steps
 
 
 def vision_transformer(
@@ -82,65 +81,6 @@ class CodeToFeatures(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         picture = rearrange(vectors, "b (h w) d -> b d h w", h=self.grid)
         return self.to_features(patch_tokens(self.decoder, picture))
-
-
-class CosineCodebook(nn.Module):
-    """Unit vectors that follow the mean direction of what is assigned to them; unused ones move to where they help.
-
-    Latents are scaled to length 1, so the nearest vector is the one of the smallest angle.
-    """
-
-    def __init__(self, size: int, dim: int, decay: float) -> None:
-        super().__init__()
-        self.size, self.decay = size, decay
-        self.register_buffer("vectors", F.normalize(torch.randn(size, dim), dim=-1))
-        self.register_buffer("share", torch.full((size,), 1 / size))
-        self.vectors: Tensor
-        self.share: Tensor  # of latents that go to each code, a moving average
-
-    def nearest(self, latents: Tensor) -> Tensor:
-        """float (..., dim) -> int64 (...): the code at the smallest distance from the latent at length 1."""
-        flat = F.normalize(latents.float(), dim=-1).flatten(0, -2)
-        lengths = self.vectors.square().sum(1)
-        with torch.autocast(flat.device.type, enabled=False):  # bfloat16 would confuse neighbours
-            codes = [
-                (part.square().sum(1, keepdim=True) + lengths - 2 * part @ self.vectors.T).argmin(1)
-                for part in flat.split(4096)
-            ]
-        return torch.cat(codes).view(latents.shape[:-1])
-
-    @torch.no_grad()
-    def fit(self, latents: Tensor, generator: torch.Generator, rounds: int = 10) -> None:
-        """k-means of the directions of (N, dim), from vectors drawn from them."""
-        unit = F.normalize(latents.float(), dim=-1)
-        drawn = torch.randperm(len(unit), generator=generator)
-        if len(unit) < self.size:
-            drawn = torch.randint(len(unit), (self.size,), generator=generator)
-        self.vectors.copy_(unit[drawn[: self.size].to(unit.device)])
-        for _ in range(rounds):
-            means, counts = self._means(unit, self.nearest(unit))
-            self.vectors.copy_(torch.where(counts[:, None] > 0, means, self.vectors))
-        self.share.fill_(1 / self.size)
-
-    @torch.no_grad()
-    def follow(self, latents: Tensor, codes: Tensor, generator: torch.Generator) -> None:
-        """Move towards the latents (N, dim) of a batch and their ``codes`` (N)."""
-        unit = F.normalize(latents.float(), dim=-1)
-        error = 1 - (unit * self.vectors[codes]).sum(1)
-        means, counts = self._means(unit, codes)
-        moved = F.normalize(self.vectors.lerp(means, 1 - self.decay), dim=-1)
-        self.vectors.copy_(torch.where(counts[:, None] > 0, moved, self.vectors))
-        self.share.lerp_(counts / len(unit), SHARE_RATE)
-        unused = (self.share < 0.05 / self.size).nonzero().flatten()
-        if len(unused):  # to latents that no code serves well
-            drawn = torch.multinomial(error.clamp(min=1e-6).cpu(), len(unused), replacement=True, generator=generator)
-            self.vectors[unused] = unit[drawn.to(unit.device)]
-            self.share[unused] = 1 / self.size
-
-    def _means(self, unit: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean directions (size, dim) of the latents of each code, and how many there are, float (size)."""
-        sums = torch.zeros_like(self.vectors).index_add_(0, codes, unit)
-        return F.normalize(sums, dim=-1), torch.bincount(codes, minlength=self.size).float()
 
 
 class FrameTeacher(nn.Module):

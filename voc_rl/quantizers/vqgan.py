@@ -15,183 +15,21 @@ pictures only show what codes hold.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from voc_rl.errors import VOCError, check_positive
-from voc_rl.quantizers.base import Quantizer, check_codes
-from voc_rl.quantizers.published import IMAGENET_MEAN, IMAGENET_STD, published_frames, read_published
+from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack
+from voc_rl.quantizers.codebook import draw_vectors, move_unused, nearest_codes
+from voc_rl.quantizers.published import IMAGENET_MEAN, IMAGENET_STD, published_frames
+from voc_rl.quantizers.vqgan_network import Decoder, Encoder, VQGANConfig
 from voc_rl.quantizers.vqvae import scale, unscale
 
 CHUNK = 32  # frames that pass the network at once where no gradient is wanted: bounds memory
-NORM_GROUPS = 32
-USE_RATE = 0.03  # of the average of a code's use: without latents it is moved after 100 steps
-
-
-@dataclass(frozen=True)
-class VQGANConfig:
-    """Sizes of the network. The defaults are the published ones; ``small`` can be trained on a CPU.
-
-    channels: of the finest level; multipliers: of them, per level, the finest first. Every level halves the picture.
-    residual_blocks: per level of the encoder; the decoder has one more.
-    attention_levels: where every residual block is followed by self-attention, 0 being the finest.
-    latent_channels: between the encoder and the codebook. codebook_size, code_dim: of the codebook.
-    side: of the square pictures that the network sees, a multiple of 2 ** (levels - 1).
-    codebook_weight: of the distance that moves codes to latents; the one that moves latents to codes has weight 1,
-        as in the published code.
-    published: inputs as the paper's code made them, in float32, and no code moved for want of use.
-    """
-
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    residual_blocks: int = 2
-    attention_levels: tuple[int, ...] = (4,)
-    latent_channels: int = 256
-    codebook_size: int = 1024
-    code_dim: int = 256
-    side: int = 80
-    codebook_weight: float = 0.25
-    published: bool = False
-
-    def __post_init__(self) -> None:
-        sizes = ("channels", "residual_blocks", "latent_channels", "codebook_size", "code_dim", "side")
-        for name in (*sizes, "codebook_weight"):
-            check_positive(getattr(self, name), name)
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise VOCError(f"multipliers are {self.multipliers}; one whole number above zero per level is needed.")
-        if not set(self.attention_levels) <= set(range(len(self.multipliers))):
-            last = len(self.multipliers) - 1
-            raise VOCError(f"attention_levels are {self.attention_levels}; levels from 0 to {last} are accepted.")
-        if self.side % self.reduction:
-            raise VOCError(
-                f"The side {self.side} of a vqgan is not a multiple of {self.reduction}, what its "
-                f"{len(self.multipliers)} levels make of a cell."
-            )
-        for width in self.widths:
-            if width % min(NORM_GROUPS, width):
-                raise VOCError(
-                    f"A level of a vqgan has {width} channels; at most {NORM_GROUPS}, or a multiple of it, is needed."
-                )
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels per level, the finest first."""
-        return [self.channels * multiplier for multiplier in self.multipliers]
-
-    @property
-    def reduction(self) -> int:
-        """Pixels along a side of a cell of the grid of codes."""
-        return 2 ** (len(self.multipliers) - 1)
-
-    @classmethod
-    def small(cls, **changes: Any) -> VQGANConfig:
-        """The same 25 tokens per frame from a hundredth of the arithmetic."""
-        sizes = {
-            "channels": 16, "multipliers": (1, 1, 2, 2, 4), "residual_blocks": 1, "latent_channels": 32,
-            "codebook_size": 256, "code_dim": 16,
-        }  # fmt: skip
-        return cls(**{**sizes, **changes})
-
-
-class ResidualBlock(nn.Module):
-    """(B, inputs, h, w) -> (B, outputs, h, w)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2, self.conv2 = _norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
-
-
-class SelfAttention(nn.Module):
-    """(B, channels, h, w) -> the same: one head over all cells, and what it says added."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels)
-        self.query, self.key = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
-        self.value, self.output = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x)
-        query, key, value = (
-            rearrange(layer(normed), "b c h w -> b (h w) c") for layer in (self.query, self.key, self.value)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return x + self.output(rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2]))
-
-
-class Level(nn.Module):
-    """``count`` residual blocks at one resolution, each with attention after it if wanted; then another resolution."""
-
-    def __init__(self, inputs: int, outputs: int, count: int, attention: bool, resample: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(count))
-        self.attention = nn.ModuleList(SelfAttention(outputs) for _ in range(count if attention else 0))
-        self.resample = resample
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if self.attention:
-                x = self.attention[i](x)
-        return self.resample(x)
-
-
-class Encoder(nn.Module):
-    """float (B, 3, side, side) -> (B, latent_channels, grid, grid)."""
-
-    def __init__(self, config: VQGANConfig) -> None:
-        super().__init__()
-        widths, last = config.widths, len(config.widths) - 1
-        self.stem = nn.Conv2d(3, config.channels, 3, padding=1)
-        self.levels = nn.ModuleList(
-            Level(inputs, width, config.residual_blocks, i in config.attention_levels, _halve(width, i < last))
-            for i, (inputs, width) in enumerate(zip([config.channels, *widths], widths, strict=False))
-        )
-        self.middle = _middle(widths[-1])
-        self.last_norm = _norm(widths[-1])
-        self.head = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for level in self.levels:
-            x = level(x)
-        return self.head(F.silu(self.last_norm(self.middle(x))))
-
-
-class Decoder(nn.Module):
-    """float (B, latent_channels, grid, grid) -> (B, 3, side, side). Levels are counted as in the encoder."""
-
-    def __init__(self, config: VQGANConfig) -> None:
-        super().__init__()
-        widths = config.widths
-        self.stem = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.middle = _middle(widths[-1])
-        self.levels = nn.ModuleList(
-            Level(inputs, width, config.residual_blocks + 1, i in config.attention_levels, _double(width, i > 0))
-            for i, (inputs, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
-        )
-        self.last_norm = _norm(widths[0])
-        self.head = nn.Conv2d(widths[0], 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.middle(self.stem(x))
-        for level in reversed(self.levels):
-            x = level(x)
-        return self.head(F.silu(self.last_norm(x)))
 
 
 class VQGAN(Quantizer):
@@ -202,10 +40,8 @@ class VQGAN(Quantizer):
 
     def __init__(self, observation_shape: tuple[int, int, int], config: VQGANConfig) -> None:
         super().__init__()
-        if observation_shape[0] < 3 or observation_shape[0] % 3:
-            raise VOCError(f"Observations of shape {observation_shape} are not stacked frames of 3 channels.")
         self.observation_shape, self.config = observation_shape, config
-        self.stack, self.grid = observation_shape[0] // 3, config.side // config.reduction
+        self.stack, self.grid = frames_in_stack(observation_shape), config.side // config.reduction
         self.n_tokens = self.stack * self.grid**2
         self.codebook_size, self.code_dim = config.codebook_size, config.code_dim
         self.encoder, self.decoder = Encoder(config), Decoder(config)
@@ -234,12 +70,9 @@ class VQGAN(Quantizer):
         Raises:
             VOCError: a missing or refused file, or names and shapes that are not such a network's.
         """
-        tensors = {n: t for n, t in read_published(path).items() if not n.startswith(_IGNORED)}
-        config = _published_config(tensors, path)
-        quantizer = cls((3 * stack, 84, 84), config)
-        quantizer.load_state_dict({**quantizer.state_dict(), **_by_our_names(quantizer, tensors, path)})
-        quantizer.fitted.fill_(True)
-        return quantizer.eval()
+        from voc_rl.quantizers.vqgan_published import load_vqgan
+
+        return load_vqgan(path, stack)
 
     @torch.no_grad()
     def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
@@ -252,10 +85,7 @@ class VQGAN(Quantizer):
         enough = -(-4 * self.codebook_size // self.grid**2)
         some = torch.randperm(len(frames), generator=generator)[:enough]
         latents = self._latents(frames[some.to(frames.device)]).flatten(0, 1)
-        drawn = torch.randperm(len(latents), generator=generator)
-        if len(latents) < self.codebook_size:
-            drawn = torch.randint(len(latents), (self.codebook_size,), generator=generator)
-        self.codebook.weight.copy_(latents[drawn[: self.codebook_size].to(latents.device)])
+        self.codebook.weight.copy_(draw_vectors(latents, self.codebook_size, generator))
         self.fitted.fill_(True)
 
     def features(self, obs: Tensor) -> Tensor:
@@ -266,17 +96,9 @@ class VQGAN(Quantizer):
         latents = self._latents(rearrange(obs, "b (k c) h w -> (b k) c h w", c=3))
         return rearrange(latents, "(b k) n d -> b (k n) d", k=self.stack)
 
-    @torch.no_grad()
     def quantize(self, latents: Tensor) -> Tensor:
         """float (..., code_dim) -> int64 (...), the codes whose vectors are nearest."""
-        vectors = self.codebook.weight
-        lengths = vectors.square().sum(1)
-        with torch.autocast(latents.device.type, enabled=False):  # bfloat16 would confuse neighbours
-            codes = [
-                (part.square().sum(1, keepdim=True) + lengths - 2 * part @ vectors.T).argmin(1)
-                for part in latents.float().flatten(0, -2).split(4096)
-            ]
-        return torch.cat(codes).view(latents.shape[:-1])
+        return nearest_codes(latents, self.codebook.weight)
 
     def embed(self, codes: Tensor) -> Tensor:
         check_codes(codes, self)
@@ -303,24 +125,16 @@ class VQGAN(Quantizer):
         pixels = error.abs().mean() / self.pixel_variance.sqrt() + error.square().mean() / self.pixel_variance
         codebook, commitment = F.mse_loss(vectors, latents.detach()), F.mse_loss(latents, vectors.detach())
         if self.training and not self.config.published:
-            self._move_unused(latents.detach().flatten(0, 1), codes.flatten(), generator)
+            error = (latents - vectors).detach().square().sum(-1).clamp(min=1e-12)
+            move_unused(
+                self.codebook.weight.data, self.use, latents.detach().flatten(0, 1), codes.flatten(), error.flatten(),
+                generator,
+            )  # fmt: skip
         share = torch.bincount(codes.flatten(), minlength=self.codebook_size) / codes.numel()
         perplexity = torch.special.entr(share).sum().exp()
         numbers = {"pixels": pixels, "codebook": codebook, "commitment": commitment, "perplexity": perplexity}
         total = pixels + commitment + self.config.codebook_weight * codebook
         return total, {name: number.detach() for name, number in numbers.items()}
-
-    @torch.no_grad()
-    def _move_unused(self, latents: Tensor, codes: Tensor, generator: torch.Generator) -> None:
-        """Codes that hardly any of the latents (N, code_dim) choose go to latents that no code serves well."""
-        counts = torch.bincount(codes, minlength=self.codebook_size)
-        self.use.lerp_(counts / len(codes), USE_RATE)
-        unused = (self.use < 0.05 / self.codebook_size).nonzero().flatten()
-        if len(unused):
-            error = (latents - self.codebook.weight[codes]).square().sum(1).clamp(min=1e-12)
-            drawn = torch.multinomial(error.cpu(), len(unused), replacement=True, generator=generator)
-            self.codebook.weight[unused] = latents[drawn.to(latents.device)]
-            self.use[unused] = 1 / self.codebook_size
 
     def _latents(self, frames: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32 (B, grid * grid, code_dim)."""
@@ -362,102 +176,3 @@ def _read_back(size: int, side: int) -> Tensor:
     """
     read = F.interpolate(torch.arange(float(size)).view(1, 1, -1), size=side)[0, 0]
     return (torch.arange(size)[:, None] - read).abs().argmin(1)
-
-
-def _norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(min(NORM_GROUPS, channels), channels, eps=1e-6)
-
-
-def _middle(channels: int) -> nn.Module:
-    return nn.Sequential(ResidualBlock(channels, channels), SelfAttention(channels), ResidualBlock(channels, channels))
-
-
-def _halve(channels: int, wanted: bool) -> nn.Module:
-    if not wanted:
-        return nn.Identity()
-    # padded on the right and below only, as the published weights were trained
-    return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
-
-
-def _double(channels: int, wanted: bool) -> nn.Module:
-    if not wanted:
-        return nn.Identity()
-    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1))
-
-
-_IGNORED = ("loss.", "discriminator.", "perceptual_loss.", "model_ema.")  # what belonged to training
-# ours, theirs; in this order
-_PUBLISHED_NAMES = {
-    "codebook.": "quantize.embedding.",
-    "to_code.": "quant_conv.",
-    "from_code.": "post_quant_conv.",
-    "encoder.levels.": "encoder.down.",
-    "decoder.levels.": "decoder.up.",
-    ".blocks.": ".block.",
-    ".shortcut.": ".nin_shortcut.",
-    ".attention.": ".attn.",
-    ".middle.0.": ".mid.block_1.",
-    ".middle.1.": ".mid.attn_1.",
-    ".middle.2.": ".mid.block_2.",
-    ".query.": ".q.",
-    ".key.": ".k.",
-    ".value.": ".v.",
-    ".output.": ".proj_out.",
-    ".stem.": ".conv_in.",
-    ".last_norm.": ".norm_out.",
-    ".head.": ".conv_out.",
-}
-_DOWN = re.compile(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\..*")
-_OWN = ("fitted", "use", "pixel_variance")
-
-
-def _published_name(name: str) -> str:
-    for ours, theirs in _PUBLISHED_NAMES.items():
-        name = name.replace(ours, theirs)
-    return name.replace(".resample.1.", ".downsample.conv." if name.startswith("encoder.") else ".upsample.conv.")
-
-
-def _published_config(tensors: Mapping[str, Tensor], path: str | Path) -> VQGANConfig:
-    found = [(int(match[1]), match[2], int(match[3])) for name in tensors if (match := _DOWN.fullmatch(name))]
-    levels = range(len({level for level, _, _ in found}))
-    needed = {"encoder.conv_in.weight": 4, "encoder.conv_out.weight": 4, "quantize.embedding.weight": 2}
-    needed |= {f"encoder.down.{i}.block.0.conv1.weight": 4 for i in levels or [0]}
-    wrong = [name for name, n in needed.items() if name not in tensors or tensors[name].dim() != n]
-    if wrong:
-        raise VOCError(f"{path} is not a VQGAN: {_few(wrong)} missing or of another shape than a layer's.")
-    channels = tensors["encoder.conv_in.weight"].shape[0]
-    widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in levels]
-    if not channels or any(width % channels for width in widths):
-        raise VOCError(f"{path}: levels of {widths} channels are not multiples of the {channels} of encoder.conv_in.")
-    codebook_size, code_dim = tensors["quantize.embedding.weight"].shape
-    try:
-        return VQGANConfig(
-            channels=channels,
-            multipliers=tuple(width // channels for width in widths),
-            residual_blocks=len({block for level, kind, block in found if (level, kind) == (0, "block")}),
-            attention_levels=tuple(sorted({level for level, kind, _ in found if kind == "attn"})),
-            latent_channels=tensors["encoder.conv_out.weight"].shape[0],
-            codebook_size=codebook_size, code_dim=code_dim, published=True,
-        )  # fmt: skip
-    except VOCError as error:
-        raise VOCError(f"{path}: {error}") from error
-
-
-def _by_our_names(quantizer: VQGAN, tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a published file under our names; names and shapes must fit exactly."""
-    own = {_published_name(name): (name, t) for name, t in quantizer.state_dict().items() if name not in _OWN}
-    missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
-    if missing or unexpected:
-        raise VOCError(f"{path} does not fit a VQGAN: missing {_few(missing)}, unexpected {_few(unexpected)}.")
-    for name, tensor in tensors.items():
-        needed = own[name][1].shape
-        if tensor.shape != needed or not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise VOCError(f"{path}: {name} is {kind} {tuple(tensor.shape)}; float {tuple(needed)} is needed.")
-    return {own[name][0]: tensor.float() for name, tensor in tensors.items()}
-
-
-def _few(names: list[str]) -> str:
-    if not names:
-        return "nothing"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
