@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from voc_rl.checkpoints import atomic_path, read_json, write_json
 from voc_rl.errors import VOCError
@@ -65,11 +65,7 @@ class RunFolder:
             raise VOCError(
                 f"{self.path} cannot be used as a run folder ({error.strerror}); choose another --out."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise VOCError(f"{self.path} is in use by another run; wait for it, or choose another --out.") from None
+        lock(self._lock, f"{self.path} is in use by another run; wait for it, or choose another --out.")
         for leftover in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         self._end_last_line()
@@ -195,6 +191,19 @@ class _Clock:
             "cpu_seconds": round(self.before.get("cpu_seconds", 0.0) + cpu_seconds() - self.cpu, 3),
             "peak_memory_bytes": max(self.before.get("peak_memory_bytes", 0), peak_memory_bytes()),
         }
+
+
+def lock(file: IO[Any], refusal: str) -> None:
+    """Hold an open file for this process until it is closed; the end of the process, a kill too, lets go of it.
+
+    Raises:
+        VOCError: ``refusal``, where another process holds it; the file is closed then.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise VOCError(refusal) from None
 
 
 def versions() -> dict[str, str]:

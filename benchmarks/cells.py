@@ -1,0 +1,123 @@
+"""Experiments made of cells (task, quantizer, method, seed, ...): each is done once and kept as a line of a JSONL file.
+
+    {"cell": {"task": "walker-walk", "seed": 0}, "result": {...}, "seconds": 12.3, "cpu_seconds": 11.8}
+
+A line is the whole record of a finished cell. It is written by one call and reaches the disk before the next cell
+starts, so a killed benchmark loses the cell that it was in and nothing else; a last line that a kill cut off is
+ignored, and removed by the next run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from voc_rl.errors import VOCError
+from voc_rl.pipeline import Say
+from voc_rl.runs import cpu_seconds, lock
+
+Cell = Mapping[str, Any]
+
+
+def run_cells(
+    cells: Iterable[Cell], work: Callable[[Cell], Mapping[str, Any]], path: Path, say: Say = print
+) -> list[dict[str, Any]]:
+    """Do the cells that ``path`` does not hold yet, in order; returns the records of all ``cells``, in order.
+
+    Args:
+        cells: JSON-ready settings, all that tells one cell from another; the order of the keys does not matter.
+        work: a cell -> its JSON-ready result. What it raises ends the run; earlier cells are kept.
+        path: the JSONL file, held by this run alone until it is done.
+        say: is told of every cell and of the time left.
+
+    Raises:
+        VOCError: the file is in use by another run, is damaged, or cannot be written.
+    """
+    keys = {_key(cell): cell for cell in cells}
+    with _held(Path(path)) as file:
+        done = {_key(record["cell"]): record for record in finished(path)}
+        todo = [key for key in keys if key not in done]
+        if len(todo) < len(keys):
+            say(f"{len(keys) - len(todo)} of {len(keys)} cells: done already, skipped")
+        started = time.perf_counter()
+        for count, key in enumerate(todo, 1):
+            line = json.dumps(_measured(keys[key], work), allow_nan=False)
+            file.write(line.encode() + b"\n")
+            os.fsync(file.fileno())
+            done[key] = json.loads(line)
+            left = (time.perf_counter() - started) / count * (len(todo) - count)
+            say(f"{describe(keys[key])}: {done[key]['seconds']:.0f} s; {count} of {len(todo)} cells, {left:.0f} s left")
+    return [done[key] for key in keys]
+
+
+def finished(path: Path) -> list[dict[str, Any]]:
+    """Records of the cells that a file holds, in the order they were done; none where there is no file.
+
+    Raises:
+        VOCError: a line, other than a last one that was cut off, is no record.
+    """
+    path = Path(path)
+    whole, _ = _whole_lines(path.read_bytes() if path.exists() else b"")
+    records = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        record = _record(line)
+        if record is None:
+            raise VOCError(f"{path}, line {number}, is not a finished cell; mend or remove the line.")
+        records.append(record)
+    return records
+
+
+def describe(cell: Cell) -> str:
+    """A cell in words, for messages: its values, in the order of its keys."""
+    return ", ".join(str(value) if isinstance(value, str) else f"{name} {value}" for name, value in cell.items())
+
+
+def _measured(cell: Cell, work: Callable[[Cell], Mapping[str, Any]]) -> dict[str, Any]:
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    result = dict(work(cell))
+    seconds = {"seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(cpu_seconds() - cpu, 3)}
+    return {"cell": dict(cell), "result": result, **seconds}
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[IO[bytes]]:
+    """The file, open for appending whole lines and locked."""
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "ab", buffering=0))
+        except OSError as error:
+            raise VOCError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
+        lock(file, f"{path} is in use by another run; wait for it, or choose another --out.")
+        content = path.read_bytes()
+        whole, torn = _whole_lines(content)
+        if torn:
+            file.truncate(len(whole))
+        elif content and not content.endswith(b"\n"):
+            file.write(b"\n")
+        yield file
+
+
+def _whole_lines(content: bytes) -> tuple[bytes, bytes]:
+    """Content up to and with its last whole line, and the rest, which a killed run cut off."""
+    tail = content.rpartition(b"\n")[2]
+    if tail and _record(tail) is None:
+        return content[: len(content) - len(tail)], tail
+    return content, b""
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and {"cell", "result"} <= set(value) else None
+
+
+def _key(cell: Cell) -> str:
+    return json.dumps(cell, sort_keys=True)

@@ -1,0 +1,158 @@
+"""Cells of a benchmark: done once, kept line by line, whatever kills the run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import kill_when, one_sentence
+
+from voc_rl.benchmarks.cells import describe, finished, run_cells
+from voc_rl.errors import VOCError
+
+CELLS = [{"task": task, "seed": seed} for task in ("one", "two") for seed in (0, 1)]
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from voc_rl.benchmarks.cells import run_cells
+path = Path(sys.argv[1])
+def work(cell):
+    if cell["seed"] == 2:
+        path.with_name("reached").touch()
+        time.sleep(60)
+    return {"square": cell["seed"] ** 2}
+run_cells([{"seed": seed} for seed in range(4)], work, path)
+"""
+
+
+class Work:
+    def __init__(self) -> None:
+        self.done: list[Mapping[str, Any]] = []
+
+    def __call__(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        self.done.append(cell)
+        return {"name": f"{cell['task']}{cell['seed']}"}
+
+
+def names(records: list[dict[str, Any]]) -> list[str]:
+    return [record["result"]["name"] for record in records]
+
+
+def test_every_cell_is_done_once_and_told_in_order(tmp_path: Path) -> None:
+    path, work, said = tmp_path / "new" / "cells.jsonl", Work(), list[str]()
+    assert finished(path) == []
+    first = run_cells(CELLS[1:3], work, path, said.append)
+    assert (names(first), work.done) == (["one1", "two0"], CELLS[1:3])
+    assert said[0].startswith("one, seed 1: 0 s; 1 of 2 cells, ")
+    more = [{"seed": 0, "task": "one"}, *CELLS[1:]]  # another order of keys is the same cell
+    second = run_cells([*more, more[0]], work, path, said.append)
+    assert names(second) == ["one0", "one1", "two0", "two1"]
+    assert work.done == [*CELLS[1:3], CELLS[0], CELLS[3]]
+    assert said[2] == "2 of 4 cells: done already, skipped"
+    assert second[1:3] == first
+    assert names(finished(path)) == ["one1", "two0", "one0", "two1"]  # append-only: in the order they were done
+    assert run_cells(more, work, path, said.append) == second
+    assert len(work.done) == 4
+
+
+def test_records_hold_settings_result_and_time(tmp_path: Path) -> None:
+    def work(cell: Mapping[str, Any]) -> dict[str, Any]:
+        return {"sum": sum(i % 7 for i in range(2_000_000)), "pair": (1, 2)}
+
+    (record,) = run_cells([{"a": 1, "levels": (8, 6)}], work, tmp_path / "cells.jsonl", list[str]().append)
+    assert record["cell"] == {"a": 1, "levels": [8, 6]}
+    assert record["result"] == {"sum": sum(i % 7 for i in range(2_000_000)), "pair": [1, 2]}
+    assert 0.01 < record["cpu_seconds"] <= record["seconds"] + 0.05
+    assert finished(tmp_path / "cells.jsonl") == [record]
+
+
+@pytest.mark.parametrize("torn", ['{"cell": {"task": "two", "seed": 0}, "res', '{"cell"', "5", '{"cell": {}}'])
+def test_a_torn_last_line_is_ignored_and_removed(torn: str, tmp_path: Path) -> None:
+    path, work = tmp_path / "cells.jsonl", Work()
+    run_cells(CELLS[:2], work, path, list[str]().append)
+    whole = path.read_text()
+    path.write_text(whole + torn)
+    assert names(finished(path)) == ["one0", "one1"]
+    assert names(run_cells(CELLS, work, path, list[str]().append)) == ["one0", "one1", "two0", "two1"]
+    assert path.read_text().startswith(whole)
+    assert [json.loads(line)["result"]["name"] for line in path.read_text().splitlines()] == [
+        "one0", "one1", "two0", "two1",
+    ]  # fmt: skip
+
+
+def test_a_whole_last_line_without_its_end_counts(tmp_path: Path) -> None:
+    path, work = tmp_path / "cells.jsonl", Work()
+    run_cells(CELLS[:2], work, path, list[str]().append)
+    path.write_text(path.read_text().rstrip("\n"))
+    assert names(run_cells(CELLS, work, path, list[str]().append)) == ["one0", "one1", "two0", "two1"]
+    assert work.done == CELLS
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_kill_in_the_middle(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    kill_when(tmp_path / "reached", [sys.executable, "-c", WORKER, str(path)])
+    assert [record["result"] for record in finished(path)] == [{"square": 0}, {"square": 1}]
+    done = list[int]()
+
+    def work(cell: Mapping[str, Any]) -> dict[str, Any]:
+        done.append(cell["seed"])
+        return {"square": cell["seed"] ** 2}
+
+    records = run_cells([{"seed": seed} for seed in range(4)], work, path, list[str]().append)
+    assert done == [2, 3]
+    assert [record["result"]["square"] for record in records] == [0, 1, 4, 9]
+
+
+def test_an_error_keeps_what_is_finished(tmp_path: Path) -> None:
+    def work(cell: Mapping[str, Any]) -> dict[str, Any]:
+        if cell["task"] == "two":
+            raise RuntimeError("no")
+        return {"name": cell["task"]}
+
+    with pytest.raises(RuntimeError):
+        run_cells(CELLS, work, tmp_path / "cells.jsonl", list[str]().append)
+    assert names(finished(tmp_path / "cells.jsonl")) == ["one", "one"]
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    other = subprocess.Popen([sys.executable, "-c", WORKER, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        for _ in range(2):  # it is in its third cell after two lines
+            other.stdout.readline()
+        with pytest.raises(VOCError) as caught:
+            run_cells(CELLS, Work(), path)
+        assert str(caught.value) == f"{path} is in use by another run; wait for it, or choose another --out."
+        assert len(finished(path)) == 2  # reading is free
+    finally:
+        other.kill()
+        other.communicate()
+    assert len(run_cells(CELLS, Work(), path)) == 4
+
+
+def test_refusals(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    path.write_text('{"cell": {}, "result": {}}\n{"cell": {}\n{"cell": {}, "result": {}}\n')
+    for call in (lambda: finished(path), lambda: run_cells(CELLS, Work(), path)):
+        with pytest.raises(VOCError) as caught:
+            call()
+        assert str(caught.value) == f"{path}, line 2, is not a finished cell; mend or remove the line."
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VOCError, match="cannot be written") as caught:
+        run_cells(CELLS, Work(), tmp_path / "file" / "cells.jsonl")
+    assert one_sentence(str(caught.value))
+    with pytest.raises(ValueError, match="JSON"):  # NaN is no JSON: nothing is written
+        run_cells([{"a": 1}], lambda cell: {"x": float("nan")}, tmp_path / "other.jsonl")
+    assert (tmp_path / "other.jsonl").read_text() == ""
+
+
+def test_cells_in_words() -> None:
+    assert describe({"task": "walker-walk", "quantizer": "dino", "seed": 2}) == "walker-walk, dino, seed 2"
