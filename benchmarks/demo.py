@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,3 @@ def _one_step(pipeline: Pipeline, config: DemoConfig, rows: np.ndarray) -> Value
     codes, features = pipeline.tokens_of(pipeline.test)
     chosen = torch.from_numpy(rows)
     return roll_out(model, voc, codes[chosen], features[chosen], config.samples, generator)
-
-
-def with_seed(config: DemoConfig, seed: int) -> DemoConfig:
-    """The same demo with another seed."""
-    return replace(config, voc=replace(config.voc, seed=seed))

@@ -68,8 +68,10 @@ def test_sizes_of_quantizers() -> None:
     assert dino.network == SIZES["small"].network
     quantizer = build_quantizer("dino", (9, 84, 84), dino.quantizer_config)
     assert (quantizer.n_tokens, quantizer.codebook_size) == (3 * 49, 256)
-    vqgan = build_quantizer("vqgan", (9, 84, 84), sized("tiny", "vqgan").quantizer_config)
-    assert vqgan.n_tokens % 3 == 0  # frame by frame
+    for name, size, tokens in (("dino", "tiny", 3 * 9), ("vqgan", "tiny", 3 * 9), ("vqgan", "small", 3 * 25)):
+        found = sized(size, name)
+        assert (found.quantizer, found.network) == (name, SIZES[size].network)
+        assert build_quantizer(name, (9, 84, 84), found.quantizer_config).n_tokens == tokens
     for words in (("huge", "vqvae"), ("tiny", "vae")):
         with pytest.raises(VOCError, match=r"Unknown (size 'huge'|quantizer 'vae'); accepted: "):
             sized(*words)

@@ -20,6 +20,8 @@ class Demo:
 
     task: str = "walker-walk"
     """walker-walk or cheetah-run."""
+    quantizer: str = "vqvae"
+    """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch)."""
     out: Path = Path("runs/demo")
     """Run folder; an interrupted demo goes on where it stopped."""
     seed: int = 0
@@ -33,12 +35,14 @@ class Demo:
     """Do every stage anew."""
 
     def run(self) -> None:
-        from voc_rl.benchmarks.demo import DemoConfig, run_demo, with_seed
+        from voc_rl.benchmarks.demo import DemoConfig, run_demo
+        from voc_rl.sizes import sized
 
         check_seed(self.seed)
-        config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps)
+        voc = replace(sized("tiny", self.quantizer), seed=self.seed)
+        config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps, voc=voc)
         prepare(self.threads)
-        run_demo(with_seed(config, self.seed), self.out, processes=self.processes, force=self.force)
+        run_demo(config, self.out, processes=self.processes, force=self.force)
 
 
 @dataclass(frozen=True)

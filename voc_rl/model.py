@@ -220,10 +220,10 @@ class VOC:
         check_observations(obs, self.observation_shape)
         obs = torch.as_tensor(obs)
         with autocast():
-            codes = self.quantizer.encode(obs)
-            # rounded as the stored features are, so that stored and live observations have equal values
-            features = self.quantizer.features(obs).to(torch.float16) if self.occupancy.config.feature_dim else None
-        return codes, features
+            if not self.occupancy.config.feature_dim:
+                return self.quantizer.encode(obs), None
+            codes, features = self.quantizer.codes_and_features(obs)
+        return codes, features.to(torch.float16)  # as stored features are: equal values of stored and live observations
 
     def check_spec(self, spec: DataSpec) -> None:
         """Warn where frames were made in another way than those the model was trained on."""

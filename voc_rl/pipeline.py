@@ -270,6 +270,7 @@ class Pipeline:
             "episodes": {"training": len(self.training.starts), "held_out": len(self.test.starts)},
             "quantizer": {
                 "name": self.config.quantizer,
+                "tokens": codes.shape[1],
                 **codebook_use(codes, int(load_quantizer(self.run.path).codebook_size)),
             },
             "seed": self.config.seed,

@@ -25,19 +25,41 @@ SIZES = {
     ),
 }
 
+# A code for every patch of every frame is too many for the minutes of size tiny: what a token costs grows with their
+# number. So patches are large (9 to a frame, 27 tokens), and the occupancy network sees half as many contexts a step.
+_PATCHES_LOOP = LoopConfig(steps=450, batch_size=64, learning_rate=3e-3, weight_decay=0.05)
+_PATCHES = replace(SIZES["tiny"], occupancy=OccupancyTraining(loop=_PATCHES_LOOP))
+_TINY = {
+    "dino": replace(
+        _PATCHES,
+        quantizer_config=to_dict(DINOConfig.small(patch=28, teacher_steps=100)),
+        quantizer_training=LoopConfig(steps=200, batch_size=128, learning_rate=1.5e-3),
+    ),
+    "vqgan": replace(
+        _PATCHES,
+        quantizer_config=to_dict(VQGANConfig.small(side=48)),
+        quantizer_training=LoopConfig(steps=150, batch_size=64, learning_rate=1e-3),
+    ),
+}
+_SMALL = {
+    "dino": replace(SIZES["small"], quantizer_config=to_dict(DINOConfig.small())),
+    "vqgan": replace(SIZES["small"], quantizer_config=to_dict(VQGANConfig.small())),
+}
+
 
 def sized(size: str, quantizer: str = "vqvae") -> VOCConfig:
     """The config of a size, with another quantizer than the small VQ-VAE where one is named.
+
+    The quantizers of patches, whose own defaults are the published sizes, have 27 tokens at size ``tiny``; at
+    ``small`` dino has 147 and vqgan 75.
 
     Raises:
         VOCError: an unknown size or quantizer.
     """
     config = SIZES[check_choice(size, SIZES, "size")]
     check_choice(quantizer, QUANTIZERS, "quantizer")
-    small = {"dino": DINOConfig.small, "vqgan": VQGANConfig.small}  # their defaults are the published sizes
-    if quantizer in small:
-        config = replace(config, quantizer_config=to_dict(small[quantizer]()))
-    return replace(config, quantizer=quantizer)
+    own = {"tiny": _TINY, "small": _SMALL}[size]
+    return replace(own.get(quantizer, config), quantizer=quantizer)
 
 
 Recipe = Literal["paper", "voc"]

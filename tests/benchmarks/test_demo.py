@@ -13,7 +13,7 @@ from worlds import small_config, write_world
 
 from voc_rl import VOC
 from voc_rl.benchmarks import demo
-from voc_rl.benchmarks.demo import DemoConfig, run_demo, with_seed
+from voc_rl.benchmarks.demo import DemoConfig, run_demo
 from voc_rl.errors import VOCError
 from voc_rl.runs import RunFolder
 
@@ -131,7 +131,9 @@ def test_force_does_all_of_it(tmp_path: Path, finished: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path: Path, finished: dict[str, Any]) -> None:
     _, expected = done(finished)
-    metrics = run_demo(with_seed(CONFIG, 1), tmp_path, progress=False, say=lambda line: None)
+    metrics = run_demo(
+        replace(CONFIG, voc=replace(CONFIG.voc, seed=1)), tmp_path, progress=False, say=lambda line: None
+    )
     assert metrics["seed"] == 1
     assert numbers(metrics)["voc"] != numbers(expected)["voc"]
 

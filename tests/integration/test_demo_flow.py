@@ -20,6 +20,8 @@ from voc_rl.checkpoints import load_torch_file
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
+from voc_rl.quantizers import DINOConfig, VQGANConfig
+from voc_rl.runs import RunFolder
 from voc_rl.training import NetworkSize, VOCConfig
 from voc_rl.values import RewardConfig
 
@@ -38,9 +40,21 @@ run_demo(from_dict(DemoConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), proc
 """
 
 
-def config(task: str) -> DemoConfig:
+SMALL = {"n_tokens": 2, "components": 16, "hidden": 64, "decoder_width": 8}
+PATCHES = {"width": 32, "depth": 1, "heads": 2, "patch": 28, "codebook_size": 16, "code_dim": 4, "decoder_width": 8}
+# quantizer -> (its config, tokens, codes)
+QUANTIZERS = {
+    "vqvae": (SMALL, 2, 240),
+    "musik": ({**SMALL, "negatives": 16}, 2, 240),
+    "dino": (to_dict(DINOConfig.small(**PATCHES, teacher_width=32, teacher_steps=5)), 27, 16),
+    "vqgan": (to_dict(VQGANConfig.small(channels=8, side=16, codebook_size=16)), 3, 16),
+}
+
+
+def config(task: str, quantizer: str = "vqvae") -> DemoConfig:
     voc = VOCConfig(
-        quantizer_config={"n_tokens": 2, "components": 16, "hidden": 64, "decoder_width": 8},
+        quantizer=quantizer,
+        quantizer_config=QUANTIZERS[quantizer][0],
         quantizer_training=LoopConfig(steps=40, batch_size=32),
         network=NetworkSize(n_layer=1, n_head=2, width=32, head_hidden=32, head_members=3),
         occupancy=OccupancyTraining(gamma=0.5, loop=LoopConfig(steps=60, batch_size=64, learning_rate=4e-3)),
@@ -49,10 +63,10 @@ def config(task: str) -> DemoConfig:
     return DemoConfig(task, episodes=5, episode_steps=30, samples=20, max_states=20, baseline_steps=8, voc=voc)
 
 
-def run(task: str, out: Path) -> tuple[list[str], dict[str, Any], float]:
+def run(task: str, out: Path, quantizer: str = "vqvae") -> tuple[list[str], dict[str, Any], float]:
     said: list[str] = []
     started = time.perf_counter()
-    metrics = run_demo(config(task), out, processes=1, progress=False, say=said.append)
+    metrics = run_demo(config(task, quantizer), out, processes=1, progress=False, say=said.append)
     return said, metrics, time.perf_counter() - started
 
 
@@ -145,3 +159,33 @@ def test_a_demo_killed_three_times_ends_with_the_same_numbers(finished: tuple[st
     assert numbers(resumed) == numbers(metrics)
     assert (tmp_path / "report.html").exists()
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("quantizer", ["musik", "dino", "vqgan"])
+def test_the_demo_with_other_quantizers(quantizer: str, tmp_path: Path) -> None:
+    _, metrics, _ = run("cheetah-run", tmp_path, quantizer)
+    assert set(metrics["methods"]) == METHODS
+    assert list(metrics["seconds"]) == STAGES
+    _, tokens, codes = QUANTIZERS[quantizer]
+    assert (metrics["quantizer"]["name"], metrics["quantizer"]["tokens"]) == (quantizer, tokens)
+    assert "data:image/" in (tmp_path / "report.html").read_text()
+    stages = {row["stage"] for row in RunFolder(tmp_path).curve()}
+    assert {"quantizer", "occupancy"} < stages
+    assert ("teacher" in stages) == (quantizer == "dino")
+    voc, dataset = VOC.load(tmp_path), Episodes.open(tmp_path / "data")
+    found = voc.tokens(dataset.observations(np.arange(len(dataset))))
+    shares = [np.unique(column, return_counts=True)[1] / len(found) for column in found.T]
+    perplexity = np.mean([np.exp(-(share * np.log(share)).sum()) for share in shares])
+    assert metrics["quantizer"]["perplexity"] == pytest.approx(perplexity, rel=0.05)
+    assert found.max() < codes
+    assert perplexity > 1.2 or quantizer == "vqgan"  # whose codes these few steps do not part
+    # the scores, from the frames and rewards of the held-out episode
+    held_out = dataset.split(0.2, np.random.default_rng([0, 7]))[1]
+    assert len(held_out) == 31
+    truth = np.array([sum(0.5**k * r for k, r in enumerate(held_out.reward[t + 1 :])) for t in range(24)])
+    chosen = np.unique(np.linspace(0, 23, 20).round().astype(int))  # .5^7 < .01: the last 7 rows have no known return
+    estimate = voc.value(held_out.observations(chosen))
+    error = np.mean((estimate.mean - truth[chosen]) ** 2) / truth[chosen].var()
+    assert metrics["methods"]["voc_head"]["error"] == pytest.approx(error, rel=0.1)
+    constant = metrics["methods"]["constant"]
+    assert constant["error"] == pytest.approx(1 + constant["bias"] ** 2 / truth[chosen].var(), rel=1e-3)

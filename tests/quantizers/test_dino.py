@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +53,12 @@ def observations(dataset: Episodes) -> Tensor:
 def trained(dataset: Episodes) -> tuple[DINOTokenizer, list[float]]:
     cosines: list[float] = []
     config = LoopConfig(steps=500, batch_size=32, learning_rate=3e-3)
-    quantizer = train_quantizer(
-        fresh(), dataset, config, log=lambda stage, step, numbers: cosines.append(numbers["cosine"])
-    )
+
+    def log(stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        if stage == "quantizer":
+            cosines.append(numbers["cosine"])
+
+    quantizer = train_quantizer(fresh(), dataset, config, log=log)
     assert isinstance(quantizer, DINOTokenizer)
     return quantizer, cosines
 
@@ -169,7 +174,7 @@ def test_the_painter_moves_no_code(dataset: Episodes) -> None:
 
     blank = gradients()
     with torch.no_grad():
-        quantizer.painter[-1].weight.normal_()
+        quantizer.painter[-2].weight.normal_()
     painted = gradients()
     for name in blank:
         same = torch.equal(blank[name], painted[name])
@@ -196,6 +201,35 @@ def test_the_teacher_stays_as_it_was(dataset: Episodes) -> None:
     for part in ("teacher", "encoder", "to_code", "distillation", "painter", "codebook", "feature_mean"):
         same = all(torch.equal(before[name], after[name]) for name in before if name.startswith(part))
         assert same == (part == "teacher"), part
+
+
+def test_one_pass_gives_the_codes_and_features_of_two(dataset: Episodes) -> None:
+    for features in (True, False):
+        quantizer = fresh(config=DINOConfig(**{**vars(TINY), "features": features}))
+        obs = observations(dataset)
+        quantizer.initialise(obs, generator())
+        passes: list[int] = []
+        quantizer.encoder.patch_embed.register_forward_hook(lambda *_, seen=passes: seen.append(1))
+        codes, found = quantizer.codes_and_features(obs[:8])
+        assert len(passes) == 1
+        assert torch.equal(codes, quantizer.encode(obs[:8]))
+        assert torch.equal(found, quantizer.features(obs[:8]))
+    with pytest.raises(VOCError, match="dtype float32; uint8"):
+        fresh().codes_and_features(torch.zeros(2, 9, SIZE, SIZE))
+
+
+def test_the_teachers_curve(dataset: Episodes) -> None:
+    curve: list[tuple[str, int]] = []
+    losses: list[float] = []
+
+    def log(stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        curve.append((stage, step))
+        losses.append(numbers["loss"])
+
+    config = DINOConfig(**{**vars(TINY), "teacher_steps": 60})
+    train_quantizer(fresh(config=config), dataset, LoopConfig(steps=10, batch_size=8), log=log)
+    assert curve == [("teacher", 50), ("teacher", 60), ("quantizer", 10)]
+    assert 0 < losses[0] < math.log(64) + 0.5  # at most about that of guessing among the prototypes
 
 
 def test_saved_and_loaded_gives_the_same_codes(
@@ -235,7 +269,8 @@ def test_training_resumes_bit_for_bit(dataset: Episodes, tmp_path: Path) -> None
     plain = train_quantizer(fresh(1), dataset, config, seed=3)
 
     def kill(stage: str, step: int, numbers: object) -> None:
-        raise KilledError
+        if stage == "quantizer":
+            raise KilledError
 
     with pytest.raises(KilledError):  # at step 50, 10 steps after the last checkpoint
         train_quantizer(fresh(1), dataset, config, seed=3, checkpoints=checkpoints, log=kill)

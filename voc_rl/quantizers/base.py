@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_observations
+from voc_rl.loop import StepLog
 
 
 class Quantizer(nn.Module, ABC):
@@ -31,8 +32,8 @@ class Quantizer(nn.Module, ABC):
     code_dim: int
     feature_dim: int
 
-    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
-        """Fit what is fitted rather than trained, on a sample of uint8 (N, 3K, H, W). Called once, before training."""
+    def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
+        """Fit what comes before training, on a sample of uint8 (N, 3K, H, W), once; ``log`` takes the numbers of it."""
 
     @abstractmethod
     def features(self, obs: Tensor) -> Tensor:
@@ -77,6 +78,10 @@ class Quantizer(nn.Module, ABC):
         """
         check_observations(obs, self.observation_shape)
         return self.quantize(self.latents(obs))
+
+    def codes_and_features(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """``encode`` and ``features`` of the same observations; quantizers that can do both in one pass override it."""
+        return self.encode(obs), self.features(obs)
 
 
 def frames_in_stack(observation_shape: tuple[int, int, int]) -> int:

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_observations, check_positive
+from voc_rl.loop import StepLog
 from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack
 from voc_rl.quantizers.codebook import CosineCodebook
 from voc_rl.quantizers.published import published_frames
@@ -154,7 +155,7 @@ class DINOTokenizer(Quantizer):
 
         return load_vqkd(path, n_head, stack)
 
-    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
+    def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
         """Mean frame; unless published also the self-distilled teacher, and a codebook of what the encoder says."""
         frames = obs[:, -3:]
         pictures = scale(frames)
@@ -163,7 +164,7 @@ class DINOTokenizer(Quantizer):
         if self.config.published:
             return
         if self.teacher is not None:
-            train_teacher(self.teacher, frames, generator, self.config.teacher_steps)
+            train_teacher(self.teacher, frames, generator, self.config.teacher_steps, log=log)
         enough = math.ceil(max(16_384, 2 * self.codebook_size) / self.grid**2)
         some = torch.randperm(len(frames), generator=generator)[:enough]
         with torch.no_grad():
@@ -177,14 +178,17 @@ class DINOTokenizer(Quantizer):
         """
         if not self.config.features:
             return torch.zeros(len(obs), 0, device=obs.device)
-        pooled = rearrange(self._patches(self._frames(obs)).mean(1), "(b k) d -> b k d", k=self.stack)
-        spread = self.feature_variance.sqrt().clamp(min=1e-4)
-        newest, motion = pooled[:, -1:] - self.feature_mean, pooled.diff(dim=1).flip(1)
-        return (torch.cat([newest, motion], 1) / spread).flatten(1)
+        return self._features(self._patches(self._frames(obs)))
 
     def latents(self, obs: Tensor) -> Tensor:
-        latents = self._latents(self._patches(self._frames(obs)))
-        return rearrange(latents, "(b k) n d -> b (k n) d", k=self.stack)
+        return self._stacked_latents(self._patches(self._frames(obs)))
+
+    def codes_and_features(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.config.features:
+            return super().codes_and_features(obs)
+        check_observations(obs, self.observation_shape)
+        patches = self._patches(self._frames(obs))
+        return self.quantize(self._stacked_latents(patches)), self._features(patches)
 
     def quantize(self, latents: Tensor) -> Tensor:
         return self.codebook.nearest(latents)
@@ -249,6 +253,17 @@ class DINOTokenizer(Quantizer):
         with torch.autocast(patches.device.type, enabled=False):
             return self.to_code(patches.float())
 
+    def _stacked_latents(self, patches: Tensor) -> Tensor:
+        """(B * K, patches, width) -> float32 (B, n_tokens, code_dim)."""
+        return rearrange(self._latents(patches), "(b k) n d -> b (k n) d", k=self.stack)
+
+    def _features(self, patches: Tensor) -> Tensor:
+        """(B * K, patches, width) -> (B, feature_dim)."""
+        pooled = rearrange(patches.mean(1), "(b k) d -> b k d", k=self.stack)
+        spread = self.feature_variance.sqrt().clamp(min=1e-4)
+        newest, motion = pooled[:, -1:] - self.feature_mean, pooled.diff(dim=1).flip(1)
+        return (torch.cat([newest, motion], 1) / spread).flatten(1)
+
     def _teach(self, frames: Tensor) -> Tensor:
         if self.teacher is not None:
             return self.teacher(frames)
@@ -278,10 +293,10 @@ class DINOTokenizer(Quantizer):
 def _painter(config: DINOConfig, pixels: int) -> nn.Module:
     """Grid of vectors -> picture of ``pixels`` a cell; it starts by painting nothing."""
     width = config.decoder_width
-    last = nn.ConvTranspose2d(width, 3, pixels, stride=pixels)
+    last = nn.Conv2d(width, 3 * pixels**2, 1)
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
     return nn.Sequential(
         nn.Conv2d(config.code_dim, width, 3, padding=1), nn.GELU(),
-        nn.Conv2d(width, width, 3, padding=1), nn.GELU(), last,
+        nn.Conv2d(width, width, 3, padding=1), nn.GELU(), last, nn.PixelShuffle(pixels),
     )  # fmt: skip

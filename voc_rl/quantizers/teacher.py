@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from voc_rl.checkpoints import load_state_dict, load_tensors
 from voc_rl.errors import VOCError
-from voc_rl.loop import LoopConfig, optimise
+from voc_rl.loop import LoopConfig, StepLog, optimise
 from voc_rl.precision import autocast
 from voc_rl.quantizers.published import IMAGENET_MEAN, IMAGENET_STD, read_published
 from voc_rl.quantizers.shift import random_shift
@@ -106,14 +106,22 @@ class FrameTeacher(nn.Module):
 
 
 def train_teacher(
-    teacher: FrameTeacher, frames: Tensor, generator: torch.Generator, steps: int = 200, batch_size: int = 64
+    teacher: FrameTeacher,
+    frames: Tensor,
+    generator: torch.Generator,
+    steps: int = 200,
+    batch_size: int = 64,
+    log: StepLog | None = None,
 ) -> None:
-    """Teach ``teacher`` by self-distillation on uint8 frames (N, 3, H, W), in place; 0 steps leave it random."""
+    """Teach ``teacher`` by self-distillation on uint8 frames (N, 3, H, W), in place; 0 steps leave it random.
+
+    ``log`` takes the numbers of stage ``teacher``.
+    """
     seed = int(torch.randint(2**62, (), generator=generator))
     if steps:
         trainee = _SelfDistillation(teacher, frames, batch_size, seed)
         config = LoopConfig(steps=steps, batch_size=batch_size, learning_rate=5e-4, weight_decay=0.04)
-        optimise(trainee, config, seed, "teacher")
+        optimise(trainee, config, seed, "teacher", log=log)
         teacher.transformer.load_state_dict(trainee.slow[0].state_dict())
     teacher.mean.zero_()
     some = torch.randperm(len(frames), generator=generator)[:512]

@@ -55,7 +55,7 @@ def train_quantizer(
         rng = np.random.default_rng([seed, 1 << 40])
         rows = rng.choice(len(dataset), size=min(FITTING_ROWS, len(dataset)), replace=False)
         generator = torch.Generator().manual_seed(step_seed(seed, 1 << 40))
-        quantizer.initialise(torch.from_numpy(dataset.observations(np.sort(rows))), generator)
+        quantizer.initialise(torch.from_numpy(dataset.observations(np.sort(rows))), generator, log)
     quantizer.train()
     trainee = _QuantizerTrainee(quantizer, dataset, config.batch_size, seed)
     optimise(trainee, config, seed, "quantizer", log=log, checkpoints=checkpoints, progress=progress)
@@ -68,8 +68,9 @@ def tokenize(quantizer: Quantizer, dataset: Episodes, batch_size: int = 256) -> 
     codes, features = [], []
     for obs in _batches(dataset, batch_size):
         with autocast():
-            codes.append(quantizer.encode(obs).to(torch.int16))
-            features.append(quantizer.features(obs).to(torch.float16))
+            some_codes, some_features = quantizer.codes_and_features(obs)
+        codes.append(some_codes.to(torch.int16))
+        features.append(some_features.to(torch.float16))
     return torch.cat(codes), torch.cat(features)
 
 

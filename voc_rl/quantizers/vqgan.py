@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from voc_rl.loop import StepLog
 from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack
 from voc_rl.quantizers.codebook import draw_vectors, move_unused, nearest_codes
 from voc_rl.quantizers.published import IMAGENET_MEAN, IMAGENET_STD, published_frames
@@ -75,7 +76,7 @@ class VQGAN(Quantizer):
         return load_vqgan(path, stack)
 
     @torch.no_grad()
-    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
+    def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
         """Spread of the pixels, and codes drawn from the latents of some frames unless there are codes already."""
         frames = obs[:, -3:]
         pictures = torch.cat([self._pictures(part) for part in frames.split(CHUNK)])

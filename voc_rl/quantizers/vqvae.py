@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
 from voc_rl.errors import VOCError
+from voc_rl.loop import StepLog
 from voc_rl.quantizers.base import Quantizer, check_codes
 
 
@@ -133,7 +134,7 @@ class VQVAE(Quantizer):
 
         return VQGAN.from_published(path, stack)
 
-    def initialise(self, obs: Tensor, generator: torch.Generator) -> None:
+    def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
         pictures = scale(obs)
         self.mean_picture.copy_(pictures.mean(0))
         self.pixel_variance.copy_(pictures.sub_(self.mean_picture).square_().mean().clamp(min=1e-4))
