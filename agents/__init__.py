@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from voc_rl.agents.actors import load_policy as load_policy
     from voc_rl.agents.actors import shipped_policies as shipped_policies
     from voc_rl.agents.behaviour import NoisyPolicy as NoisyPolicy
+    from voc_rl.agents.behaviour import StepMixture as StepMixture
     from voc_rl.agents.behaviour import StickyMixture as StickyMixture
 
 _HOME = {
     "GaussianActor": "actors",
     "NoisyPolicy": "behaviour",
+    "StepMixture": "behaviour",
     "StickyMixture": "behaviour",
     "load_policy": "actors",
     "shipped_policies": "actors",
 }
 
-__all__ = ["GaussianActor", "NoisyPolicy", "StickyMixture", "load_policy", "shipped_policies"]
+__all__ = ["GaussianActor", "NoisyPolicy", "StepMixture", "StickyMixture", "load_policy", "shipped_policies"]
 
 
 def __getattr__(name: str) -> Any:

@@ -48,10 +48,13 @@ class NoisyPolicy:
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
         """Actions, float32 (A,) or (B, A) in [-1, 1]; the deterministic ones are the wrapped policy's."""
-        mean, state = self.policy.predict(observation, state, episode_start, deterministic=True)
         if not deterministic:
-            mean = np.clip(self._draw(mean, self._rng), -1, 1)
-        return mean, state
+            return np.clip(self.draw(observation, self._rng), -1, 1), state
+        return self.policy.predict(observation, state, episode_start, deterministic=True)
+
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Unclipped actions, float32 (A,) or (B, A), of one observation or a batch."""
+        return self._draw(self.policy.predict(observation, deterministic=True)[0], rng)
 
     def start_episode(self, rng: np.random.Generator) -> None:
         """Nothing to draw: every step is the same policy's."""
@@ -81,6 +84,48 @@ class NoisyPolicy:
             return np.logaddexp(np.log1p(-self.epsilon) + gaussian, np.log(self.epsilon) + uniform)
 
 
+class StepMixture:
+    """A Markov mixture: at every step one of several policies, drawn anew, acts.
+
+    Its density is the mean of the members' densities, unlike that of ``StickyMixture``, whose member stays.
+
+    Raises:
+        VOCError: no members, or members of different observations.
+    """
+
+    def __init__(self, policies: Sequence[NoisyPolicy], seed: int = 0) -> None:
+        self.observation: Literal["state", "pixels"] = _common_observation(policies)
+        self.policies = list(policies)
+        self._rng = np.random.default_rng(seed)
+
+    def __repr__(self) -> str:
+        return f"StepMixture({self.policies!r})"
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions, float32 (A,) or (B, A) in [-1, 1]; the deterministic ones are the mean of the members'."""
+        if not deterministic:
+            return np.clip(self.draw(observation, self._rng), -1, 1), state
+        actions = [policy.predict(observation, deterministic=True)[0] for policy in self.policies]
+        return np.mean(actions, 0, dtype=np.float32), state
+
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Unclipped actions, float32 (A,) or (B, A), of one observation or a batch."""
+        actions = np.stack([policy.draw(observation, rng) for policy in self.policies])
+        acting = rng.integers(len(self.policies), size=(1, *actions.shape[1:-1], 1))
+        return np.take_along_axis(actions, acting, 0)[0]
+
+    def log_prob(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """Log-density, float64 () or (B,), of *unclipped* actions of shape (A,) or (B, A)."""
+        densities = [policy.log_prob(observation, action) for policy in self.policies]
+        return np.logaddexp.reduce(densities) - np.log(len(self.policies))
+
+
 class StickyMixture:
     """One of several policies acts for a while, then another: data of mixed skill with exact densities.
 
@@ -100,13 +145,10 @@ class StickyMixture:
         for policy in policies:
             if not isinstance(policy, BehaviourPolicy):
                 raise VOCError(f"{policy!r} cannot be a member; `sample` and `start_episode` are needed.")
-        observations = sorted({policy.observation for policy in policies})
-        if len(observations) != 1:
-            raise VOCError(f"The members observe {observations or 'nothing'}; exactly one kind is needed.")
+        self.observation: Literal["state", "pixels"] = _common_observation(policies)
         if not 0 <= switch <= 1:
             raise VOCError(f"switch is {switch!r}; a probability in [0, 1] is needed.")
         self.policies, self.switch = list(policies), float(switch)
-        self.observation: Literal["state", "pixels"] = policies[0].observation
         self._acting = 0
         self._first = True
 
@@ -126,3 +168,10 @@ class StickyMixture:
         self._first = False
         action, log_prob, _ = self.policies[self._acting].sample(observation, rng)
         return action, log_prob, self._acting
+
+
+def _common_observation(policies: Sequence[Any]) -> Literal["state", "pixels"]:
+    observations = sorted({policy.observation for policy in policies})
+    if len(observations) != 1:
+        raise VOCError(f"The members observe {observations or 'nothing'}; exactly one kind is needed.")
+    return policies[0].observation

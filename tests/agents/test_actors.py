@@ -144,8 +144,8 @@ def test_actors_earn_what_was_measured(name, low, high):
     assert low < total < high
 
 
-def test_both_tasks_ship_the_same_seven_actors():
-    steps = (0, 20000, 60000, 80000, 130000, 200000, 350000)
+def test_both_tasks_ship_the_same_eleven_actors():
+    steps = (0, 10000, 20000, 40000, 60000, 80000, 130000, 160000, 200000, 250000, 350000)
     expected = [f"{task}/step_{step}" for task in ("cheetah-run", "walker-walk") for step in steps]
     assert list(shipped_policies()) == expected
 

@@ -238,7 +238,7 @@ class _Table(torch.nn.Module):
         padded[:, : matrix.shape[1]] = matrix
         self.table = torch.from_numpy(padded).log()
 
-    def prefix(self, context: Tensor, features: Tensor | None = None) -> Prefix:
+    def prefix(self, context: Tensor, features: Tensor | None = None, condition: object = None) -> Prefix:
         nothing = torch.zeros(len(context), 4, 0, 1)
         return Prefix([nothing], [nothing], self.table[context[:, 0]])
 

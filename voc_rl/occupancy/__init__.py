@@ -1,22 +1,37 @@
 """The occupancy network: how it is built, trained and sampled."""
 
 from voc_rl.occupancy.heads import ValueHead
+from voc_rl.occupancy.policy_actions import PolicyActions, policy_actions, taken_actions
+from voc_rl.occupancy.policy_targets import CoupledTargets, PolicyTargets, StitchedTargets, TargetSource
 from voc_rl.occupancy.sampling import compose, sample_futures, uniforms
+from voc_rl.occupancy.stitching import Candidates, StitchedChain, find_candidates, stitch
 from voc_rl.occupancy.targets import Targets, default_n, draw_targets, n_step_returns
 from voc_rl.occupancy.training import OccupancyTraining, train_occupancy
-from voc_rl.occupancy.transformer import OccupancyConfig, OccupancyTransformer
+from voc_rl.occupancy.transformer import Condition, OccupancyConfig, OccupancyTransformer
 
 __all__ = [
+    "Candidates",
+    "Condition",
+    "CoupledTargets",
     "OccupancyConfig",
     "OccupancyTraining",
     "OccupancyTransformer",
+    "PolicyActions",
+    "PolicyTargets",
+    "StitchedChain",
+    "StitchedTargets",
+    "TargetSource",
     "Targets",
     "ValueHead",
     "compose",
     "default_n",
     "draw_targets",
+    "find_candidates",
     "n_step_returns",
+    "policy_actions",
     "sample_futures",
+    "stitch",
+    "taken_actions",
     "train_occupancy",
     "uniforms",
 ]

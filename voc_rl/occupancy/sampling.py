@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from voc_rl.occupancy.transformer import Cache, OccupancyTransformer, Prefix
+from voc_rl.occupancy.transformer import Cache, Condition, OccupancyTransformer, Prefix
 
 # states x samples that are decoded at once; bounds memory, and is large enough to keep the matrices busy
 SEQUENCES_AT_ONCE = 16384
@@ -19,16 +19,20 @@ def sample_futures(
     samples: int,
     generator: torch.Generator,
     noise: Tensor | None = None,
+    condition: Condition | None = None,
 ) -> Tensor:
     """Codes int64 (B, samples, n_tokens) of futures of contexts int64 (B, n_tokens); END fills a whole future.
 
-    ``noise`` (n_tokens, B or 1, samples) is what the futures are drawn with, instead of fresh numbers (``uniforms``).
+    ``condition``: actions and policies of the B contexts. ``noise`` (n_tokens, B or 1, samples) is what the futures are
+    drawn with, instead of fresh numbers (``uniforms``).
     """
     states = max(SEQUENCES_AT_ONCE // samples, 1)
     parts = []
     for first in range(0, len(context), states):
         some = slice(first, first + states)
-        prefix = model.prefix(context[some], None if features is None else features[some])
+        prefix = model.prefix(
+            context[some], None if features is None else features[some], condition=condition and condition[some]
+        )
         if noise is None:
             own = uniforms(model, len(prefix), samples, generator)
         else:
@@ -87,16 +91,20 @@ def compose(
     generator: torch.Generator,
     max_hops: int = 50,
     common: bool = False,
+    condition: Condition | None = None,
 ) -> Tensor:
     """Futures int64 (B, samples, n_tokens) at a larger discount: hops of the model, fed back as contexts.
+
+    A first action in ``condition`` holds for the first hop; later ones are the policy's own.
 
     One more hop follows with probability (g' - g) / (1 - g); n hops thus have probability
     (1-g') (g'-g)^(n-1) / (1-g)^n (gamma-models, Janner et al. 2020). END stays END. At most ``max_hops``.
     ``common``: one state's random numbers for all (``uniforms``).
     """
     noise = uniforms(model, 1, samples, generator) if common else None
-    futures = sample_futures(model, context, features, samples, generator, noise=noise)
+    futures = sample_futures(model, context, features, samples, generator, noise, condition)
     flat = futures.flatten(0, 1)
+    policy = None if condition is None or condition.policy is None else condition.policy.repeat_interleave(samples)
     another = (new_gamma - gamma) / (1.0 - gamma)
     going = torch.arange(len(flat))
     for _ in range(max_hops - 1):
@@ -107,5 +115,6 @@ def compose(
             break
         if common:
             noise = uniforms(model, 1, samples, generator)[:, 0, going % samples, None]
-        flat[going] = sample_futures(model, flat[going], None, 1, generator, noise=noise)[:, 0]
+        later = None if policy is None else Condition(policy=policy[going])
+        flat[going] = sample_futures(model, flat[going], None, 1, generator, noise, later)[:, 0]
     return flat.view_as(futures)

@@ -22,7 +22,9 @@ class OccupancyConfig:
     """Sizes of the network.
 
     codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so
-    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. dropout: of
+    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. action_dim: width
+    of the action taken at the context, 0 for none. policies: number of policies whose futures are told apart by their
+    place in a list, 0 for the one that made the data. dropout: of
     embeddings and residual branches; attention_dropout: of attention weights. ends: whether episodes can terminate;
     where they cannot, END is never sampled. top_k: sample only the likeliest codes at each place (None: all); biased,
     and there for the recipe ``paper``.
@@ -31,6 +33,8 @@ class OccupancyConfig:
     codebook_size: int
     n_tokens: int
     feature_dim: int = 0
+    action_dim: int = 0
+    policies: int = 0
     n_layer: int = 3
     n_head: int = 4
     width: int = 128
@@ -47,6 +51,22 @@ class OccupancyConfig:
     def end_code(self) -> int:
         """The code of the absorbing END sequence."""
         return self.codebook_size
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Whose future is asked for, beyond the context.
+
+    action: float (B, action_dim), the action taken at the context; None: one that the policy draws. shown: bool (B,),
+    where the action is known; None: everywhere. policy: int64 (B,), who acts from then on; None: the first policy.
+    """
+
+    action: Tensor | None = None
+    shown: Tensor | None = None
+    policy: Tensor | None = None
+
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        return Condition(*(None if part is None else part[rows] for part in (self.action, self.shown, self.policy)))
 
 
 class Prefix:
@@ -158,6 +178,13 @@ class OccupancyTransformer(nn.Module):
             self.feature_std: Tensor
             self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
             self.register_buffer("feature_std", torch.ones(config.feature_dim))
+        if config.action_dim:
+            self.actions = nn.Sequential(
+                nn.Linear(config.action_dim, config.width), nn.GELU(), nn.Linear(config.width, config.width)
+            )
+            self.no_action = nn.Parameter(torch.zeros(config.width))
+        if config.policies:
+            self.policies = nn.Embedding(config.policies, config.width)
         self.apply(self._initialise)
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "mlp.2.weight")):  # GPT-2: residual branches shrink with depth
@@ -217,14 +244,30 @@ class OccupancyTransformer(nn.Module):
         logits = self.logits(self.norm(x[:, 0]))
         return logits if self.config.ends else logits[..., : self.config.end_code]
 
-    def prefix(self, context: Tensor, features: Tensor | None = None, use_features: Tensor | None = None) -> Prefix:
+    def prefix(
+        self,
+        context: Tensor,
+        features: Tensor | None = None,
+        use_features: Tensor | None = None,
+        condition: Condition | None = None,
+    ) -> Prefix:
         """Read contexts: codes int64 (B, n_tokens), optional features (B, feature_dim).
 
         ``use_features`` bool (B,) says where the features are shown (contexts that were sampled have none).
+
+        Raises:
+            VOCError: an action or a policy for a network without that input, or an action of another size.
         """
+        condition = condition or Condition()
+        self._check(condition)
         x = self.codes(context) + self.positions.weight[: context.shape[1]]
         if self.config.feature_dim:
             x = x + self._feature_vector(len(context), features, use_features)[:, None]
+        if self.config.action_dim:
+            x = x + self._action_vector(len(context), condition)[:, None]
+        if self.config.policies:
+            policy = condition.policy
+            x = x + self.policies(torch.zeros(len(context), dtype=torch.long) if policy is None else policy)[:, None]
         x = self.dropout(x)[:, None]
         keys, values = [], []
         for block in self.blocks:
@@ -240,6 +283,22 @@ class OccupancyTransformer(nn.Module):
         if use_features is None:
             return vector
         return torch.where(use_features[:, None], vector, self.no_features.to(vector.dtype))
+
+    def _action_vector(self, batch: int, condition: Condition) -> Tensor:
+        if condition.action is None:
+            return self.no_action.expand(batch, -1)
+        vector = self.actions(condition.action.float())
+        if condition.shown is None:
+            return vector
+        return torch.where(condition.shown[:, None], vector, self.no_action.to(vector.dtype))
+
+    def _check(self, condition: Condition) -> None:
+        action, policies = condition.action, self.config.policies
+        found = 0 if action is None else action.shape[-1]
+        if found and found != self.config.action_dim:
+            raise VOCError(f"The action has size {found}, but this occupancy network reads {self.config.action_dim}.")
+        if condition.policy is not None and not bool((condition.policy < policies).all()):
+            raise VOCError(f"Policy {int(condition.policy.max())} was asked for, but this network knows {policies}.")
 
     def future_logits(self, prefix: Prefix, futures: Tensor) -> Tensor:
         """Logits (B, M, n_tokens, vocabulary) of each code of given futures int64 (B, M, n_tokens)."""

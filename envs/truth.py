@@ -1,0 +1,79 @@
+"""What a policy really earns: roll-outs from stored simulator states, with the time limit lifted."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from voc_rl.envs.dmcontrol import DMControlEnv
+from voc_rl.errors import VOCError, check_positive
+
+
+@dataclass(frozen=True)
+class RollOuts:
+    """M roll-outs of H agent steps from each of B states, under one policy.
+
+    reward (B, M, H) float32, on arrival after each step, 0 after a termination; state (B, M, H, S) float32, the flat
+    state arrived at (the last one again after a termination).
+    """
+
+    reward: np.ndarray
+    state: np.ndarray
+
+
+def roll_outs(
+    task: str,
+    physics: np.ndarray,
+    policies: Sequence[Any],
+    horizon: int,
+    count: int,
+    seed: int,
+    *,
+    action_repeat: int = 2,
+    processes: int = 1,
+) -> list[RollOuts]:
+    """Restore each simulator state (B, P) and follow each policy for ``horizon`` agent steps, ``count`` times.
+
+    Policies observe the flat state. The randomness of a roll-out comes from the seed, the policy's place, the state's
+    and the roll-out's alone, so that neither the number of processes nor the other policies change it.
+
+    Raises:
+        VOCError: a policy that observes pixels, or physics vectors of another task.
+    """
+    check_positive(horizon, "horizon")
+    check_positive(count, "count")
+    for policy in policies:
+        if policy.observation != "state":
+            raise VOCError(f"{policy!r} observes {policy.observation}; roll-outs follow policies of the flat state.")
+    jobs = [(task, physics, policy, horizon, count, [seed, i], action_repeat) for i, policy in enumerate(policies)]
+    if processes == 1:
+        return [_follow(*job) for job in jobs]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        return [future.result() for future in [pool.submit(_follow, *job) for job in jobs]]
+
+
+def _follow(
+    task: str, physics: np.ndarray, policy: Any, horizon: int, count: int, seed: list[int], action_repeat: int
+) -> RollOuts:
+    env = DMControlEnv(task, action_repeat, max_episode_steps=horizon + 1)
+    size = env.observation_space.shape[0]  # type: ignore[index]
+    reward = np.zeros((len(physics), count, horizon), np.float32)
+    state = np.zeros((len(physics), count, horizon, size), np.float32)
+    for i, vector in enumerate(physics):
+        for j in range(count):
+            rng = np.random.default_rng([*seed, i, j])
+            observation, _ = env.reset(seed=0, options={"physics": vector})
+            for k in range(horizon):
+                action = np.clip(policy.draw(observation, rng), -1, 1)
+                observation, reward[i, j, k], terminated, _, _ = env.step(action)
+                state[i, j, k:] = observation
+                if terminated:
+                    break
+    env.close()
+    return RollOuts(reward, state)

@@ -1,0 +1,132 @@
+"""Following a policy through logged rows: Model-free Monte Carlo (Fonteneau et al. 2010), as one chain over rows.
+
+At row t the policy draws an action a'; the chain goes on where a row with nearly the same frame and nearly the action
+a' went on. Every step is a real one, so nothing is bootstrapped and no densities are needed; what goes wrong is the
+jump, whose size ``distance`` tells.
+
+The nearest rows by frame are found once, for all policies; a policy then picks among them by its actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError, check_gamma
+from voc_rl.occupancy.policy_actions import taken_actions
+
+COMPONENTS = 48  # of the frames' features, in which rows are compared
+CANDIDATES = 128  # nearest rows by frame, among which the action decides
+TYPICAL = 32  # the distance to the 32nd nearest row is the unit of length
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows like each row: row int64 (N, K), rows with a step left, nearest first; squared float32 (N, K), squared
+    distances in units of the typical distance to the 32nd; taken float32 (N, A), the actions taken at the rows."""
+
+    row: np.ndarray
+    squared: np.ndarray
+    taken: np.ndarray
+
+
+@dataclass(frozen=True)
+class StitchedChain:
+    """Where a policy goes from each row: arrival int64 (N, M), rows arrived at by M draws of its action; distance
+    float32 (N, M), how far the row that it followed was, frame and action together (1: typical); terminal bool (N,)."""
+
+    arrival: np.ndarray
+    distance: np.ndarray
+    terminal: np.ndarray
+
+    def values(self, reward: np.ndarray, gamma: float, tail: float = 1e-4) -> np.ndarray:
+        """V (N,) float64 of the chain for rewards (N,) on arrival: V = mean_m r[u] + gamma V[u], u the arrivals."""
+        check_gamma(gamma)
+        going = gamma * ~self.terminal
+        values = np.full(len(reward), float(np.mean(reward)) / (1.0 - gamma))
+        steps = 1 if gamma == 0 else int(np.log(tail) / np.log(gamma)) + 1
+        for _ in range(steps):
+            values = (reward + going * values)[self.arrival].mean(1)
+        return np.where(self.terminal, 0.0, values)
+
+    def futures(self, rows: np.ndarray, gamma: float, rng: np.random.Generator) -> np.ndarray:
+        """A row at a geometric time from each of ``rows`` (any shape), int64; -1 where the chain ended before."""
+        steps = rng.geometric(1.0 - gamma, size=rows.shape)
+        rows = np.where(self.terminal[rows], -1, rows)
+        for k in range(1, int(steps.max(initial=0)) + 1):
+            going = (steps >= k) & (rows >= 0)
+            at = rows[going]
+            arrived = self.arrival[at, rng.integers(self.arrival.shape[1], size=len(at))]
+            # arrival at the terminal row counts; what would come after it does not exist
+            ended = self.terminal[arrived] & (steps[going] > k)
+            rows[going] = np.where(ended, -1, arrived)
+        return rows
+
+
+def principal_components(features: Tensor, count: int) -> Tensor:
+    """The first components float32 (N, count) of features (N, F), each with its own spread; fewer where F is less."""
+    centred = features.float() - features.float().mean(0)
+    vectors = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors.flip(1)
+    return centred @ vectors[:, :count]
+
+
+@torch.no_grad()
+def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES) -> Candidates:
+    """The rows most like each row of ``dataset`` by its continuous features (N, F), for every policy to choose among.
+
+    Raises:
+        VOCError: no features, or another number of them than of rows.
+    """
+    if len(features) != len(dataset) or features.shape[1] == 0:
+        raise VOCError(
+            f"Features of shape {tuple(features.shape)} do not fit {len(dataset)} rows; one per row is needed."
+        )
+    going = torch.from_numpy(np.flatnonzero(dataset.steps_left > 0))
+    count = min(count, len(going))
+    view = principal_components(features, COMPONENTS)
+    others = view[going]
+    lengths = others.square().sum(1)
+    rows, squared = np.empty((len(view), count), np.int64), np.empty((len(view), count), np.float32)
+    for first in range(0, len(view), ROWS_AT_ONCE):
+        own = view[first : first + ROWS_AT_ONCE]
+        distance, place = (lengths - 2 * own @ others.T).topk(count, largest=False)
+        rows[first : first + ROWS_AT_ONCE] = going[place].numpy()
+        squared[first : first + ROWS_AT_ONCE] = (distance + own.square().sum(1, keepdim=True)).clamp(min=0).numpy()
+    unit = max(float(np.median(squared[:, min(TYPICAL, count) - 1])), 1e-12)
+    return Candidates(rows, squared / unit, taken_actions(dataset))
+
+
+def stitch(
+    candidates: Candidates,
+    drawn: np.ndarray,
+    terminal: np.ndarray,
+    action_weight: float = 2.0,
+    allowed: np.ndarray | None = None,
+) -> StitchedChain:
+    """The chain of a policy whose actions at each row are ``drawn`` float32 (N, M, A).
+
+    Args:
+        action_weight: length of a unit of action, in typical distances of frames.
+        allowed: bool (N,), rows that may be followed; None: all. Where none of a row's candidates may be, the
+            nearest one is followed all the same.
+    """
+    count, draws = drawn.shape[:2]
+    arrival, distance = np.empty((count, draws), np.int64), np.empty((count, draws), np.float32)
+    for first in range(0, count, 16 * ROWS_AT_ONCE):
+        some = slice(first, first + 16 * ROWS_AT_ONCE)
+        rows, frames = candidates.row[some], candidates.squared[some]
+        if allowed is not None:
+            frames = np.where(allowed[rows], frames, frames + 1e6)
+        taken = candidates.taken[rows]  # (n, K, A)
+        for draw in range(draws):
+            actions = np.square(taken - drawn[some, draw, None]).sum(-1)
+            total = frames + action_weight**2 * actions
+            best = total.argmin(1)[:, None]
+            arrival[some, draw] = np.take_along_axis(rows, best, 1)[:, 0] + 1
+            distance[some, draw] = np.sqrt(np.take_along_axis(total, best, 1)[:, 0])
+    return StitchedChain(arrival, distance, terminal)
