@@ -116,12 +116,15 @@ class Settings:
     """Threads for the arithmetic; default: the cores that are free now, at most 4."""
     force: bool = False
     """Do this stage anew."""
+    joint: bool = False
+    """Train quantizer and occupancy network at once, from pixels, instead of one after the other."""
     quantizer_steps: int | None = None
     """Optimiser steps; default by size."""
     steps: int | None = None
     """Optimiser steps of the occupancy network; default by size."""
 
     def pipeline(self, run: Any, stage: str) -> Any:
+        from voc_rl.joint import JointTraining
         from voc_rl.pipeline import Pipeline
         from voc_rl.sizes import RECIPES, sized, with_recipe
 
@@ -135,7 +138,8 @@ class Settings:
             occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
         if self.quantizer_steps is not None:
             config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
-        config = replace(config, occupancy=occupancy, seed=self.seed)
+        joint = JointTraining() if self.joint else None
+        config = replace(config, occupancy=occupancy, joint=joint, seed=self.seed)
         if recipe == "paper" and self.n not in (None, 1):
             raise VOCError(f"n is {self.n}, but the recipe paper has one-step targets; leave n out.")
         config = with_recipe(config, recipe)
@@ -160,6 +164,8 @@ class TrainQuantizer:
     settings: tyro.conf.OmitArgPrefixes[Settings]
 
     def run(self) -> None:
+        if self.settings.joint:
+            raise VOCError("Joint training has no stage for the quantizer alone; use voc-rl train --joint.")
         self.settings.do("quantizer", lambda pipeline: pipeline.train_quantizer())
 
 
@@ -175,7 +181,7 @@ class Tokenize:
 
 @dataclass(frozen=True)
 class Train:
-    """Train the occupancy network, the value head and the reward head."""
+    """Train the occupancy network, the value head and the reward head; with --joint the quantizer too."""
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
     wandb: Literal["online", "offline"] | None = None
@@ -187,7 +193,12 @@ class Train:
             from voc_rl.wandb_log import wandb_listener
 
             listener = partial(wandb_listener, self.wandb, self.settings.out)
-        self.settings.do("train", lambda pipeline: pipeline.train(), listener)
+
+        def work(pipeline: Any) -> None:
+            pipeline.train()
+            pipeline.tokenize()  # in joint training it comes last
+
+        self.settings.do("train", work, listener)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from voc_rl.errors import VOCError
 
@@ -33,8 +34,9 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
         )
     arguments: dict[str, Any] = {}
     for name, value in values.items():
-        if dataclasses.is_dataclass(types[name]) and isinstance(types[name], type):
-            value = from_dict(types[name], value, f"{where}.{name}")
+        inner = _dataclass_in(types[name])
+        if inner is not None and not (value is None and inner is not types[name]):
+            value = from_dict(inner, value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)  # JSON has no tuples, and configs have no lists
         arguments[name] = value
@@ -42,3 +44,9 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
         return cls(**arguments)
     except TypeError as error:
         raise VOCError(f"{where} does not describe a {cls.__name__}: {error}.") from error
+
+
+def _dataclass_in(annotation: Any) -> type[Any] | None:
+    """The dataclass of ``Config`` or ``Config | None``; None for any other annotation."""
+    parts = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)

@@ -73,6 +73,42 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+class Steps(Protocol):
+    """What is done step by step: numbers of a step, ``loss`` among them, and the state to go on from."""
+
+    def step(self, step: int) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Descent:
+    """AdamW on a trainee, one step at a time: its schedule, its clipping, and its own randomness per step."""
+
+    def __init__(self, trainee: Trainee, config: LoopConfig, seed: int) -> None:
+        self.trainee, self.config, self.seed = trainee, config, seed
+        self.optimizer = make_optimizer(trainee.parameters(), config)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One optimiser step, the ``step``-th of ``config.steps``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * schedule(step, self.config)
+        generator = torch.Generator().manual_seed(step_seed(self.seed, step))
+        loss, numbers = self.trainee.loss(step, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trainee.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.trainee.after_step(step)
+        return {"loss": loss.detach(), **numbers}
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "trainee": self.trainee.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.trainee.load_state(state["trainee"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
 def optimise(
     trainee: Trainee,
     config: LoopConfig,
@@ -84,37 +120,39 @@ def optimise(
     progress: bool = False,
     keep_going: Callable[[int], bool] | None = None,
 ) -> int:
-    """Run the loop to its end (or until ``keep_going(step)`` says no); returns the number of steps done.
+    """Train one network to the end of ``config`` (or until ``keep_going(step)`` says no); the number of steps done.
 
     Raises:
         VOCError: the loss is not finite, or a checkpoint belongs to another configuration.
     """
-    optimizer = make_optimizer(trainee.parameters(), config)
-    first = _resume(trainee, optimizer, checkpoints) if checkpoints else 0
-    bar = tqdm(total=config.steps, initial=first, desc=stage, unit="step", disable=not progress, mininterval=1.0)
-    step = first
+    return take_steps(
+        Descent(trainee, config, seed), config.steps, stage,
+        log=log, checkpoints=checkpoints, progress=progress, keep_going=keep_going,
+    )  # fmt: skip
+
+
+def take_steps(
+    work: Steps,
+    steps: int,
+    stage: str,
+    *,
+    log: StepLog | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: bool = False,
+    keep_going: Callable[[int], bool] | None = None,
+) -> int:
+    """The loop itself: go on from a checkpoint, take the steps, log and keep the state; see ``optimise``."""
+    step = _resume(work, checkpoints) if checkpoints else 0
+    bar = tqdm(total=steps, initial=step, desc=stage, unit="step", disable=not progress, mininterval=1.0)
     with bar:
-        while step < config.steps and (keep_going is None or keep_going(step)):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, config)
-            generator = torch.Generator().manual_seed(step_seed(seed, step))
-            loss, numbers = trainee.loss(step, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trainee.parameters(), config.clip)
-            optimizer.step()
-            trainee.after_step(step)
+        while step < steps and (keep_going is None or keep_going(step)):
+            numbers = work.step(step)
             step += 1
             bar.update()
-            if step % 50 == 0 or step == config.steps:
-                _log(stage, step, {"loss": loss.detach(), **numbers}, log, bar)
-            if checkpoints and (step % checkpoints.every == 0 or step == config.steps):
-                state = {
-                    "fingerprint": checkpoints.fingerprint,
-                    "step": step,
-                    "optimizer": optimizer.state_dict(),
-                    "trainee": trainee.state(),
-                }
+            if step % 50 == 0 or step == steps:
+                _log(stage, step, numbers, log, bar)
+            if checkpoints and (step % checkpoints.every == 0 or step == steps):
+                state = {"fingerprint": checkpoints.fingerprint, "step": step, **work.state()}
                 save_training_state(checkpoints.path, state)
     return step
 
@@ -138,7 +176,7 @@ def schedule(step: int, config: LoopConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(config.steps - warmup, 1)))
 
 
-def _resume(trainee: Trainee, optimizer: torch.optim.AdamW, checkpoints: Checkpoints) -> int:
+def _resume(work: Steps, checkpoints: Checkpoints) -> int:
     if not checkpoints.path.exists():
         return 0
     state = load_torch_file(checkpoints.path)
@@ -147,8 +185,7 @@ def _resume(trainee: Trainee, optimizer: torch.optim.AdamW, checkpoints: Checkpo
             f"{checkpoints.path} was written by a run with other settings or data; use --force to start anew, "
             "or another --out."
         )
-    trainee.load_state(state["trainee"])
-    optimizer.load_state_dict(state["optimizer"])
+    work.load_state(state)
     return int(state["step"])
 
 

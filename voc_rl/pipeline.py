@@ -1,6 +1,7 @@
 """The stages of a run, each resumable and skipped when it is done:
 
     train-quantizer -> tokenize -> train -> evaluate
+    train -> tokenize -> evaluate                         in joint training
 
 A stage knows by its fingerprint (settings, data and the stages before it) whether it is done.
 """
@@ -82,11 +83,11 @@ class Pipeline:
         )
         base = fingerprint(data_mark(self.dataset), self.held_out, self.config.seed, quantizer)
         network = (to_dict(self.config.network), to_dict(self.config.occupancy), to_dict(self.config.reward))
-        self._marks = {
-            "quantizer": base,
-            "tokenize": fingerprint(base, "tokens"),
-            "train": fingerprint(base, network),
-        }
+        joint = () if self.config.joint is None else (to_dict(self.config.joint),)
+        trained = fingerprint(base, network, *joint)
+        if joint:  # the quantizer comes out of the training of all
+            base = trained
+        self._marks = {"quantizer": base, "tokenize": fingerprint(base, "tokens"), "train": trained}
 
     def mark(self, *parts: Any) -> str:
         """Fingerprint of a later stage: the trained model and ``parts``."""
@@ -103,9 +104,10 @@ class Pipeline:
         return False
 
     def train_quantizer(self) -> Quantizer:
-        """Train the quantizer on the training episodes, or load it."""
+        """Train the quantizer on the training episodes, or load it; in joint training, with everything else."""
         if "quantizer" not in self._done:
-            self._done["quantizer"] = self._train_quantizer()
+            joint = self.config.joint is not None
+            self._done["quantizer"] = self.train().quantizer if joint else self._train_quantizer()
         return self._done["quantizer"]
 
     def _train_quantizer(self) -> Quantizer:
@@ -157,16 +159,20 @@ class Pipeline:
 
     def _train(self) -> VOC:
         mark, config = self._marks["train"], self.config
-        quantizer = self.train_quantizer()
-        tokens = self.tokens_of(self.training)
+        parts: dict[str, Any] = {}
+        if config.joint is None:
+            parts = {"quantizer": self.train_quantizer(), "tokens": self.tokens_of(self.training)}
+        elif "quantizer" in self.run.measured("seconds"):  # training by stages has put its own quantizer here
+            for stage in ("quantizer", "train"):
+                self.run.forget(stage)
         if self.skip("train", mark):
             return VOC.load(self.run.path)
+        steps = config.occupancy.loop.steps + (0 if config.joint is None else config.quantizer_training.steps)
         settings = {"data": str(self.data), **to_dict(config)}
         with self.run.stage("train", mark, settings):
             voc = train(
-                self.training, config, quantizer=quantizer, tokens=tokens, log=self.run.log,
-                checkpoints=lambda name: self.run.checkpoints("train", mark, config.occupancy.loop.steps),
-                progress=self.progress,
+                self.training, config, **parts, log=self.run.log,
+                checkpoints=lambda name: self.run.checkpoints("train", mark, steps), progress=self.progress,
             )  # fmt: skip
             voc.save(self.run.path)
         return voc

@@ -36,7 +36,7 @@ PACKAGES = (
     "vector-quantize-pytorch",
 )
 # stage -> what its curve is called, where that is another word
-CURVES = {"quantizer": ("teacher", "quantizer"), "train": ("occupancy", "reward")}
+CURVES = {"quantizer": ("teacher", "quantizer"), "train": ("joint", "occupancy", "reward")}
 NOTE_EVERY = 2.0  # seconds between notes of the time that an unfinished stage has taken
 
 

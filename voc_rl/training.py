@@ -1,12 +1,15 @@
 """Training a VOC: its config, and the order in which its parts learn.
 
 quantizer -> codes and features -> occupancy network and value head -> reward head
+
+The first two one after the other, or at once (``joint``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
+from voc_rl.joint import JointTraining, train_joint
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
 from voc_rl.model import VOC
 from voc_rl.occupancy import (
@@ -60,6 +64,7 @@ class VOCConfig:
     """Everything that training a VOC needs besides data. See the parts for their meaning.
 
     quantizer: its name. quantizer_config: keys of that quantizer's config. quantizer_training: its loop.
+    joint: train quantizer and occupancy network at once; None: one after the other.
     """
 
     quantizer: str = "vqvae"
@@ -70,6 +75,7 @@ class VOCConfig:
     network: NetworkSize = field(default_factory=NetworkSize)
     occupancy: OccupancyTraining = field(default_factory=lambda: OccupancyTraining(loop=OCCUPANCY_LOOP))
     reward: RewardConfig = field(default_factory=RewardConfig)
+    joint: JointTraining | None = None
     seed: int = 0
 
 
@@ -88,26 +94,34 @@ def train(
     Args:
         dataset: what it learns from; values are of the policy that made it.
         config: sizes and schedules; None is the default.
-        quantizer: a trained one to use, instead of training one here.
+        quantizer: a trained one to use, instead of training one here; in joint training the one to start from.
         tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
         log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
         progress: show bars with the time left.
     """
     config = config or VOCConfig()
-    if quantizer is None:
-        if tokens is not None:
-            raise VOCError("Tokens were given without the quantizer that made them; give both.")
-        quantizer = fresh_quantizer(dataset, config)
-        train_quantizer(
-            quantizer, dataset, config.quantizer_training, config.seed,
-            log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
+    if tokens is not None and quantizer is None:
+        raise VOCError("Tokens were given without the quantizer that made them; give both.")
+    if tokens is not None and config.joint is not None:
+        raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
+    networks = partial(fresh_networks, config=config, ends=bool(dataset.terminal.any()))
+    if config.joint is not None:
+        quantizer, model, trained_head, codes, features = train_joint(
+            quantizer or fresh_quantizer(dataset, config), networks, dataset, config.joint, config.quantizer_training,
+            config.occupancy, config.seed,
+            log=log, checkpoints=checkpoints and checkpoints("joint"), progress=progress,
         )  # fmt: skip
-    codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
-    model, head = fresh_networks(quantizer, config, ends=bool(dataset.terminal.any()))
-    model, trained_head = train_occupancy(
-        model, head, dataset, codes, features, config.occupancy, config.seed,
-        log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
-    )  # fmt: skip
+    else:
+        if quantizer is None:
+            quantizer = train_quantizer(
+                fresh_quantizer(dataset, config), dataset, config.quantizer_training, config.seed,
+                log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
+            )  # fmt: skip
+        codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
+        model, trained_head = train_occupancy(
+            *networks(quantizer), dataset, codes, features, config.occupancy, config.seed,
+            log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
+        )  # fmt: skip
     arrived = dataset.step_type > 0  # row 0 of an episode has no reward
     with torch.no_grad():
         vectors = quantizer.embed(codes[torch.from_numpy(arrived)].long())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from voc_rl.quantizers.base import Quantizer
 FITTING_ROWS = 3000
 
 
-class _QuantizerTrainee:
+class QuantizerTrainee:
+    """What the loop trains: the quantizer, on observations drawn anew at each step."""
+
     def __init__(self, quantizer: Quantizer, dataset: Episodes, batch_size: int, seed: int) -> None:
         self.quantizer, self.dataset, self.batch_size, self.seed = quantizer, dataset, batch_size, seed
 
@@ -52,28 +53,32 @@ def train_quantizer(
 ) -> Quantizer:
     """Fit and train ``quantizer`` on the observations of ``dataset``; returns it in eval mode."""
     if checkpoints is None or not checkpoints.path.exists():
-        rng = np.random.default_rng([seed, 1 << 40])
-        rows = rng.choice(len(dataset), size=min(FITTING_ROWS, len(dataset)), replace=False)
-        generator = torch.Generator().manual_seed(step_seed(seed, 1 << 40))
-        quantizer.initialise(torch.from_numpy(dataset.observations(np.sort(rows))), generator, log)
+        fit_quantizer(quantizer, dataset, seed, log)
     quantizer.train()
-    trainee = _QuantizerTrainee(quantizer, dataset, config.batch_size, seed)
+    trainee = QuantizerTrainee(quantizer, dataset, config.batch_size, seed)
     optimise(trainee, config, seed, "quantizer", log=log, checkpoints=checkpoints, progress=progress)
     return quantizer.eval()
 
 
+def fit_quantizer(quantizer: Quantizer, dataset: Episodes, seed: int, log: StepLog | None = None) -> None:
+    """``initialise`` the quantizer on a sample of the observations of ``dataset``: what comes before its first step."""
+    rng = np.random.default_rng([seed, 1 << 40])
+    rows = rng.choice(len(dataset), size=min(FITTING_ROWS, len(dataset)), replace=False)
+    generator = torch.Generator().manual_seed(step_seed(seed, 1 << 40))
+    quantizer.initialise(torch.from_numpy(dataset.observations(np.sort(rows))), generator, log)
+
+
 @torch.no_grad()
-def tokenize(quantizer: Quantizer, dataset: Episodes, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-    """Codes int16 (N, n_tokens) and features float16 (N, feature_dim) of every row of ``dataset``."""
+def tokenize(
+    quantizer: Quantizer, dataset: Episodes, rows: np.ndarray | None = None, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Codes int16 (N, n_tokens) and features float16 (N, feature_dim) of ``rows`` (N,) of a dataset; None: of all."""
+    rows = np.arange(len(dataset)) if rows is None else rows
     codes, features = [], []
-    for obs in _batches(dataset, batch_size):
+    for first in range(0, len(rows), batch_size):
+        obs = torch.from_numpy(dataset.observations(rows[first : first + batch_size]))
         with autocast():
             some_codes, some_features = quantizer.codes_and_features(obs)
         codes.append(some_codes.to(torch.int16))
         features.append(some_features.to(torch.float16))
     return torch.cat(codes), torch.cat(features)
-
-
-def _batches(dataset: Episodes, batch_size: int) -> Iterator[Tensor]:
-    for first in range(0, len(dataset), batch_size):
-        yield torch.from_numpy(dataset.observations(np.arange(first, min(first + batch_size, len(dataset)))))
