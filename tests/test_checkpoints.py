@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from worlds import one_sentence
 
 from voc_rl.checkpoints import (
     atomic_path,
@@ -181,7 +182,7 @@ def test_truncated_training_state(tmp_path: Path, share: float) -> None:
     with pytest.raises(VOCError) as caught:
         load_torch_file(path)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert one_sentence(str(caught.value)), str(caught.value)
     with pytest.raises(VOCError, match=r"checkpoint .* does not exist"):
         load_torch_file(tmp_path / "none.pt")
 

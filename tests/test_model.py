@@ -203,6 +203,17 @@ def test_refused_observations(voc: VOC, obs: np.ndarray) -> None:
     assert "list" in refusal(voc.successor_features, [1, 2])
 
 
+def test_codes_beyond_the_codebook(voc: VOC, obs: np.ndarray) -> None:
+    codes, features = voc.context(obs)
+    for wrong, said in [
+        (codes + voc.quantizer.codebook_size, f"0..{voc.quantizer.codebook_size - 1} is the codebook"),
+        (codes - voc.quantizer.codebook_size, "is the codebook"),
+        (codes[:, :1], "tokens per row are needed"),
+    ]:
+        for estimator in ("head", "sample"):
+            assert said in refusal(voc.value_of_codes, wrong, features, estimator=estimator)
+
+
 def test_no_value_head(saved: Path, obs: np.ndarray) -> None:
     own = VOC.load(saved)
     without = VOC(own.quantizer, own.occupancy, own.reward_head, None, own.gamma, own.spec)

@@ -151,5 +151,6 @@ def load_torch_file(path: Path, what: str = "checkpoint") -> Any:
     except pickle.UnpicklingError as error:
         raise VOCError(f"{what} {path} is refused: it is damaged or holds objects other than tensors.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # PyTorch's own reasons run over several sentences
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".") if str(error) else type(error).__name__
         raise VOCError(f"{what} {path} is not a whole torch file ({reason}).") from error

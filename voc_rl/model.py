@@ -41,6 +41,7 @@ from voc_rl.quantizers import (
     load_quantizer,
     save_quantizer,
 )
+from voc_rl.quantizers.base import check_codes
 from voc_rl.quantizers.registry import check_version
 from voc_rl.values import (
     RewardConfig,
@@ -125,6 +126,7 @@ class VOC:
         common: bool = False,
     ) -> ValueEstimate:
         """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim)."""
+        check_codes(codes, self.quantizer)
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         check_choice(estimator, ("head", "sample"), "estimator")
         if not 0 < level < 1:

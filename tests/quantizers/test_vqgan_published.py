@@ -197,8 +197,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for share in (0.0, 0.3, 0.99):
         (tmp_path / "part.pth").write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(VOCError, match=r"part\.pth is (not a whole torch file|refused)"):  # PyTorch says more
-            VQGAN.from_published(tmp_path / "part.pth")
+        assert re.search(r"part\.pth is (not a whole torch file|refused)", refused(tmp_path / "part.pth"))
     assert "does not exist" in refused(tmp_path / "absent.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds no state dict" in refused(tmp_path / "list.pth")
