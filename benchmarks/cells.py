@@ -30,7 +30,8 @@ def run_cells(
     """Do the cells that ``path`` does not hold yet, in order; returns the records of all ``cells``, in order.
 
     Args:
-        cells: JSON-ready settings, all that tells one cell from another; the order of the keys does not matter.
+        cells: JSON-ready settings, all that tells one cell from another; the order of the keys does not matter. A key
+            ``settings`` may hold a fingerprint of sizes and schedules: cells of other ones are then done anew.
         work: a cell -> its JSON-ready result. What it raises ends the run; earlier cells are kept.
         path: the JSONL file, held by this run alone until it is done.
         say: is told of every cell and of the time left.
@@ -73,8 +74,9 @@ def finished(path: Path) -> list[dict[str, Any]]:
 
 
 def describe(cell: Cell) -> str:
-    """A cell in words, for messages: its values, in the order of its keys."""
-    return ", ".join(str(value) if isinstance(value, str) else f"{name} {value}" for name, value in cell.items())
+    """A cell in words, for messages: its values but for a fingerprint, in the order of its keys."""
+    shown = {name: value for name, value in cell.items() if name != "settings"}
+    return ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in shown.items())
 
 
 def _measured(cell: Cell, work: Callable[[Cell], Mapping[str, Any]]) -> dict[str, Any]:

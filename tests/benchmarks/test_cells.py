@@ -155,4 +155,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_cells_in_words() -> None:
-    assert describe({"task": "walker-walk", "quantizer": "dino", "seed": 2}) == "walker-walk, dino, seed 2"
+    assert (
+        describe({"task": "walker-walk", "quantizer": "dino", "seed": 2, "settings": "5f0c"})
+        == "walker-walk, dino, seed 2"
+    )
