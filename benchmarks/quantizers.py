@@ -28,7 +28,7 @@ from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.plots_frames import psnr
 from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
-from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, summary, table
+from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, psnr_notes, summary, table
 from voc_rl.benchmarks.results import hardware, write_results
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import Episodes
@@ -266,9 +266,8 @@ def _write(args: Args, bench: Bench, records: list[dict[str, Any]]) -> dict[str,
     }  # fmt: skip
     text = table(found)
     folder = write_results("quantizers", results, text, args.results)
-    draw_reconstructions(
-        {task: _pictures(bench, task, rows) for task, rows in found.items()}, {}, folder / "quantizers.png"
-    )
+    pictures = {task: _pictures(bench, task, rows) for task, rows in found.items()}
+    draw_reconstructions(pictures, psnr_notes(found), folder / "quantizers.png")
     print(text)
     return results
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from voc_rl.benchmarks.quantizers_table import FRAMES, HEADER, summary, table
+from voc_rl.benchmarks.quantizers_table import FRAMES, HEADER, psnr_notes, summary, table
 
 
 def record(task: str, name: str, seed: int, seconds: float, reward: float | None) -> dict[str, Any]:
@@ -64,3 +64,7 @@ def test_the_table_shows_them() -> None:
     )
     assert "| `frames` | – | – | – | – | 20.0 | – | – | – | 0.95, 0.90, 0.97 | 2 | – | – |" in lines
     assert [line for line in lines if line.startswith("**")] == ["**walker-walk**", "**cheetah-run**"]
+
+
+def test_psnr_in_words() -> None:
+    assert psnr_notes(summary(RECORDS)) == {"vqvae": "30.0 dB", "dino": "30.0 / 30.0 dB", FRAMES: "20.0 dB"}
