@@ -48,14 +48,19 @@ def walks(P: np.ndarray, episodes: int, rows: int, seed: int = 0) -> np.ndarray:
     return np.stack(path, 1)
 
 
-def episodes_of(rewards: list[np.ndarray], terminated: list[bool]) -> Episodes:
-    """A dataset with these rewards (row 0 included) in memory; its frames do not exist, so none may be read."""
+def episodes_of(
+    rewards: list[np.ndarray], terminated: list[bool] | np.ndarray, actions: np.ndarray | None = None
+) -> Episodes:
+    """A dataset with these rewards (row 0 included) in memory; its frames do not exist, so none may be read.
+
+    ``actions`` (N, A): the action that led to each row; None: zeros of size 1.
+    """
     lengths = [len(r) for r in rewards]
     step_type = np.concatenate([[FIRST, *[MID] * (n - 2), LAST][:n] for n in lengths]).astype(np.uint8)
     discount = np.ones(sum(lengths), np.float32)
     discount[np.cumsum(lengths) - 1] = np.where(terminated, 0.0, 1.0)
     arrays = {
-        "action": np.zeros((sum(lengths), 1), np.float32),
+        "action": np.zeros((sum(lengths), 1), np.float32) if actions is None else actions.astype(np.float32),
         "reward": np.concatenate(rewards).astype(np.float32),
         "discount": discount,
         "step_type": step_type,

@@ -40,7 +40,7 @@ class PolicyTargets:
 
 class TargetSource(Protocol):
     """Draws targets: policies int64 (B,) and rows int64 (B,) of the contexts; known bool (B,): whether the first
-    action is the one that was taken (else the policy draws it)."""
+    action is the one that was taken (else the policy draws it, as it does at last rows, where none was taken)."""
 
     def draw(
         self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator
@@ -51,7 +51,7 @@ class StitchedTargets:
     """Real rows along the chain of each policy."""
 
     def __init__(self, dataset: Episodes, chains: Sequence[StitchedChain], gamma: float) -> None:
-        self.gamma, self.terminal = check_gamma(gamma), dataset.terminal
+        self.gamma, self.terminal, self.steps_left = check_gamma(gamma), dataset.terminal, dataset.steps_left
         self.action_size = dataset.action.shape[1]
         self.arrival = np.stack([chain.arrival for chain in chains])  # (P, N, draws)
 
@@ -61,6 +61,7 @@ class StitchedTargets:
         shape = (len(rows), per_row)
         steps = rng.geometric(1.0 - self.gamma, size=shape)
         policy = np.broadcast_to(policies[:, None], shape)
+        known = known & (self.steps_left[rows] > 0)
         at = np.where(self.terminal[rows][:, None], NOWHERE, np.broadcast_to(rows[:, None], shape)).copy()
         for k in range(1, int(steps.max()) + 1):
             going = (steps >= k) & (at >= 0)
@@ -114,9 +115,8 @@ class CoupledTargets:
             refused = where & (rng.random(shape) >= actions.accept[policy, at])
             stop(refused, actions.residual)
 
-        unknown = open_ & ~known[:, None]
-        stop(unknown & (dataset.steps_left[at] == 0), actions.drawn)
-        reject(unknown & open_)
+        stop(open_ & (dataset.steps_left[at] == 0), actions.drawn)
+        reject(open_ & ~known[:, None])
         for k in range(1, self.n + 1):
             at = np.where(open_, at + 1, at)
             arrived = open_ & (steps == k)

@@ -22,6 +22,8 @@ from voc_rl.occupancy.policy_actions import taken_actions
 COMPONENTS = 48  # of the frames' features, in which rows are compared
 CANDIDATES = 128  # nearest rows by frame, among which the action decides
 TYPICAL = 32  # the distance to the 32nd nearest row is the unit of length
+TIE = 1e-6  # squared distances this close are equal
+STRIDE = 7919  # among equal ones, between two draws: a prime, so that draws spread over all of them
 ROWS_AT_ONCE = 256
 
 
@@ -80,13 +82,17 @@ def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES
     """The rows most like each row of ``dataset`` by its continuous features (N, F), for every policy to choose among.
 
     Raises:
-        VOCError: no features, or another number of them than of rows.
+        VOCError: no features, another number of them than of rows, NaN features, or no step in the data.
     """
-    if len(features) != len(dataset) or features.shape[1] == 0:
+    if features.ndim != 2 or len(features) != len(dataset) or features.shape[1] == 0:
         raise VOCError(
             f"Features of shape {tuple(features.shape)} do not fit {len(dataset)} rows; one per row is needed."
         )
+    if not bool(features.isfinite().all()):
+        raise VOCError("Features hold NaN or infinity; finite features are needed.")
     going = torch.from_numpy(np.flatnonzero(dataset.steps_left > 0))
+    if len(going) == 0:
+        raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
     count = min(count, len(going))
     view = principal_components(features, COMPONENTS)
     others = view[going]
@@ -94,11 +100,16 @@ def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES
     rows, squared = np.empty((len(view), count), np.int64), np.empty((len(view), count), np.float32)
     for first in range(0, len(view), ROWS_AT_ONCE):
         own = view[first : first + ROWS_AT_ONCE]
-        distance, place = (lengths - 2 * own @ others.T).topk(count, largest=False)
-        rows[first : first + ROWS_AT_ONCE] = going[place].numpy()
-        squared[first : first + ROWS_AT_ONCE] = (distance + own.square().sum(1, keepdim=True)).clamp(min=0).numpy()
-    unit = max(float(np.median(squared[:, min(TYPICAL, count) - 1])), 1e-12)
-    return Candidates(rows, squared / unit, taken_actions(dataset))
+        place = (lengths - 2 * own @ others.T).topk(count, largest=False).indices
+        # the products above lose small distances to rounding; equal frames are at distance 0
+        distance = (own[:, None] - others[place]).square().sum(2)
+        distance, order = distance.sort(stable=True)
+        rows[first : first + ROWS_AT_ONCE] = going[place.gather(1, order)].numpy()
+        squared[first : first + ROWS_AT_ONCE] = distance.numpy()
+    unit, spread = float(np.median(squared[:, min(TYPICAL, count) - 1])), 2.0 * float(view.var(0, False).sum())
+    if unit <= 1e-6 * spread:  # most frames are there many times: typical is the distance of any two rows
+        unit = spread
+    return Candidates(rows, squared / max(unit, 1e-12), taken_actions(dataset))
 
 
 def stitch(
@@ -109,6 +120,8 @@ def stitch(
     allowed: np.ndarray | None = None,
 ) -> StitchedChain:
     """The chain of a policy whose actions at each row are ``drawn`` float32 (N, M, A).
+
+    Candidates that are equally near take turns, so that repeated frames keep all their futures.
 
     Args:
         action_weight: length of a unit of action, in typical distances of frames.
@@ -121,12 +134,26 @@ def stitch(
         some = slice(first, first + 16 * ROWS_AT_ONCE)
         rows, frames = candidates.row[some], candidates.squared[some]
         if allowed is not None:
-            frames = np.where(allowed[rows], frames, frames + 1e6)
+            usable = allowed[rows]
+            usable[~usable.any(1)] = True
+            frames = np.where(usable, frames, np.inf)
         taken = candidates.taken[rows]  # (n, K, A)
         for draw in range(draws):
             actions = np.square(taken - drawn[some, draw, None]).sum(-1)
             total = frames + action_weight**2 * actions
-            best = total.argmin(1)[:, None]
+            best = _nearest(total, first + STRIDE * draw)[:, None]
             arrival[some, draw] = np.take_along_axis(rows, best, 1)[:, 0] + 1
             distance[some, draw] = np.sqrt(np.take_along_axis(total, best, 1)[:, 0])
     return StitchedChain(arrival, distance, terminal)
+
+
+def _nearest(total: np.ndarray, turn: int) -> np.ndarray:
+    """Place int64 (n,) of the smallest of each row of ``total`` (n, K); row i takes the (turn + i)-th of equal ones."""
+    best = total.argmin(1)
+    equal = total <= np.take_along_axis(total, best[:, None], 1) + TIE
+    several = np.flatnonzero(equal.sum(1) > 1)
+    if len(several):
+        equal = equal[several]
+        nth = (turn + several) % equal.sum(1)
+        best[several] = (equal & (equal.cumsum(1) == nth[:, None] + 1)).argmax(1)
+    return best
