@@ -15,17 +15,30 @@ if TYPE_CHECKING:
     from voc_rl.agents.behaviour import NoisyPolicy as NoisyPolicy
     from voc_rl.agents.behaviour import StepMixture as StepMixture
     from voc_rl.agents.behaviour import StickyMixture as StickyMixture
+    from voc_rl.agents.loading import Deterministic as Deterministic
+    from voc_rl.agents.loading import policy_of as policy_of
 
 _HOME = {
     "GaussianActor": "actors",
     "NoisyPolicy": "behaviour",
     "StepMixture": "behaviour",
     "StickyMixture": "behaviour",
+    "Deterministic": "loading",
     "load_policy": "actors",
+    "policy_of": "loading",
     "shipped_policies": "actors",
 }
 
-__all__ = ["GaussianActor", "NoisyPolicy", "StepMixture", "StickyMixture", "load_policy", "shipped_policies"]
+__all__ = [
+    "Deterministic",
+    "GaussianActor",
+    "NoisyPolicy",
+    "StepMixture",
+    "StickyMixture",
+    "load_policy",
+    "policy_of",
+    "shipped_policies",
+]
 
 
 def __getattr__(name: str) -> Any:

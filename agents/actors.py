@@ -68,19 +68,22 @@ class GaussianActor:
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
         """Actions, float32 (A,) or (B, A) in [-1, 1], as Stable-Baselines3 returns them."""
-        mean, std = self.distribution(observation)
         if not deterministic:
-            mean = mean + std * self._rng.standard_normal(mean.shape)
-        return np.tanh(mean).astype(np.float32), state
+            return self.draw(observation, self._rng), state
+        return np.tanh(self.distribution(observation)[0]).astype(np.float32), state
+
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Actions, float32 (A,) or (B, A), of one state or a batch."""
+        mean, std = self.distribution(observation)
+        return np.tanh(mean + std * rng.standard_normal(mean.shape)).astype(np.float32)
 
     def start_episode(self, rng: np.random.Generator) -> None:
         """Nothing to draw: every step is the same actor's."""
 
     def sample(self, observation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, int]:
         """An action float32 (A,) at one state, its ``log_prob``, and the policy id 0."""
-        mean, std = self.distribution(observation)
-        action = np.tanh(mean + std * rng.standard_normal(mean.shape)).astype(np.float32)
-        return action, float(_log_prob(action, mean, std)), 0
+        action = self.draw(observation, rng)
+        return action, float(self.log_prob(observation, action)), 0
 
     def log_prob(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         """Log-density, float64 (), or (B,) for batches, of ``action`` in [-1, 1].

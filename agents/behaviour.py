@@ -112,7 +112,7 @@ class StepMixture:
         if not deterministic:
             return np.clip(self.draw(observation, self._rng), -1, 1), state
         actions = [policy.predict(observation, deterministic=True)[0] for policy in self.policies]
-        return np.mean(actions, 0, dtype=np.float32), state
+        return np.stack(actions).mean(0).astype(np.float32), state
 
     def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Unclipped actions, float32 (A,) or (B, A), of one observation or a batch."""
@@ -123,7 +123,7 @@ class StepMixture:
     def log_prob(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         """Log-density, float64 () or (B,), of *unclipped* actions of shape (A,) or (B, A)."""
         densities = [policy.log_prob(observation, action) for policy in self.policies]
-        return np.logaddexp.reduce(densities) - np.log(len(self.policies))
+        return np.asarray(np.logaddexp.reduce(densities) - np.log(len(self.policies)))
 
 
 class StickyMixture:

@@ -34,7 +34,7 @@ def behaviour(task: str) -> StickyMixture:
     return StickyMixture([_checkpoint(task, step, SIGMA, EPSILON) for step in LOGGED], SWITCH)
 
 
-def test_policies(task: str) -> dict[str, Target]:
+def target_policies(task: str) -> dict[str, Target]:
     """The 24 policies that are evaluated once: 8 logged, 8 mixtures, 8 unseen."""
     logged = {f"logged {step}": _checkpoint(task, step, SIGMA) for step in LOGGED}
     mixed = {f"mixed {a}+{b}": StepMixture([_checkpoint(task, s, SIGMA) for s in (a, b)]) for a, b in MIXED}

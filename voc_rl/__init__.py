@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from voc_rl.envs import VOCValueWrapper as VOCValueWrapper
     from voc_rl.model import VOC as VOC
     from voc_rl.policy import Policy as Policy
+    from voc_rl.policy_estimate import PolicyEstimate as PolicyEstimate
+    from voc_rl.policy_evaluation import evaluate_policy as evaluate_policy
     from voc_rl.training import VOCConfig as VOCConfig
     from voc_rl.training import train as train
     from voc_rl.values import ValueEstimate as ValueEstimate
@@ -25,12 +27,14 @@ __version__ = "0.1.0"
 _HOME = {
     "Episodes": "voc_rl.data",
     "Policy": "voc_rl.policy",
+    "PolicyEstimate": "voc_rl.policy_estimate",
     "VOC": "voc_rl.model",
     "VOCConfig": "voc_rl.training",
     "VOCValueVectorWrapper": "voc_rl.envs",
     "VOCValueWrapper": "voc_rl.envs",
     "ValueEstimate": "voc_rl.values",
     "VecVOCValue": "voc_rl.envs",
+    "evaluate_policy": "voc_rl.policy_evaluation",
     "train": "voc_rl.training",
 }
 
@@ -38,11 +42,13 @@ __all__ = [
     "VOC",
     "Episodes",
     "Policy",
+    "PolicyEstimate",
     "VOCConfig",
     "VOCValueVectorWrapper",
     "VOCValueWrapper",
     "ValueEstimate",
     "VecVOCValue",
+    "evaluate_policy",
     "train",
 ]
 

@@ -218,6 +218,61 @@ class Evaluate:
         )
 
 
+@dataclass(frozen=True)
+class Ope:
+    """What policies are worth on logged episodes: values with intervals, best first."""
+
+    data: Path
+    """An HDF5 file or a folder of them."""
+    policy: tuple[str, ...]
+    """Policies: a shipped actor, an actor's .safetensors, a SAC .zip of Stable-Baselines3, or module:callable (which
+    runs that module's code)."""
+    gamma: float = 0.95
+    estimator: Literal["stitch", "head", "sample"] = "stitch"
+    """stitch needs no network; head and sample train one for all the policies, some minutes."""
+    deterministic: bool = False
+    """Without the policies' noise."""
+    starts: int = 0
+    """Average over this many rows from all over the episodes; 0: over the first rows of the episodes."""
+    quantizer: Path | None = None
+    """A run folder whose quantizer sees the frames; default: one is trained on the data."""
+    out: Path | None = None
+    """Folder for ope.json."""
+    seed: int = 0
+    threads: int | None = None
+
+    def run(self) -> None:
+        import numpy as np
+
+        from voc_rl.agents import Deterministic, policy_of
+        from voc_rl.checkpoints import write_json
+        from voc_rl.data import Episodes
+        from voc_rl.policy_estimate import format_estimates
+        from voc_rl.policy_evaluation import EvaluationConfig, evaluate_policy
+        from voc_rl.quantizers import load_quantizer
+        from voc_rl.training import VOCConfig
+
+        check_seed(self.seed)
+        prepare(self.threads)
+        policies = {name: policy_of(name) for name in self.policy}
+        if self.deterministic:
+            policies = {name: Deterministic(policy) for name, policy in policies.items()}
+        dataset = Episodes.open(self.data)
+        starts = None
+        if self.starts:
+            check_positive(self.starts, "starts")
+            rows = np.flatnonzero(dataset.steps_left > 0)
+            starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
+        quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
+        estimates = evaluate_policy(
+            dataset, policies, self.gamma, self.estimator, starts=starts, quantizer=quantizer,
+            config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), progress=True,
+        )  # fmt: skip
+        print(format_estimates(estimates))
+        if self.out is not None:
+            write_json(self.out / "ope.json", {"estimates": [estimate.as_dict() for estimate in estimates]})
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
@@ -225,6 +280,7 @@ Command = (
     | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Ope, tyro.conf.subcommand("ope")]
 )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from voc_rl.agents import NoisyPolicy, StickyMixture, load_policy
+from voc_rl.agents import NoisyPolicy, StepMixture, StickyMixture, load_policy
 from voc_rl.errors import VOCError
 from voc_rl.policy import BehaviourPolicy, Policy
 
@@ -92,3 +92,29 @@ def test_bad_arguments_are_refused():
     ):
         with pytest.raises(VOCError, match=message):
             make()
+
+
+class Always:
+    """The same action everywhere."""
+
+    observation = "state"
+
+    def __init__(self, action):
+        self.action = action
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.full((*observation.shape[:-1], 2), self.action, np.float32), state
+
+
+def test_a_step_mixture_has_the_mean_of_its_members_densities_and_their_draws():
+    low, high = (NoisyPolicy(Always(a), 0.05) for a in (-0.5, 0.5))
+    mixture = StepMixture([low, high])
+    states, action = np.zeros((4000, 3), np.float32), np.full((4000, 2), 0.5, np.float32)
+    expected = np.log(0.5 * np.exp(low.log_prob(states, action)) + 0.5 * np.exp(high.log_prob(states, action)))
+    np.testing.assert_allclose(mixture.log_prob(states, action), expected)
+    drawn = mixture.draw(states, np.random.default_rng(0))
+    assert drawn.shape == (4000, 2)
+    assert abs((drawn[:, 0] > 0).mean() - 0.5) < 0.03
+    np.testing.assert_array_equal(drawn[:, 0] > 0, drawn[:, 1] > 0)  # one member acts, in all entries
+    np.testing.assert_allclose(np.abs(drawn).mean(), 0.5, atol=0.005)
+    np.testing.assert_allclose(mixture.predict(states[0], deterministic=True)[0], 0.0, atol=1e-6)

@@ -192,7 +192,10 @@ def stitched() -> tuple[Decisions, Episodes, np.ndarray, StitchedTargets]:
     dataset, states = logged(process, 1500)
     features = torch.from_numpy(np.eye(S, dtype=np.float32)[states])
     candidates = find_candidates(dataset, features, count=600)  # all rows of a state, and others
-    chains = [stitch(candidates, drawn, dataset.terminal) for drawn in exact_shares(process, states)]
+    chains = [
+        stitch(candidates, drawn, dataset.terminal, np.random.default_rng(0), bandwidth=1e-3)
+        for drawn in exact_shares(process, states)
+    ]
     return process, dataset, states, StitchedTargets(dataset, chains, GAMMA)
 
 

@@ -28,7 +28,10 @@ def chains(deterministic: bool) -> tuple[Decisions, Episodes, np.ndarray, list[S
     process = decisions(deterministic=deterministic)
     dataset, states = logged(process, 1500)
     candidates = find_candidates(dataset, names(states), count=ALL)
-    found = [stitch(candidates, drawn, dataset.terminal) for drawn in exact_shares(process, states)]
+    found = [
+        stitch(candidates, drawn, dataset.terminal, np.random.default_rng(0), bandwidth=1e-3)
+        for drawn in exact_shares(process, states)
+    ]
     return process, dataset, states, found
 
 
@@ -59,7 +62,7 @@ def test_values_of_the_empirical_process() -> None:
         mean = np.array([values[states == s].mean() for s in range(S)])
         error = np.abs(mean - V).max() / np.ptp(V)
         print(f"stitched values: {error:.4f} of max V - min V from the solved empirical process")
-        assert error < 0.02
+        assert error < 0.05
     V = [own.values(policy, GAMMA) for policy in process.policies]
     assert min(np.abs(V[0] - V[1]).max(), np.abs(V[1] - V[2]).max()) / np.ptp(V[0]) > 0.1  # the bound tells them apart
 
@@ -89,7 +92,7 @@ def test_futures_have_the_law_of_the_empirical_process() -> None:
         exact = own.state_occupancy(policy, GAMMA)[:LAST]
         distance = total_variation(law, exact).max()
         print(f"stitched futures, policy {number}: total variation {distance:.4f}")
-        assert distance < 0.02
+        assert distance < 0.03
         assert np.abs(law - exact)[:, END].max() < 0.015
         assert exact[:, END].max() > 0.2  # END is no small part
     assert (chain.futures(np.flatnonzero(dataset.terminal), GAMMA, np.random.default_rng(0)) == -1).all()
@@ -104,7 +107,7 @@ def test_distance_is_zero_where_a_row_matches() -> None:
     lacking = (states == 0) & (candidates.taken[:, 2] == 1)
     at = np.flatnonzero(states == 0)[:5]
     drawn = np.broadcast_to(np.eye(A, dtype=np.float32)[2], (len(dataset), 1, A))
-    chain = stitch(candidates, drawn, dataset.terminal, allowed=~lacking)
+    chain = stitch(candidates, drawn, dataset.terminal, np.random.default_rng(0), bandwidth=1e-3, allowed=~lacking)
     other = candidates.squared[at]
     frames = other[other > 0.1].min()  # of another state
     np.testing.assert_allclose(chain.distance[at, 0] ** 2, min(2.0**2 * 2, frames), rtol=1e-5)
@@ -115,13 +118,23 @@ def test_allowed_rows_alone_are_followed() -> None:
     process, dataset, states, _ = chains(False)
     candidates = find_candidates(dataset, names(states), count=ALL)
     allowed = np.random.default_rng(0).random(len(dataset)) < 0.3
-    chain = stitch(candidates, exact_shares(process, states)[0], dataset.terminal, allowed=allowed)
+    chain = stitch(
+        candidates,
+        exact_shares(process, states)[0],
+        dataset.terminal,
+        np.random.default_rng(0),
+        bandwidth=1e-3,
+        allowed=allowed,
+    )
     assert allowed[chain.arrival - 1].all()
-    free = stitch(candidates, exact_shares(process, states)[0], dataset.terminal)
+    free = stitch(
+        candidates, exact_shares(process, states)[0], dataset.terminal, np.random.default_rng(0), bandwidth=1e-3
+    )
     assert not allowed[free.arrival - 1].all()
     nowhere = stitch(
-        candidates, exact_shares(process, states)[0], dataset.terminal, allowed=np.zeros(len(dataset), bool)
-    )
+        candidates, exact_shares(process, states)[0], dataset.terminal, np.random.default_rng(0), bandwidth=1e-3,
+        allowed=np.zeros(len(dataset), bool),
+    )  # fmt: skip
     np.testing.assert_array_equal(nowhere.arrival, free.arrival)  # none may be followed: the nearest all the same
     np.testing.assert_array_equal(nowhere.distance, free.distance)
 
@@ -147,17 +160,33 @@ def test_units_do_not_matter(scale: float, shift: float) -> None:
     dataset = episodes_of([np.zeros(200)], [False], rng.uniform(-1, 1, (200, 2)))
     features = torch.from_numpy(rng.normal(size=(200, 6)).astype(np.float32))
     drawn = rng.uniform(-1, 1, (200, 3, 2)).astype(np.float32)
-    plain = stitch(find_candidates(dataset, features), drawn, dataset.terminal)
-    other = stitch(find_candidates(dataset, scale * (features + shift)), drawn, dataset.terminal)
+    plain = stitch(
+        find_candidates(dataset, features), drawn, dataset.terminal, np.random.default_rng(0), bandwidth=1e-3
+    )
+    other = stitch(
+        find_candidates(dataset, scale * (features + shift)),
+        drawn,
+        dataset.terminal,
+        np.random.default_rng(0),
+        bandwidth=1e-3,
+    )
     assert (plain.arrival == other.arrival).mean() > 0.99
     np.testing.assert_allclose(np.median(other.distance), np.median(plain.distance), rtol=1e-2)
 
 
-def test_equally_near_rows_take_turns() -> None:
-    candidates = Candidates(np.array([[0, 1, 2]] * 6), np.zeros((6, 3), np.float32), np.zeros((6, 1), np.float32))
-    chain = stitch(candidates, np.zeros((6, 4, 1), np.float32), np.zeros(6, bool))
-    assert np.bincount(chain.arrival.ravel()).tolist() == [0, 8, 8, 8]
-    assert np.bincount(chain.arrival[0]).max() == 2  # of four draws
+def test_equally_near_rows_share_the_visits() -> None:
+    candidates = Candidates(np.array([[0, 1, 2]] * 600), np.zeros((600, 3), np.float32), np.zeros((600, 1), np.float32))
+    chain = stitch(candidates, np.zeros((600, 4, 1), np.float32), np.zeros(600, bool), np.random.default_rng(0))
+    np.testing.assert_allclose(np.bincount(chain.arrival.ravel())[1:] / 2400, 1 / 3, atol=0.03)
+
+
+def test_visits_follow_the_kernel() -> None:
+    squared = np.tile(np.array([0.0, 0.2], np.float32), (4000, 1))
+    candidates = Candidates(np.array([[0, 1]] * 4000), squared, np.zeros((4000, 1), np.float32))
+    chain = stitch(
+        candidates, np.zeros((4000, 1, 1), np.float32), np.zeros(4000, bool), np.random.default_rng(0), bandwidth=0.2
+    )
+    assert (chain.arrival == 2).mean() == pytest.approx(1 / (1 + np.e), abs=0.02)  # e^-1 against 1
 
 
 @pytest.mark.parametrize(

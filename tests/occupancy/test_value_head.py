@@ -8,8 +8,8 @@ import torch
 from chains import episodes_of
 
 from voc_rl.loop import LoopConfig, optimise
-from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
-from voc_rl.occupancy.training import OccupancyTrainee
+from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
+from voc_rl.occupancy.training import Batch, OccupancyTrainee
 
 
 def test_it_starts_at_the_mean_reward() -> None:
@@ -74,7 +74,7 @@ def test_the_loss_weighs_episodes_and_bootstraps_by_hand() -> None:
         head.weight_3.normal_()
         context = torch.randn(3, 8)
         rows = np.array([0, 1, 4])
-        found = trainee._head_loss(rows, context, None)
+        found = trainee._head_loss(Batch(rows, codes[rows][:, None], Condition()), context, None)
         # row 0: two steps, then the value of row 2; row 1: two steps to the termination; row 4: two steps to the cut
         goals = torch.stack([
             0.5 * (1 + 0.5 * 2) + 0.25 * trainee.values[2],

@@ -3,6 +3,7 @@
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import PolicyActions, policy_actions, taken_actions
 from voc_rl.occupancy.policy_targets import CoupledTargets, PolicyTargets, StitchedTargets, TargetSource
+from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
 from voc_rl.occupancy.sampling import compose, sample_futures, uniforms
 from voc_rl.occupancy.stitching import Candidates, StitchedChain, find_candidates, stitch
 from voc_rl.occupancy.targets import Targets, default_n, draw_targets, n_step_returns
@@ -18,6 +19,7 @@ __all__ = [
     "OccupancyTransformer",
     "PolicyActions",
     "PolicyTargets",
+    "PolicyTraining",
     "StitchedChain",
     "StitchedTargets",
     "TargetSource",
@@ -33,5 +35,6 @@ __all__ = [
     "stitch",
     "taken_actions",
     "train_occupancy",
+    "train_policies",
     "uniforms",
 ]

@@ -22,8 +22,6 @@ from voc_rl.occupancy.policy_actions import taken_actions
 COMPONENTS = 48  # of the frames' features, in which rows are compared
 CANDIDATES = 128  # nearest rows by frame, among which the action decides
 TYPICAL = 32  # the distance to the 32nd nearest row is the unit of length
-TIE = 1e-6  # squared distances this close are equal
-STRIDE = 7919  # among equal ones, between two draws: a prime, so that draws spread over all of them
 ROWS_AT_ONCE = 256
 
 
@@ -116,15 +114,19 @@ def stitch(
     candidates: Candidates,
     drawn: np.ndarray,
     terminal: np.ndarray,
-    action_weight: float = 2.0,
+    rng: np.random.Generator,
+    action_weight: float = 1.0,
+    bandwidth: float = 0.2,
     allowed: np.ndarray | None = None,
 ) -> StitchedChain:
     """The chain of a policy whose actions at each row are ``drawn`` float32 (N, M, A).
 
-    Candidates that are equally near take turns, so that repeated frames keep all their futures.
+    A candidate at squared distance d is followed with probability proportional to exp(-d / bandwidth): rows that are
+    alike share the visits, so that what happened by chance after one of them does not become a law.
 
     Args:
         action_weight: length of a unit of action, in typical distances of frames.
+        bandwidth: of that kernel, in squared typical distances.
         allowed: bool (N,), rows that may be followed; None: all. Where none of a row's candidates may be, the
             nearest one is followed all the same.
     """
@@ -141,19 +143,9 @@ def stitch(
         for draw in range(draws):
             actions = np.square(taken - drawn[some, draw, None]).sum(-1)
             total = frames + action_weight**2 * actions
-            best = _nearest(total, first + STRIDE * draw)[:, None]
+            # the Gumbel trick: the largest of log-weights with Gumbel noise is a draw from the weights
+            noise = np.log(np.maximum(rng.standard_exponential(total.shape, dtype=np.float32), 1e-30))
+            best = (total / bandwidth + noise).argmin(1)[:, None]
             arrival[some, draw] = np.take_along_axis(rows, best, 1)[:, 0] + 1
             distance[some, draw] = np.sqrt(np.take_along_axis(total, best, 1)[:, 0])
     return StitchedChain(arrival, distance, terminal)
-
-
-def _nearest(total: np.ndarray, turn: int) -> np.ndarray:
-    """Place int64 (n,) of the smallest of each row of ``total`` (n, K); row i takes the (turn + i)-th of equal ones."""
-    best = total.argmin(1)
-    equal = total <= np.take_along_axis(total, best[:, None], 1) + TIE
-    several = np.flatnonzero(equal.sum(1) > 1)
-    if len(several):
-        equal = equal[several]
-        nth = (turn + several) % equal.sum(1)
-        best[several] = (equal & (equal.cumsum(1) == nth[:, None] + 1)).argmax(1)
-    return best

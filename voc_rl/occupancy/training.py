@@ -21,7 +21,7 @@ from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.sampling import sample_futures
 from voc_rl.occupancy.targets import default_n, draw_targets, n_step_returns
-from voc_rl.occupancy.transformer import OccupancyTransformer
+from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
 from voc_rl.precision import autocast
 
 ROWS_AT_ONCE = 2048
@@ -61,9 +61,12 @@ class OccupancyTraining:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    rows: np.ndarray  # (B,)
-    futures: Tensor  # int64 (B, M, n_tokens)
+class Batch:
+    """Contexts and targets of one step: rows int64 (B,), futures int64 (B, M, n_tokens), and whose futures they are."""
+
+    rows: np.ndarray
+    futures: Tensor
+    condition: Condition
 
 
 class OccupancyTrainee:
@@ -90,7 +93,7 @@ class OccupancyTrainee:
         self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
         if len(self.contexts) == 0:
             raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
-        self.stock: list[_Batch] = []
+        self.stock: list[Batch] = []
         self.values = torch.zeros(0)
         if head is not None:
             # mean reward: the value of a constant reward, in reward units
@@ -114,14 +117,14 @@ class OccupancyTrainee:
         with torch.random.fork_rng(devices=[]), autocast():
             torch.manual_seed(step_seed(self.seed, step))  # dropout knows no generator
             features = self._noisy(self._features(batch.rows), generator)
-            prefix = self.model.prefix(self._codes(batch.rows), features, shown)
+            prefix = self.model.prefix(self._codes(batch.rows), features, shown, batch.condition)
             logits = self.model.future_logits(prefix, batch.futures)
             loss = F.cross_entropy(logits.float().flatten(0, 2), batch.futures.flatten())
             numbers = {"cross_entropy": loss.detach()}
             if self.config.context_loss:
                 loss = self._loss_of_all(self._codes(batch.rows), loss)
             if self.head is not None:
-                head_loss = self._head_loss(batch.rows, prefix.last, features)
+                head_loss = self._head_loss(batch, prefix.last, features)
                 numbers["head"] = head_loss.detach()
                 loss = loss + self.config.head_weight * head_loss
         return loss, numbers
@@ -140,15 +143,18 @@ class OccupancyTrainee:
         noise = torch.randn(features.shape, generator=generator) * self.model.feature_std
         return features + self.config.feature_noise * noise
 
-    def _head_loss(self, rows: np.ndarray, context: Tensor, features: Tensor | None) -> Tensor:
+    def _head_loss(self, batch: Batch, context: Tensor, features: Tensor | None) -> Tensor:
         assert self.head is not None
-        returns = self.returns
-        later = self.values[returns.bootstrap[rows]]  # (B, members), in reward units
-        partial = torch.from_numpy(returns.partial[rows])[:, None] * (1.0 - self.config.gamma)
-        goal = partial + torch.from_numpy(returns.weight[rows])[:, None] * later
-        weight = self.weights[self.dataset.episode[rows]]
-        error = (self.head(context, features).float() - goal) / self.head.spread
+        weight = self.weights[self.dataset.episode[batch.rows]]
+        error = (self.head(context, features).float() - self._head_goal(batch)) / self.head.spread
         return (error.square() * weight).mean()
+
+    def _head_goal(self, batch: Batch) -> Tensor:
+        """n-step returns times 1 - gamma, float (B, members), in reward units."""
+        rows, returns = batch.rows, self.returns
+        later = self.values[returns.bootstrap[rows]]
+        partial = torch.from_numpy(returns.partial[rows])[:, None] * (1.0 - self.config.gamma)
+        return partial + torch.from_numpy(returns.weight[rows])[:, None] * later
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -178,10 +184,13 @@ class OccupancyTrainee:
                 torch.manual_seed(step_seed(self.seed, step) ^ 2)  # for dropout, where it is left on
                 drawn = sample_futures(self.target, self._codes(contexts), self._features(contexts), 1, generator)
             futures[missing] = drawn[:, 0]
-        self.stock = [
-            _Batch(rows[i * count : (i + 1) * count], futures[i * count : (i + 1) * count])
-            for i in range(config.refill)
-        ]
+        self._keep(rows, futures)
+
+    def _keep(self, rows: np.ndarray, futures: Tensor, condition: Condition | None = None) -> None:
+        """Stock the batches of the next ``refill`` steps."""
+        count = self.config.loop.batch_size
+        parts = [slice(i * count, (i + 1) * count) for i in range(self.config.refill)]
+        self.stock = [Batch(rows[p], futures[p], condition[p] if condition else Condition()) for p in parts]
 
     @torch.no_grad()
     def _refresh_values(self) -> None:
@@ -209,7 +218,9 @@ class OccupancyTrainee:
         }
         state: dict[str, Any] = {name: dict(module.state_dict()) for name, module in modules.items() if module}
         state["values"] = self.values
-        state["stock"] = [{"rows": torch.from_numpy(b.rows), "futures": b.futures} for b in self.stock]
+        state["stock"] = [
+            {"rows": torch.from_numpy(b.rows), "futures": b.futures, "condition": vars(b.condition)} for b in self.stock
+        ]
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -218,7 +229,7 @@ class OccupancyTrainee:
             if module is not None:
                 module.load_state_dict(state[name])
         self.values = state["values"]
-        self.stock = [_Batch(b["rows"].numpy(), b["futures"]) for b in state["stock"]]
+        self.stock = [Batch(b["rows"].numpy(), b["futures"], Condition(**b["condition"])) for b in state["stock"]]
 
 
 def train_occupancy(

@@ -1,0 +1,87 @@
+"""Policies named on the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from voc_rl.agents.actors import GaussianActor, load_policy
+from voc_rl.errors import VOCError
+
+# what Stable-Baselines3 calls the tensors of a SAC actor with two hidden layers, and what we call them
+_SAC = {
+    "actor.latent_pi.0": "layers.0",
+    "actor.latent_pi.2": "layers.1",
+    "actor.mu": "mu",
+    "actor.log_std": "log_std",
+}
+
+
+class Deterministic:
+    """A policy without its noise."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.observation = policy, policy.observation
+
+    def __repr__(self) -> str:
+        return f"Deterministic({self.policy!r})"
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """The wrapped policy's deterministic actions."""
+        return self.policy.predict(observation, state, episode_start, deterministic=True)
+
+
+def policy_of(name: str) -> Any:
+    """A policy by name: a shipped actor, an actor's ``.safetensors``, a SAC ``.zip``, or ``module:callable``.
+
+    ``module:callable`` imports the module and calls the callable, which returns the policy: that runs its code. The
+    other kinds run none.
+
+    Raises:
+        VOCError: nothing of that name, a damaged file, or something that is no policy.
+    """
+    if name.endswith(".zip"):
+        return sac_actor(Path(name))
+    module, colon, attribute = name.rpartition(":")
+    if not colon or Path(name).exists():
+        return load_policy(name)
+    try:
+        policy = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise VOCError(f"{name!r} names no callable without arguments that returns a policy ({error}).") from error
+    if not callable(getattr(policy, "predict", None)) or not hasattr(policy, "observation"):
+        raise VOCError(f"{name!r} returned {policy!r}, which is no policy; `predict` and `observation` are needed.")
+    return policy
+
+
+def sac_actor(path: Path) -> GaussianActor:
+    """The actor of a SAC model that Stable-Baselines3 saved, of the flat state, two hidden ReLU layers.
+
+    Reads the weights alone: the pickled settings beside them are not opened.
+
+    Raises:
+        VOCError: no such file, another algorithm, another network, or a file that holds more than tensors.
+    """
+    hint = "load it with Stable-Baselines3 and pass the model itself, through module:callable"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
+            settings = json.loads(archive.read("data"))
+    except FileNotFoundError as error:
+        raise VOCError(f"No policy {path}.") from error
+    except Exception as error:  # zipfile, torch and json each have their own
+        raise VOCError(f"{path} is no whole model of Stable-Baselines3 that holds only tensors; {hint}.") from error
+    names = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in _SAC.items() for kind in ("weight", "bias")}
+    actor = {name for name in weights if name.startswith("actor.")}
+    if actor != set(names) or settings.get("use_sde") or "activation_fn" in str(settings.get("policy_kwargs")):
+        raise VOCError(f"{path} is no SAC model with two hidden ReLU layers of the flat state; {hint}.")
+    return GaussianActor({ours: weights[theirs].numpy() for theirs, ours in names.items()}, name=path.stem)

@@ -1,0 +1,175 @@
+"""Policy evaluation on Walker and Cheetah: 24 policies a task, valued from pixels that others logged.
+
+python -m voc_rl.benchmarks.ope --scale cpu --out runs/ope
+
+Cells (task, discount, method, part, seed) are kept as they finish; the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from voc_rl.benchmarks import ope_baselines
+from voc_rl.benchmarks.cells import run_cells
+from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData
+from voc_rl.benchmarks.ope_protocol import TASKS
+from voc_rl.benchmarks.ope_table import results_of, save_plot, table
+from voc_rl.benchmarks.results import write_results
+from voc_rl.errors import VOCError, check_choice
+from voc_rl.loop import LoopConfig
+from voc_rl.occupancy import Condition, OccupancyTraining, PolicyTraining, sample_futures
+from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator
+from voc_rl.precision import autocast
+from voc_rl.runs import cpu_seconds
+from voc_rl.values import horizon
+
+SCALES = {
+    "smoke": Scale(episodes=16, steps=60, resets=4, anywhere=8, roll_outs=2, gammas=(0.8,)),
+    "cpu": Scale(episodes=80, steps=500, resets=10, anywhere=40, roll_outs=4, gammas=(0.95, 0.9)),
+}
+STEPS = {"smoke": 20, "cpu": 3000}  # of the policies' network
+PARTS = ("development", "test")
+METHODS = ("voc", "one_step", *ope_baselines.BASELINES)
+ROLLED_OUT = 4  # roll-outs per start of the one-step model
+
+Estimates = dict[str, dict[str, tuple[float, float, float]]]  # method -> policy -> J, low, high
+
+
+@dataclass(frozen=True)
+class OPE:
+    """Policy evaluation against the truth and baselines."""
+
+    scale: Literal["smoke", "cpu"] = "cpu"
+    out: Path = Path("runs/ope")
+    """Folder for data, truth and finished cells."""
+    results: Path | None = None
+    """Folder for ope.json, .md and .png; default benchmarks/results."""
+    tasks: tuple[str, ...] = TASKS
+    methods: tuple[str, ...] = METHODS
+    parts: tuple[str, ...] = PARTS
+    gammas: tuple[float, ...] = ()
+    """Discounts; none named: those of the scale."""
+    seeds: int = 1
+
+    def run(self) -> dict[str, Any]:
+        """Do the cells that are missing, then write table and plot of all that were asked for."""
+        torch.set_num_threads(1)
+        for words, known, what in (
+            (self.tasks, TASKS, "task"), (self.methods, METHODS, "method"), (self.parts, PARTS, "part"),
+        ):  # fmt: skip
+            for word in words:
+                check_choice(word, known, what)
+        scale = SCALES[self.scale]
+        data = {task: TaskData(task, self.out / task, scale) for task in self.tasks}
+        gammas = self.gammas or scale.gammas
+        if max(gammas) > max(scale.gammas):
+            raise VOCError(f"The truth of scale {self.scale} reaches to gamma {max(scale.gammas)}, not {max(gammas)}.")
+        cells = [
+            {"task": task, "gamma": gamma, "method": method, "part": part, "seed": seed}
+            for task in self.tasks
+            for part in self.parts
+            for gamma in gammas
+            for method in self.methods
+            for seed in range(self.seeds)
+        ]
+        records = run_cells(cells, lambda cell: self._cell(cell, data[cell["task"]]), self.out / "cells.jsonl")
+        truth = {(task, gamma): data[task].true_j(gamma) for task in self.tasks for gamma in gammas}
+        found = results_of(records, truth, self.scale)
+        for option, chosen, default in (
+            ("tasks", self.tasks, TASKS), ("parts", self.parts, PARTS), ("gammas", gammas, scale.gammas),
+            ("methods", self.methods, METHODS),
+        ):  # fmt: skip
+            if chosen != default:
+                found["command"] += f" --{option} {' '.join(map(str, chosen))}"
+        folder = write_results("ope", found, table(found), self.results)
+        save_plot(folder / "ope.png", records, truth, gammas[0])
+        return found
+
+    def _cell(self, cell: Mapping[str, Any], data: TaskData) -> dict[str, Any]:
+        started = cpu_seconds()
+        method, gamma, development = cell["method"], cell["gamma"], cell["part"] == "development"
+        targets = data.targets(development)
+        if method in ("voc", "one_step"):
+            config = _config(self.scale, gamma, cell["seed"])
+            if method == "voc":
+                estimates, extra = _voc(data, targets, gamma, config)
+            else:
+                estimates, extra = _one_step(data, targets, gamma, config), {}
+        else:
+            baseline = ope_baselines.BASELINES[method]
+            estimates, extra = baseline(data, targets, gamma, cell["seed"], data.true_j(gamma)), {}
+        return {"estimates": estimates, **extra, "cpu": cpu_seconds() - started}
+
+
+def _config(scale: str, gamma: float, seed: int) -> EvaluationConfig:
+    loop = LoopConfig(steps=STEPS[scale], batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+    training = PolicyTraining(occupancy=OccupancyTraining(gamma=gamma, loop=loop))
+    config = EvaluationConfig(training=training)
+    return replace(config, voc=replace(config.voc, seed=seed))
+
+
+def _evaluator(data: TaskData, targets: Mapping[str, Any], gamma: float, config: EvaluationConfig) -> PolicyEvaluator:
+    return PolicyEvaluator(
+        data.episodes, targets, gamma, data.starts, config, quantizer=data.quantizer, tokens=data.tokens, progress=True
+    )
+
+
+def _voc(
+    data: TaskData, targets: Mapping[str, Any], gamma: float, config: EvaluationConfig
+) -> tuple[Estimates, dict[str, Any]]:
+    """``mfmc`` (the chains alone), ``voc_head`` and ``voc`` (sampled futures), and what the data say of each policy."""
+    evaluator = _evaluator(data, targets, gamma, config)
+    unit = (1.0 - gamma) / R_MAX
+    estimates: Estimates = {}
+    diagnostics = {}
+    for method, estimator in (("mfmc", "stitch"), ("voc_head", "head"), ("voc", "sample")):
+        found = {name: evaluator.estimate(name, estimator) for name in targets}  # type: ignore[arg-type]
+        estimates[method] = {name: (e.value * unit, e.low * unit, e.high * unit) for name, e in found.items()}
+        diagnostics = {name: e.diagnostics for name, e in found.items()}
+    return estimates, {"diagnostics": diagnostics}
+
+
+def _one_step(data: TaskData, targets: Mapping[str, Any], gamma: float, config: EvaluationConfig) -> Estimates:
+    """The same network trained for the next observation (discount 0), rolled out to the horizon."""
+    evaluator = _evaluator(data, targets, 0.0, config)
+    model, head = evaluator.networks[0], evaluator.reward_head
+    codes, features = data.tokens
+    starts = torch.from_numpy(data.starts).repeat(len(targets))
+    policy = torch.arange(len(targets)).repeat_interleave(len(data.starts))
+    generator = torch.Generator().manual_seed(evaluator.seed)
+    total = np.zeros((len(starts), ROLLED_OUT))
+    with torch.no_grad(), autocast():
+        state = sample_futures(
+            model, codes[starts].long(), features[starts].float(), ROLLED_OUT, generator, None, Condition(policy=policy)
+        ).flatten(0, 1)
+        who = Condition(policy=policy.repeat_interleave(ROLLED_OUT))
+        for k in range(horizon(gamma)):
+            ended = state[:, 0] == model.config.end_code
+            reward = head(evaluator.quantizer.embed(torch.where(ended[:, None], 0, state))).float()
+            total += gamma**k * torch.where(ended, 0.0, reward).numpy().reshape(total.shape)
+            following = sample_futures(model, state, None, 1, generator, None, who)[:, 0]
+            state = torch.where(ended[:, None], state, following)
+    j = (total * (1.0 - gamma) / R_MAX).reshape(len(targets), len(data.starts), ROLLED_OUT)
+    noise = 1.645 * np.sqrt((j.var(2, ddof=1) / ROLLED_OUT).mean(1) / len(data.starts))  # of the roll-outs alone
+    means = j.mean((1, 2))
+    return {
+        "one_step": {
+            name: (float(m), float(m - e), float(m + e)) for name, m, e in zip(targets, means, noise, strict=True)
+        }
+    }
+
+
+def main() -> None:
+    """Entry point; prints the table."""
+    print(table(tyro.cli(OPE, description=__doc__).run()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Data, codes and truth of the policy-evaluation benchmark, made once per task and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.benchmarks.ope_protocol import Target, behaviour, development_policies, target_policies
+from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
+from voc_rl.data import Episodes
+from voc_rl.envs import collect
+from voc_rl.envs.truth import roll_outs
+from voc_rl.errors import VOCError
+from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
+from voc_rl.sizes import sized
+from voc_rl.training import fresh_quantizer
+from voc_rl.values import horizon
+
+R_MAX = 2.0  # rewards of at most 1 per control step, two of them summed
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is collected and how exactly the truth is known.
+
+    episodes, steps: of the data. resets, anywhere: starts that are first rows, and rows from all over the episodes.
+    roll_outs: per start and policy. gammas: discounts; the truth reaches to the horizon of the largest.
+    """
+
+    episodes: int
+    steps: int
+    resets: int
+    anywhere: int
+    roll_outs: int
+    gammas: tuple[float, ...]
+
+
+@dataclass
+class TaskData:
+    """One task of the benchmark in a folder; each part is made when first asked for, or read."""
+
+    task: str
+    folder: Path
+    scale: Scale
+    seed: int = 0
+
+    @cached_property
+    def episodes(self) -> Episodes:
+        path = self.folder / "data"
+        collect(
+            path, self.task, behaviour(self.task), self.scale.episodes, self.seed,
+            max_episode_steps=self.scale.steps, processes=2,
+        )  # fmt: skip
+        return Episodes.open(path)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Rows that values are averaged over: some first rows, and rows from all over the episodes."""
+        dataset, scale = self.episodes, self.scale
+        rng = np.random.default_rng([self.seed, 23])
+        rows = rng.choice(np.flatnonzero(dataset.steps_left > 0), scale.anywhere, replace=False)
+        return np.concatenate([dataset.starts[:: max(scale.episodes // scale.resets, 1)], np.sort(rows)])
+
+    @cached_property
+    def policies(self) -> dict[str, Target]:
+        """All policies, the development ones first."""
+        return {**development_policies(self.task), **target_policies(self.task)}
+
+    def targets(self, development: bool) -> dict[str, Target]:
+        """The policies of one part of the protocol."""
+        return development_policies(self.task) if development else target_policies(self.task)
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """The tiny vqvae, trained on all rows; every method sees frames through it."""
+        path = self.folder / "quantizer"
+        if not (path / "quantizer.json").exists():
+            config = sized("tiny")
+            fresh = fresh_quantizer(self.episodes.load_frames(), config)
+            save_quantizer(train_quantizer(fresh, self.episodes, config.quantizer_training, self.seed), path)
+        return load_quantizer(path)
+
+    @cached_property
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Codes and features of every row."""
+        path = self.folder / "tokens.safetensors"
+        if not path.exists():
+            codes, features = tokenize(self.quantizer, self.episodes)
+            save_tensors(path, {"codes": codes, "features": features})
+        tensors = load_tensors(path)
+        return tensors["codes"], tensors["features"]
+
+    @cached_property
+    def _truth(self) -> tuple[Tensor, Tensor]:
+        path, note = self.folder / "truth.safetensors", self.folder / "truth.json"
+        words = {"policies": list(self.policies), "starts": self.starts.tolist(), "roll_outs": self.scale.roll_outs}
+        if not path.exists():
+            assert self.episodes.physics is not None
+            found = roll_outs(
+                self.task, self.episodes.physics[self.starts], list(self.policies.values()),
+                horizon(max(self.scale.gammas)), self.scale.roll_outs, self.seed, processes=2,
+            )  # fmt: skip
+            rewards, states = (np.stack([getattr(f, part) for f in found]) for part in ("reward", "state"))
+            save_tensors(path, {"reward": torch.from_numpy(rewards), "state": torch.from_numpy(states)})
+            write_json(note, words)
+        if read_json(note) != words:
+            raise VOCError(f"{path} is the truth of another protocol; choose another --out.")
+        tensors = load_tensors(path)
+        return tensors["reward"], tensors["state"]
+
+    def true_j(self, gamma: float) -> dict[str, float]:
+        """J of every policy, (1 - gamma) V / r_max, averaged over starts and roll-outs."""
+        reward = self._truth[0].numpy().astype(float)
+        weights = gamma ** np.arange(reward.shape[-1])
+        values = (reward * weights).sum(-1).mean((1, 2))
+        return {name: float(v) * (1.0 - gamma) / R_MAX for name, v in zip(self.policies, values, strict=True)}
+
+    def arrived_states(self, name: str) -> np.ndarray:
+        """Flat states (starts, roll-outs, H, S) that a policy's true roll-outs arrived at."""
+        return self._truth[1][list(self.policies).index(name)].numpy()

@@ -1,0 +1,66 @@
+"""How good values of policies are: errors, ranks, regret of choosing by them, and coverage of intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import stats
+
+from voc_rl.errors import VOCError
+
+SUBSETS, SUBSET_SIZE = 500, 10
+
+
+def policy_scores(
+    estimate: Mapping[str, float],
+    truth: Mapping[str, float],
+    low: Mapping[str, float],
+    high: Mapping[str, float],
+    rng: np.random.Generator,
+    level: float = 0.9,
+) -> dict[str, float]:
+    """Scores of estimated J against true J, by policy.
+
+    mae, bias: in units of J. spearman: rank correlation, also within the better half by truth (spearman_top_half); 0
+    where the estimates do not differ. regret@k: true J that is lost by picking the best of the k highest estimates out
+    of ten policies drawn at random (500 times), as a share of the range of true J; among equal estimates chance
+    decides. coverage90: share of intervals that hold the truth. interval_score: width plus 2 / (1 - level) times what
+    the truth lies outside (Gneiting and Raftery 2007).
+
+    Raises:
+        VOCError: estimates of other policies than the truth, or fewer than two.
+    """
+    names = list(truth)
+    if set(names) != set(estimate) or len(names) < 2:
+        raise VOCError("Estimates and truth have to name the same policies, at least two.")
+    mean, true, lower, upper = (np.array([x[name] for name in names], float) for x in (estimate, truth, low, high))
+    top = true >= np.median(true)
+    outside = np.maximum(lower - true, 0) + np.maximum(true - upper, 0)
+    return {
+        "mae": float(np.abs(mean - true).mean()),
+        "bias": float((mean - true).mean()),
+        "spearman": rank_correlation(mean, true),
+        "spearman_top_half": rank_correlation(mean[top], true[top]),
+        "regret@1": regret(mean, true, 1, rng),
+        "regret@5": regret(mean, true, 5, rng),
+        "coverage90": float(((lower <= true) & (true <= upper)).mean()),
+        "interval_score": float((upper - lower + 2 / (1 - level) * outside).mean()),
+    }
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, 0 where one of them is constant."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(stats.spearmanr(a, b).statistic)
+
+
+def regret(estimate: np.ndarray, true: np.ndarray, k: int, rng: np.random.Generator) -> float:
+    """Mean over random subsets of ten: best true value there minus the best among the k highest estimates, / range."""
+    size, lost = min(SUBSET_SIZE, len(true)), []
+    for _ in range(SUBSETS):
+        some = rng.permutation(len(true))[:size]  # in random order, so that a stable sort breaks ties by chance
+        chosen = some[np.argsort(-estimate[some], kind="stable")[:k]]
+        lost.append(true[some].max() - true[chosen].max())
+    return float(np.mean(lost) / max(np.ptp(true), 1e-12))

@@ -1,0 +1,154 @@
+"""Scores, table and picture of the policy-evaluation benchmark."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voc_rl.benchmarks.ope_scores import policy_scores
+from voc_rl.benchmarks.results import hardware
+from voc_rl.checkpoints import atomic_path
+from voc_rl.runs import versions
+
+Truth = Mapping[tuple[str, float], Mapping[str, float]]
+COLUMNS = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "regret@5", "coverage90")
+WHAT = {
+    "voc": "sampled futures of one policy-conditioned VOC",
+    "voc_head": "its value head, one pass",
+    "mfmc": "stitched chains of logged rows, no network (Model-free Monte Carlo)",
+    "one_step": "the same network trained for one step, rolled out",
+    "fqe": "fitted Q evaluation on the quantizer's features",
+    "fqe_state": "the same on true states: an upper reference",
+    "wis": "weighted importance sampling from the logged starts",
+    "dr": "weighted doubly robust with fqe",
+    "nearest": "true J of the logged policy that acts most alike (an oracle helps)",
+    "median": "median of the logged policies' true J (an oracle helps)",
+    "mc": "mean logged return: the behaviour's value",
+    "exact": "the truth itself",
+}  # fmt: skip
+STRATA = ("logged", "mixed", "unseen")
+SHOWN = ("voc", "voc_head", "mfmc", "fqe")
+
+
+def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -> dict[str, Any]:
+    """What ope.json holds: scores of the test policies by task and method, the development ones apart."""
+    found: dict[str, Any] = {"development": {}, "test": {}}
+    for part, tasks in found.items():
+        groups: dict[Any, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+        for record in records:
+            cell = record["cell"]
+            if cell["part"] != part:
+                continue
+            true = truth[cell["task"], cell["gamma"]]
+            for method, estimates in record["result"]["estimates"].items():
+                own = {name: true[name] for name in estimates}
+                scored = _scores(estimates, own, cell["seed"])
+                scored["cpu_seconds"] = record["result"]["cpu"]
+                groups[cell["task"], cell["gamma"]][method].append(scored)
+                groups[cell["task"], cell["gamma"]].setdefault("exact", [_scores(_exact(own), own, 0)])
+        for (task, gamma), methods in groups.items():
+            names = _names(records, part, task)
+            values = np.array([truth[task, gamma][name] for name in names])
+            entry = {
+                "gamma": gamma, "range": float(np.ptp(values)), "policies": len(names),
+                "methods": {method: _mean(seeds) for method, seeds in methods.items()},
+            }  # fmt: skip
+            tasks.setdefault(task, {"others": []})
+            if "gamma" in tasks[task]:
+                tasks[task]["others"].append(entry)
+            else:
+                tasks[task].update(entry)
+    return {
+        "what": "Values of policies from logged pixels, against true roll-outs: J = (1 - gamma) V / r_max",
+        "scale": scale, "tasks": found["test"], "development": found["development"], "hardware": hardware(),
+        "versions": versions(), "command": f"python -m voc_rl.benchmarks.ope --scale {scale}",
+    }  # fmt: skip
+
+
+def _scores(estimates: Mapping[str, Sequence[float]], true: Mapping[str, float], seed: int) -> dict[str, float]:
+    mean, low, high = ({name: e[i] for name, e in estimates.items()} for i in range(3))
+    scored = policy_scores(mean, true, low, high, np.random.default_rng([seed, 53]))
+    for stratum in STRATA:
+        errors = [abs(mean[name] - true[name]) for name in mean if name.startswith(stratum)]
+        if errors:
+            scored[f"mae_{stratum}"] = float(np.mean(errors))
+    return scored
+
+
+def _exact(true: Mapping[str, float]) -> dict[str, tuple[float, float, float]]:
+    return {name: (value, value, value) for name, value in true.items()}
+
+
+def _names(records: Sequence[Mapping[str, Any]], part: str, task: str) -> list[str]:
+    own = next(r for r in records if (r["cell"]["part"], r["cell"]["task"]) == (part, task))
+    return list(next(iter(own["result"]["estimates"].values())))
+
+
+def _mean(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {"seeds": len(seeds), **{key: float(np.mean([s[key] for s in seeds])) for key in seeds[0]}}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Markdown: a table per task and discount, test policies."""
+    parts = []
+    for task, first in found["tasks"].items():
+        for entry in (first, *first["others"]):
+            parts.append(
+                f"**{task}**, γ = {entry['gamma']:g}, {entry['policies']} policies, true J over a range of "
+                f"{entry['range']:.3f}\n"
+            )
+            head = ("MAE", "bias", "Spearman", "top half", "regret@1", "regret@5", "covered")
+            parts.append(f"| method | what it is | {' | '.join(head)} | logged | mixed | unseen | CPU s |")
+            parts.append(f"|---|---|{'---:|' * (len(head) + 4)}")
+            order = [m for m in WHAT if m in entry["methods"]]
+            for method in order:
+                row = entry["methods"][method]
+                numbers = [f"{row[c]:+.3f}" if c == "bias" else f"{row[c]:.3f}" for c in COLUMNS[:4]]
+                numbers += [f"{row[c]:.2f}" for c in COLUMNS[4:]]
+                strata = [f"{row[f'mae_{s}']:.3f}" if f"mae_{s}" in row else "–" for s in STRATA]
+                cpu = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "–"
+                parts.append(f"| `{method}` | {WHAT[method]} | {' | '.join([*numbers, *strata, cpu])} |")
+            parts.append("")
+    return "\n".join(parts)
+
+
+def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth, gamma: float) -> None:
+    """Estimated against true J of the test policies, with intervals: a row per task, a panel per method."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    chosen = [r for r in records if (r["cell"]["part"], r["cell"]["gamma"]) == ("test", gamma)]
+    tasks = list(dict.fromkeys(r["cell"]["task"] for r in chosen))
+    figure = Figure(figsize=(12, 3.2 * len(tasks)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(tasks), len(SHOWN), squeeze=False, sharex="row", sharey="row")
+    colours = dict(zip(STRATA, ("#1f6fb4", "#d08020", "#2a9a4a"), strict=True))
+    for line, task in zip(panels, tasks, strict=True):
+        true = truth[task, gamma]
+        own = [r["result"]["estimates"] for r in chosen if r["cell"]["task"] == task]
+        for axes, method in zip(line, SHOWN, strict=True):
+            ends = [min(true.values()), max(true.values())]
+            axes.plot(ends, ends, color="#999999", linewidth=1)
+            first: Mapping[str, Sequence[float]] = next(
+                (estimates[method] for estimates in own if method in estimates), {}
+            )
+            for stratum in STRATA:
+                points = [(true[name], *e) for name, e in first.items() if name.startswith(stratum)]
+                if points:
+                    x, mean, low, high = np.array(points).T
+                    bars = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
+                    style = {"fmt": "o", "markersize": 4, "linewidth": 1, "color": colours[stratum]}
+                    axes.errorbar(x, mean, bars, label=stratum, **style)
+            axes.set_title(f"{task}: {method}", fontsize=10)
+            axes.grid(alpha=0.3)
+    for axes in panels[-1]:
+        axes.set_xlabel(f"true J at γ = {gamma:g}")
+    for line in panels:
+        line[0].set_ylabel("estimated J")
+    panels[0][0].legend(fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)

@@ -1,0 +1,104 @@
+"""Policies by name: the actor inside a real layout of a SAC zip, callables, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from voc_rl.agents import Deterministic, load_policy, policy_of, shipped_policies
+from voc_rl.errors import VOCError
+
+NAMES = {"layers.0": "actor.latent_pi.0", "layers.1": "actor.latent_pi.2", "mu": "actor.mu", "log_std": "actor.log_std"}
+
+
+def zipped(path: Path, weights: object, settings: dict[str, object] | None = None) -> Path:
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("policy.pth", buffer.getvalue())
+        archive.writestr("data", json.dumps(settings or {"use_sde": False, "policy_kwargs": {}}))
+    return path
+
+
+def weights() -> dict[str, torch.Tensor]:
+    ours = load_file(shipped_policies()["walker-walk/step_60000"])
+    theirs = {f"{NAMES[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": tensor for name, tensor in ours.items()}
+    return {**theirs, "critic.qf0.0.weight": torch.zeros(2, 2)}
+
+
+def test_a_sac_zip_acts_as_the_actor_that_it_holds(tmp_path: Path) -> None:
+    policy = policy_of(str(zipped(tmp_path / "model.zip", weights())))
+    states = np.random.default_rng(0).normal(size=(5, 24))
+    expected = load_policy("walker-walk/step_60000").predict(states, deterministic=True)[0]
+    np.testing.assert_array_equal(policy.predict(states, deterministic=True)[0], expected)
+
+
+class Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_zip_that_holds_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    trap = tmp_path / "ran"
+    buffer = io.BytesIO()
+    torch.save({"actor.mu.weight": Payload(trap)}, buffer)
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("policy.pth", buffer.getvalue())
+        archive.writestr("data", json.dumps({}))
+    with pytest.raises(VOCError, match="holds only tensors"):
+        policy_of(str(path))
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(Payload(trap)))
+    assert trap.exists()  # the trap works where pickles are opened
+
+
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        ({"actor.latent_pi.4.weight": torch.zeros(2, 2)}, {}),
+        ({}, {"use_sde": True}),
+        ({}, {"policy_kwargs": {"activation_fn": "<class 'torch.nn.Tanh'>"}}),
+    ],
+)
+def test_another_network_is_refused(
+    tmp_path: Path, change: dict[str, torch.Tensor], settings: dict[str, object]
+) -> None:
+    path = zipped(tmp_path / "model.zip", {**weights(), **change}, {"use_sde": False, **settings})
+    with pytest.raises(VOCError, match="two hidden ReLU layers"):
+        policy_of(str(path))
+
+
+def test_names_that_are_no_policies(tmp_path: Path) -> None:
+    (tmp_path / "cut.zip").write_bytes(b"PK")
+    for name, message in (
+        (str(tmp_path / "none.zip"), "No policy"),
+        (str(tmp_path / "cut.zip"), "no whole model"),
+        ("nowhere:make", "names no callable"),
+        ("builtins:dict", "is no policy"),
+        ("walker-walk/step_7", "No policy"),
+    ):
+        with pytest.raises(VOCError, match=message):
+            policy_of(name)
+
+
+def walker() -> object:
+    return load_policy("walker-walk/step_0")
+
+
+def test_a_callable_and_the_deterministic_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    policy = Deterministic(policy_of("test_loading:walker"))
+    states = np.ones((2, 24))
+    np.testing.assert_array_equal(policy.predict(states)[0], walker().predict(states, deterministic=True)[0])  # type: ignore[attr-defined]

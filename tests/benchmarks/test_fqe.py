@@ -1,0 +1,23 @@
+"""Fitted Q evaluation on a tabular process whose values are known."""
+
+from __future__ import annotations
+
+import numpy as np
+from decisions import LAST, UNIFORM, S, actions_of, decisions, logged
+
+from voc_rl.benchmarks.fqe import FQEConfig, fitted_q
+from voc_rl.loop import LoopConfig
+
+
+def test_fitted_q_finds_the_values_of_policies_that_did_not_make_the_data() -> None:
+    process = decisions()
+    data, states = logged(process, 6000)
+    config = FQEConfig(LoopConfig(steps=1500, batch_size=256, learning_rate=2e-3), width=64, noise=0.02, ema=0.98)
+    found = fitted_q(data, np.eye(S)[states], actions_of(process, data, states, 4), 0.9, config, 0)
+    truth = np.stack([process.values(policy, 0.9)[:LAST] for policy in process.policies])
+    behaviour = process.values(UNIFORM, 0.9)[:LAST]
+    for policy in range(3):
+        own = np.array([found.value[policy, (states == s) & (data.steps_left > 0)].mean() for s in range(LAST)])
+        assert np.abs(own - truth[policy]).mean() < 0.06 * np.ptp(truth)
+        if policy != 1:
+            assert np.abs(behaviour - truth[policy]).mean() > 0.12 * np.ptp(truth)

@@ -1,0 +1,44 @@
+"""Scores of policy values against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from voc_rl.benchmarks.ope_scores import policy_scores, regret
+from voc_rl.errors import VOCError
+
+
+def scored(estimate: list[float], truth: list[float], half: float = 0.1) -> dict[str, float]:
+    def named(numbers: list[float]) -> dict[str, float]:
+        return {f"p{i}": x for i, x in enumerate(numbers)}
+
+    low, high = [x - half for x in estimate], [x + half for x in estimate]
+    return policy_scores(named(estimate), named(truth), named(low), named(high), np.random.default_rng(0))
+
+
+def test_errors_and_coverage_by_hand() -> None:
+    found = scored([0.2, 0.5, 0.35, 0.9], [0.1, 0.4, 0.6, 0.8])
+    assert found["mae"] == pytest.approx((0.1 + 0.1 + 0.25 + 0.1) / 4)
+    assert found["bias"] == pytest.approx((0.1 + 0.1 - 0.25 + 0.1) / 4)
+    assert found["spearman"] == pytest.approx(0.8)  # one swap of neighbours among four: 1 - 6 * 2 / 60
+    assert found["spearman_top_half"] == pytest.approx(1.0)  # of .6 and .8
+    # one interval in four misses, by .15: width .2 + 20 * .15 / 4
+    assert scored([0.2, 0.5, 0.35, 0.9], [0.15, 0.45, 0.6, 0.85])["coverage90"] == pytest.approx(0.75)
+    assert found["interval_score"] == pytest.approx(0.2 + 20 * 0.15 / 4, abs=1e-6)
+
+
+def test_regret_by_hand() -> None:
+    true = np.arange(10) / 9.0  # a subset of ten is all of them
+    rng = np.random.default_rng(0)
+    assert regret(true, true, 1, rng) == 0.0
+    assert regret(-true, true, 1, rng) == pytest.approx(1.0)
+    assert regret(-true, true, 5, rng) == pytest.approx(5 / 9)
+    # where all estimates are equal chance chooses: the mean of the best is 1, of a random one 1/2
+    assert regret(np.zeros(10), true, 1, rng) == pytest.approx(0.5, abs=0.04)
+
+
+def test_a_constant_has_no_rank_and_other_policies_are_refused() -> None:
+    assert scored([0.5] * 4, [0.1, 0.4, 0.6, 0.8])["spearman"] == 0.0
+    with pytest.raises(VOCError, match="same policies"):
+        policy_scores({"a": 1.0}, {"a": 1.0, "b": 2.0}, {}, {}, np.random.default_rng(0))

@@ -1,0 +1,62 @@
+"""Roll-outs from stored simulator states against stepping by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from voc_rl.agents import NoisyPolicy, load_policy
+from voc_rl.envs.dmcontrol import DMControlEnv
+from voc_rl.envs.truth import roll_outs
+from voc_rl.errors import VOCError
+
+
+class Steady:
+    """Always the same action."""
+
+    observation = "state"
+
+    def predict(self, observation: np.ndarray, state: Any = None, **_: Any) -> tuple[np.ndarray, Any]:
+        return self.draw(observation, np.random.default_rng(0)), state
+
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.full(6, 0.3, np.float32)
+
+
+def test_roll_outs_equal_stepping_by_hand() -> None:
+    env = DMControlEnv("walker-walk", 2)
+    _, info = env.reset(seed=3)
+    physics = [info["physics"]]
+    for _ in range(4):
+        physics.append(env.step(np.zeros(6, np.float32))[4]["physics"])
+    found = roll_outs("walker-walk", np.stack(physics), [Steady()], 5, 2, 0)[0]
+    assert found.reward.shape == (5, 2, 5)
+    assert found.state.shape == (5, 2, 5, 24)
+    for i in (0, 4):
+        env.reset(seed=0, options={"physics": physics[i]})
+        for k in range(5):
+            state, reward, _, _, _ = env.step(np.full(6, 0.3, np.float32))
+            np.testing.assert_array_equal(found.reward[i, :, k], np.float32(reward))
+            np.testing.assert_array_equal(found.state[i, 0, k], state)
+
+
+def test_processes_and_other_policies_change_nothing() -> None:
+    env = DMControlEnv("cheetah-run", 2)
+    physics = np.stack([env.reset(seed=s)[1]["physics"] for s in range(2)])
+    noisy = NoisyPolicy(load_policy("cheetah-run/step_60000"), 0.2)
+    one = roll_outs("cheetah-run", physics, [noisy, noisy], 4, 2, 7)
+    two = roll_outs("cheetah-run", physics, [noisy, noisy], 4, 2, 7, processes=2)
+    alone = roll_outs("cheetah-run", physics, [noisy], 4, 2, 7)
+    np.testing.assert_array_equal(one[0].reward, two[0].reward)
+    np.testing.assert_array_equal(one[0].reward, alone[0].reward)
+    assert not np.array_equal(one[0].reward, one[1].reward)  # other places, other noise
+    assert not np.array_equal(one[0].reward[:, 0], one[0].reward[:, 1])
+
+
+def test_pixel_policies_are_refused() -> None:
+    policy = Steady()
+    policy.observation = "pixels"
+    with pytest.raises(VOCError, match="follow policies of the flat state"):
+        roll_outs("walker-walk", np.zeros((1, 1)), [policy], 2, 1, 0)

@@ -1,0 +1,181 @@
+"""Policies on a ring of columns whose values linear algebra knows: from pixels to intervals, by every estimator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import worlds
+from chains import values
+
+import voc_rl
+from voc_rl.data import DataSpec, Episode, Episodes, write_episode
+from voc_rl.data.hdf5 import FIRST, LAST, MID
+from voc_rl.errors import VOCError
+from voc_rl.loop import LoopConfig
+from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator, evaluate_policy
+from voc_rl.values import RewardConfig
+
+CELLS, GAMMA, SLIP = 6, 0.8, 0.1
+
+
+class Walk:
+    """Goes right with probability ``right``, else left; actions are +1 and -1."""
+
+    observation = "state"
+
+    def __init__(self, right: float) -> None:
+        self.right = right
+
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.where(rng.random((*observation.shape[:-1], 1)) < self.right, 1.0, -1.0).astype(np.float32)
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        return self.draw(observation, np.random.default_rng(0)), state
+
+
+def moves(right: float) -> np.ndarray:
+    """(CELLS, CELLS) of a policy: slips one column further now and then."""
+    P = np.zeros((CELLS, CELLS))
+    for s in range(CELLS):
+        for step, share in ((1, right), (-1, 1 - right)):
+            P[s, (s + step) % CELLS] += share * (1 - SLIP)
+            P[s, (s + 2 * step) % CELLS] += share * SLIP
+    return P
+
+
+def pay() -> np.ndarray:
+    """Columns 0 and 1 pay 1 and .5: walking right pays other than walking left."""
+    reward = np.zeros(CELLS)
+    reward[:2] = 1.0, 0.5
+    return reward
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
+    """40 episodes of 50 rows by the behaviour, which goes either way."""
+    folder, rng = tmp_path_factory.mktemp("walks"), np.random.default_rng(3)
+    for i in range(40):
+        cell, action = [int(rng.integers(CELLS))], [0.0]
+        for _ in range(49):
+            step = int(rng.choice([-1, 1]))
+            action.append(float(step))
+            cell.append((cell[-1] + step * (2 if rng.random() < SLIP else 1)) % CELLS)
+        place = np.array(cell)
+        step_type = np.full(50, MID, np.uint8)
+        step_type[0], step_type[-1] = FIRST, LAST
+        reward = pay()[place].astype(np.float32)
+        reward[0] = 0
+        episode = Episode(
+            frames=worlds.picture(place, 24, CELLS), action=np.array(action, np.float32)[:, None], reward=reward,
+            discount=np.ones(50, np.float32), step_type=step_type, state=place[:, None].astype(np.float32),
+        )  # fmt: skip
+        write_episode(Path(folder) / f"episode_{i:03d}.hdf5", episode, DataSpec(task="ring", size=24, action_repeat=1))
+    return Episodes.open(folder, stack=1)
+
+
+@pytest.fixture(scope="module")
+def evaluator(data: Episodes) -> PolicyEvaluator:
+    loop = LoopConfig(steps=300, batch_size=64, learning_rate=3e-3)
+    training = PolicyTraining(occupancy=OccupancyTraining(feature_noise=0.05, loop=loop))
+    voc = voc_rl.VOCConfig(
+        quantizer_config={"n_tokens": 2, "components": 8, "hidden": 64, "decoder_width": 8},
+        quantizer_training=LoopConfig(steps=150, batch_size=64, learning_rate=2e-3),
+        reward=RewardConfig(hidden=32, bins=21, loop=LoopConfig(steps=200, batch_size=128, learning_rate=3e-3)),
+    )
+    config = EvaluationConfig(training=training, voc=voc, samples=200, draws=8)
+    policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
+    starts = np.flatnonzero(np.arange(len(data)) % 17 == 0)
+    return PolicyEvaluator(data, policies, GAMMA, starts, config)
+
+
+def exact(data: Episodes, right: float, rows: np.ndarray, reward: np.ndarray | None = None) -> np.ndarray:
+    assert data.state is not None
+    known = values(moves(right), pay() if reward is None else reward, GAMMA)
+    return known[data.state[rows, 0].astype(int)]
+
+
+@pytest.mark.parametrize(("estimator", "close"), [("stitch", 0.08), ("head", 0.1), ("sample", 0.15)])
+def test_values_are_those_of_linear_algebra(
+    evaluator: PolicyEvaluator, data: Episodes, estimator: Any, close: float
+) -> None:
+    spread = np.ptp(values(moves(1.0), pay(), GAMMA))
+    for name, right in (("right", 1.0), ("left", 0.0), ("either", 0.7)):
+        truth = exact(data, right, evaluator.starts)
+        found = evaluator.estimate(name, estimator)
+        assert abs(found.value - truth.mean()) < close * spread
+        # state by state, where policies differ: the behaviour's values are wrong for right and left
+        errors = np.abs(found.start_values - truth).mean()
+        if right in (0.0, 1.0):
+            assert errors < 0.6 * np.abs(exact(data, 0.5, evaluator.starts) - truth).mean()
+        assert found.low < found.value < found.high
+        assert found.warning == ""
+
+
+def test_another_reward_needs_no_new_model(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    assert data.state is not None
+    other = (np.arange(CELLS) == 3).astype(float)
+    reward = other[data.state[:, 0].astype(int)]
+    spread = np.ptp(values(moves(1.0), other, GAMMA))
+    networks = evaluator.networks
+    for estimator in ("stitch", "sample"):
+        found = evaluator.estimate("left", estimator, reward)  # type: ignore[arg-type]
+        assert abs(found.value - exact(data, 0.0, evaluator.starts, other).mean()) < 0.1 * spread
+    assert evaluator.networks is networks
+    with pytest.raises(VOCError, match="knows the data's reward only"):
+        evaluator.estimate("left", "head", reward)
+
+
+def test_several_policies_are_ranked(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    assert data.state is not None
+    starts = np.flatnonzero(data.state[:, 0] == 4)[:20]  # from here right pays sooner than left
+    ranked = evaluate_policy(
+        data, evaluator.policies, GAMMA, starts=starts, config=replace(evaluator.config, replicates=2),
+        quantizer=evaluator.quantizer, tokens=evaluator.tokens,
+    )  # fmt: skip
+    truth = {name: exact(data, policy.right, starts).mean() for name, policy in evaluator.policies.items()}
+    assert [estimate.policy for estimate in ranked] == sorted(truth, key=lambda name: -truth[name])
+
+
+def test_what_does_not_fit_is_refused(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    class Wide(Walk):
+        def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            return np.zeros((len(observation), 2), np.float32)
+
+    class Blind(Walk):
+        observation = "sound"
+
+    for policies, starts, message in (
+        ({}, None, "at least one is needed"),
+        ({"wide": Wide(1.0)}, None, "gave actions of shape"),
+        ({"blind": Blind(1.0)}, None, "'state' or 'pixels' is needed"),
+        ({"none": object()}, None, "is no policy"),
+        ({"right": Walk(1.0)}, np.array([len(data)]), "starts have to be rows"),
+    ):
+        with pytest.raises(VOCError, match=message):
+            PolicyEvaluator(data, policies, GAMMA, starts, evaluator.config)
+    with pytest.raises(VOCError, match="one per row"):
+        evaluator.check_reward(np.zeros(3))
+    with pytest.raises(VOCError, match="NaN"):
+        evaluator.check_reward(np.full(len(data), np.nan))
+    with pytest.raises(VOCError, match="Unknown policy"):
+        evaluator.estimate("up")
+
+
+def test_a_policy_far_from_the_data_is_flagged(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    class Still(Walk):
+        def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            return np.zeros((*observation.shape[:-1], 1), np.float32)  # between the actions that were logged
+
+    with pytest.warns(UserWarning, match="hardly support"):
+        found = evaluate_policy(
+            data, Still(0.0), GAMMA, config=replace(evaluator.config, replicates=2, action_weight=4.0),
+            quantizer=evaluator.quantizer, tokens=evaluator.tokens,
+        )  # fmt: skip
+    assert found.diagnostics["action_distance"] == pytest.approx(1.0)

@@ -1,0 +1,171 @@
+"""Training the occupancy network on the futures of chosen policies: M(z | s, a, pi) and M(z | s, pi).
+
+One network for all policies, told apart by an embedding. Half of the contexts show the action that was taken (futures
+of that action, the policy after it), the others leave the action to the policy, which is what values of policies and
+hops need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
+from voc_rl.occupancy.heads import ValueHead
+from voc_rl.occupancy.policy_actions import taken_actions
+from voc_rl.occupancy.policy_targets import TargetSource
+from voc_rl.occupancy.sampling import sample_futures
+from voc_rl.occupancy.stitching import StitchedChain
+from voc_rl.occupancy.training import Batch, OccupancyTrainee, OccupancyTraining
+from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
+from voc_rl.precision import autocast
+
+
+@dataclass(frozen=True)
+class PolicyTraining:
+    """How policies' futures are learned.
+
+    occupancy: discount, loop, target network (its ``n`` belongs to the target source). action_share: share of the
+    contexts that show the action taken. start_share: share of the contexts that are starts, where values are asked.
+    """
+
+    occupancy: OccupancyTraining = field(
+        default_factory=lambda: OccupancyTraining(
+            gamma=0.95, loop=LoopConfig(steps=3000, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+        )
+    )
+    action_share: float = 0.5
+    start_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("action_share", "start_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise VOCError(f"{name} is {getattr(self, name)}; a share between 0 and 1 is needed.")
+
+
+class PolicyTrainee(OccupancyTrainee):
+    """As the behaviour's, but targets come from a ``TargetSource`` and head goals from the values of chains."""
+
+    def __init__(
+        self,
+        model: OccupancyTransformer,
+        head: ValueHead | None,
+        dataset: Episodes,
+        codes: Tensor,
+        features: Tensor | None,
+        source: TargetSource,
+        chain_values: np.ndarray | None,
+        starts: np.ndarray,
+        config: PolicyTraining,
+        seed: int,
+    ) -> None:
+        super().__init__(model, head, dataset, codes, features, config.occupancy, seed)
+        self.source, self.settings, self.starts = source, config, starts
+        self.policies = max(model.config.policies, 1)
+        self.taken = torch.from_numpy(taken_actions(dataset))
+        # (P, N) and (P, N): (1 - gamma) V, of the policy's own action and of the action taken
+        self.own, self.after = (torch.zeros(0), torch.zeros(0))
+        if head is not None:
+            if chain_values is None:
+                raise VOCError("A value head of policies learns from stitched chains; train without one otherwise.")
+            self.own, self.after = _head_goals(dataset, chain_values, config.occupancy.gamma)
+
+    def _refill(self, step: int) -> None:
+        config = self.config
+        rng = np.random.default_rng([self.seed, step])
+        count = config.loop.batch_size * config.refill
+        rows = self.contexts[rng.integers(len(self.contexts), size=count)]
+        if len(self.starts):
+            at_start = rng.random(count) < self.settings.start_share
+            rows = np.where(at_start, self.starts[rng.integers(len(self.starts), size=count)], rows)
+        policies = rng.integers(self.policies, size=count)
+        known = (rng.random(count) < self.settings.action_share) & (self.dataset.steps_left[rows] > 0)
+        known &= self.model.config.action_dim > 0
+        targets = self.source.draw(policies, rows, known, config.futures, rng)
+        futures = torch.full((*targets.row.shape, self.codes.shape[1]), self.model.config.end_code)
+        futures[torch.from_numpy(targets.row >= 0)] = self._codes(targets.row[targets.row >= 0])
+        missing = targets.bootstrap >= 0
+        if missing.any():
+            contexts = targets.bootstrap[missing]
+            policy = torch.from_numpy(np.broadcast_to(policies[:, None], missing.shape)[missing])
+            condition = self._condition(policy, torch.from_numpy(targets.action[missing]))
+            generator = torch.Generator().manual_seed(step_seed(self.seed, step) ^ 1)
+            with autocast():
+                drawn = sample_futures(
+                    self.target, self._codes(contexts), self._features(contexts), 1, generator, condition=condition
+                )
+            futures[torch.from_numpy(missing)] = drawn[:, 0]
+        shown = torch.from_numpy(known)
+        self._keep(rows, futures, self._condition(torch.from_numpy(policies), self.taken[rows], shown))
+
+    def _condition(self, policy: Tensor, action: Tensor, shown: Tensor | None = None) -> Condition:
+        model = self.model.config
+        if not model.action_dim:
+            return Condition(policy=policy if model.policies else None)
+        return Condition(action, shown, policy if model.policies else None)
+
+    def _head_goal(self, batch: Batch) -> Tensor:
+        rows = torch.from_numpy(batch.rows)
+        policy = batch.condition.policy
+        policy = torch.zeros(len(rows), dtype=torch.long) if policy is None else policy
+        goal = self.own[policy, rows]
+        if batch.condition.shown is not None:
+            goal = torch.where(batch.condition.shown, self.after[policy, rows], goal)
+        return goal[:, None]
+
+    def _refresh_values(self) -> None:
+        """Nothing: the goals are values of chains."""
+
+
+def _head_goals(dataset: Episodes, chain_values: np.ndarray, gamma: float) -> tuple[Tensor, Tensor]:
+    """(1 - gamma) V and (1 - gamma) Q of the action taken, both float32 (P, N)."""
+    after = chain_values.copy()
+    going = np.flatnonzero(dataset.steps_left > 0)
+    later = np.where(dataset.terminal[going + 1], 0.0, chain_values[:, going + 1])
+    after[:, going] = dataset.reward[going + 1] + gamma * later
+    return (1.0 - gamma) * torch.from_numpy(chain_values).float(), (1.0 - gamma) * torch.from_numpy(after).float()
+
+
+def train_policies(
+    model: OccupancyTransformer,
+    head: ValueHead | None,
+    dataset: Episodes,
+    codes: Tensor,
+    features: Tensor | None,
+    source: TargetSource,
+    config: PolicyTraining,
+    seed: int = 0,
+    *,
+    chains: Sequence[StitchedChain] = (),
+    starts: np.ndarray | None = None,
+    stage: str = "policies",
+    log: StepLog | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: bool = False,
+) -> tuple[OccupancyTransformer, ValueHead | None]:
+    """Train network and head for the policies of ``source``; returns the slow averages, in eval mode.
+
+    Args:
+        model: with ``policies`` as many as the source knows (0 for one), and ``action_dim`` where actions are shown.
+        head: a value head, which needs ``chains``; None trains none.
+        codes, features: of every row of ``dataset``.
+        starts: rows where values will be asked (None: none in particular).
+    """
+    if not model.config.feature_dim:
+        features = None
+    if features is not None:
+        for part in (model, head):
+            if part is not None:
+                part.fit_features(features)
+    gamma = config.occupancy.gamma
+    values = np.stack([chain.values(dataset.reward, gamma) for chain in chains]) if chains else None
+    rows = np.zeros(0, np.int64) if starts is None else np.asarray(starts)
+    trainee = PolicyTrainee(model, head, dataset, codes, features, source, values, rows, config, seed)
+    optimise(trainee, config.occupancy.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)
+    return trainee.target.eval(), trainee.target_head
