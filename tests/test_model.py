@@ -185,7 +185,7 @@ def test_an_end_counts_nothing(voc: VOC, saved: Path, obs: np.ndarray, monkeypat
 
 
 def test_refused_questions(voc: VOC, obs: np.ndarray) -> None:
-    assert "'magic'; accepted: head, sample" in refusal(voc.value, obs, estimator="magic")
+    assert "'magic'; accepted: head, mve, sample" in refusal(voc.value, obs, estimator="magic")
     assert "gamma is 1.0" in refusal(voc.value, obs, gamma=1.0, estimator="sample")
     assert "-0.1" in refusal(voc.value, obs, gamma=-0.1, estimator="sample")
     assert "0.4" in refusal(voc.value, obs, gamma=0.4, estimator="sample")

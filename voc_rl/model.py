@@ -47,13 +47,16 @@ from voc_rl.values import (
     RewardConfig,
     RewardHead,
     ValueEstimate,
+    density,
     from_ensemble,
     from_samples,
+    mve,
     rewards_of_futures,
     successor_features,
 )
+from voc_rl.values.mve import TailValue
 
-Estimator = Literal["head", "sample"]
+Estimator = Literal["head", "sample", "mve"]
 DESCRIPTION = "voc.json"
 WEIGHTS = "voc.safetensors"
 
@@ -98,12 +101,14 @@ class VOC:
 
         Args:
             obs: uint8 (B, 3K, H, W).
-            gamma: the discount; None is the model's own. Estimator ``sample`` also answers for larger ones, by feeding
+            gamma: the discount; None is the model's own. ``sample`` and ``mve`` also answer for larger ones, by feeding
                 futures back as contexts.
-            estimator: ``head`` (one pass) or ``sample`` (mean reward of sampled futures).
-            samples: futures per state, for ``sample``.
+            estimator: ``head`` (one pass), ``sample`` (mean reward of sampled futures), or ``mve`` (for a larger
+                discount: rewards of a few hops of each sampled path, and the head behind them; see ``values.mve``).
+                ``density`` needs rows of the data: ``density_value``.
+            samples: futures per state, for ``sample`` and ``mve``.
             level: confidence of the interval.
-            generator: randomness of ``sample``; None is a fresh one with seed 0.
+            generator: randomness of ``sample`` and ``mve``; None is a fresh one with seed 0.
             common: draw with the same random numbers for every state: a state has the same value in every batch (but
                 for rounding). Errors of two states are then dependent: a mean over states may be no surer than one.
 
@@ -128,15 +133,62 @@ class VOC:
         """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim)."""
         check_codes(codes, self.quantizer)
         gamma = self.gamma if gamma is None else check_gamma(gamma)
-        check_choice(estimator, ("head", "sample"), "estimator")
+        if estimator == "density":
+            raise VOCError("A density estimate weighs rows of the data; call density_value(obs, codes, rewards).")
+        check_choice(estimator, ("head", "sample", "mve"), "estimator")
         if not 0 < level < 1:
             raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
         if estimator == "head":
             return from_ensemble(self._head_members(codes, features, gamma), gamma, level)
         if samples < 2:
             raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
+        if estimator == "mve":
+            with autocast():
+                return mve(
+                    self.occupancy, codes.long(), features, self._exact_rewards, self.gamma, gamma,
+                    generator or torch.Generator().manual_seed(0),
+                    samples=samples, level=level, tail_value=self._tail_value(gamma), common=common,
+                )  # fmt: skip
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
         return from_samples(self.rewards(futures).numpy(), gamma, level)
+
+    def _exact_rewards(self, futures: Tensor) -> Tensor:
+        """Rewards in float32, inside of autocast too."""
+        with torch.autocast("cpu", enabled=False):
+            return self.rewards(futures)
+
+    def _tail_value(self, gamma: float) -> TailValue | None:
+        """The head's value of sampled codes, as if the mean reward one more hop on were that of all later ones.
+
+        None where there is no head, or one that reads features, which sampled codes have not.
+        """
+        head = self.value_head
+        if head is None or self.occupancy.config.feature_dim:
+            return None
+        return lambda codes, _: head(self.occupancy.prefix(codes).last).float().mean(1) / (1.0 - gamma)
+
+    @torch.no_grad()
+    def density_value(
+        self,
+        obs: np.ndarray | Tensor,
+        codes: Tensor,
+        rewards: np.ndarray,
+        level: float = 0.9,
+        groups: np.ndarray | None = None,
+    ) -> ValueEstimate:
+        """Values of observations from real rewards of data, weighted by density ratios (``values.density``).
+
+        Args:
+            obs: uint8 (B, 3K, H, W).
+            codes: int (N, n_tokens) of rows drawn uniformly from those of the training data that a step arrived at; a
+                few thousand. rewards: (N,), their own. groups: int (N,), the rows' episodes.
+
+        Raises:
+            VOCError: a model trained without ``null_context``, or an effective sample size below 50 at every state.
+        """
+        context, features = self.context(obs)
+        prefix = self.occupancy.prefix(context.long(), features)  # no autocast: ratios need their digits
+        return density(self.occupancy, prefix, codes, rewards, self.gamma, level, groups)
 
     def _head_members(self, codes: Tensor, features: Tensor | None, gamma: float) -> np.ndarray:
         if self.value_head is None:

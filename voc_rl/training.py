@@ -25,6 +25,7 @@ from voc_rl.occupancy import (
     OccupancyTraining,
     OccupancyTransformer,
     ValueHead,
+    arrived_rows,
     train_occupancy,
 )
 from voc_rl.quantizers import (
@@ -45,7 +46,8 @@ OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weigh
 class NetworkSize:
     """Sizes of the occupancy network and the value head.
 
-    features: show the network the quantizer's continuous features beside the codes. head_members: networks of the
+    features: show the network the quantizer's continuous features beside the codes. null_context: also learn the law of
+    the data without any context, which density ratios need (``VOC.density_value``). head_members: networks of the
     value head; 0 leaves it out.
     """
 
@@ -55,6 +57,7 @@ class NetworkSize:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     features: bool = True
+    null_context: bool = False
     head_hidden: int = 128
     head_members: int = 5
 
@@ -122,11 +125,11 @@ def train(
             *networks(quantizer), dataset, codes, features, config.occupancy, config.seed,
             log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
         )  # fmt: skip
-    arrived = dataset.step_type > 0  # row 0 of an episode has no reward
+    arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
     with torch.no_grad():
-        vectors = quantizer.embed(codes[torch.from_numpy(arrived)].long())
+        vectors = quantizer.embed(codes[arrived].long())
     reward_head = train_reward_head(
-        vectors, dataset.reward[arrived], config.reward, config.seed, log=log, progress=progress
+        vectors, dataset.reward[arrived.numpy()], config.reward, config.seed, log=log, progress=progress
     )
     return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
 
@@ -145,7 +148,8 @@ def fresh_networks(
     size = config.network
     occupancy = OccupancyConfig(
         codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens,
-        feature_dim=quantizer.feature_dim if size.features else 0, n_layer=size.n_layer, n_head=size.n_head,
+        feature_dim=quantizer.feature_dim if size.features else 0, null_context=size.null_context,
+        n_layer=size.n_layer, n_head=size.n_head,
         width=size.width, dropout=size.dropout, attention_dropout=size.attention_dropout, ends=ends,
         top_k=config.occupancy.top_k,
     )  # fmt: skip

@@ -74,7 +74,9 @@ def test_the_loss_weighs_episodes_and_bootstraps_by_hand() -> None:
         head.weight_3.normal_()
         context = torch.randn(3, 8)
         rows = np.array([0, 1, 4])
-        found = trainee._head_loss(Batch(rows, codes[rows][:, None], Condition()), context, None)
+        batch = Batch(rows, codes[rows][:, None], Condition())
+        found = trainee._head_loss(batch, context, None)
+        assert trainee._head_loss(batch, context, None, torch.ones(len(rows), dtype=torch.bool)) == 0  # nothing shown
         # row 0: two steps, then the value of row 2; row 1: two steps to the termination; row 4: two steps to the cut
         goals = torch.stack([
             0.5 * (1 + 0.5 * 2) + 0.25 * trainee.values[2],

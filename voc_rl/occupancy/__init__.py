@@ -4,10 +4,17 @@ from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import PolicyActions, policy_actions, taken_actions
 from voc_rl.occupancy.policy_targets import CoupledTargets, PolicyTargets, StitchedTargets, TargetSource
 from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
-from voc_rl.occupancy.sampling import compose, sample_futures, uniforms
+from voc_rl.occupancy.sampling import (
+    compose,
+    end_probability,
+    hops,
+    log_probabilities,
+    sample_futures,
+    uniforms,
+)
 from voc_rl.occupancy.stitching import Candidates, StitchedChain, find_candidates, stitch
 from voc_rl.occupancy.targets import Targets, default_n, draw_targets, n_step_returns
-from voc_rl.occupancy.training import OccupancyTraining, train_occupancy
+from voc_rl.occupancy.training import OccupancyTraining, arrived_rows, train_occupancy, without_context
 from voc_rl.occupancy.transformer import Condition, OccupancyConfig, OccupancyTransformer
 
 __all__ = [
@@ -25,10 +32,14 @@ __all__ = [
     "TargetSource",
     "Targets",
     "ValueHead",
+    "arrived_rows",
     "compose",
     "default_n",
     "draw_targets",
+    "end_probability",
     "find_candidates",
+    "hops",
+    "log_probabilities",
     "n_step_returns",
     "policy_actions",
     "sample_futures",
@@ -37,4 +48,5 @@ __all__ = [
     "train_occupancy",
     "train_policies",
     "uniforms",
+    "without_context",
 ]

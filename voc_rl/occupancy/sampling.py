@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from voc_rl.occupancy.transformer import Cache, Condition, OccupancyTransformer,
 
 # states x samples that are decoded at once; bounds memory, and is large enough to keep the matrices busy
 SEQUENCES_AT_ONCE = 16384
+LOGITS_AT_ONCE = 1 << 26  # numbers, for the probabilities of given futures
 
 
 @torch.no_grad()
@@ -103,8 +106,7 @@ def compose(
     """
     noise = uniforms(model, 1, samples, generator) if common else None
     futures = sample_futures(model, context, features, samples, generator, noise, condition)
-    flat = futures.flatten(0, 1)
-    policy = None if condition is None or condition.policy is None else condition.policy.repeat_interleave(samples)
+    flat, policy = futures.flatten(0, 1), _policies(condition, samples)
     another = (new_gamma - gamma) / (1.0 - gamma)
     going = torch.arange(len(flat))
     for _ in range(max_hops - 1):
@@ -113,8 +115,74 @@ def compose(
         going = going[keep & (flat[going, 0] != model.config.end_code)]
         if len(going) == 0:
             break
-        if common:
-            noise = uniforms(model, 1, samples, generator)[:, 0, going % samples, None]
-        later = None if policy is None else Condition(policy=policy[going])
-        flat[going] = sample_futures(model, flat[going], None, 1, generator, noise, later)[:, 0]
+        _hop(model, flat, going, samples, policy, generator, common)
     return flat.view_as(futures)
+
+
+@torch.no_grad()
+def hops(
+    model: OccupancyTransformer,
+    context: Tensor,
+    features: Tensor | None,
+    samples: int,
+    count: int,
+    generator: torch.Generator,
+    common: bool = False,
+    condition: Condition | None = None,
+) -> Iterator[Tensor]:
+    """Futures int64 (B, samples, n_tokens) after one, two, ... ``count`` hops of the same paths; END stays END.
+
+    ``condition`` and ``common`` as in ``compose``.
+    """
+    noise = uniforms(model, 1, samples, generator) if common else None
+    futures = sample_futures(model, context, features, samples, generator, noise, condition)
+    yield futures
+    policy = _policies(condition, samples)
+    for _ in range(count - 1):
+        flat = futures.flatten(0, 1).clone()
+        going = (flat[:, 0] != model.config.end_code).nonzero()[:, 0]
+        if len(going):
+            _hop(model, flat, going, samples, policy, generator, common)
+        futures = flat.view_as(futures)
+        yield futures
+
+
+def _policies(condition: Condition | None, samples: int) -> Tensor | None:
+    return None if condition is None or condition.policy is None else condition.policy.repeat_interleave(samples)
+
+
+def _hop(
+    model: OccupancyTransformer, flat: Tensor, going: Tensor, samples: int, policy: Tensor | None,
+    generator: torch.Generator, common: bool,
+) -> None:  # fmt: skip
+    """One more hop of the places ``going`` of futures int64 (B * samples, n_tokens), in place; the policy acts."""
+    noise = uniforms(model, 1, samples, generator)[:, 0, going % samples, None] if common else None
+    later = None if policy is None else Condition(policy=policy[going])
+    flat[going] = sample_futures(model, flat[going], None, 1, generator, noise, later)[:, 0]
+
+
+@torch.no_grad()
+def log_probabilities(model: OccupancyTransformer, prefix: Prefix, futures: Tensor) -> Tensor:
+    """Log-probability float32 (B, M) of futures int64 (1 or B, M, n_tokens) that do not end, given B contexts.
+
+    Their exponentials over all futures sum to 1 minus the probability of END (``end_probability``), which the first
+    code decides.
+    """
+    B, (_, M, n_tokens), end = len(prefix), futures.shape, model.config.end_code
+    impossible = torch.zeros(n_tokens, end + 1, dtype=torch.bool)
+    impossible[0 if not model.config.ends else 1 :, end] = True
+    at_once = max(LOGITS_AT_ONCE // (B * n_tokens * (end + 1)), 1)
+    parts = []
+    for first in range(0, M, at_once):
+        some = futures[:, first : first + at_once].expand(B, -1, -1)
+        logits = model.future_logits(prefix, some).float().masked_fill(impossible, -torch.inf)
+        parts.append(logits.log_softmax(-1).gather(-1, some[..., None])[..., 0].sum(-1))
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def end_probability(model: OccupancyTransformer, prefix: Prefix) -> Tensor:
+    """Probability float32 (B,) that the future is END."""
+    if not model.config.ends:
+        return torch.zeros(len(prefix))
+    return model.logits(prefix.last).float().softmax(-1)[:, model.config.end_code]

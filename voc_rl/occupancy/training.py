@@ -25,6 +25,7 @@ from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
 from voc_rl.precision import autocast
 
 ROWS_AT_ONCE = 2048
+NULL_SHARE = 0.1  # of a batch that is shown no context, where the network learns to do without
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class OccupancyTrainee:
         self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
         if len(self.contexts) == 0:
             raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
+        self.arrived = arrived_rows(dataset)
         self.stock: list[Batch] = []
         self.values = torch.zeros(0)
         if head is not None:
@@ -117,14 +119,17 @@ class OccupancyTrainee:
         with torch.random.fork_rng(devices=[]), autocast():
             torch.manual_seed(step_seed(self.seed, step))  # dropout knows no generator
             features = self._noisy(self._features(batch.rows), generator)
-            prefix = self.model.prefix(self._codes(batch.rows), features, shown, batch.condition)
-            logits = self.model.future_logits(prefix, batch.futures)
-            loss = F.cross_entropy(logits.float().flatten(0, 2), batch.futures.flatten())
+            nothing, futures = None, batch.futures
+            if self.model.config.null_context:
+                nothing, futures = without_context(futures, self.codes, self.arrived, generator)
+            prefix = self.model.prefix(self._codes(batch.rows), features, shown, batch.condition, nothing)
+            logits = self.model.future_logits(prefix, futures)
+            loss = F.cross_entropy(logits.float().flatten(0, 2), futures.flatten())
             numbers = {"cross_entropy": loss.detach()}
             if self.config.context_loss:
                 loss = self._loss_of_all(self._codes(batch.rows), loss)
             if self.head is not None:
-                head_loss = self._head_loss(batch, prefix.last, features)
+                head_loss = self._head_loss(batch, prefix.last, features, nothing)
                 numbers["head"] = head_loss.detach()
                 loss = loss + self.config.head_weight * head_loss
         return loss, numbers
@@ -143,9 +148,13 @@ class OccupancyTrainee:
         noise = torch.randn(features.shape, generator=generator) * self.model.feature_std
         return features + self.config.feature_noise * noise
 
-    def _head_loss(self, batch: Batch, context: Tensor, features: Tensor | None) -> Tensor:
+    def _head_loss(
+        self, batch: Batch, context: Tensor, features: Tensor | None, nothing: Tensor | None = None
+    ) -> Tensor:
         assert self.head is not None
         weight = self.weights[self.dataset.episode[batch.rows]]
+        if nothing is not None:
+            weight = weight * ~nothing[:, None]
         error = (self.head(context, features).float() - self._head_goal(batch)) / self.head.spread
         return (error.square() * weight).mean()
 
@@ -230,6 +239,24 @@ class OccupancyTrainee:
                 module.load_state_dict(state[name])
         self.values = state["values"]
         self.stock = [Batch(b["rows"].numpy(), b["futures"], Condition(**b["condition"])) for b in state["stock"]]
+
+
+def arrived_rows(dataset: Episodes) -> Tensor:
+    """Rows int64 that a step arrived at: all but the first of each episode. Their rewards are real."""
+    return torch.from_numpy(np.flatnonzero(dataset.step_type > 0))
+
+
+def without_context(
+    futures: Tensor, codes: Tensor, arrived: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A batch in which a share of contexts is not shown: where, bool (B,), and its futures int64 (B, M, n_tokens).
+
+    There the futures are the ``codes`` (N, n_tokens) of rows drawn uniformly among ``arrived``, so that the network
+    without context learns the law of the data.
+    """
+    nothing = torch.rand(len(futures), generator=generator) < NULL_SHARE
+    rows = arrived[torch.randint(len(arrived), futures.shape[:2], generator=generator)]
+    return nothing, torch.where(nothing[:, None, None], codes[rows].long(), futures)
 
 
 def train_occupancy(

@@ -24,8 +24,9 @@ class OccupancyConfig:
     codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so
     that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. action_dim: width
     of the action taken at the context, 0 for none. policies: number of policies whose futures are told apart by their
-    place in a list, 0 for the one that made the data. dropout: of
-    embeddings and residual branches; attention_dropout: of attention weights. ends: whether episodes can terminate;
+    place in a list, 0 for the one that made the data. null_context: whether it also knows the law of all rows, without
+    any context, for density ratios. dropout: of embeddings and residual branches; attention_dropout: of attention
+    weights. ends: whether episodes can terminate;
     where they cannot, END is never sampled. top_k: sample only the likeliest codes at each place (None: all); biased,
     and there for the recipe ``paper``.
     """
@@ -35,6 +36,7 @@ class OccupancyConfig:
     feature_dim: int = 0
     action_dim: int = 0
     policies: int = 0
+    null_context: bool = False
     n_layer: int = 3
     n_head: int = 4
     width: int = 128
@@ -185,6 +187,8 @@ class OccupancyTransformer(nn.Module):
             self.no_action = nn.Parameter(torch.zeros(config.width))
         if config.policies:
             self.policies = nn.Embedding(config.policies, config.width)
+        if config.null_context:
+            self.nothing = nn.Parameter(torch.zeros(config.width))
         self.apply(self._initialise)
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "mlp.2.weight")):  # GPT-2: residual branches shrink with depth
@@ -250,10 +254,12 @@ class OccupancyTransformer(nn.Module):
         features: Tensor | None = None,
         use_features: Tensor | None = None,
         condition: Condition | None = None,
+        nothing: Tensor | None = None,
     ) -> Prefix:
         """Read contexts: codes int64 (B, n_tokens), optional features (B, feature_dim).
 
-        ``use_features`` bool (B,) says where the features are shown (contexts that were sampled have none).
+        ``use_features`` bool (B,) says where the features are shown (contexts that were sampled have none);
+        ``nothing`` bool (B,), where nothing at all is shown (``prefix_of_nothing``).
 
         Raises:
             VOCError: an action or a policy for a network without that input, or an action of another size.
@@ -268,6 +274,9 @@ class OccupancyTransformer(nn.Module):
         if self.config.policies:
             policy = condition.policy
             x = x + self.policies(torch.zeros(len(context), dtype=torch.long) if policy is None else policy)[:, None]
+        if nothing is not None:
+            blank = self.nothing + self.positions.weight[: context.shape[1]]
+            x = torch.where(nothing[:, None, None], blank.to(x.dtype), x)
         x = self.dropout(x)[:, None]
         keys, values = [], []
         for block in self.blocks:
@@ -275,6 +284,20 @@ class OccupancyTransformer(nn.Module):
             keys.append(k[:, 0])
             values.append(v[:, 0])
         return Prefix(keys, values, self.norm(x[:, 0, -1]))
+
+    def prefix_of_nothing(self) -> Prefix:
+        """No context at all, a batch of one: what follows has the law of all rows that were arrived at.
+
+        Raises:
+            VOCError: a network that was not trained for it.
+        """
+        if not self.config.null_context:
+            raise VOCError(
+                "This occupancy network was trained without a null context, which density ratios need; train it with "
+                "null_context=True, or use estimator='sample'."
+            )
+        context = torch.zeros(1, self.config.n_tokens, dtype=torch.long)
+        return self.prefix(context, nothing=torch.ones(1, dtype=torch.bool))
 
     def _feature_vector(self, batch: int, features: Tensor | None, use_features: Tensor | None) -> Tensor:
         if features is None:

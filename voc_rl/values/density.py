@@ -1,0 +1,104 @@
+"""Values from the rows of the data, weighted by how much likelier the model finds them after a state than at large.
+
+With M(z | s) the law of the future and M(z) that of the data's rows, both by the same network,
+
+    w_i = M(z_i | s) / M(z_i),    V = (1 - p_END) / (1 - gamma) sum_i w_i r_i / sum_i w_i,
+
+over rows i of the data with their real rewards: nothing is sampled, and no reward is learned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.errors import VOCError, check_gamma
+from voc_rl.occupancy import OccupancyTransformer, end_probability, log_probabilities
+from voc_rl.occupancy.transformer import Prefix
+from voc_rl.values.estimators import ValueEstimate
+from voc_rl.values.statistics import normal_interval
+
+DENSITY_COVERS = "the mean over rows of the data drawn anew, weighted by this model (not the model's own error)"
+FEWEST = 50.0  # effective sample size; below it there is no number
+
+
+@torch.no_grad()
+def future_weights(model: OccupancyTransformer, prefix: Prefix, codes: Tensor) -> np.ndarray:
+    """Weights float64 (B, N) of rows, codes int (N, n_tokens), as futures of B contexts; they sum to 1 - p_END.
+
+    The rows are a uniform draw of those that a step arrived at (``arrived_rows``): that is the law which the network
+    knows without context. A mean of these weights over contexts is the law of the mean future.
+
+    Raises:
+        VOCError: a network without a null context.
+    """
+    futures = codes.long()[None]
+    ratio = log_probabilities(model, prefix, futures).double()
+    ratio = ratio - log_probabilities(model, model.prefix_of_nothing(), futures).double()
+    end = end_probability(model, prefix).double()[:, None]
+    return torch.where(end < 1.0 - 1e-6, (1.0 - end) * ratio.softmax(1), 0.0).numpy()
+
+
+def from_weights(
+    weights: np.ndarray,
+    rewards: np.ndarray,
+    gamma: float,
+    level: float = 0.9,
+    groups: np.ndarray | None = None,
+) -> ValueEstimate:
+    """Values of B contexts from ``future_weights`` (B, N) and the real rewards (N,) on arrival at the rows.
+
+    For the mean value of many contexts (a policy's value) give the mean of their weights (1, N): its effective sample
+    size is larger than that of each.
+
+    Args:
+        groups: int (N,), episodes of the rows, whose rows err together; None: rows are independent.
+
+    Raises:
+        VOCError: shapes that do not fit, rewards that are not finite, or an effective sample size,
+            (sum w)^2 / sum w^2, below 50 for every context. Where it is so for some of them, these are NaN.
+    """
+    check_gamma(gamma)
+    weights, rewards = np.asarray(weights, np.float64), np.asarray(rewards, np.float64)
+    if weights.ndim != 2 or rewards.shape != weights.shape[1:]:
+        raise VOCError(f"Weights {weights.shape} and rewards {rewards.shape} do not fit; (B, N) and (N,) are needed.")
+    if not np.isfinite(rewards).all():
+        raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
+    total = weights.sum(1, keepdims=True)
+    share = weights / np.where(total > 0, total, 1.0)
+    size = 1.0 / np.maximum((share**2).sum(1), 1e-300)
+    enough = (size >= FEWEST) | (total[:, 0] == 0)  # nothing but END: the value is 0
+    if not enough.any():
+        raise VOCError(
+            f"The effective sample size is {size.max():.1f} of {weights.shape[1]} rows, below {FEWEST:g}: too few rows "
+            "look like these futures for a density estimate; give more rows, or use estimator='sample'."
+        )
+    mean = share @ rewards
+    off = share * (rewards - mean[:, None])
+    correction = 1.0
+    if groups is not None:
+        _, place = np.unique(groups, return_inverse=True)
+        sums = np.zeros((place.max() + 1, len(off)))
+        np.add.at(sums, place, off.T)
+        off, correction = sums.T, len(sums) / max(len(sums) - 1, 1)
+    scale = np.where(enough, total[:, 0], np.nan) / (1.0 - gamma)
+    mean, stderr = scale * mean, scale * np.sqrt(correction * (off**2).sum(1))
+    low, high = normal_interval(mean, stderr, level)
+    covers = DENSITY_COVERS
+    if not enough.all():
+        covers += f"; {(~enough).sum()} of {len(enough)} states have no value: effective sample size below {FEWEST:g}"
+    return ValueEstimate(mean, stderr, low, high, level, covers)
+
+
+def density(
+    model: OccupancyTransformer,
+    prefix: Prefix,
+    codes: Tensor,
+    rewards: np.ndarray,
+    gamma: float,
+    level: float = 0.9,
+    groups: np.ndarray | None = None,
+) -> ValueEstimate:
+    """Values of the contexts of ``prefix``; see ``future_weights`` and ``from_weights``."""
+    return from_weights(future_weights(model, prefix, codes), rewards, gamma, level, groups)
