@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
@@ -18,30 +19,42 @@ MEMBERS = 5  # outputs per policy, each with its own weights of the episodes
 
 @dataclass(frozen=True)
 class FQEConfig:
-    """loop: of the network. width: of its two hidden layers. noise: on the inputs, in their own spread. ema: decay of
-    the target network."""
+    """loop: of the network; every row of a batch is a target for every policy. width: of its two hidden layers. noise:
+    on the inputs, in their own spread. ema: decay of the target network."""
 
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=10_000, batch_size=1024, learning_rate=1e-3, weight_decay=0.01)
+        default_factory=lambda: LoopConfig(steps=10_000, batch_size=256, learning_rate=2e-3, weight_decay=0.01)
     )
     width: int = 256
     noise: float = 0.1
-    ema: float = 0.99
+    ema: float = 0.95
 
 
 class QNetwork(nn.Module):
     """State (B, F) and action (B, A) -> (1 - gamma) Q (B, P, members)."""
 
-    def __init__(self, inputs: int, policies: int, width: int) -> None:
+    def __init__(self, state: int, action: int, policies: int, width: int) -> None:
         super().__init__()
-        self.policies = policies
-        self.body = nn.Sequential(
-            nn.Linear(inputs, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width),
-            nn.GELU(), nn.Linear(width, policies * MEMBERS),
-        )  # fmt: skip
+        self.policies, self.split = policies, (state, action)
+        self.first, self.second = nn.Linear(state + action, width), nn.Linear(width, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.last = nn.Linear(width, policies * MEMBERS)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        return self.body(torch.cat([state, action], 1)).view(len(state), self.policies, MEMBERS)
+        hidden = self._hidden(self.first(torch.cat([state, action], 1)))
+        return self.last(hidden).view(len(state), self.policies, MEMBERS)
+
+    def of_policies(self, state: Tensor, actions: Tensor) -> Tensor:
+        """(1 - gamma) Q (B, P, members), each policy's of its own action (P, B, A); the state is looked at once."""
+        of_state, of_action = self.first.weight.split(self.split, 1)
+        seen = F.linear(state, of_state, self.first.bias)
+        weight = self.last.weight.view(self.policies, MEMBERS, -1)
+        bias = self.last.bias.view(self.policies, MEMBERS)
+        hidden = [self._hidden(seen + F.linear(action, of_action)) for action in actions]
+        return torch.stack([F.linear(h, weight[p], bias[p]) for p, h in enumerate(hidden)], 1)
+
+    def _hidden(self, first: Tensor) -> Tensor:
+        return F.relu(self.norms[1](self.second(F.relu(self.norms[0](first)))))
 
 
 class _Trainee:
@@ -66,17 +79,16 @@ class _Trainee:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng([self.seed, step, 67])
         rows = torch.from_numpy(self.rows[rng.integers(len(self.rows), size=self.config.loop.batch_size)])
-        policy = torch.from_numpy(rng.integers(self.network.policies, size=len(rows)))
-        draw = torch.from_numpy(rng.integers(self.drawn.shape[2], size=len(rows)))
-        later, at = rows + 1, torch.arange(len(rows))
+        draw = int(rng.integers(self.drawn.shape[2]))
+        later = rows + 1
         with torch.no_grad():
-            q = self.target(self.inputs[later], self.drawn[policy, later, draw])[at, policy]
+            q = self.target.of_policies(self.inputs[later], self.drawn[:, later, draw])
             # after an end nothing follows: its (1 - gamma) Q is zero, which is minus the mean in these units
-            q = torch.where(self.going[later, None], q, -self.mean)
-            goal = (1 - self.gamma) * self.reward[later, None] + self.gamma * q
+            q = torch.where(self.going[later, None, None], q, -self.mean)
+            goal = (1 - self.gamma) * self.reward[later, None, None] + self.gamma * q
         noise = self.config.noise * torch.randn(len(rows), self.inputs.shape[1], generator=generator)
-        found = self.network(self.inputs[rows] + noise, self.taken[rows])[at, policy]
-        return ((found - goal).square() * self.weights[rows]).mean(), {}
+        found = self.network(self.inputs[rows] + noise, self.taken[rows])
+        return ((found - goal).square() * self.weights[rows, None]).mean(), {}
 
     def after_step(self, step: int) -> None:
         decay = min(self.config.ema, (1 + step) / (10 + step))
@@ -104,20 +116,17 @@ def fitted_q(
     inputs = torch.from_numpy((state - state.mean(0)) / (state.std(0) + 1e-4)).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, 71))
-        network = QNetwork(inputs.shape[1] + dataset.action.shape[1], len(actions), config.width)
+        network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), config.width)
     trainee = _Trainee(network, inputs, dataset, actions, gamma, config, seed)
     optimise(trainee, config.loop, seed, "fqe", progress=True)
     with torch.no_grad():
-        taken = torch.stack([_q(trainee, trainee.taken, p) for p in range(len(actions))])
-        value = torch.stack([
-            torch.stack([_q(trainee, drawn, p) for drawn in trainee.drawn[p].unbind(1)]).mean(0)
-            for p in range(len(actions))
-        ])  # fmt: skip
+        network = trainee.target
+        taken = torch.cat([
+            network(s, a).transpose(0, 1) for s, a in zip(inputs.split(8192), trainee.taken.split(8192), strict=True)
+        ], 1)  # fmt: skip
+        drawn = [
+            torch.cat([network.of_policies(s, a) for s, a in zip(inputs.split(8192), one.split(8192, 1), strict=True)])
+            for one in trainee.drawn.unbind(2)
+        ]
+        value = torch.stack(drawn).mean(0).transpose(0, 1)
     return FittedQ(*((x + trainee.mean).double().numpy() / (1.0 - gamma) for x in (value, taken)))
-
-
-def _q(trainee: _Trainee, action: Tensor, policy: int) -> Tensor:
-    parts = [
-        trainee.target(s, a)[:, policy] for s, a in zip(trainee.inputs.split(8192), action.split(8192), strict=True)
-    ]
-    return torch.cat(parts)

@@ -105,6 +105,9 @@ class OPE:
         else:
             baseline = ope_baselines.BASELINES[method]
             estimates, extra = baseline(data, targets, gamma, cell["seed"], data.true_j(gamma)), {}
+            if method == "wis":
+                sizes = {name: ope_baselines.effective_starts(data, policy, gamma) for name, policy in targets.items()}
+                extra = {"effective_starts": sizes}
         return {"estimates": estimates, **extra, "cpu": cpu_seconds() - started}
 
 

@@ -16,19 +16,22 @@ from voc_rl.benchmarks.ope_data import R_MAX, TaskData
 from voc_rl.benchmarks.ope_protocol import LOGGED
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
+from voc_rl.occupancy.stitching import principal_components
 from voc_rl.values import discounted_returns, horizon
 from voc_rl.values.statistics import student_interval
 
 Estimates = dict[str, dict[str, tuple[float, float, float]]]
 Baseline = Callable[[TaskData, Mapping[str, Any], float, int, Mapping[str, float]], Estimates]
 DRAWS = 4
+COMPONENTS = 96  # of the quantizer's features: what is left is mostly noise once every input has the same spread
 ROWS_COMPARED = 2000
 RESAMPLED = 200
 
 
 def fqe(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, true: Mapping[str, float]) -> Estimates:
     """``fqe`` on the quantizer's features, and ``dr``, which corrects it with the logged steps after the starts."""
-    found = _fitted(data, targets, gamma, seed, data.tokens[1].float().numpy())
+    features = principal_components(data.tokens[1], COMPONENTS).numpy()
+    found = _fitted(data, targets, gamma, seed, features)
     return {"fqe": _of_members(found, targets, data, gamma), "dr": _doubly_robust(found, targets, data, gamma, seed)}
 
 
@@ -50,9 +53,9 @@ def wis(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, tru
     estimates = {}
     rng = np.random.default_rng([seed, 73])
     for name, policy in targets.items():
-        weights, rewards = _after_starts(data, policy, gamma)
+        log_weights, rewards = _after_starts(data, policy, gamma)
 
-        def estimate(some: np.ndarray, w: np.ndarray = weights, r: np.ndarray = rewards) -> float:
+        def estimate(some: np.ndarray, w: np.ndarray = log_weights, r: np.ndarray = rewards) -> float:
             return _wis(w[some], r[some], gamma)
 
         estimates[name] = _with_interval(estimate, data, gamma, rng)
@@ -102,7 +105,7 @@ def _of_members(
 
 
 def _after_starts(data: TaskData, policy: Any, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and rewards (S, H) of the logged steps after each start; weight 0 where there is none."""
+    """Logs of weights, and rewards (S, H), of the logged steps after each start; weight 0 where there is none."""
     dataset, steps = data.episodes, horizon(gamma)
     if dataset.log_prob is None or dataset.unclipped_action is None:
         raise VOCError("Importance weights need log_prob and unclipped_action, which these data do not hold.")
@@ -114,14 +117,29 @@ def _after_starts(data: TaskData, policy: Any, gamma: float) -> tuple[np.ndarray
     before = dataset.state[np.maximum(flat - 1, 0)]
     ratio = policy.log_prob(before, dataset.unclipped_action[flat]) - dataset.log_prob[flat]
     log_weight = np.where(there, ratio.reshape(rows.shape), -np.inf)
-    return np.exp(np.cumsum(log_weight, 1)), np.where(there, dataset.reward[rows], 0.0)
+    return np.cumsum(log_weight, 1), np.where(there, dataset.reward[rows], 0.0)
 
 
-def _wis(weights: np.ndarray, rewards: np.ndarray, gamma: float) -> float:
-    """sum_k gamma^(k-1) sum_i w_ik r_ik / sum_i w_ik; a step that no start reaches with weight counts nothing."""
-    total = weights.sum(0)
-    per_step = np.where(total > 0, (weights * rewards).sum(0) / np.maximum(total, 1e-300), 0.0)
-    return float((gamma ** np.arange(len(per_step)) * per_step).sum())
+def _shares(log_weights: np.ndarray) -> np.ndarray:
+    """Weights (S, H) normalised over the starts at each step; 0 at a step that no start reaches.
+
+    Relative to the largest: products of ninety ratios are often below the smallest float at all starts at once.
+    """
+    largest = log_weights.max(0)
+    weights = np.exp(log_weights - np.where(np.isfinite(largest), largest, 0.0))
+    return weights / np.maximum(weights.sum(0), 1e-300)
+
+
+def _wis(log_weights: np.ndarray, rewards: np.ndarray, gamma: float) -> float:
+    """sum_k gamma^(k-1) sum_i w_ik r_ik, w the normalised weights."""
+    return float((gamma ** np.arange(rewards.shape[1]) * (_shares(log_weights) * rewards).sum(0)).sum())
+
+
+def effective_starts(data: TaskData, policy: Any, gamma: float) -> float:
+    """Effective sample size 1 / sum_i w_ik^2 behind ``wis`` and ``dr``, in starts; its discounted mean over steps."""
+    shares = _shares(_after_starts(data, policy, gamma)[0])
+    size = 1.0 / np.maximum(np.square(shares).sum(0), 1e-300) * (shares.sum(0) > 0)
+    return float(np.average(size, weights=gamma ** np.arange(len(size))))
 
 
 def _doubly_robust(
@@ -131,13 +149,15 @@ def _doubly_robust(
     dataset, rng = data.episodes, np.random.default_rng([seed, 83])
     estimates = {}
     for i, (name, policy) in enumerate(targets.items()):
-        weights, rewards = _after_starts(data, policy, gamma)
-        rows = np.minimum(data.starts[:, None] + np.arange(1, weights.shape[1] + 1), len(dataset) - 1)
+        log_weights, rewards = _after_starts(data, policy, gamma)
+        rows = np.minimum(data.starts[:, None] + np.arange(1, rewards.shape[1] + 1), len(dataset) - 1)
         value, taken = found.value[i].mean(1), found.taken[i].mean(1)
         later = np.where(dataset.terminal[rows], 0.0, value[rows])
-        error = np.where(weights > 0, rewards + gamma * later - taken[rows - 1], 0.0)
+        error = np.where(np.isfinite(log_weights), rewards + gamma * later - taken[rows - 1], 0.0)
 
-        def estimate(some: np.ndarray, w: np.ndarray = weights, e: np.ndarray = error, v: np.ndarray = value) -> float:
+        def estimate(
+            some: np.ndarray, w: np.ndarray = log_weights, e: np.ndarray = error, v: np.ndarray = value
+        ) -> float:
             return float(v[data.starts][some].mean()) + _wis(w[some], e[some], gamma)
 
         estimates[name] = _with_interval(estimate, data, gamma, rng)

@@ -118,3 +118,24 @@ def test_a_step_mixture_has_the_mean_of_its_members_densities_and_their_draws():
     np.testing.assert_array_equal(drawn[:, 0] > 0, drawn[:, 1] > 0)  # one member acts, in all entries
     np.testing.assert_allclose(np.abs(drawn).mean(), 0.5, atol=0.005)
     np.testing.assert_allclose(mixture.predict(states[0], deterministic=True)[0], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        NoisyPolicy(Always(0.5), 0.2, 0.25),
+        StepMixture([NoisyPolicy(Always(-0.5), 0.1), NoisyPolicy(Always(0.5), 0.3)]),
+    ],
+)
+def test_densities_integrate_to_one_and_draws_have_their_moments(policy):
+    axis = np.arange(-3, 3, 0.02) + 0.01  # cells do not straddle the edges of the uniform part
+    actions = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    states = np.zeros((len(actions), 3), np.float32)
+    mass = np.exp(policy.log_prob(states, actions)) * 0.02**2
+    assert mass.sum() == pytest.approx(1, abs=1e-3)
+    mean = mass @ actions
+    covariance = (actions - mean).T @ ((actions - mean) * mass[:, None])
+    drawn = policy.draw(states[:40_000], np.random.default_rng(0))
+    error = 5 / np.sqrt(40_000)  # five standard errors, of spreads below 1
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=error * np.sqrt(covariance[0, 0]))
+    np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=2 * error * covariance[0, 0])

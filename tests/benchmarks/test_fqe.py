@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from decisions import LAST, UNIFORM, S, actions_of, decisions, logged
 
-from voc_rl.benchmarks.fqe import FQEConfig, fitted_q
+from voc_rl.benchmarks.fqe import MEMBERS, FQEConfig, QNetwork, fitted_q
 from voc_rl.loop import LoopConfig
 
 
@@ -21,3 +22,13 @@ def test_fitted_q_finds_the_values_of_policies_that_did_not_make_the_data() -> N
         assert np.abs(own - truth[policy]).mean() < 0.06 * np.ptp(truth)
         if policy != 1:
             assert np.abs(behaviour - truth[policy]).mean() > 0.12 * np.ptp(truth)
+
+
+def test_each_policys_output_is_that_of_its_own_action() -> None:
+    network = QNetwork(state=3, action=2, policies=4, width=8)
+    rng = torch.Generator().manual_seed(0)
+    state, actions = torch.randn(5, 3, generator=rng), torch.randn(4, 5, 2, generator=rng)
+    found = network.of_policies(state, actions)
+    assert found.shape == (5, 4, MEMBERS)
+    for policy in range(4):
+        torch.testing.assert_close(found[:, policy], network(state, actions[policy])[:, policy])
