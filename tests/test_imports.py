@@ -138,7 +138,7 @@ def test_public_names() -> None:
     )
     first, second = fresh(code).strip().splitlines()
     assert first == (
-        "['VOC', 'Episodes', 'Policy', 'PolicyEstimate', 'VOCConfig', 'VOCValueVectorWrapper', 'VOCValueWrapper', 'ValueEstimate', "
-        "'VecVOCValue', 'evaluate_policy', 'train']"
+        "['VOC', 'Episodes', 'Policy', 'PolicyEstimate', 'VOCConfig', 'VOCValueVectorWrapper', 'VOCValueWrapper', "
+        "'ValueEstimate', 'VecVOCValue', 'evaluate_policy', 'train']"
     )
     assert second == "module 'voc_rl' has no attribute 'nothing'"
