@@ -9,7 +9,7 @@ from chains import episodes_of
 from tables import random_table
 
 from voc_rl.data import Episodes
-from voc_rl.occupancy import PolicyActions, taken_actions
+from voc_rl.occupancy import PolicyActions, StitchedChain, taken_actions
 
 S, A, LAST = 10, 3, 9  # states, actions, the terminal state
 END = S
@@ -128,6 +128,23 @@ def empirical(process: Decisions, dataset: Episodes, states: np.ndarray) -> Deci
     np.add.at(counts, (states[going], taken_actions(dataset)[going].argmax(1), states[going + 1]), 1)
     counts[LAST, :, LAST] = 1
     return Decisions(counts / counts.sum(2, keepdims=True), process.reward, process.policies)
+
+
+def chains_of(
+    process: Decisions, dataset: Episodes, states: np.ndarray, draws: int, seed: int = 0
+) -> list[StitchedChain]:
+    """What stitching gives where states are known: from each row to a random row that followed its state and action."""
+    rng = np.random.default_rng(seed)
+    going = np.flatnonzero(dataset.steps_left > 0)
+    pair = states[going] * A + taken_actions(dataset)[going].argmax(1)
+    order, counts = going[pair.argsort(kind="stable")], np.bincount(pair, minlength=S * A)
+    firsts = counts.cumsum() - counts
+    found = []
+    for policy in process.policies:
+        asked = np.where(states == LAST, 0, states)[:, None] * A + choose(policy[states], draws, rng)
+        arrival = order[firsts[asked] + rng.integers(counts[asked])] + 1
+        found.append(StitchedChain(arrival, np.zeros(arrival.shape, np.float32), dataset.terminal))
+    return found
 
 
 def frequencies(found: np.ndarray) -> np.ndarray:
