@@ -18,17 +18,18 @@ import tyro
 
 from voc_rl.benchmarks import ope_baselines
 from voc_rl.benchmarks.cells import run_cells
+from voc_rl.benchmarks.ope_baselines import Estimates
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
 from voc_rl.benchmarks.results import write_results
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.loop import LoopConfig
-from voc_rl.occupancy import Condition, OccupancyTraining, PolicyTraining, sample_futures
+from voc_rl.occupancy import Condition, OccupancyTraining, PolicyTraining, hops
 from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator
 from voc_rl.precision import autocast
-from voc_rl.runs import cpu_seconds
-from voc_rl.values import horizon
+from voc_rl.values import horizon, rewards_of_futures
+from voc_rl.values.statistics import normal_interval
 
 SCALES = {
     "smoke": Scale(episodes=16, steps=60, resets=4, anywhere=8, roll_outs=2, gammas=(0.8,)),
@@ -38,8 +39,6 @@ STEPS = {"smoke": 20, "cpu": 3000}  # of the policies' network
 PARTS = ("development", "test")
 METHODS = ("voc", "one_step", *ope_baselines.BASELINES)
 ROLLED_OUT = 4  # roll-outs per start of the one-step model
-
-Estimates = dict[str, dict[str, tuple[float, float, float]]]  # method -> policy -> J, low, high
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,6 @@ class OPE:
         return found
 
     def _cell(self, cell: Mapping[str, Any], data: TaskData) -> dict[str, Any]:
-        started = cpu_seconds()
         method, gamma, development = cell["method"], cell["gamma"], cell["part"] == "development"
         targets = data.targets(development)
         if method in ("voc", "one_step"):
@@ -108,7 +106,7 @@ class OPE:
             if method == "wis":
                 sizes = {name: ope_baselines.effective_starts(data, policy, gamma) for name, policy in targets.items()}
                 extra = {"effective_starts": sizes}
-        return {"estimates": estimates, **extra, "cpu": cpu_seconds() - started}
+        return {"estimates": estimates, **extra}
 
 
 def _config(scale: str, gamma: float, seed: int) -> EvaluationConfig:
@@ -145,28 +143,21 @@ def _one_step(data: TaskData, targets: Mapping[str, Any], gamma: float, config: 
     model, head = evaluator.networks[0], evaluator.reward_head
     codes, features = data.tokens
     starts = torch.from_numpy(data.starts).repeat(len(targets))
+    contexts, seen = codes[starts].long(), features[starts].float()
     policy = torch.arange(len(targets)).repeat_interleave(len(data.starts))
     generator = torch.Generator().manual_seed(evaluator.seed)
     total = np.zeros((len(starts), ROLLED_OUT))
-    with torch.no_grad(), autocast():
-        state = sample_futures(
-            model, codes[starts].long(), features[starts].float(), ROLLED_OUT, generator, None, Condition(policy=policy)
-        ).flatten(0, 1)
-        who = Condition(policy=policy.repeat_interleave(ROLLED_OUT))
-        for k in range(horizon(gamma)):
-            ended = state[:, 0] == model.config.end_code
-            reward = head(evaluator.quantizer.embed(torch.where(ended[:, None], 0, state))).float()
-            total += gamma**k * torch.where(ended, 0.0, reward).numpy().reshape(total.shape)
-            following = sample_futures(model, state, None, 1, generator, None, who)[:, 0]
-            state = torch.where(ended[:, None], state, following)
+    with autocast():
+        paths = hops(model, contexts, seen, ROLLED_OUT, horizon(gamma), generator, condition=Condition(policy=policy))
+        for k, state in enumerate(paths):
+            total += (
+                gamma**k * rewards_of_futures(state, evaluator.quantizer.embed, head, model.config.end_code).numpy()
+            )
     j = (total * (1.0 - gamma) / R_MAX).reshape(len(targets), len(data.starts), ROLLED_OUT)
-    noise = 1.645 * np.sqrt((j.var(2, ddof=1) / ROLLED_OUT).mean(1) / len(data.starts))  # of the roll-outs alone
+    noise = np.sqrt((j.var(2, ddof=1) / ROLLED_OUT).mean(1) / len(data.starts))  # of the roll-outs alone
     means = j.mean((1, 2))
-    return {
-        "one_step": {
-            name: (float(m), float(m - e), float(m + e)) for name, m, e in zip(targets, means, noise, strict=True)
-        }
-    }
+    low, high = normal_interval(means, noise)
+    return {"one_step": {name: (float(means[i]), float(low[i]), float(high[i])) for i, name in enumerate(targets)}}
 
 
 def main() -> None:

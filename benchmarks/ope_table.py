@@ -47,7 +47,7 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -
             for method, estimates in record["result"]["estimates"].items():
                 own = {name: true[name] for name in estimates}
                 scored = _scores(estimates, own, cell["seed"])
-                scored["cpu_seconds"] = record["result"]["cpu"]
+                scored["cpu_seconds"] = record["cpu_seconds"]
                 groups[cell["task"], cell["gamma"]][method].append(scored)
                 groups[cell["task"], cell["gamma"]].setdefault("exact", [_scores(_exact(own), own, 0)])
         for (task, gamma), methods in groups.items():

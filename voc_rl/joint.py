@@ -104,8 +104,7 @@ class _PixelTrainee(OccupancyTrainee):
         config: OccupancyTraining,
         seed: int,
     ) -> None:
-        features = vocabulary.features if model.config.feature_dim else None
-        super().__init__(model, head, vocabulary.dataset, vocabulary.codes, features, config, seed)
+        super().__init__(model, head, vocabulary.dataset, vocabulary.codes, vocabulary.features, config, seed)
         self.vocabulary = vocabulary
 
     def _codes(self, rows: np.ndarray) -> Tensor:
@@ -170,10 +169,6 @@ class JointSteps:
     def _build(self) -> None:
         vocabulary = self.vocabulary
         model, head = self.networks(vocabulary.quantizer)
-        if model.config.feature_dim:
-            model.fit_features(vocabulary.features)
-            if head is not None:
-                head.fit_features(vocabulary.features)
         self.trainee = _PixelTrainee(vocabulary, model, head, self.config, self.seed)
         self._occupancy = Descent(self.trainee, self.config.loop, self.seed)
 

@@ -26,7 +26,6 @@ from voc_rl.loop import StepLog, step_seed
 from voc_rl.occupancy import (
     Candidates,
     Condition,
-    OccupancyConfig,
     OccupancyTransformer,
     PolicyTraining,
     StitchedChain,
@@ -41,8 +40,8 @@ from voc_rl.occupancy import (
 from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of
 from voc_rl.precision import autocast
 from voc_rl.quantizers import Quantizer, tokenize, train_quantizer
-from voc_rl.training import VOCConfig, fresh_quantizer
-from voc_rl.values import RewardHead, rewards_of_futures, train_reward_head
+from voc_rl.training import VOCConfig, fit_reward_head, fresh_networks, fresh_quantizer
+from voc_rl.values import RewardHead, from_ensemble, from_samples, rewards_of_futures
 from voc_rl.values.statistics import student_interval
 
 PolicyEstimator = Literal["stitch", "head", "sample"]
@@ -163,19 +162,12 @@ class PolicyEvaluator:
     def networks(self) -> tuple[OccupancyTransformer, ValueHead]:
         """Occupancy network and value head of all the policies, trained on their chains."""
         codes, features = self.tokens
-        size, quantizer = self.config.voc.network, self.quantizer
-        config = OccupancyConfig(
-            codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens,
-            feature_dim=quantizer.feature_dim if size.features else 0, action_dim=self.dataset.action.shape[1],
-            policies=len(self.policies), n_layer=size.n_layer, n_head=size.n_head, width=size.width,
-            dropout=size.dropout, attention_dropout=size.attention_dropout, ends=bool(self.dataset.terminal.any()),
+        # the value head answers for ``head``: it cannot be left out, and one member has no spread
+        size = replace(self.config.voc.network, head_members=max(self.config.voc.network.head_members, 2))
+        model, head = fresh_networks(
+            self.quantizer, replace(self.config.voc, network=size), bool(self.dataset.terminal.any()),
+            self.dataset.action.shape[1], len(self.policies),
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(step_seed(self.seed, 1 << 43))
-            model = OccupancyTransformer(config)
-            head = ValueHead(size.width, config.feature_dim, size.head_hidden, max(size.head_members, 2))
-        generator = torch.Generator().manual_seed(step_seed(self.seed, 1 << 44))
-        model.warm_start(quantizer.code_vectors(), generator)
         chains = list(self.chains.values())
         trained, trained_head = train_policies(
             model, head, self.dataset, codes, features, StitchedTargets(self.dataset, chains, self.gamma),
@@ -191,10 +183,9 @@ class PolicyEvaluator:
             VOCError: NaN, or another number of rewards than of rows.
         """
         reward = self.check_reward(reward)
-        arrived = self.dataset.step_type > 0  # row 0 of an episode has no reward
-        with torch.no_grad():
-            vectors = self.quantizer.embed(self.tokens[0][torch.from_numpy(arrived)].long())
-        return train_reward_head(vectors, reward[arrived], self.config.voc.reward, self.seed, progress=self.progress)
+        return fit_reward_head(
+            self.quantizer, self.tokens[0], self.dataset, reward, self.config.voc, log=self.log, progress=self.progress
+        )
 
     def check_reward(self, reward: np.ndarray) -> np.ndarray:
         """Rewards as float32 (N,), one per row and finite."""
@@ -281,16 +272,15 @@ class PolicyEvaluator:
         with torch.no_grad(), autocast(len(codes)):
             context = model.prefix(codes, features, condition=condition).last
             members = head(context, features).float().numpy()
-        return members.mean(1).astype(float) / (1.0 - self.gamma)
+        return from_ensemble(members, self.gamma).mean
 
     def _sampled_values(self, name: str, reward_head: RewardHead) -> tuple[np.ndarray, float]:
         generator = torch.Generator().manual_seed(step_seed(self.seed, 41))
         futures = self.sample_futures(name, self.starts, self.config.samples, generator)
         end = self.networks[0].config.end_code
-        rewards = rewards_of_futures(futures, self.quantizer.embed, reward_head, end).numpy().astype(float)
-        values = rewards / (1.0 - self.gamma)
-        noise = np.sqrt((values.var(1, ddof=1) / values.shape[1]).mean() / len(values))
-        return values.mean(1), float(noise)
+        rewards = rewards_of_futures(futures, self.quantizer.embed, reward_head, end)
+        found = from_samples(rewards.numpy(), self.gamma)
+        return found.mean, float(np.sqrt(np.square(found.stderr).mean() / len(found)))
 
     def _diagnostics(self, name: str, values: np.ndarray) -> dict[str, float]:
         """How far the data support a policy, along its own chain from the starts; ``values`` (N,) of that chain."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from voc_rl.quantizers import (
 )
 from voc_rl.values import (
     RewardConfig,
+    RewardHead,
     train_reward_head,
 )
 
@@ -125,13 +127,25 @@ def train(
             *networks(quantizer), dataset, codes, features, config.occupancy, config.seed,
             log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
         )  # fmt: skip
+    reward_head = fit_reward_head(quantizer, codes, dataset, dataset.reward, config, log=log, progress=progress)
+    return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
+
+
+def fit_reward_head(
+    quantizer: Quantizer,
+    codes: Tensor,
+    dataset: Episodes,
+    reward: np.ndarray,
+    config: VOCConfig,
+    *,
+    log: StepLog | None = None,
+    progress: bool = False,
+) -> RewardHead:
+    """Fit rewards float (N,) on arrival at the rows of ``dataset``, logged or others, to their codes (N, n_tokens)."""
     arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
     with torch.no_grad():
         vectors = quantizer.embed(codes[arrived].long())
-    reward_head = train_reward_head(
-        vectors, dataset.reward[arrived.numpy()], config.reward, config.seed, log=log, progress=progress
-    )
-    return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
+    return train_reward_head(vectors, reward[arrived.numpy()], config.reward, config.seed, log=log, progress=progress)
 
 
 def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
@@ -142,14 +156,17 @@ def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
 
 
 def fresh_networks(
-    quantizer: Quantizer, config: VOCConfig, ends: bool = True
+    quantizer: Quantizer, config: VOCConfig, ends: bool = True, action_dim: int = 0, policies: int = 0
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
-    """Untrained occupancy network and value head for the codes of ``quantizer``, drawn from the seed."""
+    """Untrained occupancy network and value head for the codes of ``quantizer``, drawn from the seed.
+
+    ``action_dim``, ``policies``: what the network is told of whose future is asked for (``OccupancyConfig``).
+    """
     size = config.network
     occupancy = OccupancyConfig(
         codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens,
         feature_dim=quantizer.feature_dim if size.features else 0, null_context=size.null_context,
-        n_layer=size.n_layer, n_head=size.n_head,
+        action_dim=action_dim, policies=policies, n_layer=size.n_layer, n_head=size.n_head,
         width=size.width, dropout=size.dropout, attention_dropout=size.attention_dropout, ends=ends,
         top_k=config.occupancy.top_k,
     )  # fmt: skip

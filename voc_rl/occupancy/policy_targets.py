@@ -20,7 +20,7 @@ import numpy as np
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_gamma, check_positive
 from voc_rl.occupancy.policy_actions import PolicyActions
-from voc_rl.occupancy.stitching import StitchedChain
+from voc_rl.occupancy.stitching import StitchedChain, follow
 
 NOWHERE = -1
 
@@ -59,19 +59,9 @@ class StitchedTargets:
         self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator
     ) -> PolicyTargets:
         shape = (len(rows), per_row)
-        steps = rng.geometric(1.0 - self.gamma, size=shape)
-        policy = np.broadcast_to(policies[:, None], shape)
         known = known & (self.steps_left[rows] > 0)
-        at = np.where(self.terminal[rows][:, None], NOWHERE, np.broadcast_to(rows[:, None], shape)).copy()
-        for k in range(1, int(steps.max()) + 1):
-            going = (steps >= k) & (at >= 0)
-            row = at[going]
-            draw = rng.integers(self.arrival.shape[2], size=len(row))
-            arrived = self.arrival[policy[going], row, draw]
-            if k == 1:
-                arrived = np.where(np.broadcast_to(known[:, None], shape)[going], row + 1, arrived)
-            ended = self.terminal[arrived] & (steps[going] > k)
-            at[going] = np.where(ended, NOWHERE, arrived)
+        policies, rows, known = (np.broadcast_to(x[:, None], shape) for x in (policies, rows, known))
+        at = follow(self.arrival, self.terminal, policies, rows, self.gamma, rng, known)
         return PolicyTargets(at, np.full(shape, NOWHERE), np.zeros((*shape, self.action_size), np.float32))
 
 

@@ -16,15 +16,13 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import taken_actions
 from voc_rl.occupancy.policy_targets import TargetSource
-from voc_rl.occupancy.sampling import sample_futures
 from voc_rl.occupancy.stitching import StitchedChain
 from voc_rl.occupancy.training import Batch, OccupancyTrainee, OccupancyTraining
 from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
-from voc_rl.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -88,19 +86,10 @@ class PolicyTrainee(OccupancyTrainee):
         known = (rng.random(count) < self.settings.action_share) & (self.dataset.steps_left[rows] > 0)
         known &= self.model.config.action_dim > 0
         targets = self.source.draw(policies, rows, known, config.futures, rng)
-        futures = torch.full((*targets.row.shape, self.codes.shape[1]), self.model.config.end_code)
-        futures[torch.from_numpy(targets.row >= 0)] = self._codes(targets.row[targets.row >= 0])
         missing = targets.bootstrap >= 0
-        if missing.any():
-            contexts = targets.bootstrap[missing]
-            policy = torch.from_numpy(np.broadcast_to(policies[:, None], missing.shape)[missing])
-            condition = self._condition(policy, torch.from_numpy(targets.action[missing]))
-            generator = torch.Generator().manual_seed(step_seed(self.seed, step) ^ 1)
-            with autocast():
-                drawn = sample_futures(
-                    self.target, self._codes(contexts), self._features(contexts), 1, generator, condition=condition
-                )
-            futures[torch.from_numpy(missing)] = drawn[:, 0]
+        policy = torch.from_numpy(np.broadcast_to(policies[:, None], missing.shape)[missing])
+        condition = self._condition(policy, torch.from_numpy(targets.action[missing]))
+        futures = self._futures(step, targets.row, targets.bootstrap, condition)
         shown = torch.from_numpy(known)
         self._keep(rows, futures, self._condition(torch.from_numpy(policies), self.taken[rows], shown))
 
@@ -157,12 +146,6 @@ def train_policies(
         codes, features: of every row of ``dataset``.
         starts: rows where values will be asked (None: none in particular).
     """
-    if not model.config.feature_dim:
-        features = None
-    if features is not None:
-        for part in (model, head):
-            if part is not None:
-                part.fit_features(features)
     gamma = config.occupancy.gamma
     values = np.stack([chain.values(dataset.reward, gamma) for chain in chains]) if chains else None
     rows = np.zeros(0, np.int64) if starts is None else np.asarray(starts)

@@ -56,16 +56,36 @@ class StitchedChain:
 
     def futures(self, rows: np.ndarray, gamma: float, rng: np.random.Generator) -> np.ndarray:
         """A row at a geometric time from each of ``rows`` (any shape), int64; -1 where the chain ended before."""
-        steps = rng.geometric(1.0 - gamma, size=rows.shape)
-        rows = np.where(self.terminal[rows], -1, rows)
-        for k in range(1, int(steps.max(initial=0)) + 1):
-            going = (steps >= k) & (rows >= 0)
-            at = rows[going]
-            arrived = self.arrival[at, rng.integers(self.arrival.shape[1], size=len(at))]
-            # arrival at the terminal row counts; what would come after it does not exist
-            ended = self.terminal[arrived] & (steps[going] > k)
-            rows[going] = np.where(ended, -1, arrived)
-        return rows
+        return follow(self.arrival[None], self.terminal, np.zeros_like(rows), rows, gamma, rng)
+
+
+def follow(
+    arrival: np.ndarray,
+    terminal: np.ndarray,
+    policies: np.ndarray,
+    rows: np.ndarray,
+    gamma: float,
+    rng: np.random.Generator,
+    known: np.ndarray | None = None,
+) -> np.ndarray:
+    """A row at a geometric time from each of ``rows`` along its policy's chain, int64; -1 where the chain ended before.
+
+    Args:
+        arrival: int64 (P, N, M), of the chains of P policies. terminal: bool (N,). policies, rows: int64, of one shape.
+        known: bool of that shape, where the first step is the logged one; None: nowhere.
+    """
+    steps = rng.geometric(1.0 - gamma, size=rows.shape)
+    at = np.where(terminal[rows], -1, rows)
+    for k in range(1, int(steps.max(initial=0)) + 1):
+        going = (steps >= k) & (at >= 0)
+        row = at[going]
+        arrived = arrival[policies[going], row, rng.integers(arrival.shape[2], size=len(row))]
+        if k == 1 and known is not None:
+            arrived = np.where(known[going], row + 1, arrived)
+        # arrival at the terminal row counts; what would come after it does not exist
+        ended = terminal[arrived] & (steps[going] > k)
+        at[going] = np.where(ended, -1, arrived)
+    return at
 
 
 def principal_components(features: Tensor, count: int) -> Tensor:

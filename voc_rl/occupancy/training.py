@@ -86,7 +86,11 @@ class OccupancyTrainee:
         if len(codes) != len(dataset):
             raise VOCError(f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset.")
         self.model, self.head, self.dataset, self.config, self.seed = model, head, dataset, config, seed
-        self.codes, self.features = codes, features
+        self.codes, self.features = codes, features if model.config.feature_dim else None
+        if self.features is not None:
+            model.fit_features(self.features)
+            if head is not None:
+                head.fit_features(self.features)
         self.n = config.n or default_n(config.gamma)
         self.ema = config.ema if config.ema is not None else 1.0 - max(20.0 / config.loop.steps, 1e-3)
         self.returns = n_step_returns(dataset, config.gamma, self.n)
@@ -182,18 +186,22 @@ class OccupancyTrainee:
         count = config.loop.batch_size
         rows = self.contexts[rng.integers(len(self.contexts), size=count * config.refill)]
         targets = draw_targets(self.dataset, rows, config.gamma, self.n, config.futures, rng)
-        futures = torch.full((*targets.row.shape, self.codes.shape[1]), self.model.config.end_code)
-        real = torch.from_numpy(targets.row >= 0)
-        futures[real] = self._codes(targets.row[targets.row >= 0])
-        missing = torch.from_numpy(targets.bootstrap >= 0)
+        self._keep(rows, self._futures(step, targets.row, targets.bootstrap))
+
+    def _futures(self, step: int, row: np.ndarray, bootstrap: np.ndarray, condition: Condition | None = None) -> Tensor:
+        """Codes int64 (B, M, n_tokens) of targets: real rows, the target network's samples from the bootstrap rows
+        (``condition`` is theirs, in order), or END where both are -1."""
+        futures = torch.full((*row.shape, self.codes.shape[1]), self.model.config.end_code)
+        futures[torch.from_numpy(row >= 0)] = self._codes(row[row >= 0])
+        missing = bootstrap >= 0
         if missing.any():
-            contexts = targets.bootstrap[targets.bootstrap >= 0]
+            codes, features = self._codes(bootstrap[missing]), self._features(bootstrap[missing])
             generator = torch.Generator().manual_seed(step_seed(self.seed, step) ^ 1)
             with torch.random.fork_rng(devices=[]), autocast():
                 torch.manual_seed(step_seed(self.seed, step) ^ 2)  # for dropout, where it is left on
-                drawn = sample_futures(self.target, self._codes(contexts), self._features(contexts), 1, generator)
-            futures[missing] = drawn[:, 0]
-        self._keep(rows, futures)
+                drawn = sample_futures(self.target, codes, features, 1, generator, condition=condition)
+            futures[torch.from_numpy(missing)] = drawn[:, 0]
+        return futures
 
     def _keep(self, rows: np.ndarray, futures: Tensor, condition: Condition | None = None) -> None:
         """Stock the batches of the next ``refill`` steps."""
@@ -278,12 +286,6 @@ def train_occupancy(
     A network without features is not shown any. Returns the slow averages, in eval mode: they are better than the
     last iterate, and deterministic.
     """
-    if not model.config.feature_dim:
-        features = None
-    if features is not None:
-        model.fit_features(features)
-        if head is not None:
-            head.fit_features(features)
     trainee = OccupancyTrainee(model, head, dataset, codes, features, config, seed)
     optimise(trainee, config.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)
     return trainee.target.eval(), trainee.target_head
