@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 
-from voc_rl.precision import autocast, keep_freed_memory
+from voc_rl.precision import autocast, has_bfloat16, keep_freed_memory
 
 
-def test_products_in_bfloat16_and_sums_in_float32() -> None:
+def test_products_in_bfloat16_and_sums_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: True)
     a, b = torch.randn(8, 8), torch.randn(8, 8)
     with autocast():
         product = a @ b
@@ -20,6 +21,21 @@ def test_products_in_bfloat16_and_sums_in_float32() -> None:
     assert chosen.dtype == torch.float32
     assert (a @ b).dtype == torch.float32  # only inside
     torch.testing.assert_close(product.float(), a @ b, rtol=0.05, atol=0.1)
+
+
+def test_processors_without_bfloat16_compute_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = torch.randn(16, 8), torch.randn(8, 8)
+    for known, dtype in (
+        ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_f": True, "amx_bf16": False}, torch.float32), ({}, torch.float32),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        has_bfloat16.cache_clear()
+        with autocast():
+            assert (a @ b).dtype == dtype
+        with autocast(rows=4):
+            assert (a @ b).dtype == torch.float32
+    has_bfloat16.cache_clear()
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

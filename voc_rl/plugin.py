@@ -76,7 +76,7 @@ def feature_size(voc: VOC, kind: Features) -> int:
 def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tensor:
     """Features float32 (B, D) of observations uint8 (B, 3K, H, W), each a function of its observation alone.
 
-    But for rounding: batches above ``precision.SMALL_BATCH`` are computed in bfloat16.
+    But for rounding: batches above ``precision.SMALL_BATCH`` are computed in bfloat16 where the processor has it.
 
     - ``context``: what the value head reads: the occupancy network's last output of the context, then the quantizer's
       continuous features in standard deviations of the training data, at most 10.
