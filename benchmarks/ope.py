@@ -140,7 +140,7 @@ def _voc(
 def _one_step(data: TaskData, targets: Mapping[str, Any], gamma: float, config: EvaluationConfig) -> Estimates:
     """The same network trained for the next observation (discount 0), rolled out to the horizon."""
     evaluator = _evaluator(data, targets, 0.0, config)
-    model, head = evaluator.networks[0], evaluator.reward_head
+    model, head = evaluator.model.network, evaluator.reward_head
     codes, features = data.tokens
     starts = torch.from_numpy(data.starts).repeat(len(targets))
     contexts, seen = codes[starts].long(), features[starts].float()

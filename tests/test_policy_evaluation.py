@@ -17,7 +17,9 @@ from voc_rl.data.hdf5 import FIRST, LAST, MID
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator, evaluate_policy
+from voc_rl.training import NetworkSize
 from voc_rl.values import RewardConfig
 
 CELLS, GAMMA, SLIP = 6, 0.8, 0.1
@@ -82,14 +84,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
 
 @pytest.fixture(scope="module")
 def evaluator(data: Episodes) -> PolicyEvaluator:
-    loop = LoopConfig(steps=300, batch_size=64, learning_rate=3e-3)
+    loop = LoopConfig(steps=600, batch_size=64, learning_rate=3e-3)
     training = PolicyTraining(occupancy=OccupancyTraining(feature_noise=0.05, loop=loop))
     voc = voc_rl.VOCConfig(
         quantizer_config={"n_tokens": 2, "components": 8, "hidden": 64, "decoder_width": 8},
         quantizer_training=LoopConfig(steps=150, batch_size=64, learning_rate=2e-3),
+        network=NetworkSize(null_context=True),
         reward=RewardConfig(hidden=32, bins=21, loop=LoopConfig(steps=200, batch_size=128, learning_rate=3e-3)),
     )
-    config = EvaluationConfig(training=training, voc=voc, samples=200, draws=8)
+    config = EvaluationConfig(training=training, voc=voc, samples=200, stitching=StitchingConfig(draws=8))
     policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
     starts = np.flatnonzero(np.arange(len(data)) % 17 == 0)
     return PolicyEvaluator(data, policies, GAMMA, starts, config)
@@ -101,7 +104,9 @@ def exact(data: Episodes, right: float, rows: np.ndarray, reward: np.ndarray | N
     return known[data.state[rows, 0].astype(int)]
 
 
-@pytest.mark.parametrize(("estimator", "close"), [("stitch", 0.08), ("head", 0.1), ("sample", 0.15)])
+@pytest.mark.parametrize(
+    ("estimator", "close"), [("stitch", 0.08), ("head", 0.1), ("sample", 0.15), ("mve", 0.15), ("density", 0.15)]
+)
 def test_values_are_those_of_linear_algebra(
     evaluator: PolicyEvaluator, data: Episodes, estimator: Any, close: float
 ) -> None:
@@ -123,21 +128,48 @@ def test_another_reward_needs_no_new_model(evaluator: PolicyEvaluator, data: Epi
     other = (np.arange(CELLS) == 3).astype(float)
     reward = other[data.state[:, 0].astype(int)]
     spread = np.ptp(values(moves(1.0), other, GAMMA))
-    networks = evaluator.networks
+    model = evaluator.model
     for estimator in ("stitch", "sample"):
         found = evaluator.estimate("left", estimator, reward)  # type: ignore[arg-type]
         assert abs(found.value - exact(data, 0.0, evaluator.starts, other).mean()) < 0.1 * spread
-    assert evaluator.networks is networks
+    assert evaluator.model is model
     with pytest.raises(VOCError, match="knows the data's reward only"):
         evaluator.estimate("left", "head", reward)
+
+
+def test_another_discount_needs_no_new_model(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    assert data.state is not None
+    later = 0.9
+    known = values(moves(0.0), pay(), later)
+    truth, spread = known[data.state[evaluator.starts, 0].astype(int)].mean(), np.ptp(values(moves(1.0), pay(), later))
+    own = evaluator.estimate("left", "stitch").value
+    for estimator in ("stitch", "sample", "mve"):
+        found = evaluator.estimate("left", estimator, gamma=later)  # type: ignore[arg-type]
+        assert found.gamma == later
+        assert abs(found.value - truth) < 0.25 * spread < 0.5 * abs(own - truth)
+    for estimator, gamma in (("head", later), ("density", later), ("sample", 0.5), ("mve", 0.5)):
+        with pytest.raises(VOCError, match="This network answers for gamma"):
+            evaluator.estimate("left", estimator, gamma=gamma)  # type: ignore[arg-type]
+
+
+def test_density_gives_no_number_where_few_rows_count(evaluator: PolicyEvaluator) -> None:
+    few = replace(evaluator.config, density_rows=40)
+    poor = PolicyEvaluator(
+        evaluator.dataset, evaluator.policies, GAMMA, evaluator.starts, few, quantizer=evaluator.quantizer,
+        tokens=evaluator.tokens,
+    )  # fmt: skip
+    poor.model = evaluator.model
+    with pytest.raises(VOCError, match="effective sample size"):
+        poor.estimate("right", "density")
+    assert evaluator.estimate("right", "density").diagnostics["effective_rows"] > 50
 
 
 def test_several_policies_are_ranked(evaluator: PolicyEvaluator, data: Episodes) -> None:
     assert data.state is not None
     starts = np.flatnonzero(data.state[:, 0] == 4)[:20]  # from here right pays sooner than left
     ranked = evaluate_policy(
-        data, evaluator.policies, GAMMA, starts=starts, config=replace(evaluator.config, replicates=2),
-        quantizer=evaluator.quantizer, tokens=evaluator.tokens,
+        data, evaluator.policies, GAMMA, starts=starts, quantizer=evaluator.quantizer, tokens=evaluator.tokens,
+        config=replace(evaluator.config, stitching=StitchingConfig(replicates=2)),
     )  # fmt: skip
     truth = {name: exact(data, policy.right, starts).mean() for name, policy in evaluator.policies.items()}
     assert [estimate.policy for estimate in ranked] == sorted(truth, key=lambda name: -truth[name])
@@ -175,7 +207,7 @@ def test_a_policy_far_from_the_data_is_flagged(evaluator: PolicyEvaluator, data:
 
     with pytest.warns(UserWarning, match="hardly support"):
         found = evaluate_policy(
-            data, Still(0.0), GAMMA, config=replace(evaluator.config, replicates=2, action_weight=4.0),
-            quantizer=evaluator.quantizer, tokens=evaluator.tokens,
+            data, Still(0.0), GAMMA, quantizer=evaluator.quantizer, tokens=evaluator.tokens,
+            config=replace(evaluator.config, stitching=StitchingConfig(replicates=2, action_weight=4.0)),
         )  # fmt: skip
     assert found.diagnostics["action_distance"] == pytest.approx(1.0)

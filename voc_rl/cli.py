@@ -228,8 +228,8 @@ class Ope:
     """Policies: a shipped actor, an actor's .safetensors, a SAC .zip of Stable-Baselines3, or module:callable (which
     runs that module's code)."""
     gamma: float = 0.95
-    estimator: Literal["stitch", "head", "sample"] = "stitch"
-    """stitch needs no network; head and sample train one for all the policies, some minutes."""
+    estimator: Literal["stitch", "head", "sample", "density"] = "stitch"
+    """stitch needs no network; the others train one for all the policies, some minutes."""
     deterministic: bool = False
     """Without the policies' noise."""
     starts: int = 0

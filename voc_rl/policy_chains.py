@@ -1,0 +1,126 @@
+"""What the logged rows alone say of policies: their chains through the rows, values of these, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError, check_positive
+from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
+
+VISITS = 20  # futures per start, for the diagnostics
+RESAMPLED_DRAWS = 2  # actions per row of the resampled chains: half the cost, and their mean is what counts
+
+
+@dataclass(frozen=True)
+class StitchingConfig:
+    """How chains are made.
+
+    draws: actions drawn per row and policy. action_weight: length of a unit of action against a typical distance of
+    frames. bandwidth: how alike rows have to be to share visits (``voc_rl.occupancy.stitch``). replicates: chains of
+    resampled episodes behind an interval.
+    """
+
+    draws: int = 4
+    action_weight: float = 1.0
+    bandwidth: float = 0.2
+    replicates: int = 8
+
+    def __post_init__(self) -> None:
+        check_positive(self.draws, "draws")
+        if self.replicates < 2:
+            raise VOCError(f"replicates is {self.replicates}; at least 2 are needed for an interval.")
+
+
+class PolicyChains:
+    """Chains of several policies through one dataset, each made when first asked for.
+
+    Args:
+        dataset: logged episodes. policies: by name; they are asked for their actions at every row at once, so one that
+            does not fit is refused here. starts: rows int64 (S,) that values are averaged over.
+        features: gives the rows' continuous features (N, F), when they are needed.
+    """
+
+    def __init__(
+        self,
+        dataset: Episodes,
+        policies: Mapping[str, Any],
+        starts: np.ndarray,
+        config: StitchingConfig,
+        seed: int,
+        features: Callable[[], Tensor],
+    ) -> None:
+        self.dataset, self.names, self.starts = dataset, list(policies), starts
+        self.config, self.seed, self._features = config, seed, features
+        rng = np.random.default_rng([seed, 31])
+        self.actions = policy_actions(list(policies.values()), dataset, config.draws, rng)
+        self._chains: dict[tuple[str, int], StitchedChain] = {}
+        self._values: dict[tuple[str, int, float], tuple[np.ndarray, np.ndarray]] = {}
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        return find_candidates(self.dataset, self._features())
+
+    def whole(self, name: str) -> StitchedChain:
+        """The chain of a policy through all rows."""
+        return self._chain(name, 0, None, None)
+
+    def values(self, name: str, reward: np.ndarray, gamma: float) -> np.ndarray:
+        """V float64 (N,) of every row along the policy's chain, for rewards (N,) on arrival."""
+        return self._known(name, reward, gamma)[0]
+
+    def variance(self, name: str, reward: np.ndarray, gamma: float) -> float:
+        """Squared standard error of the mean value of the starts.
+
+        Chains of resampled episodes tell which part is luck. They hold fewer episodes, so their jumps are longer: the
+        shift that this brings tells the size of what is left of it.
+        """
+        whole, resampled = self._known(name, reward, gamma)
+        return float(resampled.var(ddof=1) + (resampled.mean() - whole[self.starts].mean()) ** 2)
+
+    def diagnostics(self, name: str, reward: np.ndarray, gamma: float) -> dict[str, float]:
+        """How far the data support a policy, along its own chain from the starts."""
+        chain, values = self.whole(name), self.values(name, reward, gamma)
+        visited = chain.futures(np.repeat(self.starts, VISITS), gamma, np.random.default_rng([self.seed, 43]))
+        visited = visited[visited >= 0]
+        followed = self.actions.drawn[self.names.index(name)][visited]
+        taken = self.candidates.taken[chain.arrival[visited] - 1]
+        return {
+            "match_distance": float(chain.distance[visited].mean()),
+            "action_distance": float(np.sqrt(np.square(followed - taken).sum(-1)).mean()),
+            "rows_used": float(len(np.unique(visited))),
+            "value_at_starts": float(values[self.starts].mean()),
+            "value_elsewhere": float(values.mean()),
+        }
+
+    def _known(self, name: str, reward: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+        """Values (N,) of the policy's chain, and the mean value of the starts by each resampled one; kept."""
+        key = (name, hash(reward.tobytes()), gamma)
+        if key not in self._values:
+            chains = [self._chain(name, 1 + i, mask, RESAMPLED_DRAWS) for i, mask in enumerate(self._masks)]
+            means = np.array([chain.values(reward, gamma)[self.starts].mean() for chain in chains])
+            self._values[key] = (self.whole(name).values(reward, gamma), means)
+        return self._values[key]
+
+    @cached_property
+    def _masks(self) -> list[np.ndarray]:
+        """Rows of the episodes that a bootstrap sample drew at least once, bool (N,); the same for all policies."""
+        rng, count = np.random.default_rng([self.seed, 37]), len(self.dataset.starts)
+        drawn = [rng.integers(count, size=count) for _ in range(self.config.replicates)]
+        return [np.isin(self.dataset.episode, some) for some in drawn]
+
+    def _chain(self, name: str, place: int, allowed: np.ndarray | None, draws: int | None) -> StitchedChain:
+        if (name, place) not in self._chains:
+            policy, config = self.names.index(name), self.config
+            rng = np.random.default_rng([self.seed, 47, policy, place])
+            self._chains[name, place] = stitch(
+                self.candidates, self.actions.drawn[policy][:, :draws], self.dataset.terminal, rng,
+                config.action_weight, config.bandwidth, allowed,
+            )  # fmt: skip
+        return self._chains[name, place]

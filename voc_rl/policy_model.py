@@ -1,0 +1,150 @@
+"""One occupancy network for several policies, and the estimates that come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError
+from voc_rl.loop import step_seed
+from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead, arrived_rows, compose, sample_futures
+from voc_rl.precision import autocast
+from voc_rl.quantizers import Quantizer
+from voc_rl.values import (
+    RewardHead,
+    ValueEstimate,
+    from_ensemble,
+    from_samples,
+    from_weights,
+    future_weights,
+    mve,
+    rewards_of_futures,
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An estimate of a policy: mean over the starts, its sampling noise, and values float64 (S,) of the starts."""
+
+    mean: float
+    noise: float
+    starts: np.ndarray
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_states(cls, found: ValueEstimate) -> Found:
+        """From the values of the starts, whose errors are independent."""
+        noise = float(np.sqrt(np.square(found.stderr).mean() / len(found)))
+        return cls(float(found.mean.mean()), noise, found.mean)
+
+
+class PolicyModel:
+    """A trained network of several policies on the rows of one dataset.
+
+    Args:
+        network, head: trained for discount ``gamma``; policies are told apart by their place in ``names``.
+        tokens: codes and features of every row of ``dataset``. seed: of everything that is drawn.
+    """
+
+    def __init__(
+        self,
+        network: OccupancyTransformer,
+        head: ValueHead,
+        quantizer: Quantizer,
+        dataset: Episodes,
+        tokens: tuple[Tensor, Tensor],
+        names: Sequence[str],
+        gamma: float,
+        seed: int,
+    ) -> None:
+        self.network, self.head, self.quantizer = network, head, quantizer
+        self.dataset, self.tokens, self.names, self.gamma, self.seed = dataset, tokens, list(names), gamma, seed
+
+    def sample_futures(
+        self, name: str, rows: np.ndarray, samples: int, generator: torch.Generator, gamma: float | None = None
+    ) -> Tensor:
+        """Codes int64 (B, samples, n_tokens) at discounted future times of rows (B,), if policy ``name`` acts.
+
+        ``gamma``: a larger discount than the network's is reached by feeding futures back.
+        """
+        codes, features, condition = self.contexts(name, rows)
+        gamma = self._reached(gamma, True)
+        with autocast():  # without gradients, as all sampling
+            if gamma > self.gamma:
+                return compose(
+                    self.network, codes, features, samples, self.gamma, gamma, generator, condition=condition
+                )
+            return sample_futures(self.network, codes, features, samples, generator, condition=condition)
+
+    def contexts(self, name: str, rows: np.ndarray) -> tuple[Tensor, Tensor | None, Condition]:
+        """What the network reads of rows (B,) where ``name`` acts: codes, features and condition."""
+        at = torch.from_numpy(np.asarray(rows))
+        policy = torch.full((len(at),), self.names.index(name))
+        features = self.tokens[1][at].float() if self.network.config.feature_dim else None
+        return self.tokens[0][at].long(), features, Condition(policy=policy)
+
+    def by_head(self, name: str, starts: np.ndarray, gamma: float) -> Found:
+        """The head's values, in one pass."""
+        self._reached(gamma, False)
+        codes, features, condition = self.contexts(name, starts)
+        with torch.no_grad(), autocast(len(codes)):
+            context = self.network.prefix(codes, features, condition=condition).last
+            members = self.head(context, features).float().numpy()
+        values = from_ensemble(members, gamma).mean
+        return Found(float(values.mean()), 0.0, values)
+
+    def by_samples(self, name: str, starts: np.ndarray, samples: int, reward: RewardHead, gamma: float) -> Found:
+        """Mean predicted reward of sampled futures."""
+        futures = self.sample_futures(name, starts, samples, self._generator(), gamma)
+        return Found.of_states(from_samples(self._rewards(futures, reward).numpy(), gamma))
+
+    def by_mve(self, name: str, starts: np.ndarray, samples: int, reward: RewardHead, gamma: float) -> Found:
+        """Predicted rewards of a few hops of every path; all later ones are taken to be like the last."""
+        codes, features, condition = self.contexts(name, starts)
+        with autocast():
+            found = mve(
+                self.network, codes, features, lambda futures: self._rewards(futures, reward), self.gamma,
+                self._reached(gamma, True), self._generator(), samples=samples, condition=condition,
+            )  # fmt: skip
+        return Found.of_states(found)
+
+    def by_density(self, name: str, starts: np.ndarray, rows: int, reward: np.ndarray, gamma: float) -> Found:
+        """Real rewards (N,) of logged rows, weighted by how much likelier the policy's mean future makes them.
+
+        Raises:
+            VOCError: an effective sample size below 50, or a network without null context.
+        """
+        self._reached(gamma, False)
+        codes, features, condition = self.contexts(name, starts)
+        arrived = arrived_rows(self.dataset).numpy()
+        rng = np.random.default_rng([self.seed, 59])
+        some = rng.choice(arrived, min(rows, len(arrived)), replace=False)
+        with torch.no_grad():  # no autocast: ratios need their digits
+            prefix = self.network.prefix(codes, features, condition=condition)
+        weights = future_weights(self.network, prefix, self.tokens[0][torch.from_numpy(some)])
+        mean = weights.mean(0, keepdims=True)
+        found = from_weights(mean, reward[some], gamma, groups=self.dataset.episode[some])
+        size = float(mean.sum() ** 2 / max(np.square(mean).sum(), 1e-300))
+        return Found(
+            float(found.mean[0]), float(found.stderr[0]), weights @ reward[some].astype(float) / (1.0 - gamma),
+            {"effective_rows": size},
+        )  # fmt: skip
+
+    def _reached(self, gamma: float | None, larger: bool) -> float:
+        gamma = self.gamma if gamma is None else gamma
+        if gamma < self.gamma or (gamma > self.gamma and not larger):
+            reach = f"gamma {self.gamma:g}" + (" and larger ones" if larger else "")
+            raise VOCError(f"This network answers for {reach}, not for {gamma:g}; estimator='stitch' does for any.")
+        return gamma
+
+    def _rewards(self, futures: Tensor, reward: RewardHead) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return rewards_of_futures(futures, self.quantizer.embed, reward, self.network.config.end_code)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(step_seed(self.seed, 41))
