@@ -196,7 +196,7 @@ class PolicyEvaluator:
         # the network learned from the chain: where it says otherwise, one of them is wrong by as much
         variance = self.chains.variance(name, own, gamma)
         stderr = np.sqrt(variance + found.noise**2 + (found.mean - stitched.mean()) ** 2)
-        low, high = student_interval(found.mean, stderr, self.config.stitching.replicates, level)
+        low, high = student_interval(np.asarray(found.mean), stderr, self.config.stitching.replicates, level)
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
         return PolicyEstimate(
             name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, COVERS, found.starts,
