@@ -3,6 +3,7 @@
 from voc_rl.data.episodes import Episodes, Window
 from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
 from voc_rl.data.latents import read_latents, stack_latents, write_latents
+from voc_rl.data.vd4rl import write_vd4rl
 
 __all__ = [
     "DataSpec",
@@ -13,4 +14,5 @@ __all__ = [
     "stack_latents",
     "write_episode",
     "write_latents",
+    "write_vd4rl",
 ]

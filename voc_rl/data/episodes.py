@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from voc_rl.data.hdf5 import FIRST, FRAMES, LAST, OPTIONAL, REQUIRED, DataSpec, Shard, read_shard
+from voc_rl.data.border import check_memory, reading
+from voc_rl.data.hdf5 import (
+    COLUMNS,
+    FIRST,
+    FRAMES,
+    LAST,
+    DataSpec,
+    Episode,
+    Shard,
+    checked_episode,
+    hdf5_files,
+    read_shard,
+)
 from voc_rl.errors import VOCError, check_positive
 
 
@@ -60,7 +72,7 @@ class Episodes:
         self.source_rows = np.arange(rows.sum())
         columns = {
             name: np.concatenate([shard.arrays[name] for shard in shards])
-            for name in [*REQUIRED, *OPTIONAL]
+            for name in COLUMNS
             if all(name in shard.arrays for shard in shards)
         }
         self._set_columns(columns)
@@ -80,19 +92,23 @@ class Episodes:
 
     @classmethod
     def open(cls, path: str | Path, stack: int = 3) -> Episodes:
-        """Open one HDF5 file, or every ``*.hdf5`` / ``*.h5`` of a folder in the order of their names.
+        """Open one HDF5 file, or every ``*.hdf5`` / ``*.h5`` of a folder in the order of the numbers in their names.
 
         Raises:
             VOCError: nothing there, no episode, files that do not fit each other, or a damaged file.
         """
         path = Path(path)
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and not p.name.startswith("."))
-            if not files:
-                raise VOCError(f"{path} holds zero episodes: no .hdf5 file is in it.")
-        else:
-            files = [path]
-        shards = [read_shard(file) for file in files]
+        dataset = cls.from_shards([read_shard(file) for file in hdf5_files(path)], path, stack)
+        dataset.check_ends(path)
+        return dataset
+
+    @classmethod
+    def from_shards(cls, shards: Sequence[Shard], path: Path, stack: int = 3) -> Episodes:
+        """The rows of some files one after another; ``path`` is what messages call them.
+
+        Raises:
+            VOCError: no episode, or files that do not fit each other.
+        """
         for shard in shards:
             for what, value, first in (
                 ("frames of shape", shard.frame_shape, shards[0].frame_shape),
@@ -101,17 +117,47 @@ class Episodes:
                 ("render profile", shard.spec.render, shards[0].spec.render),
             ):
                 if value != first:
-                    raise VOCError(f"{shard.path} has {what} {value}, but {files[0]} has {first}; keep them apart.")
+                    raise VOCError(
+                        f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart."
+                    )
         shards = [shard for shard in shards if shard.rows]
         if not any((shard.arrays["step_type"] == FIRST).any() for shard in shards):
             raise VOCError(f"{path} holds zero episodes; at least one is needed.")
         if shards[0].arrays["step_type"][0] != FIRST:
             raise VOCError(f"{shards[0].path}: rows before its first step type 0 belong to no episode.")
-        dataset = cls(shards, stack)
-        dataset._check_episodes(path)
+        return cls(shards, stack)
+
+    @classmethod
+    def from_episodes(cls, episodes: Iterable[Episode], spec: DataSpec, source: Path, stack: int = 3) -> Episodes:
+        """Whole episodes held in memory, frames too; ``source`` is what messages call them.
+
+        Raises:
+            VOCError: no episode, episodes that do not fit each other, or wrong shapes, dtypes or numbers.
+        """
+        shards, frames = [], []
+        for i, episode in enumerate(episodes):
+            arrays = checked_episode(episode, f"{source}, episode {i}")
+            rows, *shape = episode.frames.shape
+            shards.append(Shard(Path(f"{source}, episode {i}"), rows, tuple(shape), arrays, spec))
+            frames.append(episode.frames)
+        if not shards:
+            raise VOCError(f"{source} holds zero episodes; at least one is needed.")
+        dataset = cls.from_shards(shards, source, stack)
+        dataset._paths = [source]
+        total = sum(len(part) for part in frames)
+        check_memory(total * int(np.prod(dataset.frame_shape)), f"Every frame of {source}")
+        dataset._memory = np.empty((total, *dataset.frame_shape), np.uint8)
+        for start in reversed(dataset.starts):  # from the back, so that what is copied can be let go
+            part = frames.pop()
+            dataset._memory[start : start + len(part)] = part
         return dataset
 
-    def _check_episodes(self, path: Path) -> None:
+    def check_ends(self, path: Path) -> None:
+        """Warn of episodes without a last step.
+
+        Raises:
+            VOCError: a last step inside an episode.
+        """
         last = self.ends - 1
         if (np.delete(self.step_type, np.concatenate([self.starts, last])) != 1).any():
             raise VOCError(
@@ -123,6 +169,16 @@ class Episodes:
                 f"{path}: {cut} episode(s) without a last step are taken as cut by a time limit.",
                 stacklevel=3,
             )
+
+    def whole(self, episode: int) -> Episode:
+        """One episode with its frames; its last row is a last step, also where the files did not say so."""
+        rows = np.arange(self.starts[episode], self.ends[episode])
+        columns = {name: column[rows] for name, column in self._columns.items()}
+        columns["step_type"] = columns["step_type"].copy()
+        columns["step_type"][-1] = LAST
+        if not self.has_frames:
+            return Episode(frames=np.zeros((len(rows), *self.frame_shape), np.uint8), **columns)
+        return Episode(frames=self.frames(rows), **columns)
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -136,6 +192,11 @@ class Episodes:
     def paths(self) -> tuple[Path, ...]:
         """The files behind the dataset, in the order of the rows that were opened (``source_rows``)."""
         return tuple(self._paths)
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether there are pictures; D4RL's files, for example, hold states alone."""
+        return self.frame_shape[1] > 0
 
     @property
     def observation_shape(self) -> tuple[int, int, int]:
@@ -173,20 +234,27 @@ class Episodes:
         if self._memory is None:
             parts = []
             for path in self._paths:
-                with h5py.File(path, "r") as file:
+                with reading(path, "HDF5", "a file whose every frame can be read"), h5py.File(path, "r") as file:
                     parts.append(file[FRAMES][()])
             self._memory = np.concatenate(parts)
         return self
 
     def frames(self, rows: np.ndarray) -> np.ndarray:
-        """Single frames, uint8 (..., 3, H, W), of ``rows`` of any shape; each distinct frame is read once."""
+        """Single frames, uint8 (..., 3, H, W), of ``rows`` of any shape; each distinct frame is read once.
+
+        Raises:
+            VOCError: a dataset without frames, or a frame that cannot be read.
+        """
         rows = np.asarray(rows)
+        if not self.has_frames:
+            raise VOCError(f"{self} has states but no frames; voc_rl.envs.render_states draws them.")
         if self._memory is not None:
             return self._memory[self.source_rows[rows]]
         distinct, inverse = np.unique(rows, return_inverse=True)
         out = np.empty((len(distinct), *self.frame_shape), np.uint8)
         for i, row in enumerate(distinct):
-            self._file(self._shard[row])[FRAMES].read_direct(out, np.s_[self._row_in_shard[row]], np.s_[i])
+            with reading(self._paths[self._shard[row]], "HDF5", "a file whose every frame can be read"):
+                self._file(self._shard[row])[FRAMES].read_direct(out, np.s_[self._row_in_shard[row]], np.s_[i])
         return out[inverse.reshape(rows.shape)]
 
     def _file(self, shard: int) -> h5py.File:

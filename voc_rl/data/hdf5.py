@@ -15,6 +15,7 @@ One chunk holds one frame, so that a random frame costs one small read.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import h5py
 import numpy as np
 
 from voc_rl.checkpoints import atomic_path
+from voc_rl.data.border import data_files, read_numbers, reading, stored_array
 from voc_rl.errors import VOCError
 
 FIRST, MID, LAST = 0, 1, 2
@@ -41,6 +43,9 @@ OPTIONAL: dict[str, tuple[str, Any, int]] = {
     "unclipped_action": ("unclipped_action", np.float32, 1),
     "policy_id": ("policy_id", np.int16, 0),
 }
+COLUMNS = {**REQUIRED, **OPTIONAL}
+# name -> lowest and highest value; a hundredth of a per cent is for bounds that float32 has rounded
+RANGES = {"action": (-1.0001, 1.0001), "discount": (0.0, 1.0001)}
 FRAMES = "observation"
 SPEC_ATTRIBUTE = "voc_rl_spec"
 
@@ -86,8 +91,8 @@ class Episode:
         return f"Episode({len(self.reward)} rows, return {self.reward.sum():.4g}, {ends})"
 
 
-def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
-    """Write one episode as one file, in one step.
+def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
+    """The small arrays of one whole episode by name, in the dtypes that they have on disk; frames are looked at too.
 
     Raises:
         VOCError: arrays of unequal length, other dtypes, NaN, or rows that are not one whole episode.
@@ -95,11 +100,23 @@ def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
     arrays = {f.name: getattr(episode, f.name) for f in fields(episode) if getattr(episode, f.name) is not None}
     frames = arrays.pop("frames")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-        raise VOCError(f"frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed.")
-    small = {name: _checked(array, name, len(frames), str(path)) for name, array in arrays.items()}
+        raise VOCError(f"{where}: frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed.")
+    small = checked_columns(arrays, len(frames), where)
     step_type = small["step_type"]
     if len(frames) < 2 or step_type[0] != FIRST or step_type[-1] != LAST or (step_type[1:-1] != MID).any():
-        raise VOCError(f"{path}: the rows are not one whole episode (step types first, mid ..., last).")
+        raise VOCError(f"{where}: the rows are not one whole episode (step types first, mid ..., last).")
+    return small
+
+
+def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
+    """Write one episode as one file, in one step.
+
+    Raises:
+        VOCError: arrays of unequal length, other dtypes, NaN, rows that are not one whole episode, or no frames.
+    """
+    small, frames = checked_episode(episode, str(path)), episode.frames
+    if frames.size == 0:
+        raise VOCError(f"{path}: the episode has no frames; render its states first (voc_rl.envs.render_states).")
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[SPEC_ATTRIBUTE] = json.dumps(asdict(spec))
         file.create_dataset(
@@ -111,17 +128,42 @@ def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
             shuffle=False,
         )
         for name, array in small.items():
-            key = {**REQUIRED, **OPTIONAL}[name][0]
             # V-D4RL keeps step types as floats; its own loaders compare them as numbers
-            file.create_dataset(key, data=array.astype(np.float64) if name == "step_type" else array)
+            data = array.astype(np.float64) if name == "step_type" else array
+            file.create_dataset(COLUMNS[name][0], data=data)
+
+
+Check = Callable[[dict[str, np.ndarray], int, str], dict[str, np.ndarray]]
+
+
+def checked_columns(arrays: dict[str, np.ndarray], rows: int, where: str) -> dict[str, np.ndarray]:
+    """Arrays by their names in ``COLUMNS``, in its dtypes.
+
+    Raises:
+        VOCError: another shape or dtype, NaN, or numbers outside what they stand for.
+    """
+    columns = {name: _checked(array, name, rows, where) for name, array in arrays.items()}
+    if not np.isin(columns["step_type"], (FIRST, MID, LAST)).all():
+        raise VOCError(f"{where}: step_type holds values other than 0 (first), 1 (mid), 2 (last).")
+    return columns
+
+
+def check_shape(array: np.ndarray, name: str, rows: int, where: str) -> None:
+    """One row of numbers for every row of the file, with as many axes as the name has.
+
+    Raises:
+        VOCError: another shape or dtype.
+    """
+    key, _, axes = COLUMNS[name]
+    if array.ndim != axes + 1 or len(array) != rows:
+        raise VOCError(f"{where}: {key} has shape {array.shape}; {rows} rows and {axes + 1} axes are needed.")
+    if array.dtype.kind not in "biuf":
+        raise VOCError(f"{where}: {key} has dtype {array.dtype}; numbers are needed.")
 
 
 def _checked(array: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
-    key, dtype, axes = {**REQUIRED, **OPTIONAL}[name]
-    if array.ndim != axes + 1 or len(array) != rows:
-        raise VOCError(f"{where}: {key} has shape {array.shape}; {rows} rows and {axes + 1} axes are needed.")
-    if not np.issubdtype(array.dtype, np.number):
-        raise VOCError(f"{where}: {key} has dtype {array.dtype}; numbers are needed.")
+    key, dtype, _ = COLUMNS[name]
+    check_shape(array, name, rows, where)
     with np.errstate(over="ignore", invalid="ignore"):
         converted = np.ascontiguousarray(array, dtype=dtype)
     finite = np.isfinite(array) & np.isfinite(converted)
@@ -131,6 +173,12 @@ def _checked(array: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
     if np.issubdtype(dtype, np.integer) and (converted != array).any():
         row = int(np.flatnonzero(converted != array)[0])
         raise VOCError(f"{where}: {key} holds {array[row]} (row {row}); a whole number as {dtype.__name__} is needed.")
+    low, high = RANGES.get(name, (-np.inf, np.inf))
+    inside = (converted >= low) & (converted <= high)
+    if not inside.all():
+        row = int(np.flatnonzero(~inside.reshape(rows, -1).all(1))[0])
+        value = array[row][~inside[row]][0] if array.ndim > 1 else array[row]
+        raise VOCError(f"{where}: {key} holds {value:.6g} (row {row}); {low:.0f} to {high:.0f} is needed.")
     return converted
 
 
@@ -145,37 +193,47 @@ class Shard:
     spec: DataSpec
 
 
-def read_shard(path: Path) -> Shard:
+def hdf5_files(path: Path, untrusted: bool = False) -> list[Path]:
+    """The HDF5 files that a path stands for: itself, or those of a folder.
+
+    Raises:
+        VOCError: a folder without one.
+    """
+    if not path.is_dir():
+        return [path]
+    files = data_files(path, (".hdf5", ".h5"), untrusted)
+    if not files:
+        raise VOCError(f"{path} holds zero episodes: no .hdf5 file is in it.")
+    return files
+
+
+def read_shard(path: Path, check: Check = checked_columns) -> Shard:
     """Read the small arrays of one file in our layout or V-D4RL's 84 px layout.
+
+    ``check`` turns the arrays on disk into those in memory; the default refuses every wrong number.
 
     Raises:
         VOCError: the file is missing, truncated or not HDF5, lacks a key, or holds wrong shapes, dtypes or NaN.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            return _read_shard(Path(path), file)
-    except OSError as error:
-        reason = "does not exist" if not Path(path).is_file() else f"is not a whole HDF5 file ({error})"
-        raise VOCError(f"{path} {reason}; an HDF5 file with {FRAMES}, action, reward, ... is needed.") from error
+    needed = f"an HDF5 file with {FRAMES}, action, reward, ..."
+    with reading(path, "HDF5", needed), h5py.File(path, "r") as file:
+        return _read_shard(Path(path), file, check)
 
 
-def _read_shard(path: Path, file: h5py.File) -> Shard:
-    missing = [key for key in [FRAMES, *(key for key, _, _ in REQUIRED.values())] if key not in file]
+def _read_shard(path: Path, file: h5py.File, check: Check) -> Shard:
+    keys = [FRAMES, *(key for key, _, _ in COLUMNS.values())]
+    stored = {key: array for key in keys if (array := stored_array(file, key, path)) is not None}
+    missing = [key for key in [FRAMES, *(key for key, _, _ in REQUIRED.values())] if key not in stored]
     if missing:
         raise VOCError(f"{path} lacks {', '.join(missing)}; the keys of a V-D4RL 84 px file are needed.")
-    frames = file[FRAMES]
-    if not isinstance(frames, h5py.Dataset) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-        found = f"{frames.dtype} {frames.shape}" if isinstance(frames, h5py.Dataset) else "a group"
-        raise VOCError(f"{path}: {FRAMES} is {found}; uint8 (N, 3, H, W) is needed.")
-    arrays = {}
-    for name, (key, _, _) in {**REQUIRED, **OPTIONAL}.items():
-        if key in file:
-            if not isinstance(file[key], h5py.Dataset):
-                raise VOCError(f"{path}: {key} is a group; a dataset is needed.")
-            arrays[name] = _checked(file[key][()], name, len(frames), str(path))
-    if not np.isin(arrays["step_type"], (FIRST, MID, LAST)).all():
-        raise VOCError(f"{path}: step_type holds values other than 0 (first), 1 (mid), 2 (last).")
-    return Shard(path, len(frames), tuple(frames.shape[1:]), arrays, _read_spec(path, file, frames.shape[-1]))
+    frames = stored[FRAMES]
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+        raise VOCError(f"{path}: {FRAMES} is {frames.dtype} {frames.shape}; uint8 (N, 3, H, W) is needed.")
+    arrays = {
+        name: read_numbers(stored[key], f"{path}: {key}") for name, (key, _, _) in COLUMNS.items() if key in stored
+    }
+    columns = check(arrays, len(frames), str(path))
+    return Shard(path, len(frames), tuple(frames.shape[1:]), columns, _read_spec(path, file, frames.shape[-1]))
 
 
 def _read_spec(path: Path, file: h5py.File, size: int) -> DataSpec:

@@ -14,13 +14,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from voc_rl.checkpoints import atomic_path
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import FRAMES
+from voc_rl.data.vd4rl import write_vd4rl
 from voc_rl.errors import VOCError, check_choice
 
 LATENTS = ("dino_latents", "vae_latents")
-_AT_ONCE = 1024  # frames that are copied at once
 
 
 def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
@@ -79,18 +78,4 @@ def write_latents(path: str | Path, dataset: Episodes, latents: np.ndarray, key:
             f"Latents are {latents.dtype} {latents.shape}; whole numbers, one row for each of the dataset's "
             f"{len(dataset)}, are needed."
         )
-    arrays = {
-        "action": dataset.action,
-        "discount": dataset.discount,
-        "reward": dataset.reward,
-        "step_type": dataset.step_type.astype(np.float64),  # as in V-D4RL's files
-        key: latents.astype(np.int64),
-    }
-    with atomic_path(Path(path)) as temporary, h5py.File(temporary, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array)
-        shape = (len(dataset), *dataset.frame_shape)
-        frames = file.create_dataset(FRAMES, shape, np.uint8, chunks=(1, *dataset.frame_shape), compression="gzip")
-        for first in range(0, len(dataset), _AT_ONCE):
-            rows = np.arange(first, min(first + _AT_ONCE, len(dataset)))
-            frames[rows[0] : rows[-1] + 1] = dataset.frames(rows)
+    write_vd4rl(path, dataset, {key: latents.astype(np.int64)})

@@ -1,0 +1,130 @@
+"""What foreign files may do: parsers' errors as sentences, sizes before allocation, nothing outside the file.
+
+A file may be damaged or made to do harm. Here are the few steps that every reader takes before it allocates memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from voc_rl.errors import VOCError
+
+# Deflate shrinks by a factor of 1032 at most; what declares more than this was never written.
+_MAX_EXPANSION = 1100
+_MAX_CHUNK = 2**30  # bytes that one read of a chunk may take
+
+
+@contextmanager
+def reading(path: Path, kind: str, needed: str) -> Iterator[None]:
+    """Turn what a parser raises on a damaged file into one sentence.
+
+    Raises:
+        VOCError: whatever was raised inside.
+    """
+    try:
+        yield
+    except VOCError:
+        raise
+    except Exception as error:  # on damaged bytes h5py, zipfile and numpy raise nearly everything
+        reason = re.sub(r"\s+", " ", str(error)).strip().rstrip(".") or type(error).__name__
+        found = f"is not a whole {kind} file ({reason})" if Path(path).exists() else "does not exist"
+        raise VOCError(f"{path} {found}; {needed} is needed.") from error
+
+
+def stored_array(file: h5py.Group, key: str, path: Path) -> h5py.Dataset | None:
+    """The array under ``key`` of an open file, sizes checked and nothing read yet; None where there is none.
+
+    Raises:
+        VOCError: a group in its place, a link or data in another file, or more bytes than the file can hold.
+    """
+    group = file
+    *folders, last = key.split("/")
+    for part in folders:
+        member = _member(group, part, path)
+        if member is None:
+            return None
+        if not isinstance(member, h5py.Group):
+            raise VOCError(f"{path}: {part} is an array; a group with {key} in it is needed.")
+        group = member
+    array = _member(group, last, path)
+    if array is None:
+        return None
+    if not isinstance(array, h5py.Dataset):
+        raise VOCError(f"{path}: {key} is a group; a dataset is needed.")
+    if array.is_virtual or array.external:
+        raise VOCError(f"{path}: {key} is kept in another file; copy it into this one.")
+    _check_size(array, f"{path}: {key}", path.stat().st_size)
+    return array
+
+
+def _member(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Dataset | None:
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):  # asked before it is followed: it may name any file
+        raise VOCError(f"{path}: {name} is a link to {getattr(link, 'filename', 'elsewhere')}; an array is needed.")
+    return group[name]
+
+
+def _check_size(array: h5py.Dataset, what: str, file_bytes: int) -> None:
+    if array.shape is None:
+        raise VOCError(f"{what} is empty; an array is needed.")
+    declared, stored = math.prod(array.shape) * array.dtype.itemsize, array.id.get_storage_size()
+    chunk = math.prod(array.chunks or ()) * array.dtype.itemsize
+    if stored > file_bytes or declared > _MAX_EXPANSION * stored or chunk > _MAX_CHUNK:
+        raise VOCError(
+            f"{what} declares {declared} bytes of shape {array.shape}, but {stored} are stored; the file is damaged."
+        )
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuse what the machine's memory cannot hold, before it is taken.
+
+    Raises:
+        VOCError: more bytes than there are in all.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise VOCError(
+            f"{what} takes {needed / 2**30:.1f} GiB of memory, this machine has {there / 2**30:.1f}; "
+            "`voc-rl data convert` turns it into files that are read frame by frame."
+        )
+
+
+def read_numbers(array: h5py.Dataset, what: str) -> np.ndarray:
+    """Read a whole array of real numbers into memory.
+
+    Raises:
+        VOCError: another dtype, or more bytes than the machine has memory.
+    """
+    if array.dtype.kind not in "biuf":
+        raise VOCError(f"{what} has dtype {array.dtype}; numbers are needed.")
+    check_memory(math.prod(array.shape) * array.dtype.itemsize, what)
+    return array[()]
+
+
+def data_files(folder: Path, suffixes: Sequence[str], untrusted: bool = False) -> list[Path]:
+    """Files of a folder with one of some suffixes, in the order of the numbers in their names (2 before 10).
+
+    Raises:
+        VOCError: ``untrusted``, and a file is a link that leaves the folder.
+    """
+    found = [p for p in folder.iterdir() if p.suffix in suffixes and not p.name.startswith(".")]
+    if untrusted:
+        home = folder.resolve()
+        for path in found:
+            if not path.resolve().is_relative_to(home):
+                raise VOCError(f"{path} is a link to {path.resolve()}, outside {folder}; copy the file there.")
+    return sorted(found, key=lambda p: [(not w.isdigit(), int(w) if w.isdigit() else 0, w) for w in _words(p.name)])
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"\d+|\D+", name)

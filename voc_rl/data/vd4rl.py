@@ -1,0 +1,154 @@
+"""V-D4RL's datasets: HDF5 shards of 84 px frames, and folders of 64 px episodes (``voc_rl.data.vd4rl_npz``).
+
+A shard has ``observation`` (N, 3, 84, 84) uint8, ``action``, ``reward``, ``discount`` and ``step_type`` (float64: 0,
+1, 2), rows aligned as in ``voc_rl.data.hdf5``, episodes one after another. Malformed episodes exist in the wild: they
+are left out with a count and a warning, where our own files are refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from voc_rl.checkpoints import atomic_path
+from voc_rl.data.border import data_files
+from voc_rl.data.episodes import Episodes
+from voc_rl.data.hdf5 import FIRST, FRAMES, LAST, MID, check_shape, checked_columns, hdf5_files, read_shard
+from voc_rl.data.vd4rl_npz import open_npz
+from voc_rl.errors import VOCError
+
+_AT_ONCE = 1024  # frames that are copied at once
+
+
+def open_vd4rl(path: str | Path, stack: int = 3, untrusted: bool = False) -> Episodes:
+    """Open a folder of V-D4RL (``84px`` or ``64px``), or one file of it.
+
+    Raises:
+        VOCError: nothing of V-D4RL there, no whole episode, damaged files, or files that do not fit each other.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise VOCError(f"{path} does not exist; a folder of V-D4RL (84px or 64px) is needed.")
+    archives = data_files(path, (".npz",), untrusted) if path.is_dir() else [path] if path.suffix == ".npz" else []
+    shards = data_files(path, (".hdf5", ".h5"), untrusted) if path.is_dir() else []
+    if archives and shards:
+        raise VOCError(f"{path} holds .npz and .hdf5 files; 64 px and 84 px episodes are two datasets, open one.")
+    if archives:
+        return open_npz(archives, path, stack)
+    inside = sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    if path.is_dir() and not shards and inside:
+        raise VOCError(f"{path} holds the folders {', '.join(inside)}; name one that holds .hdf5 or .npz files.")
+    return _open_shards(path, stack, untrusted)
+
+
+def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
+    reasons: dict[tuple[int, int], str] = {}  # (shard, first row) of a malformed episode -> what is wrong
+    files = hdf5_files(path, untrusted)
+    shards = []
+    for number, file in enumerate(files):
+
+        def check(arrays: dict[str, np.ndarray], rows: int, where: str, number: int = number) -> dict[str, np.ndarray]:
+            columns, found = _salvaged(arrays, rows, where, first=number == 0)
+            reasons.update({(number, row): reason for row, reason in found.items()})
+            return columns
+
+        shards.append(read_shard(file, check))
+    dataset = Episodes.from_shards(shards, path, stack)
+    offsets = np.cumsum([0, *(shard.rows for shard in shards)])
+    malformed = {int(offsets[number] + row): reason for (number, row), reason in reasons.items()}
+    inside = np.ones(len(dataset), bool)
+    inside[dataset.starts], inside[dataset.ends - 1] = False, False
+    for episode in np.unique(dataset.episode[inside & (dataset.step_type != MID)]):
+        malformed.setdefault(int(dataset.starts[episode]), "a last step inside the episode")
+    for episode in np.flatnonzero(dataset.ends - dataset.starts < 2):
+        malformed.setdefault(int(dataset.starts[episode]), "a single row")
+    dataset = without(dataset, malformed, path)
+    dataset.check_ends(path)
+    return dataset
+
+
+def _salvaged(
+    arrays: dict[str, np.ndarray], rows: int, where: str, first: bool
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """The arrays of a shard with zeros for malformed episodes, and what is wrong by their first row."""
+    for name, array in arrays.items():
+        check_shape(array, name, rows, where)
+    headless = first and rows > 0 and arrays["step_type"][0] != FIRST  # nothing before the first shard begins them
+    try:
+        columns = checked_columns(arrays, rows, where)
+        if not headless:
+            return columns, {}
+    except VOCError:
+        pass  # at least one episode is malformed: look at each
+    starts = np.union1d([0], np.flatnonzero(arrays["step_type"] == FIRST)).astype(int)
+    parts, reasons = [], {}
+    for start, end in zip(starts, [*starts[1:], rows], strict=True):
+        part = {name: array[start:end] for name, array in arrays.items()}
+        try:
+            if headless and start == 0:
+                raise VOCError(f"{where}: rows before its first step type 0 belong to no episode.")
+            parts.append(checked_columns(part, end - start, where))
+        except VOCError as error:
+            reasons[int(start)] = str(error).removeprefix(f"{where}: ").rstrip(".")
+            parts.append(checked_columns(_blank(part), end - start, where))
+    return {name: np.concatenate([part[name] for part in parts]) for name in arrays}, reasons
+
+
+def _blank(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An episode of zeros in the place of a malformed one, so that the rows after it stay where they are."""
+    blank = {name: np.zeros(array.shape, np.float32) for name, array in part.items()}
+    blank["step_type"][:] = MID
+    blank["step_type"][-1] = LAST
+    blank["step_type"][0] = FIRST
+    return blank
+
+
+def without(dataset: Episodes, malformed: dict[int, str], path: Path) -> Episodes:
+    """A dataset without the episodes that begin at some rows; says how many they are, and what is wrong with one.
+
+    Raises:
+        VOCError: no episode is left.
+    """
+    if not malformed:
+        return dataset
+    row, reason = min(malformed.items())
+    left = np.flatnonzero(~np.isin(dataset.starts, list(malformed)))
+    if len(left) == 0:
+        raise VOCError(f"{path} holds no whole episode (the first has {reason}); at least one is needed.")
+    warnings.warn(
+        f"{path}: {len(malformed)} malformed episode(s) of {len(dataset.starts)} left out; "
+        f"the first, at row {row}: {reason}.",
+        stacklevel=4,
+    )
+    return dataset.subset(left)
+
+
+def write_vd4rl(path: str | Path, dataset: Episodes, extra: dict[str, np.ndarray] | None = None) -> None:
+    """Write a dataset as one shard with exactly the keys and dtypes of V-D4RL's 84 px files, in one step.
+
+    States, log-probabilities and the like have no place there and are lost; ``extra`` adds arrays with a row for
+    every frame.
+
+    Raises:
+        VOCError: a dataset without frames.
+    """
+    if not dataset.has_frames:
+        raise VOCError(f"{dataset} has states but no frames; voc_rl.envs.render_states draws them.")
+    arrays = {
+        "action": dataset.action,
+        "discount": dataset.discount,
+        "reward": dataset.reward,
+        "step_type": dataset.step_type.astype(np.float64),  # as in V-D4RL's files
+        **(extra or {}),
+    }
+    with atomic_path(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+        shape = (len(dataset), *dataset.frame_shape)
+        frames = file.create_dataset(FRAMES, shape, np.uint8, chunks=(1, *dataset.frame_shape), compression="gzip")
+        for first in range(0, len(dataset), _AT_ONCE):
+            rows = np.arange(first, min(first + _AT_ONCE, len(dataset)))
+            frames[rows[0] : rows[-1] + 1] = dataset.frames(rows)
