@@ -1,9 +1,11 @@
 """Episodes on disk, read back as frames, stacked observations and windows."""
 
-from voc_rl.data.episodes import Episodes, Window
+from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
 from voc_rl.data.latents import read_latents, stack_latents, write_latents
+from voc_rl.data.minari_data import write_minari
 from voc_rl.data.vd4rl import write_vd4rl
+from voc_rl.data.window import Window
 
 __all__ = [
     "DataSpec",
@@ -14,5 +16,6 @@ __all__ = [
     "stack_latents",
     "write_episode",
     "write_latents",
+    "write_minari",
     "write_vd4rl",
 ]

@@ -59,10 +59,24 @@ def stored_array(file: h5py.Group, key: str, path: Path) -> h5py.Dataset | None:
         return None
     if not isinstance(array, h5py.Dataset):
         raise VOCError(f"{path}: {key} is a group; a dataset is needed.")
-    if array.is_virtual or array.external:
-        raise VOCError(f"{path}: {key} is kept in another file; copy it into this one.")
-    _check_size(array, f"{path}: {key}", path.stat().st_size)
+    _check_array(array, key, path)
     return array
+
+
+def check_tree(group: h5py.Group, path: Path, depth: int = 8) -> None:
+    """The checks of ``stored_array`` for everything in a group, for files that another library reads.
+
+    Raises:
+        VOCError: links, data in another file, sizes that cannot be, or groups more than ``depth`` deep.
+    """
+    if depth == 0:
+        raise VOCError(f"{path}: {group.name} is nested too deeply; the file is damaged.")
+    for name in group:
+        member = _member(group, name, path)
+        if isinstance(member, h5py.Group):
+            check_tree(member, path, depth - 1)
+        elif isinstance(member, h5py.Dataset):
+            _check_array(member, member.name, path)
 
 
 def _member(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Dataset | None:
@@ -74,7 +88,10 @@ def _member(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Datas
     return group[name]
 
 
-def _check_size(array: h5py.Dataset, what: str, file_bytes: int) -> None:
+def _check_array(array: h5py.Dataset, key: str, path: Path) -> None:
+    what, file_bytes = f"{path}: {key}", path.stat().st_size
+    if array.is_virtual or array.external:
+        raise VOCError(f"{what} is kept in another file; copy it into this one.")
     if array.shape is None:
         raise VOCError(f"{what} is empty; an array is needed.")
     declared, stored = math.prod(array.shape) * array.dtype.itemsize, array.id.get_storage_size()

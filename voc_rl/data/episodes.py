@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -24,25 +23,8 @@ from voc_rl.data.hdf5 import (
     hdf5_files,
     read_shard,
 )
+from voc_rl.data.window import Window
 from voc_rl.errors import VOCError, check_positive
-
-
-@dataclass(frozen=True)
-class Window:
-    """n steps onward from B rows; steps beyond the end of an episode are masked, never taken from the next one.
-
-    obs, next_obs (B, 3K, H, W) uint8: at the row, and ``steps`` later; action (B, n, A), reward (B, n) and
-    discount (B, n) float32 of the steps; mask (B, n) bool; steps (B,) int64 = how many of the n exist.
-    """
-
-    rows: np.ndarray
-    obs: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    discount: np.ndarray
-    next_obs: np.ndarray
-    mask: np.ndarray
-    steps: np.ndarray
 
 
 class Episodes:

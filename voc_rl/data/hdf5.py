@@ -239,9 +239,21 @@ def _read_shard(path: Path, file: h5py.File, check: Check) -> Shard:
 def _read_spec(path: Path, file: h5py.File, size: int) -> DataSpec:
     if SPEC_ATTRIBUTE not in file.attrs:
         return DataSpec(size=size)
+    return parse_spec(file.attrs[SPEC_ATTRIBUTE], path)
+
+
+def parse_spec(text: Any, path: Path) -> DataSpec:
+    """A ``DataSpec`` from the JSON that a file of ours carries.
+
+    Raises:
+        VOCError: something else than this version writes.
+    """
     try:
-        return DataSpec(**json.loads(file.attrs[SPEC_ATTRIBUTE]))
-    except (TypeError, ValueError) as error:
+        spec = DataSpec(**json.loads(text))
+        if any(type(getattr(spec, f.name)) is not type(f.default) for f in fields(spec)):
+            raise TypeError("a word in the place of a number, or the other way round")
+    except (TypeError, ValueError, RecursionError) as error:
         raise VOCError(
             f"{path}: the attribute {SPEC_ATTRIBUTE} is not one that this version wrote ({error})."
         ) from error
+    return spec

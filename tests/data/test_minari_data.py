@@ -1,0 +1,287 @@
+"""Minari's datasets: written by Minari itself and by us, alignment, the way there and back, refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import SPEC, numbered_frames, toy_episode, toy_folder
+
+from voc_rl.data import Episodes, write_minari
+from voc_rl.data.hdf5 import write_episode
+from voc_rl.data.minari_data import open_minari
+from voc_rl.errors import VOCError
+
+minari = pytest.importorskip("minari")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Minari asks for authors
+STEPS = (4, 1, 6)
+PICTURE = Box(0, 255, (8, 8, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "minari"
+
+
+def buffers(picture: Any = None, action: Any = None) -> list[Any]:
+    """Episodes i of some steps: observation t is filled with 40 i + t; the action taken there is (i, t) / 100, and
+    its reward 100 i + t. The second is terminated."""
+    made = []
+    for i, steps in enumerate(STEPS):
+        t = np.arange(steps)
+        ended = t == steps - 1
+        frames = numbered_frames(40 * i, steps + 1, 8, 8)
+        made.append(
+            minari.data_collector.EpisodeBuffer(
+                observations=(picture or (lambda f: np.ascontiguousarray(f.transpose(0, 2, 3, 1))))(frames),
+                actions=(action or (lambda a: a))(np.stack([t * 0 + i, t], 1).astype(np.float32) / 100),
+                rewards=100.0 * i + t,
+                terminations=ended & (i == 1),
+                truncations=ended & (i != 1),
+                infos={"x": np.arange(steps + 1)},
+            )
+        )
+    return made
+
+
+def by_minari(name: str = "toy/rings-v0", space: Any = PICTURE, action_space: Any = None, **made: Any) -> None:
+    """A dataset as Minari's own function writes it."""
+    action_space = action_space or Box(-1, 1, (2,), np.float32)
+    jpeg = made.pop("jpeg", False)
+    minari.create_dataset_from_buffers(
+        name, buffers(**made), action_space=action_space, observation_space=space, jpeg_encoding=jpeg
+    )
+
+
+def check_alignment(dataset: Episodes, scale: float = 1.0) -> None:
+    """Every row of every episode: an action belongs to the row that it led to."""
+    assert (dataset.ends - dataset.starts).tolist() == [s + 1 for s in STEPS]
+    for i, (start, steps) in enumerate(zip(dataset.starts, STEPS, strict=True)):
+        t = np.arange(steps + 1)
+        here = start + t
+        np.testing.assert_array_equal(dataset.frames(here)[:, 1, 3, 5], 40 * i + t)
+        led = np.maximum(t - 1, 0)
+        action = np.where(t[:, None] > 0, np.stack([led * 0 + i, led], 1) / 100, 0) * scale
+        np.testing.assert_allclose(dataset.action[here], action, atol=1e-6)
+        np.testing.assert_array_equal(dataset.reward[here], np.where(t > 0, 100 * i + t - 1, 0))
+        window = dataset.windows(np.array([start]), 1)
+        assert window.reward[0, 0] == 100 * i
+        assert window.next_obs[0, -1, 0, 0] == 40 * i + 1
+    np.testing.assert_array_equal(np.flatnonzero(dataset.terminal), [6])
+
+
+def test_what_minari_wrote() -> None:
+    by_minari()
+    dataset = open_minari("toy/rings-v0")
+    check_alignment(dataset)
+    assert dataset.state is None
+    assert dataset.load_frames().observations(np.array([0])).shape == (1, 9, 8, 8)
+
+
+def test_by_a_path(root: Path) -> None:
+    by_minari()
+    check_alignment(open_minari(str(root / "toy" / "rings-v0")))
+    check_alignment(open_minari(str(root / "toy" / "rings-v0" / "data")))
+
+
+def test_stacks_channels_first_keep_their_newest_frame() -> None:
+    by_minari(space=Box(0, 255, (9, 8, 8), np.uint8), picture=lambda f: np.concatenate([f * 0, f * 0 + 1, f], 1))
+    check_alignment(open_minari("toy/rings-v0"))
+
+
+def test_dictionaries_of_pictures_and_states() -> None:
+    space = Dict({"pixels": PICTURE, "b": Box(-9, 999, (2,), np.float64), "a": Box(-9, 999, (1,), np.float32)})
+
+    def picture(frames: np.ndarray) -> dict[str, np.ndarray]:
+        value = frames[:, 0, 0, :1].astype(np.float64)
+        return {"pixels": frames.transpose(0, 2, 3, 1), "b": np.hstack([value + 1, value + 2]), "a": value}
+
+    by_minari(space=space, picture=picture)
+    dataset = open_minari("toy/rings-v0")
+    check_alignment(dataset)
+    assert dataset.state is not None
+    np.testing.assert_array_equal(dataset.state[:2], [[0, 1, 2], [1, 2, 3]])
+
+
+def test_states_alone_have_no_frames() -> None:
+    by_minari(space=Box(-9, 999, (3,), np.float64), picture=lambda f: f[:, :, 0, 0].astype(np.float64))
+    dataset = open_minari("toy/rings-v0")
+    assert not dataset.has_frames
+    np.testing.assert_array_equal(dataset.state[:3, 0], [0, 1, 2])
+    with pytest.raises(VOCError, match="has states but no frames"):
+        dataset.observations(np.array([0]))
+
+
+def test_other_bounds_are_rescaled() -> None:
+    by_minari(action_space=Box(-2, 2, (2,), np.float32))
+    check_alignment(open_minari("toy/rings-v0"), scale=0.5)
+
+
+def test_jpeg_is_read_though_it_lost_something() -> None:
+    by_minari(
+        space=Box(0, 255, (32, 32, 3), np.uint8), jpeg=True,
+        picture=lambda f: np.broadcast_to(f[:, :1, :1, :1], (len(f), 32, 32, 3)).copy(),
+    )  # fmt: skip
+    dataset = open_minari("toy/rings-v0")
+    assert np.abs(dataset.frames(np.arange(5))[:, 0, 0, 0].astype(int) - np.arange(5)).max() <= 2
+
+
+def same(one: Episodes, other: Episodes) -> None:
+    """Bit for bit the same rows, ours included."""
+    for name in (
+        "action", "reward", "discount", "step_type", "terminal", "starts", "ends",
+        "state", "physics", "log_prob", "unclipped_action", "policy_id",
+    ):  # fmt: skip
+        expected, found = getattr(one, name), getattr(other, name)
+        np.testing.assert_array_equal(expected, found, err_msg=name)
+        assert expected.dtype == found.dtype, name
+    rows = np.arange(len(one))
+    np.testing.assert_array_equal(one.frames(rows), other.frames(rows))
+    assert one.spec == other.spec
+
+
+def test_there_and_back(tmp_path: Path, root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i, rows in enumerate((7, 2, 9)):  # 40 pixels and noise: what JPEG would change
+        frames = rng.integers(256, size=(rows, 3, 40, 40), dtype=np.uint8)
+        write_episode(tmp_path / "ours" / f"{i}.hdf5", toy_episode(i, rows, i == 2, frames), SPEC)
+    ours = Episodes.open(tmp_path / "ours")
+    assert write_minari("toy/ours-v0", ours) == root / "toy" / "ours-v0" / "data"
+    theirs = open_minari("toy/ours-v0")
+    same(ours, theirs)
+    for i in range(3):
+        write_episode(tmp_path / "again" / f"{i}.hdf5", theirs.whole(i), theirs.spec)
+    same(ours, Episodes.open(tmp_path / "again"))
+    read = minari.load_dataset("toy/ours-v0")  # Minari's own reader
+    assert (read.total_episodes, read.total_steps) == (3, 15)
+    last = list(read.iterate_episodes())[2]
+    np.testing.assert_array_equal(last.observations.transpose(0, 3, 1, 2), ours.frames(np.arange(9, 18)))
+    np.testing.assert_array_equal(last.actions, ours.action[10:18])
+    assert last.terminations.tolist() == [False] * 7 + [True]
+    with pytest.raises(VOCError, match=r"toy/ours-v0 in .* already"):
+        write_minari("toy/ours-v0", ours)
+
+
+def test_states_there_and_back() -> None:
+    by_minari(space=Box(-9, 999, (3,), np.float64), picture=lambda f: f[:, :, 0, 0].astype(np.float64))
+    states = open_minari("toy/rings-v0")
+    write_minari("toy/states-v0", states)
+    again = open_minari("toy/states-v0")
+    np.testing.assert_array_equal(again.state, states.state)
+    np.testing.assert_array_equal(again.action, states.action)
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Episodes.open(toy_folder(tmp_path / "ours", (7, 2)))
+
+    def broken(self: Episodes, episode: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Episodes, "whole", broken)
+    with pytest.raises(OSError, match="No space"):
+        write_minari("toy/half-v0", ours)
+    assert not [p for p in root.rglob("*") if p.name != "namespace_metadata.json" and p.is_file()]
+
+
+@given(lengths=st.lists(st.integers(2, 6), min_size=1, max_size=4), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_any_episodes_come_back(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made = [toy_episode(i, n, bool(rng.random() < 0.5)) for i, n in enumerate(lengths)]
+    ours = Episodes.from_episodes(made, SPEC, Path("memory"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        write_minari("any-v0", ours)
+        same(ours, open_minari("any-v0"))
+
+
+def edited(root: Path, **changed: Any) -> None:
+    path = root / "toy" / "rings-v0" / "data" / "metadata.json"
+    metadata = {**json.loads(path.read_text()), **changed}
+    path.write_text(json.dumps({key: value for key, value in metadata.items() if value is not None}))
+
+
+def test_no_environment_of_the_files_choice_is_made(root: Path) -> None:
+    """Without spaces Minari makes the environment that the file names: any module's any function."""
+    by_minari()
+    harm = root / "harm"
+    spec = {"id": "x-v0", "entry_point": "pathlib:Path.touch", "kwargs": {"self": str(harm)}}
+    edited(root, observation_space=None, env_spec=json.dumps(spec))
+    with pytest.raises(VOCError, match="lacks observation_space"):
+        open_minari("toy/rings-v0")
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"total_episodes": 2}, "holds 3 groups, but metadata.json says 2"),
+        ({"total_episodes": 10**12}, "the dataset is not whole"),
+        ({"data_format": "arrow"}, "data_format is 'arrow'"),
+        ({"observation_space": '{"type": "Sphere"}'}, "is not a whole Minari file"),
+    ],
+)
+def test_wrong_metadata(root: Path, changed: dict[str, Any], said: str) -> None:
+    by_minari()
+    edited(root, **changed)
+    with pytest.raises(VOCError, match=said):
+        open_minari("toy/rings-v0")
+
+
+def test_wrong_arrays(root: Path) -> None:
+    by_minari()
+    path = root / "toy" / "rings-v0" / "data" / "main_data.hdf5"
+    whole = path.read_bytes()
+    for key, value, said in (
+        ("rewards", np.array([0, np.nan, 0, 0]), "episode 0: reward holds NaN"),
+        ("rewards", np.zeros(3), r"episode 0: 3 rewards, actions \(4, 2\)"),
+        ("observations", np.zeros((4, 8, 8, 3), np.uint8), "4 observations for 4 steps; 5 are needed"),
+        ("observations", np.zeros((5, 8, 8, 4), np.uint8), r"pictures are \(8, 8, 4\)"),
+        ("truncations", np.array([True, False, False, True]), "a step before the last one"),
+        ("actions", np.full((4, 2), 7.0), "action holds 7"),
+    ):
+        with h5py.File(path, "a") as file:
+            del file["episode_0"][key]
+            file["episode_0"][key] = value
+        with pytest.raises(VOCError, match=said):
+            open_minari("toy/rings-v0")
+        path.write_bytes(whole)
+    with h5py.File(path, "a") as file:
+        del file["episode_1"]["rewards"]
+        file["episode_1"]["rewards"] = h5py.ExternalLink("/etc/secret.hdf5", "rewards")
+    with pytest.raises(VOCError, match="rewards is a link to /etc/secret"):
+        open_minari("toy/rings-v0")
+    path.write_bytes(whole[:500])
+    with pytest.raises(VOCError, match=r"main_data\.hdf5 is not a whole HDF5 file"):
+        open_minari("toy/rings-v0")
+
+
+def test_discrete_actions_have_no_place_here() -> None:
+    by_minari(action_space=Discrete(5), action=lambda a: (100 * a[:, 1]).astype(int))
+    with pytest.raises(VOCError, match=r"actions are Discrete\(\); a flat Box"):
+        open_minari("toy/rings-v0")
+
+
+def test_names(root: Path) -> None:
+    with pytest.raises(VOCError, match=r"There is no Minari dataset no/such-v0 in .*; `minari download no/such-v0`"):
+        open_minari("no/such-v0")
+    for name in ("../../etc-v0", "a b", ""):
+        with pytest.raises(VOCError, match="is no name of a Minari dataset"):
+            open_minari(name)
+        with pytest.raises(VOCError, match="is no name of a Minari dataset"):
+            write_minari(name, Episodes.from_episodes([toy_episode(0, 3)], SPEC, Path("memory")))
+
+
+def test_without_minari(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(ImportError, match=r"pip install 'voc_rl\[minari\]'"):
+        open_minari("toy/rings-v0")

@@ -1,0 +1,274 @@
+"""Minari's datasets, read and written episode by episode.
+
+An episode of T steps is *next-action* aligned there, with one observation more than actions::
+
+    step            0     1         T-1     T
+    observations    o_0   o_1  ...  o_T-1   o_T
+    actions         a_0   a_1  ...  a_T-1
+    rewards         r_1   r_2  ...  r_T            of the same step's action
+    infos           i_0   i_1  ...  i_T-1   i_T
+
+Our row t holds o_t, a_{t-1}, r_t (``voc_rl.data.hdf5``): T + 1 rows, nothing is lost at the ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from voc_rl.checkpoints import read_json
+from voc_rl.data.border import check_tree, reading
+from voc_rl.data.episodes import Episodes
+from voc_rl.data.hdf5 import COLUMNS, FIRST, LAST, MID, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec
+from voc_rl.errors import VOCError
+
+# what our rows hold beyond Minari's own arrays; written as infos
+_OURS = ("discount", "state", "physics", "log_prob", "unclipped_action", "policy_id")
+
+
+def open_minari(name: str, stack: int = 3) -> Episodes:
+    """Read a dataset of the local Minari folder (``namespace/name-v0``) or of a folder given as a path, into memory.
+
+    Pictures are uint8 (H, W, 3) or (3K, H, W), of which the newest frame is kept; flat observations become ``state``.
+    Actions of other bounds than [-1, 1] are rescaled to them.
+
+    Raises:
+        VOCError: no such dataset, spaces that have no place here, or damaged files.
+        ImportError: minari is not installed.
+    """
+    folder = minari_folder(name)
+    return Episodes.from_episodes(minari_episodes(folder), minari_spec(folder), folder, stack)
+
+
+def minari_folder(name: str) -> Path:
+    """Where a dataset lies: the folder with its ``metadata.json``.
+
+    Raises:
+        VOCError: a name that is none, or no such dataset here.
+    """
+    _import()
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    for folder in (Path(name), Path(name) / "data"):
+        if (folder / "metadata.json").is_file():
+            return folder
+    try:
+        parse_dataset_id(name)
+    except ValueError as error:
+        raise VOCError(f"{name!r} is no name of a Minari dataset; namespace/name-v0 or a folder is needed.") from error
+    folder = get_dataset_path(name) / "data"
+    if not (folder / "metadata.json").is_file():
+        raise VOCError(f"There is no Minari dataset {name} in {folder.parent}; `minari download {name}` gets one.")
+    return folder
+
+
+def minari_spec(folder: Path) -> DataSpec:
+    """What we wrote of how the frames were made; the environment's name alone where others wrote the dataset."""
+    metadata = read_json(folder / "metadata.json", "Minari's metadata")
+    if SPEC_ATTRIBUTE in metadata:
+        return parse_spec(metadata[SPEC_ATTRIBUTE], folder / "metadata.json")
+    try:
+        return DataSpec(task=str(json.loads(metadata["env_spec"])["id"]))
+    except (KeyError, TypeError, ValueError):
+        return DataSpec()
+
+
+def minari_episodes(folder: Path) -> Iterator[Episode]:
+    """Episode after episode, in the order of their numbers.
+
+    Raises:
+        VOCError: damaged files, or spaces that have no place here.
+    """
+    _import()
+    from minari.dataset.minari_storage import MinariStorage
+
+    metadata = read_json(folder / "metadata.json", "Minari's metadata")
+    count = _checked_count(folder, metadata)
+    needed = "a Minari dataset in the format hdf5"
+    with reading(folder, "Minari", needed):
+        storage = MinariStorage.read(folder)
+        low, high = _bounds(storage.action_space, folder)
+    raw = storage.get_episodes(range(count))
+    for i in range(count):
+        with reading(folder, "Minari", needed):
+            episode = _episode(next(iter(raw)), f"{folder}, episode {i}", SPEC_ATTRIBUTE in metadata, low, high)
+        yield episode
+
+
+def _checked_count(folder: Path, metadata: dict[str, Any]) -> int:
+    """The number of episodes, once the files are known to hold what they declare."""
+    where = folder / "metadata.json"
+    missing = [key for key in ("observation_space", "action_space", "total_episodes") if key not in metadata]
+    if missing:
+        # Minari would make the environment that the file names, and so run code of the file's choice.
+        raise VOCError(f"{where} lacks {', '.join(missing)}; a dataset that states its spaces is needed.")
+    if metadata.get("data_format") != "hdf5":
+        raise VOCError(f"{where}: data_format is {metadata.get('data_format')!r}; 'hdf5' is needed.")
+    path = folder / "main_data.hdf5"
+    with reading(path, "HDF5", "Minari's main_data.hdf5"), h5py.File(path, "r") as file:
+        check_tree(file, path)
+        count = len(file)
+        if metadata["total_episodes"] != count or any(f"episode_{i}" not in file for i in range(count)):
+            raise VOCError(
+                f"{path} holds {count} groups, but metadata.json says {metadata['total_episodes']} episodes; "
+                "the dataset is not whole."
+            )
+    return count
+
+
+def _bounds(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest action; -1 and 1 where there are none."""
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    if low is None or high is None or low.ndim != 1 or low.dtype.kind != "f":
+        raise VOCError(f"{folder}: actions are {type(space).__name__}{space.shape}; a flat Box of floats is needed.")
+    bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
+    return np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+
+
+def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high: np.ndarray) -> Episode:
+    rewards, actions = np.asarray(raw["rewards"]), np.asarray(raw["actions"])
+    terminations, truncations = np.asarray(raw["terminations"], bool), np.asarray(raw["truncations"], bool)
+    steps = len(rewards)
+    if steps == 0 or actions.shape != (steps, len(low)) or not terminations.shape == truncations.shape == (steps,):
+        raise VOCError(f"{where}: {steps} rewards, actions {actions.shape}, ends {terminations.shape} do not fit.")
+    if (terminations | truncations)[:-1].any():
+        raise VOCError(f"{where}: a step before the last one is marked as the end; split the episode there.")
+    frames, state = _observations(raw["observations"], where)
+    rows = steps + 1
+    if len(frames) != rows:
+        raise VOCError(f"{where}: {len(frames)} observations for {steps} steps; {rows} are needed.")
+    if not ((low == -1).all() and (high == 1).all()):
+        actions = 2 * (actions.astype(np.float64) - low) / (high - low) - 1
+    step_type = np.full(rows, MID, np.uint8)
+    step_type[0], step_type[-1] = FIRST, LAST
+    discount = np.ones(rows, np.float32)
+    discount[-1] = not terminations[-1]
+    infos = raw.get("infos") or {}
+    columns = {name: np.asarray(infos[name]) for name in _OURS if name in infos} if ours else {}
+    columns = {"discount": discount, **({} if state is None else {"state": state}), **columns}
+    if columns["discount"].shape != (rows,) or (columns["discount"][-1] == 0) != terminations[-1]:
+        raise VOCError(f"{where}: terminations and infos/discount disagree about the end; one of them is damaged.")
+    return Episode(
+        frames=frames,
+        action=np.concatenate([np.zeros((1, len(low)), actions.dtype), actions]),
+        reward=np.concatenate([np.zeros(1, rewards.dtype), rewards]),
+        step_type=step_type,
+        **columns,
+    )
+
+
+def _observations(observations: Any, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Frames uint8 (T + 1, 3, H, W), empty where there are none, and flat numbers float32 (T + 1, S) or None."""
+    leaves = [np.asarray(leaf) for leaf in _leaves(observations)]
+    pictures = [leaf for leaf in leaves if leaf.dtype == np.uint8 and leaf.ndim == 4]
+    flat = [leaf for leaf in leaves if leaf.dtype.kind in "biuf" and leaf.ndim == 2]
+    if len(pictures) > 1 or not (pictures or flat):
+        found = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in leaves)
+        raise VOCError(f"{where}: observations are {found}; one picture, uint8 (H, W, 3) or (3K, H, W), is needed.")
+    state = np.concatenate(flat, 1).astype(np.float32) if flat else None
+    if not pictures:
+        return np.zeros((len(flat[0]), 3, 0, 0), np.uint8), state
+    frames = pictures[0].transpose(0, 3, 1, 2) if pictures[0].shape[-1] == 3 else pictures[0]
+    if frames.shape[1] % 3:
+        raise VOCError(f"{where}: pictures are {pictures[0].shape[1:]}; (H, W, 3) or (3K, H, W) is needed.")
+    return np.ascontiguousarray(frames[:, -3:]), state
+
+
+def _leaves(observations: Any) -> Iterator[Any]:
+    if isinstance(observations, dict):
+        observations = tuple(observations[key] for key in sorted(observations))
+    if isinstance(observations, tuple):
+        for part in observations:
+            yield from _leaves(part)
+    else:
+        yield observations
+
+
+def write_minari(name: str, dataset: Episodes) -> Path:
+    """Write a dataset into the local Minari folder, losslessly and in one step; returns where it lies.
+
+    Observations are frames (H, W, 3), or states where there are no frames. Everything else that our rows hold goes
+    into ``infos``.
+
+    Raises:
+        VOCError: a name that is none, or one that is taken.
+        ImportError: minari is not installed.
+    """
+    minari = _import()
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.dataset.minari_storage import MinariStorage
+    from minari.namespace import create_namespace, list_local_namespaces
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    try:
+        namespace = parse_dataset_id(name)[0]
+    except ValueError as error:
+        raise VOCError(f"{name!r} is no name of a Minari dataset; namespace/name-v0 is needed.") from error
+    final = get_dataset_path(name)
+    if final.exists():
+        raise VOCError(f"There is a Minari dataset {name} in {final} already; choose another name or version.")
+    if namespace is not None and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    temporary = final.parent / f".{final.name}.{os.getpid()}.part"
+    temporary.mkdir()
+    try:
+        observations, actions = _spaces(dataset)
+        # a picture would be kept as JPEG otherwise, which changes it
+        storage = MinariStorage.new(temporary / "data", observations, actions, jpeg_encoding=False)
+        described = {"dataset_id": name, "minari_version": minari.__version__, "description": repr(dataset)}
+        storage.update_metadata({**described, SPEC_ATTRIBUTE: json.dumps(asdict(dataset.spec))})
+        storage.update_episodes(_buffer(dataset.whole(i)) for i in range(len(dataset.starts)))
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final / "data"
+
+
+def _spaces(dataset: Episodes) -> tuple[Any, Any]:
+    from gymnasium.spaces import Box
+
+    _, height, width = dataset.frame_shape
+    observations: Any
+    if dataset.has_frames:
+        observations = Box(0, 255, (height, width, 3), np.uint8)
+    elif dataset.state is not None:
+        observations = Box(-np.inf, np.inf, (dataset.state.shape[1],), np.float32)
+    else:
+        raise VOCError(f"{dataset} has neither frames nor states; a Minari dataset needs observations.")
+    return observations, Box(-1, 1, (dataset.action.shape[1],), np.float32)
+
+
+def _buffer(episode: Episode) -> Any:
+    from minari.data_collector import EpisodeBuffer
+
+    steps = len(episode.reward) - 1
+    ended = np.zeros(steps, bool)
+    ended[-1] = True
+    terminated = bool(episode.discount[-1] == 0)
+    pictures = np.ascontiguousarray(episode.frames.transpose(0, 2, 3, 1))
+    infos = {name: getattr(episode, name) for name in _OURS if getattr(episode, name) is not None}
+    return EpisodeBuffer(
+        observations=pictures if pictures.size else episode.state,
+        actions=episode.action[1:],
+        rewards=episode.reward[1:],
+        terminations=ended & terminated,
+        truncations=ended & (not terminated),
+        infos={name: array.astype(COLUMNS[name][1]) for name, array in infos.items()},
+    )
+
+
+def _import() -> Any:
+    try:
+        import minari
+    except ImportError as error:
+        raise ImportError("Minari's datasets need minari; `pip install 'voc_rl[minari]'` installs it.") from error
+    return minari
