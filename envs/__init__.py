@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from voc_rl.envs.dmcontrol import DMControlEnv as DMControlEnv
     from voc_rl.envs.make import make_env as make_env
     from voc_rl.envs.pixels import PixelObservation as PixelObservation
+    from voc_rl.envs.states import render_states as render_states
     from voc_rl.envs.value import VOCValueWrapper as VOCValueWrapper
     from voc_rl.envs.value_sb3 import VecVOCValue as VecVOCValue
     from voc_rl.envs.value_vector import VOCValueVectorWrapper as VOCValueVectorWrapper
@@ -28,6 +29,7 @@ _HOME = {
     "VecVOCValue": "value_sb3",
     "collect": "collection",
     "make_env": "make",
+    "render_states": "states",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "collect",
     "make_env",
     "register_envs",
+    "render_states",
 ]
 
 register_envs()

@@ -1,5 +1,6 @@
 """Episodes on disk, read back as frames, stacked observations and windows."""
 
+from voc_rl.data.d4rl import normalized_scores
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
 from voc_rl.data.latents import read_latents, stack_latents, write_latents
@@ -12,6 +13,7 @@ __all__ = [
     "Episode",
     "Episodes",
     "Window",
+    "normalized_scores",
     "read_latents",
     "stack_latents",
     "write_episode",
