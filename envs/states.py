@@ -45,7 +45,7 @@ class StateCheck:
         """Compare one state, without the position along the track, which D4RL's own observations leave out."""
         difference = float(np.max(np.abs(stored - simulated) / np.maximum(np.abs(stored), 1)))
         self.steps += 1
-        self.mismatched += difference > TOLERANCE
+        self.mismatched += not difference <= TOLERANCE  # NaN, where the simulation breaks down, is a mismatch
         self.worst = max(self.worst, difference)
 
     def __str__(self) -> str:
