@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import math
 from typing import Any
 
@@ -14,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import EzPickle
 
 from voc_rl.data import DataSpec
-from voc_rl.envs.gl import import_suite
+from voc_rl.envs.gl import import_suite, quiet_models
 from voc_rl.envs.render import FrameRenderer, backend, versions
 from voc_rl.errors import VOCError, check_positive
 
@@ -227,12 +226,7 @@ def _load(task: str) -> tuple[Any, int | None]:
         raise VOCError(f"Unknown task {task!r}; {hint}")
     domain, name = known[task]
     limit = inspect.signature(getattr(suite, domain).SUITE[name]).parameters["time_limit"].default
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # MuJoCo warns about deprecated words in the suite's own files
-    try:
+    with quiet_models():
         # The generator also shapes lqr's model, which must be the same everywhere; reset() seeds it anew.
         env = suite.load(domain, name, task_kwargs={"random": 0, "time_limit": math.inf})
-    finally:
-        logger.setLevel(level)
     return env, None if math.isinf(limit) else round(limit / env.control_timestep())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -24,6 +27,18 @@ def import_suite() -> ModuleType:
     """
     prepare_gl()
     return import_module("dm_control.suite")
+
+
+@contextmanager
+def quiet_models() -> Iterator[None]:
+    """Without MuJoCo's warnings about deprecated words in other people's model files."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def prepare_gl() -> None:

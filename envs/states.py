@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from voc_rl.data import DataSpec, Episode, Episodes
 from voc_rl.data.border import check_memory
-from voc_rl.envs.gl import import_suite
+from voc_rl.envs.gl import import_suite, quiet_models
 from voc_rl.envs.render import FrameRenderer, backend, versions
 from voc_rl.errors import VOCError, check_choice
 
@@ -74,7 +74,8 @@ class StateRenderer:
         self.task = task
         self._env = _gymnasium_task(task)
         self.positions, self.velocities, self.actions = self._env.model.nq, self._env.model.nv, self._env.model.nu
-        self._picture = Physics.from_xml_path(self._env.fullpath)  # the same model, drawn as our own tasks are
+        with quiet_models():
+            self._picture = Physics.from_xml_path(self._env.fullpath)  # the same model, drawn as our own tasks are
         self._renderer = FrameRenderer(self._picture, size, _CAMERA, render)
 
     @property
@@ -105,7 +106,8 @@ class StateRenderer:
 
 
 def _gymnasium_task(task: str) -> Any:
-    return gym.make(task, **MODELS[task]).unwrapped
+    with quiet_models():
+        return gym.make(task, **MODELS[task]).unwrapped
 
 
 def render_episode(renderer: StateRenderer, episode: Episode, check: StateCheck) -> Episode:

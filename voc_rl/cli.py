@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from voc_rl.cli_data import Data
 from voc_rl.errors import VOCError, check_choice, check_positive
 
 
@@ -281,6 +282,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Ope, tyro.conf.subcommand("ope")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
 

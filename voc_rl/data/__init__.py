@@ -5,6 +5,7 @@ from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
 from voc_rl.data.latents import read_latents, stack_latents, write_latents
 from voc_rl.data.minari_data import write_minari
+from voc_rl.data.registry import load_dataset
 from voc_rl.data.vd4rl import write_vd4rl
 from voc_rl.data.window import Window
 
@@ -13,6 +14,7 @@ __all__ = [
     "Episode",
     "Episodes",
     "Window",
+    "load_dataset",
     "normalized_scores",
     "read_latents",
     "stack_latents",

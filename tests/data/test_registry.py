@@ -1,0 +1,193 @@
+"""One function for every format; what is untrusted is read in another process; and conversions that go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
+from small import SPEC, toy_episode, toy_folder
+
+from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, trial, write_minari
+from voc_rl.data.checks import check_dataset, contact_sheet, summary
+from voc_rl.data.convert import write_folder
+from voc_rl.data.registry import parse, stream_dataset
+from voc_rl.data.trial import read_in_child
+from voc_rl.errors import VOCError
+
+LENGTHS = (4, 3)
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The same two episodes in every layout."""
+    episodes = [toy_episode(i, n, i == 1) for i, n in enumerate(LENGTHS)]
+    ours = toy_folder(tmp_path / "ours", LENGTHS, terminated=(1,))
+    write_84px(tmp_path / "84px" / "a.hdf5", episodes)
+    for i, episode in enumerate(episodes):
+        write_64px(tmp_path / "64px" / f"{i}.npz", episode)
+    write_d4rl(tmp_path / "walker2d.hdf5", d4rl_arrays((3, 2), terminated=(1,)))
+    found = {"voc": ours, "vd4rl": tmp_path / "84px", "npz": tmp_path / "64px", "d4rl": tmp_path / "walker2d.hdf5"}
+    try:
+        import minari  # noqa: F401
+    except ImportError:
+        return found
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return {**found, "minari": write_minari("toy-v0", Episodes.open(ours))}
+
+
+def test_every_format_by_its_word_and_by_looking(places: dict[str, Path]) -> None:
+    for name, place in places.items():
+        word = "vd4rl" if name == "npz" else name
+        for dataset in (load_dataset(f"{word}:{place}"), load_dataset(place), load_dataset(place, untrusted=True)):
+            assert (dataset.ends - dataset.starts).tolist() == list(LENGTHS), name
+            np.testing.assert_array_equal(np.flatnonzero(dataset.terminal), [6])
+            assert dataset.has_frames == (name != "d4rl")
+            assert check_dataset(dataset) == ([] if name != "d4rl" else check_dataset(dataset)), name
+            if dataset.has_frames:
+                np.testing.assert_array_equal(dataset.frames(np.arange(7))[:, 0, 0, 0], [0, 1, 2, 3, 40, 41, 42])
+                assert load_dataset(place, stack=2).observation_shape == (6, 2, 2)
+        assert parse(place)[0] == word
+        spec, stream = stream_dataset(place)
+        streamed = list(stream)
+        assert [len(episode.reward) for episode in streamed] == list(LENGTHS)
+        assert spec == load_dataset(place).spec
+        np.testing.assert_array_equal(np.concatenate([e.reward for e in streamed]), load_dataset(place).reward)
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_what_is_no_dataset(tmp_path: Path, untrusted: bool) -> None:
+    (tmp_path / "a.hdf5").write_text("nothing")
+    for spec, said in (
+        ("rlds:x", "Unknown dataset format 'rlds'; accepted: d4rl, minari, vd4rl, voc"),
+        ("voc:", "names no place; voc:PATH is needed"),
+        (str(tmp_path / "none"), "does not exist; a path, or FORMAT:PLACE with one of the formats d4rl, minari"),
+        (str(tmp_path / "a.hdf5"), "is not a whole HDF5 file"),
+        (f"voc:{tmp_path / 'a.hdf5'}", "is not a whole HDF5 file"),
+        (f"d4rl:{tmp_path / 'none.hdf5'}", "does not exist"),
+    ):
+        with pytest.raises(VOCError, match=said):
+            load_dataset(spec, untrusted=untrusted)
+
+
+# --- the other process
+
+
+def test_a_trial_says_what_is_there(places: dict[str, Path]) -> None:
+    with h5py.File(places["vd4rl"] / "a.hdf5", "a") as file:
+        file["reward"][5] = np.nan
+        file["action"][0] = 1
+    found = read_in_child(str(places["vd4rl"]))
+    assert found.spec == f"vd4rl:{places['vd4rl']}"
+    assert found.summary["episodes"] == "1 (0 terminated, 1 cut by a time limit)"
+    assert found.summary["frames"] == "3 x 2 x 2 uint8"
+    assert "1 malformed episode(s) of 2 left out" in found.remarks[0]
+    assert "aligned to the next action" in found.remarks[1]
+
+
+def test_a_frame_that_cannot_be_read_is_found(places: dict[str, Path]) -> None:
+    """A shard opens without its frames being looked at; a trial looks at every one."""
+    path = places["vd4rl"] / "a.hdf5"
+    with h5py.File(path) as file:
+        place = file["observation"].id.get_chunk_info(0).byte_offset
+    data = bytearray(path.read_bytes())
+    data[place : place + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    dataset = load_dataset(path)
+    with pytest.raises(VOCError, match=r"a\.hdf5 is not a whole HDF5 file .*; a file whose every frame can be read"):
+        dataset.frames(np.arange(3))
+    with pytest.raises(VOCError, match="a file whose every frame can be read"):
+        load_dataset(path).load_frames()
+    with pytest.raises(VOCError, match="a file whose every frame can be read"):
+        load_dataset(path, untrusted=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"ended the process that tried it \(SIGSEGV\)"),
+        ("import time; time.sleep(60)", "did not end in 1 seconds"),
+        ("raise ArithmeticError('no such number')", r"failed \(ArithmeticError: no such number\)"),
+        ("raise SystemExit(3)", r"failed \(no reason given\)"),
+    ],
+)
+def test_a_crash_or_a_hang_is_a_sentence(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    monkeypatch.setattr(trial, "_START", code)
+    with pytest.raises(VOCError, match=said):
+        read_in_child(str(places["voc"]), timeout=1.0)
+
+
+def test_a_trial_takes_no_module_from_the_working_directory(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (places["voc"] / "h5py.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(places["voc"])
+    assert read_in_child(".").spec == "voc:."
+    with pytest.raises(VOCError, match="timeout is 0"):
+        read_in_child(".", timeout=0.0)
+
+
+# --- what is in a dataset
+
+
+def test_wrong_numbers_are_refused_whoever_made_them(places: dict[str, Path]) -> None:
+    for name, row, value in (("reward", 2, np.nan), ("discount", 1, 2.0), ("step_type", 1, 2), ("action", 3, 5.0)):
+        dataset = load_dataset(places["voc"])
+        getattr(dataset, name)[row] = value
+        with pytest.raises(VOCError):
+            check_dataset(dataset)
+
+
+def test_a_sheet_of_frames(places: dict[str, Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    dataset = load_dataset(places["voc"])
+    contact_sheet(dataset, tmp_path / "sheet.png")
+    picture = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert picture.shape == (2 * 2, 8 * 2, 3)  # two episodes, eight frames of two pixels
+    assert picture[0, 0, 0] == 0
+    assert picture[3, -1, 0] == 42
+    with pytest.raises(VOCError, match="no frames"):
+        contact_sheet(load_dataset(places["d4rl"]), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    assert summary(dataset)["return of an episode"] == "6 to 203, mean 104.5"
+
+
+# --- conversions
+
+
+def episodes(fail_at: int | None = None) -> object:
+    def made(first: int) -> Iterator[tuple[Episode, DataSpec]]:
+        for i in range(first, 4):
+            if i == fail_at:
+                raise RuntimeError("cut")
+            yield toy_episode(i, 3 + i), SPEC
+
+    return made
+
+
+def test_a_cut_conversion_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="cut"):
+        write_folder(out, episodes(2), {"source": "x"})  # type: ignore[arg-type]
+    assert not out.exists()  # what is there is whole
+    partial = tmp_path / ".out.part"
+    first = (partial / "episode_000000.hdf5").stat().st_mtime_ns
+    with pytest.raises(VOCError, match="holds a conversion of something else"):
+        write_folder(out, episodes(), {"source": "y"})  # type: ignore[arg-type]
+    assert write_folder(out, episodes(), {"source": "x"}) == 4  # type: ignore[arg-type]
+    assert (out / "episode_000000.hdf5").stat().st_mtime_ns == first
+    assert not partial.exists()
+    assert json.loads((out / "convert.json").read_text()) == {"source": "x"}
+    dataset = load_dataset(out)
+    assert (dataset.ends - dataset.starts).tolist() == [3, 4, 5, 6]
+    with pytest.raises(VOCError, match="exists already"):
+        write_folder(out, episodes(), {"source": "x"})  # type: ignore[arg-type]
+    with pytest.raises(VOCError, match="gave no episode"):
+        write_folder(tmp_path / "none", lambda first: iter(()), {"source": "x"})

@@ -1,0 +1,112 @@
+"""What a dataset holds, and whether every part of it can be read and is what it has to be."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voc_rl.checkpoints import atomic_path
+from voc_rl.data.episodes import Episodes
+from voc_rl.data.hdf5 import COLUMNS, FIRST, MID, RANGES
+from voc_rl.errors import VOCError
+
+_AT_ONCE = 256  # frames that are read at once
+_SHEET_EPISODES, _SHEET_FRAMES = 6, 8
+
+
+def check_dataset(dataset: Episodes) -> list[str]:
+    """Read every frame and look at every number; returns remarks, a sentence each, on what is allowed but odd.
+
+    Raises:
+        VOCError: a frame that cannot be read, or numbers that no dataset may hold.
+    """
+    name, rows = str(dataset), len(dataset)
+    for key in COLUMNS:
+        column = getattr(dataset, key)
+        if column is None:
+            continue
+        low, high = RANGES.get(key, (-np.inf, np.inf))
+        if len(column) != rows or not np.isfinite(column).all() or (column < low).any() or (column > high).any():
+            raise VOCError(f"{name}: {key} has {len(column)} rows, or numbers that are not finite or out of range.")
+    inside = np.ones(rows, bool)
+    inside[dataset.starts], inside[dataset.ends - 1] = False, False
+    if (dataset.step_type[dataset.starts] != FIRST).any() or (dataset.step_type[inside] != MID).any():
+        raise VOCError(f"{name}: the step types do not make whole episodes.")
+    if dataset.has_frames:
+        for first in range(0, rows, _AT_ONCE):
+            some = np.arange(first, min(first + _AT_ONCE, rows))
+            frames = dataset.frames(some)
+            if frames.dtype != np.uint8 or frames.shape != (len(some), *dataset.frame_shape):
+                raise VOCError(f"{name}: frames are {frames.dtype} {frames.shape}; uint8 {dataset.frame_shape}.")
+    return _remarks(dataset)
+
+
+def _remarks(dataset: Episodes) -> list[str]:
+    remarks = []
+    acted = dataset.action[dataset.starts].any(1) | (dataset.reward[dataset.starts] != 0)
+    if acted.any():
+        remarks.append(
+            f"{acted.sum()} of {len(acted)} episodes have an action or a reward in their first row, where nothing led "
+            "to: rows may be aligned to the next action, one step off."
+        )
+    short = int((dataset.ends - dataset.starts < 2).sum())
+    if short:
+        remarks.append(f"{short} episodes have a single row, which holds no step.")
+    if len(dataset) > 1 and not dataset.action.any():
+        remarks.append("Every action is zero.")
+    if not dataset.has_frames:
+        remarks.append("There are states but no frames; voc_rl.envs.render_states draws them.")
+    return remarks
+
+
+def summary(dataset: Episodes) -> dict[str, str]:
+    """What a dataset holds, as words for a table."""
+    lengths = dataset.ends - dataset.starts - 1
+    returns = np.add.reduceat(dataset.reward.astype(np.float64), dataset.starts)
+    keys = [key for key in COLUMNS if getattr(dataset, key) is not None]
+    channels, height, width = dataset.frame_shape
+    made = {key: value for key, value in asdict(dataset.spec).items() if value not in ("", 0, -1)}
+    ended = int(dataset.terminal.sum())
+    return {
+        "episodes": f"{len(lengths)} ({ended} terminated, {len(lengths) - ended} cut by a time limit)",
+        "steps": f"{lengths.sum()}",
+        "steps of an episode": _spread(lengths),
+        "return of an episode": _spread(returns),
+        "reward of a step": _spread(np.delete(dataset.reward, dataset.starts)),
+        "frames": f"{channels} x {height} x {width} uint8" if dataset.has_frames else "none",
+        "arrays": ", ".join(f"{key} {list(getattr(dataset, key).shape[1:]) or ''}".strip() for key in keys),
+        "made with": ", ".join(f"{key} {value}" for key, value in made.items()) or "not said",
+    }
+
+
+def _spread(values: np.ndarray) -> str:
+    if len(values) == 0:
+        return "none"
+    return f"{values.min():.6g} to {values.max():.6g}, mean {values.mean(dtype=np.float64):.6g}"
+
+
+def format_summary(table: dict[str, Any]) -> str:
+    """Two columns of text."""
+    width = max(len(key) for key in table)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in table.items())
+
+
+def contact_sheet(dataset: Episodes, path: Path) -> None:
+    """Draw frames of some episodes into a PNG, an episode a line, from its first row to its last.
+
+    Raises:
+        VOCError: a dataset without frames.
+    """
+    from PIL import Image
+
+    chosen = np.unique(np.linspace(0, len(dataset.starts) - 1, _SHEET_EPISODES).round().astype(int))
+    lines = []
+    for episode in chosen:
+        rows = np.linspace(dataset.starts[episode], dataset.ends[episode] - 1, _SHEET_FRAMES).round().astype(int)
+        lines.append(np.concatenate(list(dataset.frames(rows).transpose(0, 2, 3, 1)), axis=1))
+    picture = Image.fromarray(np.concatenate(lines))
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")

@@ -1,0 +1,57 @@
+"""Turn a dataset of any format into a folder of ours, an episode at a time; a conversion that was cut goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from voc_rl.checkpoints import read_json, write_json
+from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
+from voc_rl.errors import VOCError
+
+SETTINGS = "convert.json"
+
+
+def write_folder(
+    out: str | Path, episodes: Callable[[int], Iterator[tuple[Episode, DataSpec]]], settings: dict[str, Any]
+) -> int:
+    """Write episodes as ``episode_000000.hdf5`` and so on; ``out`` appears when all are there.
+
+    Until then they lie in a hidden folder beside it, from which the same call goes on.
+
+    Args:
+        out: a folder that does not exist yet. settings: what makes the episodes; kept as ``convert.json``.
+        episodes: given a number, all episodes from that one on.
+
+    Returns:
+        The number of episodes.
+
+    Raises:
+        VOCError: a folder that exists, a cut conversion of something else, or episodes that are malformed or none.
+    """
+    out = Path(out)
+    if out.exists():
+        raise VOCError(f"{out} exists already; choose another folder.")
+    partial = out.parent / f".{out.name}.part"
+    if not _file(partial, 0).exists():
+        write_json(partial / SETTINGS, settings)
+    elif read_json(partial / SETTINGS, "settings of a conversion") != settings:
+        raise VOCError(f"{partial} holds a conversion of something else that was cut; delete it or choose another out.")
+    count = 0
+    while _file(partial, count).exists():
+        count += 1
+    for episode, spec in episodes(count):
+        write_episode(_file(partial, count), episode, spec)
+        count += 1
+    if count == 0:
+        raise VOCError(f"{settings} gave no episode; at least one is needed.")
+    for leftover in partial.glob(".episode_*.part"):
+        leftover.unlink(missing_ok=True)
+    os.replace(partial, out)
+    return count
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"episode_{number:06d}.hdf5"

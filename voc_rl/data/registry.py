@@ -1,0 +1,112 @@
+"""One function for every format: ``load_dataset("vd4rl:/data/walker_walk/expert/84px")``.
+
+    voc:PATH            ours: an HDF5 file or a folder of them            voc_rl.data.hdf5
+    vd4rl:PATH          V-D4RL: 84 px shards or a folder of 64 px npz     voc_rl.data.vd4rl
+    d4rl:FILE.hdf5      D4RL: states without frames                       voc_rl.data.d4rl
+    d4rl:NAME-v2        the same through the package d4rl
+    minari:NAME-v0      Minari: by name, or a folder                      voc_rl.data.minari_data
+
+A path without a word before it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+
+from voc_rl.data import minari_data, vd4rl, vd4rl_npz
+from voc_rl.data.border import data_files, reading
+from voc_rl.data.d4rl import open_d4rl
+from voc_rl.data.episodes import Episodes
+from voc_rl.data.hdf5 import SPEC_ATTRIBUTE, DataSpec, Episode, hdf5_files
+from voc_rl.data.trial import read_in_child
+from voc_rl.errors import VOCError, check_choice
+
+
+def _open_ours(location: str, stack: int, untrusted: bool) -> Episodes:
+    hdf5_files(Path(location), untrusted)  # refuses links that leave the folder
+    return Episodes.open(location, stack)
+
+
+FORMATS: dict[str, Callable[[str, int, bool], Episodes]] = {
+    "voc": _open_ours,
+    "vd4rl": vd4rl.open_vd4rl,
+    "d4rl": lambda location, stack, untrusted: open_d4rl(location, stack),
+    "minari": lambda location, stack, untrusted: minari_data.open_minari(location, stack),
+}
+
+
+def load_dataset(spec: str | Path, *, untrusted: bool = False, stack: int = 3) -> Episodes:
+    """Open a dataset of any format that is known.
+
+    Args:
+        spec: ``FORMAT:PLACE`` (module docstring), or a path, whose format is then found out by looking.
+        untrusted: the files come from someone who may mean harm: they are read to the end in a process of their own
+            first, because the HDF5 library may crash on them, and links that leave a folder are refused.
+        stack: frames of an observation.
+
+    Raises:
+        VOCError: an unknown format, nothing there, or files that are damaged, malformed or lie about their size.
+        ImportError: a format whose library is not installed.
+    """
+    if untrusted:
+        spec = read_in_child(str(spec)).spec
+    name, location = parse(spec)
+    return FORMATS[name](location, stack, untrusted)
+
+
+def stream_dataset(spec: str | Path) -> tuple[DataSpec, Iterator[Episode]]:
+    """How the frames were made, and episode after episode, of which one at a time is in memory.
+
+    Raises:
+        VOCError: as ``load_dataset``, some of it while the episodes are read.
+    """
+    name, location = parse(spec)
+    path = Path(location)
+    if name == "minari":
+        folder = minari_data.minari_folder(location)
+        return minari_data.minari_spec(folder), minari_data.minari_episodes(folder)
+    if name == "vd4rl" and (archives := data_files(path, (".npz",)) if path.is_dir() else []):
+        return vd4rl_npz.npz_spec(archives), vd4rl_npz.npz_episodes(archives, path)
+    dataset = FORMATS[name](location, 3, False)
+    return dataset.spec, (dataset.whole(i) for i in range(len(dataset.starts)))
+
+
+def parse(spec: str | Path) -> tuple[str, str]:
+    """A format and a place; the format of a path alone is found out by looking.
+
+    Raises:
+        VOCError: an unknown format, or a path with nothing that is known.
+    """
+    word, colon, location = str(spec).partition(":")
+    if colon and not Path(spec).exists():
+        check_choice(word, FORMATS, "dataset format")
+        if not location:
+            raise VOCError(f"{spec!r} names no place; {word}:PATH is needed.")
+        return word, location
+    return _guess(Path(spec)), str(spec)
+
+
+def _guess(path: Path) -> str:
+    if not path.exists():
+        raise VOCError(
+            f"{path} does not exist; a path, or FORMAT:PLACE with one of the formats {', '.join(sorted(FORMATS))}, is "
+            "needed."
+        )
+    if path.is_dir():
+        if (path / "metadata.json").is_file() or (path / "data" / "metadata.json").is_file():
+            return "minari"
+        files = data_files(path, (".npz", ".hdf5", ".h5"))
+        if not files:
+            return "vd4rl"  # says what is missing
+        path = files[0]
+    if path.suffix == ".npz":
+        return "vd4rl"
+    with reading(path, "HDF5", "a dataset that is known"), h5py.File(path, "r") as file:
+        if SPEC_ATTRIBUTE in file.attrs:
+            return "voc"
+        if "observations" in list(file):
+            return "d4rl"
+        return "vd4rl"

@@ -1,0 +1,87 @@
+"""Read a dataset to its end in a process of its own: libhdf5 can crash or hang on a file that is made to do so."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from voc_rl.errors import VOCError, check_positive
+
+_START = "from voc_rl.data.trial import main; main()"
+_PATIENCE = 60.0  # seconds, and one more for every megabyte
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the process found: the dataset with its format said, what is in it, and remarks, a sentence each."""
+
+    spec: str
+    summary: dict[str, str]
+    remarks: list[str]
+
+
+def read_in_child(spec: str, timeout: float | None = None) -> Trial:
+    """Open a dataset and read every frame of it in another process, which has no more memory than the machine.
+
+    Args:
+        spec: as in ``load_dataset``. timeout: seconds; None is a minute, and a second for every megabyte.
+
+    Raises:
+        VOCError: whatever ``load_dataset`` refuses, a crash, or no end in time.
+    """
+    if timeout is None:
+        timeout = _PATIENCE + _bytes(spec) / 2**20
+    check_positive(timeout, "timeout")
+    # -P: no module is taken from the working directory, which may be the data's
+    command = [sys.executable, "-P", "-c", _START, spec]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise VOCError(f"Reading {spec} did not end in {timeout:.0f} seconds; the files are refused.") from error
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise VOCError(f"Reading {spec} ended the process that tried it ({name}); the files are refused.")
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise VOCError(f"Reading {spec} failed ({last.rstrip('.')}); the files are refused.") from error
+    if "refused" in found:
+        raise VOCError(found["refused"])
+    return Trial(found["spec"], found["summary"], found["remarks"])
+
+
+def _bytes(spec: str) -> int:
+    """Size of the files that a spec may mean; 0 where it names something else."""
+    path = Path(spec) if Path(spec).exists() else Path(spec.partition(":")[2] or ".")
+    if path.is_dir() and path != Path("."):
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
+def main() -> None:
+    """What the other process does: one line of JSON is its answer."""
+    from voc_rl.data.checks import check_dataset, summary
+    from voc_rl.data.registry import FORMATS, parse
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            name, location = parse(sys.argv[1])
+            dataset = FORMATS[name](location, 3, True)
+            remarks = check_dataset(dataset)
+        found = {"spec": f"{name}:{location}", "summary": summary(dataset)}
+        answer = {**found, "remarks": [*(str(w.message) for w in caught if w.category is UserWarning), *remarks]}
+    except (VOCError, ImportError) as error:
+        answer = {"refused": str(error)}
+    print(json.dumps(answer))
