@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from small import toy_episode, toy_folder
 
+from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from voc_rl.cli import main
 from voc_rl.data import Episodes, load_dataset
 from voc_rl.envs.states import MODELS, StateRenderer

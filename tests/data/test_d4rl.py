@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import d4rl_arrays, write_d4rl
 
+from voc_rl.benchmarks.layouts import d4rl_arrays, write_d4rl
 from voc_rl.data import Episodes, normalized_scores
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.errors import VOCError

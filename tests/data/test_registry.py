@@ -9,9 +9,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from small import SPEC, toy_episode, toy_folder
 
+from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, trial, write_minari
 from voc_rl.data.checks import check_dataset, contact_sheet, summary
 from voc_rl.data.convert import write_folder

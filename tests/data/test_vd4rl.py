@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import write_64px, write_84px
 from small import numbered_frames, toy_episode, toy_folder
 
+from voc_rl.benchmarks.layouts import write_64px, write_84px
 from voc_rl.data import Episodes, write_vd4rl
 from voc_rl.data.vd4rl import open_vd4rl
 from voc_rl.data.vd4rl_npz import read_npz

@@ -8,8 +8,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from layouts import d4rl_arrays, write_d4rl
 
+from voc_rl.benchmarks.layouts import d4rl_arrays, write_d4rl
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.envs import render_states
 from voc_rl.envs.states import MODELS, StateRenderer

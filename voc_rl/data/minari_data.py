@@ -203,9 +203,8 @@ def write_minari(name: str, dataset: Episodes) -> Path:
         VOCError: a name that is none, or one that is taken.
         ImportError: minari is not installed.
     """
-    minari = _import()
+    _import()
     from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.dataset.minari_storage import MinariStorage
     from minari.namespace import create_namespace, list_local_namespaces
     from minari.storage.datasets_root_dir import get_dataset_path
 
@@ -221,16 +220,24 @@ def write_minari(name: str, dataset: Episodes) -> Path:
     temporary = final.parent / f".{final.name}.{os.getpid()}.part"
     temporary.mkdir()
     try:
-        observations, actions = _spaces(dataset)
-        # a picture would be kept as JPEG otherwise, which changes it
-        storage = MinariStorage.new(temporary / "data", observations, actions, jpeg_encoding=False)
-        described = {"dataset_id": name, "minari_version": minari.__version__, "description": repr(dataset)}
-        storage.update_metadata({**described, SPEC_ATTRIBUTE: json.dumps(asdict(dataset.spec))})
-        storage.update_episodes(_buffer(dataset.whole(i)) for i in range(len(dataset.starts)))
+        write_minari_folder(temporary / "data", name, dataset)
         os.replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final / "data"
+
+
+def write_minari_folder(folder: Path, name: str, dataset: Episodes) -> None:
+    """Write the two files of a Minari dataset into a folder, wherever that is."""
+    minari = _import()
+    from minari.dataset.minari_storage import MinariStorage
+
+    observations, actions = _spaces(dataset)
+    # a picture would be kept as JPEG otherwise, which changes it
+    storage = MinariStorage.new(folder, observations, actions, jpeg_encoding=False)
+    described = {"dataset_id": name, "minari_version": minari.__version__, "description": repr(dataset)}
+    storage.update_metadata({**described, SPEC_ATTRIBUTE: json.dumps(asdict(dataset.spec))})
+    storage.update_episodes(_buffer(dataset.whole(i)) for i in range(len(dataset.starts)))
 
 
 def _spaces(dataset: Episodes) -> tuple[Any, Any]:

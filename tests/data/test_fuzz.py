@@ -1,0 +1,97 @@
+"""Mutated files of every format load as valid episodes or are refused in one sentence; and the counts of the rest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from voc_rl.benchmarks.fuzz_mutations import mutated
+from voc_rl.benchmarks.fuzz_readers import (
+    SAMPLES,
+    formats,
+    fuzz_readers,
+    read_mutated,
+    what_is_wrong,
+    write_files,
+)
+from voc_rl.data import DataSpec, Episodes
+
+
+def test_mutations_of_every_reader() -> None:
+    """`python -m voc_rl.benchmarks.trust --mutations 10000` is the long form."""
+    report = fuzz_readers(600, seed=int(os.environ.get("FUZZ_SEED", "1")))
+    assert report.failures == []
+    assert report.mutations == report.loaded + report.refused == 600
+    assert report.loaded > 60  # damage in what nobody needs, or in numbers that may be any
+    assert report.refused > 60
+
+
+@pytest.mark.parametrize("name", formats())
+def test_unharmed_samples_load(name: str, tmp_path: Path) -> None:
+    write_files(tmp_path, SAMPLES[name]())
+    assert read_mutated(tmp_path, name) == ("loaded", "")
+
+
+@pytest.mark.parametrize("name", formats())
+def test_mutations_repeat_and_change_something(name: str) -> None:
+    files = SAMPLES[name]()
+    first = [mutated(files, np.random.default_rng([3, i])) for i in range(20)]
+    again = [mutated(files, np.random.default_rng([3, i])) for i in range(20)]
+    raw = [a == b for a, b in zip(first, again, strict=True)]
+    assert sum(raw) >= 10  # HDF5 stamps the time into what it writes anew
+    assert sum(files != changed for changed in first) >= 15
+
+
+def ends_at_three(connection: Any, seed: int) -> None:
+    connection.send("ready")
+    while True:
+        index = connection.recv()
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        connection.send(("loaded", "") if index % 2 else ("silent_misreads", "odd"))
+
+
+def sleeps_at_one(connection: Any, seed: int) -> None:
+    connection.send("ready")
+    while True:
+        if connection.recv() == 1:
+            time.sleep(60)
+        connection.send(("refused", ""))
+
+
+def test_crashes_and_misreads_are_counted_and_the_rest_goes_on() -> None:
+    report = fuzz_readers(7, work=ends_at_three)
+    assert (report.mutations, report.crashes, report.loaded, report.silent_misreads) == (7, 1, 2, 4)
+    crash = next(failure for failure in report.failures if failure.startswith("crashes"))
+    assert f"mutation 3: the process ended with code -{int(signal.SIGSEGV)}" in crash
+
+
+def test_hangs_are_counted() -> None:
+    report = fuzz_readers(3, timeout=0.5, work=sleeps_at_one)
+    assert (report.mutations, report.hangs, report.refused) == (3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("step_type", 2, "step types"),
+        ("reward", np.nan, "reward"),
+        ("action", 2.0, "actions outside"),
+        ("discount", -1.0, "discounts outside"),
+    ],
+)
+def test_invalid_episodes_are_seen(tmp_path: Path, column: str, value: float, said: str) -> None:
+    write_files(tmp_path, SAMPLES["voc"]())
+    dataset = Episodes.open(tmp_path)
+    frames = dataset.frames(np.arange(len(dataset)))
+    assert what_is_wrong(dataset, frames) == ""
+    assert "frames" in what_is_wrong(dataset, frames[1:])
+    getattr(dataset, column)[2] = value
+    assert said in what_is_wrong(dataset, frames)
+    assert dataset.spec == DataSpec(task="fuzz", size=4)
