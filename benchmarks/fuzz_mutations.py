@@ -83,7 +83,8 @@ def _change_array(data: bytes, rng: np.random.Generator) -> bytes:
         elif kind == 4:
             file[key] = array[:: int(rng.choice([-1, 2]))]
         elif kind == 5:
-            file[key] = array.astype(rng.choice(["S4", "i1", "u8", "f2", "?"]))
+            kinds = ["S4", "i1", "u8", "f2", "?"] if array.dtype.kind in "biuf" else ["S1"]
+            file[key] = array.astype(rng.choice(kinds))
         elif kind == 6:
             odd = array.astype(np.float64) if array.dtype.kind in "biuf" else np.zeros(array.shape)
             odd.flat[rng.integers(odd.size)] = rng.choice([np.nan, np.inf, -1, 2, 0.5, 1e300])

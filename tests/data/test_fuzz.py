@@ -25,7 +25,7 @@ from voc_rl.data import DataSpec, Episodes
 
 def test_mutations_of_every_reader() -> None:
     """`python -m voc_rl.benchmarks.trust --mutations 10000` is the long form."""
-    report = fuzz_readers(600, seed=int(os.environ.get("FUZZ_SEED", "1")))
+    report = fuzz_readers(600, seed=1, timeout=60)  # a busy machine is slow, which is no hang
     assert report.failures == []
     assert report.mutations == report.loaded + report.refused == 600
     assert report.loaded > 60  # damage in what nobody needs, or in numbers that may be any
@@ -61,7 +61,7 @@ def sleeps_at_one(connection: Any, seed: int) -> None:
     connection.send("ready")
     while True:
         if connection.recv() == 1:
-            time.sleep(60)
+            time.sleep(600)
         connection.send(("refused", ""))
 
 
@@ -73,7 +73,7 @@ def test_crashes_and_misreads_are_counted_and_the_rest_goes_on() -> None:
 
 
 def test_hangs_are_counted() -> None:
-    report = fuzz_readers(3, timeout=0.5, work=sleeps_at_one)
+    report = fuzz_readers(3, timeout=3, work=sleeps_at_one)
     assert (report.mutations, report.hangs, report.refused) == (3, 1, 2)
 
 

@@ -271,6 +271,16 @@ def test_discrete_actions_have_no_place_here() -> None:
         open_minari("toy/rings-v0")
 
 
+def test_links_that_leave_an_untrusted_folder(root: Path) -> None:
+    by_minari()
+    file = root / "toy" / "rings-v0" / "data" / "main_data.hdf5"
+    file.rename(root / "elsewhere.hdf5")
+    file.symlink_to(root / "elsewhere.hdf5")
+    check_alignment(open_minari("toy/rings-v0"))
+    with pytest.raises(VOCError, match=r"main_data\.hdf5 is a link to"):
+        open_minari("toy/rings-v0", untrusted=True)
+
+
 def test_names(root: Path) -> None:
     with pytest.raises(VOCError, match=r"There is no Minari dataset no/such-v0 in .*; `minari download no/such-v0`"):
         open_minari("no/such-v0")

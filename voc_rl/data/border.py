@@ -108,12 +108,19 @@ def check_memory(needed: int, what: str) -> None:
     Raises:
         VOCError: more bytes than there are in all.
     """
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = machine_memory()
     if needed > there:
         raise VOCError(
             f"{what} takes {needed / 2**30:.1f} GiB of memory, this machine has {there / 2**30:.1f}; "
             "`voc-rl data convert` turns it into files that are read frame by frame."
         )
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has in all."""
+    if not hasattr(os, "sysconf"):  # Windows does not say
+        return 2**40
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_numbers(array: h5py.Dataset, what: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from voc_rl.data.border import read_numbers, reading, stored_array
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import FRAMES
 from voc_rl.data.vd4rl import write_vd4rl
@@ -40,10 +41,11 @@ def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
 
 
 def _read(path: Path, key: str, codebook_size: int) -> np.ndarray:
-    with h5py.File(path, "r") as file:  # readable: the dataset was opened from it
-        if not isinstance(file.get(key), h5py.Dataset):
+    with reading(path, "HDF5", "a file with the codes of its frames"), h5py.File(path, "r") as file:
+        stored, frames = stored_array(file, key, path), stored_array(file, FRAMES, path)
+        if stored is None or frames is None:
             raise VOCError(f"{path} has no {key}; a file with the codes of its frames is needed.")
-        codes, rows = file[key][()], len(file[FRAMES])
+        codes, rows = read_numbers(stored, f"{path}: {key}"), len(frames)
     if codes.ndim != 2 or len(codes) != rows:
         raise VOCError(f"{path}: {key} has shape {codes.shape}; one row of codes for each of {rows} frames is needed.")
     if not np.issubdtype(codes.dtype, np.integer):

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 from voc_rl.checkpoints import read_json
-from voc_rl.data.border import check_tree, reading
+from voc_rl.data.border import check_tree, data_files, reading
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, FIRST, LAST, MID, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec
 from voc_rl.errors import VOCError
@@ -34,7 +34,7 @@ from voc_rl.errors import VOCError
 _OURS = ("discount", "state", "physics", "log_prob", "unclipped_action", "policy_id")
 
 
-def open_minari(name: str, stack: int = 3) -> Episodes:
+def open_minari(name: str, stack: int = 3, untrusted: bool = False) -> Episodes:
     """Read a dataset of the local Minari folder (``namespace/name-v0``) or of a folder given as a path, into memory.
 
     Pictures are uint8 (H, W, 3) or (3K, H, W), of which the newest frame is kept; flat observations become ``state``.
@@ -45,6 +45,7 @@ def open_minari(name: str, stack: int = 3) -> Episodes:
         ImportError: minari is not installed.
     """
     folder = minari_folder(name)
+    data_files(folder, (".json", ".hdf5"), untrusted)  # refuses links that leave the folder
     return Episodes.from_episodes(minari_episodes(folder), minari_spec(folder), folder, stack)
 
 

@@ -34,7 +34,7 @@ FORMATS: dict[str, Callable[[str, int, bool], Episodes]] = {
     "voc": _open_ours,
     "vd4rl": vd4rl.open_vd4rl,
     "d4rl": lambda location, stack, untrusted: open_d4rl(location, stack),
-    "minari": lambda location, stack, untrusted: minari_data.open_minari(location, stack),
+    "minari": minari_data.open_minari,
 }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from voc_rl.data.border import machine_memory
 from voc_rl.errors import VOCError, check_positive
 
 _START = "from voc_rl.data.trial import main; main()"
@@ -68,11 +67,12 @@ def _bytes(spec: str) -> int:
 
 def main() -> None:
     """What the other process does: one line of JSON is its answer."""
+    import resource
+
     from voc_rl.data.checks import check_dataset, summary
     from voc_rl.data.registry import FORMATS, parse
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_AS, (machine_memory(), machine_memory()))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with warnings.catch_warnings(record=True) as caught:
