@@ -14,7 +14,7 @@ from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig, optimise, step_seed
 from voc_rl.occupancy import PolicyActions, taken_actions
 
-MEMBERS = 5  # outputs per policy, each with its own weights of the episodes
+MEMBERS = 5  # outputs per policy of one reward, each with its own weights of the episodes
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,25 @@ class FQEConfig:
 
 
 class QNetwork(nn.Module):
-    """State (B, F) and action (B, A) -> (1 - gamma) Q (B, P, members)."""
+    """State (B, F) and action (B, A) -> (1 - gamma) Q (B, P, K) of P policies and K outputs."""
 
-    def __init__(self, state: int, action: int, policies: int, width: int) -> None:
+    def __init__(self, state: int, action: int, policies: int, outputs: int, width: int) -> None:
         super().__init__()
-        self.policies, self.split = policies, (state, action)
+        self.policies, self.outputs, self.split = policies, outputs, (state, action)
         self.first, self.second = nn.Linear(state + action, width), nn.Linear(width, width)
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.last = nn.Linear(width, policies * MEMBERS)
+        self.last = nn.Linear(width, policies * outputs)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         hidden = self._hidden(self.first(torch.cat([state, action], 1)))
-        return self.last(hidden).view(len(state), self.policies, MEMBERS)
+        return self.last(hidden).view(len(state), self.policies, self.outputs)
 
     def of_policies(self, state: Tensor, actions: Tensor) -> Tensor:
-        """(1 - gamma) Q (B, P, members), each policy's of its own action (P, B, A); the state is looked at once."""
+        """(1 - gamma) Q (B, P, K), each policy's of its own action (P, B, A); the state is looked at once."""
         of_state, of_action = self.first.weight.split(self.split, 1)
         seen = F.linear(state, of_state, self.first.bias)
-        weight = self.last.weight.view(self.policies, MEMBERS, -1)
-        bias = self.last.bias.view(self.policies, MEMBERS)
+        weight = self.last.weight.view(self.policies, self.outputs, -1)
+        bias = self.last.bias.view(self.policies, self.outputs)
         hidden = [self._hidden(seen + F.linear(action, of_action)) for action in actions]
         return torch.stack([F.linear(h, weight[p], bias[p]) for p, h in enumerate(hidden)], 1)
 
@@ -59,19 +59,17 @@ class QNetwork(nn.Module):
 
 class _Trainee:
     def __init__(
-        self, network: QNetwork, state: Tensor, dataset: Episodes, actions: PolicyActions, gamma: float,
-        config: FQEConfig, seed: int,
+        self, network: QNetwork, state: Tensor, dataset: Episodes, actions: PolicyActions, reward: np.ndarray,
+        weights: np.ndarray, gamma: float, config: FQEConfig, seed: int,
     ) -> None:  # fmt: skip
         self.network, self.target = network, copy.deepcopy(network).requires_grad_(False)
         self.inputs, self.gamma, self.config, self.seed = state, gamma, config, seed
         self.rows = np.flatnonzero(dataset.steps_left > 0)
         self.taken, self.drawn = torch.from_numpy(taken_actions(dataset)), torch.from_numpy(actions.drawn)
-        self.mean = float(dataset.reward[dataset.step_type > 0].mean())
-        self.reward = torch.from_numpy(dataset.reward) - self.mean  # outputs are differences from the mean reward
+        self.mean = torch.from_numpy(reward[dataset.step_type > 0].mean(0))
+        self.reward = torch.from_numpy(reward) - self.mean  # outputs are differences from the mean reward
         self.going = torch.from_numpy(~dataset.terminal)
-        rng = np.random.default_rng([seed, 61])
-        weights = rng.exponential(size=(len(dataset.starts), MEMBERS)).astype(np.float32)
-        self.weights = torch.from_numpy(weights[dataset.episode])
+        self.weights = torch.from_numpy(weights)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
@@ -85,7 +83,7 @@ class _Trainee:
             q = self.target.of_policies(self.inputs[later], self.drawn[:, later, draw])
             # after an end nothing follows: its (1 - gamma) Q is zero, which is minus the mean in these units
             q = torch.where(self.going[later, None, None], q, -self.mean)
-            goal = (1 - self.gamma) * self.reward[later, None, None] + self.gamma * q
+            goal = (1 - self.gamma) * self.reward[later, None] + self.gamma * q
         noise = self.config.noise * torch.randn(len(rows), self.inputs.shape[1], generator=generator)
         found = self.network(self.inputs[rows] + noise, self.taken[rows])
         return ((found - goal).square() * self.weights[rows, None]).mean(), {}
@@ -103,21 +101,36 @@ class _Trainee:
 
 @dataclass(frozen=True)
 class FittedQ:
-    """value float64 (P, N, members): V of every row; taken (P, N, members): Q of the action that was taken there."""
+    """value float64 (P, N, K): V of every row, policy and output; taken (P, N, K): Q of the action taken there."""
 
     value: np.ndarray
     taken: np.ndarray
 
 
+def members_of(dataset: Episodes, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The data's reward for each of several outputs, and weights that differ by episode, float32 (N, MEMBERS) both.
+
+    The spread of these outputs tells what the choice of episodes does (Bayesian bootstrap).
+    """
+    weights = np.random.default_rng([seed, 61]).exponential(size=(len(dataset.starts), MEMBERS)).astype(np.float32)
+    return np.repeat(dataset.reward[:, None], MEMBERS, 1), weights[dataset.episode]
+
+
 def fitted_q(
-    dataset: Episodes, state: np.ndarray, actions: PolicyActions, gamma: float, config: FQEConfig, seed: int
-) -> FittedQ:
-    """Fit Q of every policy on states float (N, F) of the dataset's rows (features of frames, or true states)."""
+    dataset: Episodes, state: np.ndarray, actions: PolicyActions, gamma: float, config: FQEConfig, seed: int,
+    reward: np.ndarray, weights: np.ndarray | None = None,
+) -> FittedQ:  # fmt: skip
+    """Fit Q of every policy on states float (N, F) of the dataset's rows (features of frames, or true states).
+
+    ``reward`` float32 (N, K): on arrival at the rows, one for each output; ``weights`` (N, K): of the rows in their
+    losses, None: alike.
+    """
     inputs = torch.from_numpy((state - state.mean(0)) / (state.std(0) + 1e-4)).float()
+    weights = np.ones_like(reward) if weights is None else weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, 71))
-        network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), config.width)
-    trainee = _Trainee(network, inputs, dataset, actions, gamma, config, seed)
+        network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), reward.shape[1], config.width)
+    trainee = _Trainee(network, inputs, dataset, actions, reward, weights, gamma, config, seed)
     optimise(trainee, config.loop, seed, "fqe", progress=True)
     with torch.no_grad():
         network = trainee.target

@@ -95,11 +95,11 @@ class OPE:
         method, gamma, development = cell["method"], cell["gamma"], cell["part"] == "development"
         targets = data.targets(development)
         if method in ("voc", "one_step"):
-            config = _config(self.scale, gamma, cell["seed"])
             if method == "voc":
-                estimates, extra = _voc(data, targets, gamma, config)
+                estimates, extra = _voc(data, evaluator_of(data, targets, gamma, self.scale, cell["seed"]))
             else:
-                estimates, extra = _one_step(data, targets, gamma, config), {}
+                evaluator = evaluator_of(data, targets, 0.0, self.scale, cell["seed"])
+                estimates, extra = _one_step(data, evaluator, gamma), {}
         else:
             baseline = ope_baselines.BASELINES[method]
             estimates, extra = baseline(data, targets, gamma, cell["seed"], data.true_j(gamma)), {}
@@ -116,44 +116,44 @@ def _config(scale: str, gamma: float, seed: int) -> EvaluationConfig:
     return replace(config, voc=replace(config.voc, seed=seed))
 
 
-def _evaluator(data: TaskData, targets: Mapping[str, Any], gamma: float, config: EvaluationConfig) -> PolicyEvaluator:
+def evaluator_of(
+    data: TaskData, targets: Mapping[str, Any], gamma: float, scale: str, seed: int, null_context: bool = False
+) -> PolicyEvaluator:
+    """The evaluator of a cell, with the settings that were chosen on development policies."""
+    config = _config(scale, gamma, seed)
+    network = replace(config.voc.network, null_context=null_context)
     return PolicyEvaluator(
-        data.episodes, targets, gamma, data.starts, config, quantizer=data.quantizer, tokens=data.tokens, progress=True
-    )
+        data.episodes, targets, gamma, data.starts, replace(config, voc=replace(config.voc, network=network)),
+        quantizer=data.quantizer, tokens=data.tokens, progress=True,
+    )  # fmt: skip
 
 
-def _voc(
-    data: TaskData, targets: Mapping[str, Any], gamma: float, config: EvaluationConfig
-) -> tuple[Estimates, dict[str, Any]]:
+def _voc(data: TaskData, evaluator: PolicyEvaluator) -> tuple[Estimates, dict[str, Any]]:
     """``mfmc`` (the chains alone), ``voc_head`` and ``voc`` (sampled futures), and what the data say of each policy."""
-    evaluator = _evaluator(data, targets, gamma, config)
-    unit = (1.0 - gamma) / R_MAX
+    unit = (1.0 - evaluator.gamma) / R_MAX
     estimates: Estimates = {}
     diagnostics = {}
     for method, estimator in (("mfmc", "stitch"), ("voc_head", "head"), ("voc", "sample")):
-        found = {name: evaluator.estimate(name, estimator) for name in targets}  # type: ignore[arg-type]
+        found = {name: evaluator.estimate(name, estimator) for name in evaluator.policies}  # type: ignore[arg-type]
         estimates[method] = {name: (e.value * unit, e.low * unit, e.high * unit) for name, e in found.items()}
-        diagnostics = {name: e.diagnostics for name, e in found.items()}
+        diagnostics = {name: {**e.diagnostics, "stderr": e.stderr * unit} for name, e in found.items()}
     return estimates, {"diagnostics": diagnostics}
 
 
-def _one_step(data: TaskData, targets: Mapping[str, Any], gamma: float, config: EvaluationConfig) -> Estimates:
+def _one_step(data: TaskData, evaluator: PolicyEvaluator, gamma: float) -> Estimates:
     """The same network trained for the next observation (discount 0), rolled out to the horizon."""
-    evaluator = _evaluator(data, targets, 0.0, config)
-    model, head = evaluator.model.network, evaluator.reward_head
+    targets, model, head = list(evaluator.policies), evaluator.model.network, evaluator.reward_head
     codes, features = data.tokens
     starts = torch.from_numpy(data.starts).repeat(len(targets))
     contexts, seen = codes[starts].long(), features[starts].float()
     policy = torch.arange(len(targets)).repeat_interleave(len(data.starts))
     generator = torch.Generator().manual_seed(evaluator.seed)
-    total = np.zeros((len(starts), ROLLED_OUT))
+    total, weights = np.zeros((len(starts), ROLLED_OUT)), gamma ** np.arange(horizon(gamma))
     with autocast():
-        paths = hops(model, contexts, seen, ROLLED_OUT, horizon(gamma), generator, condition=Condition(policy=policy))
-        for k, state in enumerate(paths):
-            total += (
-                gamma**k * rewards_of_futures(state, evaluator.quantizer.embed, head, model.config.end_code).numpy()
-            )
-    j = (total * (1.0 - gamma) / R_MAX).reshape(len(targets), len(data.starts), ROLLED_OUT)
+        paths = hops(model, contexts, seen, ROLLED_OUT, len(weights), generator, condition=Condition(policy=policy))
+        for weight, state in zip(weights, paths, strict=True):
+            total += weight * rewards_of_futures(state, evaluator.quantizer.embed, head, model.config.end_code).numpy()
+    j = (total / weights.sum() / R_MAX).reshape(len(targets), len(data.starts), ROLLED_OUT)
     noise = np.sqrt((j.var(2, ddof=1) / ROLLED_OUT).mean(1) / len(data.starts))  # of the roll-outs alone
     means = j.mean((1, 2))
     low, high = normal_interval(means, noise)

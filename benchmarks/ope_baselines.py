@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from voc_rl.benchmarks.fqe import MEMBERS, FittedQ, FQEConfig, fitted_q
+from voc_rl.benchmarks.fqe import MEMBERS, FittedQ, FQEConfig, fitted_q, members_of
 from voc_rl.benchmarks.ope_data import R_MAX, TaskData
 from voc_rl.benchmarks.ope_protocol import LOGGED
 from voc_rl.errors import VOCError
@@ -92,7 +92,7 @@ BASELINES: dict[str, Baseline] = {"fqe": fqe, "fqe_state": fqe_state, "wis": wis
 def _fitted(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, state: np.ndarray) -> FittedQ:
     rng = np.random.default_rng([seed, 31])
     actions = policy_actions(list(targets.values()), data.episodes, DRAWS, rng)
-    return fitted_q(data.episodes, state, actions, gamma, FQEConfig(), seed)
+    return fitted_q(data.episodes, state, actions, gamma, FQEConfig(), seed, *members_of(data.episodes, seed))
 
 
 def _of_members(

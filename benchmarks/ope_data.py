@@ -115,11 +115,15 @@ class TaskData:
 
     def true_j(self, gamma: float) -> dict[str, float]:
         """J of every policy, (1 - gamma) V / r_max, averaged over starts and roll-outs."""
-        reward = self._truth[0].numpy().astype(float)
-        weights = gamma ** np.arange(reward.shape[-1])
-        values = (reward * weights).sum(-1).mean((1, 2))
-        return {name: float(v) * (1.0 - gamma) / R_MAX for name, v in zip(self.policies, values, strict=True)}
+        values = discounted_mean(self._truth[0].numpy().astype(float), gamma).mean((1, 2)) / R_MAX
+        return {name: float(v) for name, v in zip(self.policies, values, strict=True)}
 
     def arrived_states(self, name: str) -> np.ndarray:
         """Flat states (starts, roll-outs, H, S) that a policy's true roll-outs arrived at."""
         return self._truth[1][list(self.policies).index(name)].numpy()
+
+
+def discounted_mean(reward: np.ndarray, gamma: float) -> np.ndarray:
+    """(1 - gamma) V (...) of rewards (..., H) on arrival; what lies beyond H is taken to be like what lies before."""
+    weights = gamma ** np.arange(reward.shape[-1])
+    return reward @ (weights / weights.sum())

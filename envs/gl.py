@@ -63,6 +63,22 @@ def prepare_gl() -> None:
     )
 
 
+def check_screen() -> None:
+    """Refuse to draw with a backend that needs a screen where there is none: the process would end in the driver.
+
+    That happens where dm_control was imported before this package, and chose GLFW.
+
+    Raises:
+        VOCError: GLFW without a display.
+    """
+    chosen = getattr(sys.modules.get("dm_control._render"), "BACKEND", None)
+    if sys.platform == "linux" and chosen == "glfw" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        raise VOCError(
+            "dm_control was imported before voc_rl.envs and draws with GLFW, which needs a screen; import voc_rl.envs "
+            "first, or set MUJOCO_GL=egl."
+        )
+
+
 def _import_triton_first() -> None:
     """Mesa's software drivers and triton both hold LLVM: triton imported after a context ends the process."""
     if "triton" not in sys.modules and find_spec("triton") is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from voc_rl.envs.gl import check_screen
 from voc_rl.errors import VOCError, check_choice, check_positive
 
 if TYPE_CHECKING:
@@ -55,9 +56,15 @@ class FrameRenderer:
             visual.quality.shadowsize = 0
 
     def render(self) -> np.ndarray:
-        """The present frame, uint8 (size, size, 3)."""
+        """The present frame, uint8 (size, size, 3).
+
+        Raises:
+            VOCError: a forked process, or a backend without the screen that it needs.
+        """
         global _drawing_process
         _check_not_forked()
+        if _drawing_process is None:
+            check_screen()
         _drawing_process = os.getpid()
         if self.profile == "faithful":
             return self._physics.render(self.size, self.size, camera_id=self.camera).copy()

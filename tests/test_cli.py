@@ -301,7 +301,7 @@ def test_stages_on_a_real_small_collection(capsys: pytest.CaptureFixture[str], t
         assert set(scores) == {"error", "nrmse", "mae", "bias", "spearman", "pearson"}
         assert np.isfinite(list(scores.values())).all()
     assert set(metrics["seconds"]) == {"quantizer", "tokenize", "train", "evaluate"}
-    assert 10**8 < metrics["peak_memory_bytes"] < 4 * 2**30
+    assert 10**8 < metrics["peak_memory_bytes"] < 8 * 2**30  # of the process, with the tests before this one
     voc = VOC.load(out)
     assert voc.spec == dataset.spec
     assert voc.observation_shape == (9, 84, 84)

@@ -126,8 +126,9 @@ class PolicyEvaluator:
         )  # fmt: skip
         assert trained_head is not None
         return PolicyModel(
-            trained, trained_head, self.quantizer, self.dataset, self.tokens, list(self.policies), self.gamma, self.seed
-        )
+            trained, trained_head, self.quantizer, self.dataset, self.tokens, list(self.policies), self.starts,
+            self.gamma, self.seed,
+        )  # fmt: skip
 
     def fit_reward(self, reward: np.ndarray) -> RewardHead:
         """A reward head for rewards float (N,) on arrival at each row, trained in seconds on the codes.
@@ -185,14 +186,14 @@ class PolicyEvaluator:
         if estimator == "head":
             if reward is not None:
                 raise VOCError("The head knows the data's reward only; use estimator='sample' or 'stitch' for others.")
-            found = self.model.by_head(name, self.starts, gamma)
+            found = self.model.by_head(name, gamma)
         elif estimator == "density":
-            found = self.model.by_density(name, self.starts, self.config.density_rows, own, gamma)
+            found = self.model.by_density(name, self.config.density_rows, own, gamma)
         elif estimator in ("sample", "mve"):
             if reward_head is None:
                 reward_head = self.reward_head if reward is None else self.fit_reward(own)
             ask = self.model.by_mve if estimator == "mve" else self.model.by_samples
-            found = ask(name, self.starts, self.config.samples, reward_head, gamma)
+            found = ask(name, self.config.samples, reward_head, gamma)
         # the network learned from the chain: where it says otherwise, one of them is wrong by as much
         variance = self.chains.variance(name, own, gamma)
         stderr = np.sqrt(variance + found.noise**2 + (found.mean - stitched.mean()) ** 2)

@@ -48,7 +48,8 @@ class PolicyModel:
 
     Args:
         network, head: trained for discount ``gamma``; policies are told apart by their place in ``names``.
-        tokens: codes and features of every row of ``dataset``. seed: of everything that is drawn.
+        tokens: codes and features of every row of ``dataset``. starts: rows int64 (S,) that are averaged over.
+        seed: of everything that is drawn. What is drawn once serves every reward.
     """
 
     def __init__(
@@ -59,11 +60,15 @@ class PolicyModel:
         dataset: Episodes,
         tokens: tuple[Tensor, Tensor],
         names: Sequence[str],
+        starts: np.ndarray,
         gamma: float,
         seed: int,
     ) -> None:
         self.network, self.head, self.quantizer = network, head, quantizer
-        self.dataset, self.tokens, self.names, self.gamma, self.seed = dataset, tokens, list(names), gamma, seed
+        self.dataset, self.tokens, self.names, self.starts = dataset, tokens, list(names), starts
+        self.gamma, self.seed = gamma, seed
+        self._futures: dict[tuple[str, int, float], Tensor] = {}
+        self._weights: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def sample_futures(
         self, name: str, rows: np.ndarray, samples: int, generator: torch.Generator, gamma: float | None = None
@@ -88,24 +93,26 @@ class PolicyModel:
         features = self.tokens[1][at].float() if self.network.config.feature_dim else None
         return self.tokens[0][at].long(), features, Condition(policy=policy)
 
-    def by_head(self, name: str, starts: np.ndarray, gamma: float) -> Found:
+    def by_head(self, name: str, gamma: float) -> Found:
         """The head's values, in one pass."""
         self._reached(gamma, False)
-        codes, features, condition = self.contexts(name, starts)
+        codes, features, condition = self.contexts(name, self.starts)
         with torch.no_grad(), autocast(len(codes)):
             context = self.network.prefix(codes, features, condition=condition).last
             members = self.head(context, features).float().numpy()
         values = from_ensemble(members, gamma).mean
         return Found(float(values.mean()), 0.0, values)
 
-    def by_samples(self, name: str, starts: np.ndarray, samples: int, reward: RewardHead, gamma: float) -> Found:
+    def by_samples(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:
         """Mean predicted reward of sampled futures."""
-        futures = self.sample_futures(name, starts, samples, self._generator(), gamma)
-        return Found.of_states(from_samples(self._rewards(futures, reward).numpy(), gamma))
+        key = (name, samples, gamma)
+        if key not in self._futures:
+            self._futures[key] = self.sample_futures(name, self.starts, samples, self._generator(), gamma)
+        return Found.of_states(from_samples(self._rewards(self._futures[key], reward).numpy(), gamma))
 
-    def by_mve(self, name: str, starts: np.ndarray, samples: int, reward: RewardHead, gamma: float) -> Found:
+    def by_mve(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:
         """Predicted rewards of a few hops of every path; all later ones are taken to be like the last."""
-        codes, features, condition = self.contexts(name, starts)
+        codes, features, condition = self.contexts(name, self.starts)
         with autocast():
             found = mve(
                 self.network, codes, features, lambda futures: self._rewards(futures, reward), self.gamma,
@@ -113,20 +120,16 @@ class PolicyModel:
             )  # fmt: skip
         return Found.of_states(found)
 
-    def by_density(self, name: str, starts: np.ndarray, rows: int, reward: np.ndarray, gamma: float) -> Found:
+    def by_density(self, name: str, rows: int, reward: np.ndarray, gamma: float) -> Found:
         """Real rewards (N,) of logged rows, weighted by how much likelier the policy's mean future makes them.
 
         Raises:
             VOCError: an effective sample size below 50, or a network without null context.
         """
         self._reached(gamma, False)
-        codes, features, condition = self.contexts(name, starts)
-        arrived = arrived_rows(self.dataset).numpy()
-        rng = np.random.default_rng([self.seed, 59])
-        some = rng.choice(arrived, min(rows, len(arrived)), replace=False)
-        with torch.no_grad():  # no autocast: ratios need their digits
-            prefix = self.network.prefix(codes, features, condition=condition)
-        weights = future_weights(self.network, prefix, self.tokens[0][torch.from_numpy(some)])
+        if (name, rows) not in self._weights:
+            self._weights[name, rows] = self._row_weights(name, rows)
+        some, weights = self._weights[name, rows]
         mean = weights.mean(0, keepdims=True)
         found = from_weights(mean, reward[some], gamma, groups=self.dataset.episode[some])
         size = float(mean.sum() ** 2 / max(np.square(mean).sum(), 1e-300))
@@ -134,6 +137,16 @@ class PolicyModel:
             float(found.mean[0]), float(found.stderr[0]), weights @ reward[some].astype(float) / (1.0 - gamma),
             {"effective_rows": size},
         )  # fmt: skip
+
+    def _row_weights(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (n,) that a step arrived at, and their ``future_weights`` (S, n) after each start."""
+        codes, features, condition = self.contexts(name, self.starts)
+        arrived = arrived_rows(self.dataset).numpy()
+        rng = np.random.default_rng([self.seed, 59])
+        rows = rng.choice(arrived, min(count, len(arrived)), replace=False)
+        with torch.no_grad():  # no autocast: ratios need their digits
+            prefix = self.network.prefix(codes, features, condition=condition)
+        return rows, future_weights(self.network, prefix, self.tokens[0][torch.from_numpy(rows)])
 
     def _reached(self, gamma: float | None, larger: bool) -> float:
         gamma = self.gamma if gamma is None else gamma

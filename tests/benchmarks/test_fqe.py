@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from decisions import LAST, UNIFORM, S, actions_of, decisions, logged
 
-from voc_rl.benchmarks.fqe import MEMBERS, FQEConfig, QNetwork, fitted_q
+from voc_rl.benchmarks.fqe import MEMBERS, FQEConfig, QNetwork, fitted_q, members_of
 from voc_rl.loop import LoopConfig
 
 
@@ -14,7 +14,8 @@ def test_fitted_q_finds_the_values_of_policies_that_did_not_make_the_data() -> N
     process = decisions()
     data, states = logged(process, 6000)
     config = FQEConfig(LoopConfig(steps=1500, batch_size=256, learning_rate=2e-3), width=64, noise=0.02, ema=0.98)
-    found = fitted_q(data, np.eye(S)[states], actions_of(process, data, states, 4), 0.9, config, 0)
+    actions = actions_of(process, data, states, 4)
+    found = fitted_q(data, np.eye(S)[states], actions, 0.9, config, 0, *members_of(data, 0))
     truth = np.stack([process.values(policy, 0.9)[:LAST] for policy in process.policies])
     behaviour = process.values(UNIFORM, 0.9)[:LAST]
     for policy in range(3):
@@ -25,7 +26,7 @@ def test_fitted_q_finds_the_values_of_policies_that_did_not_make_the_data() -> N
 
 
 def test_each_policys_output_is_that_of_its_own_action() -> None:
-    network = QNetwork(state=3, action=2, policies=4, width=8)
+    network = QNetwork(state=3, action=2, policies=4, outputs=MEMBERS, width=8)
     rng = torch.Generator().manual_seed(0)
     state, actions = torch.randn(5, 3, generator=rng), torch.randn(4, 5, 2, generator=rng)
     found = network.of_policies(state, actions)

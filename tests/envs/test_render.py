@@ -34,6 +34,22 @@ def test_faithful_is_dm_controls_render_and_fast_is_close(task):
     fast.close(), faithful.close()
 
 
+def test_dm_control_imported_first_without_a_screen_is_one_sentence():
+    code = """
+import dm_control.suite
+from voc_rl.envs import make_env
+from voc_rl.errors import VOCError
+try:
+    make_env("walker-walk", size=32).reset(seed=0)
+except VOCError as error:
+    print(error)
+"""
+    headless = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=headless)
+    assert found.returncode == 0, found.stderr
+    assert "import voc_rl.envs first, or set MUJOCO_GL=egl" in found.stdout
+
+
 def test_frames_are_copies_that_later_steps_leave_alone():
     env = DMControlEnv("walker-walk")
     env.reset(seed=0)

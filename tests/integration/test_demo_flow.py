@@ -94,7 +94,7 @@ def test_the_whole_demo(finished: tuple[str, Path, Any]) -> None:
         assert np.isfinite(list(scores.values())).all(), name
     assert list(metrics["seconds"]) == STAGES
     assert 0.5 * wall < sum(metrics["seconds"].values()) <= wall
-    assert 10**8 < metrics["peak_memory_bytes"] < 4 * 2**30
+    assert 10**8 < metrics["peak_memory_bytes"] < 8 * 2**30  # of the process, with the tests before this one
     assert metrics["episodes"] == {"training": 4, "held_out": 1}
     table = "\n".join(said)
     assert str(out / "report.html") in table

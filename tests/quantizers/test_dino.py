@@ -83,7 +83,8 @@ def test_shapes_dtypes_and_ranges(dataset: Episodes, stack: int) -> None:
     assert vectors.dtype == torch.float32
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
     assert torch.equal(quantizer.code_vectors()[codes], vectors)
-    assert torch.equal(quantizer.quantize(5 * vectors), codes)  # only directions count
+    # only directions count; of two codes that point the same way, rounding decides
+    torch.testing.assert_close(quantizer.embed(quantizer.quantize(5 * vectors)), vectors)
     pictures = quantizer.decode(codes)
     assert pictures.shape == obs.shape
     assert pictures.dtype == torch.uint8

@@ -1,0 +1,165 @@
+"""Many rewards from one model: the 24 policies of ``ope`` under rewards that nobody logged.
+
+python -m voc_rl.benchmarks.rewards --scale cpu --out runs/ope
+
+Shares data, truth and quantizer with ``ope`` (the same --out). Cells (task, method, part, seed) are kept as they
+finish. Rewards: benchmarks/reward_functions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from voc_rl.benchmarks.cells import run_cells
+from voc_rl.benchmarks.fqe import FQEConfig, fitted_q
+from voc_rl.benchmarks.ope import PARTS, SCALES, evaluator_of
+from voc_rl.benchmarks.ope_baselines import COMPONENTS, DRAWS
+from voc_rl.benchmarks.ope_data import TaskData, discounted_mean
+from voc_rl.benchmarks.ope_protocol import TASKS
+from voc_rl.benchmarks.results import write_results
+from voc_rl.benchmarks.reward_functions import REWARDS
+from voc_rl.benchmarks.rewards_table import results_of, save_plot, table
+from voc_rl.errors import VOCError, check_choice
+from voc_rl.occupancy import policy_actions
+from voc_rl.occupancy.stitching import principal_components
+
+METHODS = ("voc", "sf_td", "fqe_all")
+PHI = 32  # features whose successor features ``sf_td`` learns
+RIDGE = 1.0
+
+# reward -> policy -> estimated J, and None where there is no number
+Estimates = dict[str, dict[str, dict[str, float | None]]]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Values of policies under new rewards, against true roll-outs."""
+
+    scale: Literal["smoke", "cpu"] = "cpu"
+    out: Path = Path("runs/ope")
+    """Folder of ``ope``, for data, truth and finished cells."""
+    results: Path | None = None
+    """Folder for rewards.json, .md and .png; default benchmarks/results."""
+    tasks: tuple[str, ...] = TASKS
+    methods: tuple[str, ...] = METHODS
+    parts: tuple[str, ...] = PARTS
+    seeds: int = 1
+
+    def run(self) -> dict[str, Any]:
+        """Do the cells that are missing, then write table and plot."""
+        torch.set_num_threads(1)
+        for words, known, what in (
+            (self.tasks, TASKS, "task"), (self.methods, METHODS, "method"), (self.parts, PARTS, "part"),
+        ):  # fmt: skip
+            for word in words:
+                check_choice(word, known, what)
+        scale = SCALES[self.scale]
+        data = {task: TaskData(task, self.out / task, scale) for task in self.tasks}
+        gamma = scale.gammas[0]
+        cells = [
+            {"task": task, "gamma": gamma, "method": method, "part": part, "seed": seed}
+            for task in self.tasks
+            for part in self.parts
+            for method in self.methods
+            for seed in range(self.seeds)
+        ]
+        records = run_cells(cells, lambda cell: self._cell(cell, data[cell["task"]]), self.out / "rewards.jsonl")
+        truth = {task: true_values(data[task], gamma) for task in self.tasks}
+        found = results_of(records, truth, self.scale, gamma)
+        for option, chosen, default in (("tasks", self.tasks, TASKS), ("methods", self.methods, METHODS)):
+            if chosen != default:
+                found["command"] += f" --{option} {' '.join(chosen)}"
+        folder = write_results("rewards", found, table(found), self.results)
+        save_plot(folder / "rewards.png", records, truth)
+        return found
+
+    def _cell(self, cell: Mapping[str, Any], data: TaskData) -> dict[str, Any]:
+        targets, gamma, seed = data.targets(cell["part"] == "development"), cell["gamma"], cell["seed"]
+        rewards = logged_rewards(data)
+        work = {"voc": _voc, "sf_td": _successor_features, "fqe_all": _fitted}[cell["method"]]
+        return {"estimates": work(data, targets, rewards, gamma, seed, self.scale)}
+
+
+def logged_rewards(data: TaskData) -> dict[str, np.ndarray]:
+    """Rewards float32 (N,) on arrival at the rows, by name; 0 at first rows."""
+    state, arrived = data.episodes.state, data.episodes.step_type > 0
+    assert state is not None
+    return {name: np.where(arrived, f(state), 0.0).astype(np.float32) for name, f in REWARDS[data.task].items()}
+
+
+def true_values(data: TaskData, gamma: float) -> dict[str, dict[str, float]]:
+    """J = (1 - gamma) V of every policy by reward, averaged over starts and roll-outs."""
+    return {
+        reward: {
+            name: float(discounted_mean(function(data.arrived_states(name)), gamma).mean()) for name in data.policies
+        }
+        for reward, function in REWARDS[data.task].items()
+    }
+
+
+def _voc(
+    data: TaskData, targets: Mapping[str, Any], rewards: Mapping[str, np.ndarray], gamma: float, seed: int, scale: str
+) -> Estimates:
+    """One network of all policies; every reward is asked of its sampled futures, its density ratios and its chains."""
+    evaluator = evaluator_of(data, targets, gamma, scale, seed, null_context=True)
+    found: Estimates = {method: {} for method in ("voc", "voc_density", "mfmc")}
+    for reward, values in rewards.items():
+        head = evaluator.fit_reward(values)
+        for method, estimator in (("voc", "sample"), ("voc_density", "density"), ("mfmc", "stitch")):
+            found[method][reward] = {}
+            for name in targets:
+                try:
+                    estimate = evaluator.estimate(name, estimator, values, head)  # type: ignore[arg-type]
+                    found[method][reward][name] = estimate.value * (1.0 - gamma)
+                except VOCError:  # too few rows look like this policy's futures: density gives no number
+                    found[method][reward][name] = None
+    return found
+
+
+def _successor_features(
+    data: TaskData, targets: Mapping[str, Any], rewards: Mapping[str, np.ndarray], gamma: float, seed: int, scale: str
+) -> Estimates:
+    """TD successor features (Barreto et al. 2017) of the frames' leading components; a reward is weights on them."""
+    components = principal_components(data.tokens[1], PHI).numpy()
+    arrived = data.episodes.step_type > 0
+    phi = (components - components[arrived].mean(0)) / (components[arrived].std(0) + 1e-6)
+    phi = np.concatenate([phi, np.ones((len(phi), 1))], 1).astype(np.float32)
+    psi = _fit(data, targets, phi, gamma, seed)  # (P, K)
+    found: Estimates = {"sf_td": {}}
+    for reward, values in rewards.items():
+        own = phi[arrived].astype(float)
+        weights = np.linalg.solve(own.T @ own + RIDGE * np.eye(own.shape[1]), own.T @ values[arrived])
+        found["sf_td"][reward] = {name: float(psi[i] @ weights) for i, name in enumerate(targets)}
+    return found
+
+
+def _fitted(
+    data: TaskData, targets: Mapping[str, Any], rewards: Mapping[str, np.ndarray], gamma: float, seed: int, scale: str
+) -> Estimates:
+    """Fitted Q evaluation with an output for every reward: it has to know them all before it is trained."""
+    j = _fit(data, targets, np.stack(list(rewards.values()), 1), gamma, seed)
+    return {"fqe_all": {r: {name: float(j[i, k]) for i, name in enumerate(targets)} for k, r in enumerate(rewards)}}
+
+
+def _fit(data: TaskData, targets: Mapping[str, Any], reward: np.ndarray, gamma: float, seed: int) -> np.ndarray:
+    """(1 - gamma) V float64 (P, K) of the starts, for rewards (N, K)."""
+    actions = policy_actions(list(targets.values()), data.episodes, DRAWS, np.random.default_rng([seed, 31]))
+    features = principal_components(data.tokens[1], COMPONENTS).numpy()
+    found = fitted_q(data.episodes, features, actions, gamma, FQEConfig(), seed, reward)
+    return found.value[:, data.starts].mean(1) * (1.0 - gamma)
+
+
+def main() -> None:
+    """Entry point; prints the table."""
+    print(table(tyro.cli(Rewards, description=__doc__).run()))
+
+
+if __name__ == "__main__":
+    main()

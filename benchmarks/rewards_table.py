@@ -1,0 +1,143 @@
+"""Scores, table and picture of the benchmark of many rewards."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voc_rl.benchmarks.ope_scores import policy_scores
+from voc_rl.benchmarks.results import hardware
+from voc_rl.checkpoints import atomic_path
+from voc_rl.runs import versions
+
+Truth = Mapping[str, Mapping[str, Mapping[str, float]]]  # task -> reward -> policy -> J
+WHAT = {
+    "voc": "sampled futures of one policy-conditioned VOC, a reward head fitted per reward",
+    "voc_density": "the same network's density ratios, real rewards of logged rows",
+    "mfmc": "its stitched chains, real rewards of logged rows",
+    "sf_td": "TD successor features, a reward is weights on them",
+    "fqe_all": "fitted Q evaluation with an output per reward: knows them before it is trained",
+    "median": "median of the logged policies' true J (an oracle helps)",
+}
+KEPT = ("mae", "bias", "spearman", "regret@1")
+SHOWN = ("voc", "voc_density", "sf_td", "fqe_all")
+
+
+def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str, gamma: float) -> dict[str, Any]:
+    """What rewards.json holds: scores by task, reward and method, of the test policies; the development ones apart."""
+    found: dict[str, Any] = {"test": {}, "development": {}}
+    for part, tasks in found.items():
+        own = [record for record in records if record["cell"]["part"] == part]
+        for task in dict.fromkeys(record["cell"]["task"] for record in own):
+            tasks[task] = {
+                "gamma": gamma,
+                "rewards": {reward: _of_reward(own, task, reward, truth[task][reward]) for reward in truth[task]},
+                "cpu_seconds": {r["cell"]["method"]: r["cpu_seconds"] for r in own if r["cell"]["task"] == task},
+            }
+    return {
+        "what": "Values of policies under rewards that nobody logged, J = (1 - gamma) V, against true roll-outs",
+        "scale": scale, "tasks": found["test"], "development": found["development"], "hardware": hardware(),
+        "versions": versions(), "command": f"python -m voc_rl.benchmarks.rewards --scale {scale}",
+    }  # fmt: skip
+
+
+def _of_reward(
+    records: Sequence[Mapping[str, Any]], task: str, reward: str, true: Mapping[str, float]
+) -> dict[str, Any]:
+    methods: dict[str, list[dict[str, float]]] = defaultdict(list)
+    names: list[str] = []
+    for record in records:
+        if record["cell"]["task"] != task:
+            continue
+        for method, rewards in record["result"]["estimates"].items():
+            names = list(rewards[reward])
+            answered = {name: value for name, value in rewards[reward].items() if value is not None}
+            scored = {"answered": len(answered) / len(names)}
+            if len(answered) > 1:
+                own = {name: true[name] for name in answered}
+                rng = np.random.default_rng([record["cell"]["seed"], 53])
+                scores = policy_scores(answered, own, answered, answered, rng)
+                scored |= {key: scores[key] for key in KEPT}
+            methods[method].append(scored)
+    middle = float(np.median([value for name, value in true.items() if name.startswith("logged")]))
+    own = {name: true[name] for name in names}
+    flat = dict.fromkeys(own, middle)
+    scores = policy_scores(flat, own, flat, flat, np.random.default_rng(53))
+    methods["median"] = [{"answered": 1.0, **{key: scores[key] for key in KEPT}}]
+    return {
+        "range": float(np.ptp(list(own.values()))), "policies": len(own),
+        "methods": {method: _mean(seeds) for method, seeds in methods.items()},
+    }  # fmt: skip
+
+
+def _mean(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    keys = [key for key in ("answered", *KEPT) if all(key in s for s in seeds)]
+    return {"seeds": len(seeds), **{key: float(np.mean([s[key] for s in seeds])) for key in keys}}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Markdown: a table per task; MAE and rank correlation by method and reward, test policies."""
+    lines = []
+    for task, entry in found["tasks"].items():
+        rewards = entry["rewards"]
+        some = next(iter(rewards.values()))
+        lines.append(f"**{task}**, γ = {entry['gamma']:g}, {some['policies']} policies: MAE of J (Spearman)\n")
+        lines.append(f"| method | what it is | {' | '.join(rewards)} | CPU s |")
+        lines.append(f"|---|---|{'---:|' * (len(rewards) + 1)}")
+        spread = " | ".join(f"{one['range']:.3f}" for one in rewards.values())
+        lines.append(f"| | range of the true J | {spread} | |")
+        for method in [name for name in WHAT if name in some["methods"]]:
+            cells = [_cell(one["methods"][method]) for one in rewards.values()]
+            source = "voc" if method in ("voc_density", "mfmc") else method
+            cpu = entry["cpu_seconds"].get(source)
+            lines.append(
+                f"| `{method}` | {WHAT[method]} | {' | '.join(cells)} | {'–' if cpu is None else f'{cpu:.0f}'} |"
+            )
+        lines.append("")
+    lines.append("`voc`, `voc_density` and `mfmc` share the CPU seconds of one cell. n/m: policies with a number.")
+    return "\n".join(lines)
+
+
+def _cell(scored: Mapping[str, float]) -> str:
+    if "mae" not in scored:
+        return "no number"
+    part = "" if scored["answered"] == 1 else f" {scored['answered']:.0%} answered"
+    return f"{scored['mae']:.3f} ({scored['spearman']:.2f}){part}"
+
+
+def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) -> None:
+    """Estimated against true J of the test policies: a row per task and method, a panel per reward."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    chosen: dict[tuple[str, str], Mapping[str, Mapping[str, float | None]]] = {}
+    for record in records:
+        if record["cell"]["part"] == "test":
+            for method, rewards in record["result"]["estimates"].items():
+                chosen.setdefault((record["cell"]["task"], method), rewards)
+    tasks = list(dict.fromkeys(task for task, _ in chosen))
+    width = max((len(truth[task]) for task in tasks), default=1)
+    figure = Figure(figsize=(2.6 * width, 2.6 * max(len(tasks), 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(max(len(tasks), 1), width, squeeze=False)
+    colours = dict(zip(SHOWN, ("#1f6fb4", "#2a9a4a", "#d08020", "#999999"), strict=True))
+    for line, task in zip(panels, tasks, strict=False):
+        for axes, (reward, true) in zip(line, truth[task].items(), strict=False):
+            for method in [name for name in SHOWN if (task, name) in chosen]:
+                points = [(true[n], v) for n, v in chosen[task, method][reward].items() if v is not None]
+                if points:
+                    axes.plot(*np.array(points).T, "o", markersize=3, color=colours[method], label=method)
+            ends = [min(true.values()), max(true.values())]
+            axes.plot(ends, ends, color="#555555", linewidth=1)
+            axes.set_title(f"{task}: {reward}", fontsize=9)
+            axes.grid(alpha=0.3)
+        line[0].set_ylabel("estimated J")
+    for axes in panels[-1]:
+        axes.set_xlabel("true J")
+    panels[0][0].legend(fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
