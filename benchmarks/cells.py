@@ -73,6 +73,17 @@ def finished(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def check_scale(path: Path, scale: str) -> None:
+    """Refuse a file that holds cells of another scale (a cell's key ``scale``): their data lie beside it.
+
+    Raises:
+        VOCError: there are such cells.
+    """
+    others = {str(record["cell"].get("scale")) for record in finished(path)} - {scale}
+    if others:
+        raise VOCError(f"{path} holds cells of scale {', '.join(sorted(others))}; choose another --out.")
+
+
 def describe(cell: Cell) -> str:
     """A cell in words, for messages: its values but for a fingerprint, in the order of its keys."""
     shown = {name: value for name, value in cell.items() if name != "settings"}

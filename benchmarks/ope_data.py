@@ -7,15 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from voc_rl.benchmarks.kept import kept_arrays
 from voc_rl.benchmarks.ope_protocol import Target, behaviour, development_policies, target_policies
-from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
+from voc_rl.checkpoints import load_tensors, save_tensors
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
 from voc_rl.envs.truth import roll_outs
-from voc_rl.errors import VOCError
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
 from voc_rl.sizes import sized
 from voc_rl.training import fresh_quantizer
@@ -96,31 +95,26 @@ class TaskData:
         return tensors["codes"], tensors["features"]
 
     @cached_property
-    def _truth(self) -> tuple[Tensor, Tensor]:
-        path, note = self.folder / "truth.safetensors", self.folder / "truth.json"
+    def _truth(self) -> dict[str, np.ndarray]:
         words = {"policies": list(self.policies), "starts": self.starts.tolist(), "roll_outs": self.scale.roll_outs}
-        if not path.exists():
-            assert self.episodes.physics is not None
-            found = roll_outs(
-                self.task, self.episodes.physics[self.starts], list(self.policies.values()),
-                horizon(max(self.scale.gammas)), self.scale.roll_outs, self.seed, processes=2,
-            )  # fmt: skip
-            rewards, states = (np.stack([getattr(f, part) for f in found]) for part in ("reward", "state"))
-            save_tensors(path, {"reward": torch.from_numpy(rewards), "state": torch.from_numpy(states)})
-            write_json(note, words)
-        if read_json(note) != words:
-            raise VOCError(f"{path} is the truth of another protocol; choose another --out.")
-        tensors = load_tensors(path)
-        return tensors["reward"], tensors["state"]
+        return kept_arrays(self.folder / "truth.safetensors", words, self._roll_outs)
+
+    def _roll_outs(self) -> dict[str, np.ndarray]:
+        assert self.episodes.physics is not None
+        found = roll_outs(
+            self.task, self.episodes.physics[self.starts], list(self.policies.values()),
+            horizon(max(self.scale.gammas)), self.scale.roll_outs, self.seed, processes=2,
+        )  # fmt: skip
+        return {part: np.stack([getattr(f, part) for f in found]) for part in ("reward", "state")}
 
     def true_j(self, gamma: float) -> dict[str, float]:
         """J of every policy, (1 - gamma) V / r_max, averaged over starts and roll-outs."""
-        values = discounted_mean(self._truth[0].numpy().astype(float), gamma).mean((1, 2)) / R_MAX
+        values = discounted_mean(self._truth["reward"].astype(float), gamma).mean((1, 2)) / R_MAX
         return {name: float(v) for name, v in zip(self.policies, values, strict=True)}
 
     def arrived_states(self, name: str) -> np.ndarray:
         """Flat states (starts, roll-outs, H, S) that a policy's true roll-outs arrived at."""
-        return self._truth[1][list(self.policies).index(name)].numpy()
+        return self._truth["state"][list(self.policies).index(name)]
 
 
 def discounted_mean(reward: np.ndarray, gamma: float) -> np.ndarray:

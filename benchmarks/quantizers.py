@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor
 
 from voc_rl.agents import load_policy
-from voc_rl.benchmarks.cells import Cell, finished, run_cells
+from voc_rl.benchmarks.cells import Cell, check_scale, finished, run_cells
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.plots_frames import psnr
 from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
@@ -33,7 +33,7 @@ from voc_rl.benchmarks.results import hardware, write_results
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
-from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.errors import check_choice, check_positive
 from voc_rl.precision import autocast, keep_freed_memory
 from voc_rl.quantizers import (
     QUANTIZERS,
@@ -119,7 +119,7 @@ class Bench:
         if cell["quantizer"] == FRAMES:
             return self.reference(task)
         training = self.episodes(task)[0]
-        config = config_of(str(cell["quantizer"]), self.scale, int(cell["seed"]))
+        config = config_of(str(cell["quantizer"]), self.scale.steps, int(cell["seed"]))
         started = cpu_seconds()
         quantizer = fresh_quantizer(training, config)
         train_quantizer(quantizer, training, config.quantizer_training, config.seed, progress=True)
@@ -132,7 +132,7 @@ class Bench:
         training, test = self.episodes(task)
         (codes, features), (test_codes, test_features) = tokenize(quantizer, training), tokenize(quantizer, test)
         use = codebook_use(test_codes.numpy(), quantizer.codebook_size)
-        rows = _spread_rows(test, DECODED)
+        rows = spread_rows(test, DECODED)
         stacks = encoding_speed(quantizer, torch.from_numpy(test.observations(rows[:BATCH])), self.scale.seconds)
         return {
             "n_tokens": quantizer.n_tokens, "stack": training.stack, "codebook_size": quantizer.codebook_size,
@@ -153,10 +153,10 @@ class Bench:
         training, test = self.episodes(task)
         started = cpu_seconds()
         components = PrincipalComponents(training.frame_shape, self.scale.components)
-        frames = training.frames(_spread_rows(training, FITTED))
+        frames = training.frames(spread_rows(training, FITTED))
         components.fit(torch.from_numpy(frames), torch.Generator().manual_seed(0))
         seconds = cpu_seconds() - started
-        rows = _spread_rows(test, DECODED)
+        rows = spread_rows(test, DECODED)
         mean = np.broadcast_to(frames.mean(0).round().astype(np.uint8), (len(rows), *training.frame_shape))
         return {
             "stack": training.stack, "train_cpu_seconds": seconds, "psnr": psnr(test.frames(rows), mean),
@@ -174,15 +174,15 @@ class Bench:
         )  # fmt: skip
 
 
-def config_of(name: str, scale: Scale, seed: int = 0) -> VOCConfig:
-    """The size ``tiny`` of a quantizer; at a scale with few steps everything that it trains takes few."""
+def config_of(name: str, steps: int | None, seed: int = 0) -> VOCConfig:
+    """The size ``tiny`` of a quantizer; with ``steps``, everything that the quantizer trains takes so many."""
     config = replace(sized("tiny", name), seed=seed)
-    if scale.steps is None:
+    if steps is None:
         return config
     settings = dict(config.quantizer_config)
     if "teacher_steps" in settings:
-        settings["teacher_steps"] = scale.steps
-    loop = replace(config.quantizer_training, steps=scale.steps, batch_size=32)
+        settings["teacher_steps"] = steps
+    loop = replace(config.quantizer_training, steps=steps, batch_size=32)
     return replace(config, quantizer_config=settings, quantizer_training=loop)
 
 
@@ -220,7 +220,7 @@ def _stacked(components: PrincipalComponents, dataset: Episodes) -> np.ndarray:
     return np.concatenate([stacked[:, -1], *np.diff(stacked, axis=1).swapaxes(0, 1)], 1)
 
 
-def _spread_rows(dataset: Episodes, count: int) -> np.ndarray:
+def spread_rows(dataset: Episodes, count: int) -> np.ndarray:
     """At most ``count`` rows, evenly spread over a dataset."""
     return np.unique(np.linspace(0, len(dataset) - 1, count).astype(int))
 
@@ -235,9 +235,7 @@ def main(args: Args) -> dict[str, Any]:
     for count, what in ((len(args.tasks), "tasks"), (len(args.seeds), "seeds")):
         check_positive(count, f"number of {what}")
     path = args.out / "cells.jsonl"
-    others = {str(record["cell"].get("scale")) for record in finished(path)} - {args.scale}
-    if others:
-        raise VOCError(f"{path} holds cells of scale {', '.join(sorted(others))}; choose another --out.")
+    check_scale(path, args.scale)
     torch.set_num_threads(1)
     keep_freed_memory()
     bench = Bench(scale, args.out)
@@ -288,7 +286,7 @@ def _pictures(bench: Bench, task: str, rows: Mapping[str, Any]) -> dict[str, np.
 
 def _settings(name: str, scale: Scale) -> dict[str, Any]:
     """What a quantizer is made and trained with, for the results and to tell cells apart."""
-    config = config_of(name, scale)
+    config = config_of(name, scale.steps)
     sizes = from_dict(QUANTIZERS[name][1], config.quantizer_config)  # with its defaults
     return {"sizes": to_dict(sizes), "training": to_dict(config.quantizer_training)}
 

@@ -33,7 +33,7 @@ from voc_rl.quantizers import (
 )
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.training import VOCConfig, fresh_quantizer, train
-from voc_rl.values import ValueEstimate, discounted_returns, scores
+from voc_rl.values import ValueEstimate, discounted_returns, mean_return, scores
 
 Say = Callable[[str], None]
 # whole datasets up to this size are decompressed into memory before training reads them at random
@@ -240,10 +240,7 @@ class Pipeline:
 
     def constant_value(self) -> float:
         """Mean true return of the training states: the best constant that training data can name."""
-        returns, known = discounted_returns(self.training, self.config.occupancy.gamma)
-        if not known.any():
-            raise VOCError("No training state has a known return; episodes are shorter than the horizon of this gamma.")
-        return float(returns[known].mean())
+        return mean_return(self.training, self.config.occupancy.gamma)
 
     def test_states(self, max_states: int) -> tuple[np.ndarray, np.ndarray]:
         """Evenly spread held-out rows with known returns, and the returns."""

@@ -132,10 +132,10 @@ def test_finished_cells_are_kept_and_others_done_anew(
 
 
 def test_a_scale_with_few_steps_trains_few(arguments: dict[str, Any]) -> None:
-    config = quantizers.config_of("dino", Scale(6, 40, 2, 4, 0.01), seed=3)
+    config = quantizers.config_of("dino", 2, seed=3)
     assert (config.quantizer_training.steps, config.quantizer_config["teacher_steps"], config.seed) == (2, 2, 3)
     assert SIZES["dino"]["teacher_steps"] == 4  # the size itself is as it was
-    whole = quantizers.config_of("dino", Scale(6, 40, None, 4, 0.01))
+    whole = quantizers.config_of("dino", None)
     assert (whole.quantizer_training.steps, whole.quantizer_config["teacher_steps"]) == (4, 4)
 
 

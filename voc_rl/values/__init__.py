@@ -6,7 +6,7 @@ from voc_rl.values.mve import mve
 from voc_rl.values.rewards import RewardConfig, RewardHead, train_reward_head
 from voc_rl.values.statistics import scores
 from voc_rl.values.successor import successor_features
-from voc_rl.values.truth import discounted_returns, horizon, returns_to_go
+from voc_rl.values.truth import discounted_returns, horizon, mean_return, returns_to_go
 
 __all__ = [
     "RewardConfig",
@@ -19,6 +19,7 @@ __all__ = [
     "from_weights",
     "future_weights",
     "horizon",
+    "mean_return",
     "mve",
     "returns_to_go",
     "rewards_of_futures",

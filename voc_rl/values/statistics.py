@@ -11,12 +11,18 @@ from scipy import stats
 from voc_rl.errors import VOCError, check_positive
 
 
-def scores(predicted: np.ndarray, truth: np.ndarray, gamma: float, r_max: float) -> dict[str, float]:
+def scores(
+    predicted: np.ndarray, truth: np.ndarray, gamma: float, r_max: float, noise: float = 0.0
+) -> dict[str, float]:
     """How well values (M,) meet the truth (M,).
 
     error: mean squared error over the variance of the truth (1 = the best constant). nrmse: root mean squared error
     times (1 - gamma) / r_max, a share of the largest possible value. mae, bias: in value units. spearman, pearson:
     rank and linear correlation, 0 for constant predictions.
+
+    ``noise``: mean squared error of the truth itself, where it is a mean of roll-outs; it is taken off the squared
+    error and off the variance (not off the other scores), so that the best constant still has error 1 and what knows
+    the true values has 0 on average.
 
     Raises:
         VOCError: arrays of other shapes, fewer than two states, or predictions that are not finite.
@@ -28,11 +34,11 @@ def scores(predicted: np.ndarray, truth: np.ndarray, gamma: float, r_max: float)
     if not np.isfinite(predicted).all() or not np.isfinite(truth).all():
         raise VOCError("Values or truth hold NaN or infinity; finite numbers are needed.")
     difference = predicted - truth
-    squared = float(np.mean(difference**2))
+    squared = float(np.mean(difference**2)) - noise
     varied = np.ptp(predicted) > 1e-9 * max(float(np.abs(predicted).max()), 1e-12) and np.ptp(truth) > 0
     return {
-        "error": squared / max(float(truth.var()), 1e-12),
-        "nrmse": squared**0.5 * (1.0 - gamma) / r_max,
+        "error": squared / max(float(truth.var()) - noise, 1e-12),
+        "nrmse": max(squared, 0.0) ** 0.5 * (1.0 - gamma) / r_max,
         "mae": float(np.abs(difference).mean()),
         "bias": float(difference.mean()),
         "spearman": float(stats.spearmanr(predicted, truth).statistic) if varied else 0.0,

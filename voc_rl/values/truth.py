@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from voc_rl.data import Episodes
-from voc_rl.errors import check_gamma
+from voc_rl.errors import VOCError, check_gamma
 
 # a return is known once the discounted weight of what was not seen is below this
 TAIL = 0.01
@@ -41,3 +41,15 @@ def discounted_returns(dataset: Episodes, gamma: float) -> tuple[np.ndarray, np.
         returns[start:end] = returns_to_go(dataset.reward[start:end], dataset.discount[start:end], gamma)
     terminated = dataset.terminal[dataset.ends[dataset.episode] - 1]
     return returns, terminated | (dataset.steps_left >= horizon(gamma))
+
+
+def mean_return(dataset: Episodes, gamma: float) -> float:
+    """Mean known return of the rows: the best constant that these data can name.
+
+    Raises:
+        VOCError: no row has a known return.
+    """
+    returns, known = discounted_returns(dataset, gamma)
+    if not known.any():
+        raise VOCError("No training state has a known return; episodes are shorter than the horizon of this gamma.")
+    return float(returns[known].mean())

@@ -1,0 +1,250 @@
+"""Errors of state values on Walker and Cheetah: a VOC, the paper's recipe and baselines, against true roll-outs.
+
+    python -m voc_rl.benchmarks.value_error --scale cpu --out runs/value_error
+
+Values are of the policy that made the data. The scored states come from episodes that nobody is trained on. Cells
+(task, quantizer, discount, method, seed) are kept as they finish; the same command goes on where it stopped. How to
+read the table: docs/value_error.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from voc_rl.benchmarks.baselines import BATCH, Budget, train_critic
+from voc_rl.benchmarks.cells import Cell, check_scale, finished, run_cells
+from voc_rl.benchmarks.demo import POLICIES
+from voc_rl.benchmarks.one_step import roll_out, train_one_step
+from voc_rl.benchmarks.quantizers import config_of as quantizer_config
+from voc_rl.benchmarks.results import write_results
+from voc_rl.benchmarks.value_error_data import Scale, TaskData
+from voc_rl.benchmarks.value_error_plot import draw_errors
+from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
+from voc_rl.configs import to_dict
+from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.model import VOC
+from voc_rl.occupancy import OccupancyTransformer, default_n
+from voc_rl.precision import keep_freed_memory
+from voc_rl.quantizers import QUANTIZERS, codebook_use, train_quantizer
+from voc_rl.runs import cpu_seconds, fingerprint
+from voc_rl.sizes import with_recipe
+from voc_rl.training import VOCConfig, fresh_quantizer, train
+from voc_rl.values import discounted_returns, mean_return
+
+SCALES = {
+    "smoke": Scale(10, 40, 12, 2, (0.8, 0.5), 0.8, samples=10, steps=5, baseline_steps=5),
+    "cpu": Scale(80, 500, 200, 4, (0.95, 0.9, 0.99), 0.95, samples=100),
+}
+OTHERS = ("musik", "dino")
+BY_CODES = ("voc", "paper", "one_step")
+BY_PIXELS = ("constant", "mc", "td")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Errors of values of states, by method, quantizer and discount."""
+
+    scale: Literal["smoke", "cpu"] = "cpu"
+    """smoke (half a minute a task) or cpu (more than an hour a task)."""
+    out: Path = Path("runs/value_error")
+    """Folder for episodes, truth, quantizers and finished cells; a folder in it per task."""
+    results: Path | None = None
+    """Folder for value_error.json, .md and .png; default benchmarks/results."""
+    tasks: tuple[str, ...] = tuple(POLICIES)
+    gammas: tuple[float, ...] = ()
+    """Discounts; none named: those of the scale."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of training, and of which episodes are trained on."""
+    others: tuple[str, ...] = OTHERS
+    """Quantizers besides vqvae, with the first seed and at one discount."""
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Do the cells that are missing, then write table and plot of all that were asked for."""
+    scale = SCALES[check_choice(args.scale, SCALES, "scale")]
+    gammas = args.gammas or scale.gammas
+    for words, known, what in ((args.tasks, POLICIES, "task"), (args.others, QUANTIZERS, "quantizer")):
+        for word in words:
+            check_choice(word, known, what)
+    check_positive(len(args.tasks), "number of tasks")
+    check_positive(len(args.seeds), "number of seeds")
+    if max(gammas) > max(scale.gammas):
+        raise VOCError(f"The truth of scale {args.scale} reaches to gamma {max(scale.gammas)}, not {max(gammas)}.")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    records, truths = [], {}
+    for task in args.tasks:
+        path = args.out / task / "cells.jsonl"
+        check_scale(path, args.scale)
+        data = TaskData(task, args.out / task, scale)
+        truths.update({(task, gamma): data.truth(gamma) for gamma in gammas})
+        cells = cells_of(task, args.scale, gammas, args.seeds, args.others)
+        records += run_cells(cells, Bench(data, path).work, path)
+    results = results_of(records, truths, args.scale)
+    results["command"] += _options(args, gammas)
+    text = table(results)
+    folder = write_results("value_error", results, text, args.results)
+    draw_errors(results["tasks"], folder / "value_error.png")
+    print(text)
+    return results
+
+
+def cells_of(task: str, scale: str, gammas: Sequence[float], seeds: Sequence[int], others: Sequence[str]) -> list[Cell]:
+    """All cells of a task, each after those that it needs, seed by seed."""
+    cells: list[Cell] = []
+    for place, seed in enumerate(seeds):
+        for quantizer in (BASE, *(others if place == 0 else ())):
+            mark = fingerprint(_settings(quantizer, SCALES[scale]))
+            common = {"task": task, "seed": seed, "scale": scale, "settings": mark}
+            cells.append({**common, "quantizer": quantizer, "method": "quantizer"})
+            for gamma in gammas:
+                if quantizer == BASE or gamma == SCALES[scale].compared_at:
+                    cells += [{**common, "quantizer": quantizer, "gamma": gamma, "method": m} for m in BY_CODES]
+                if quantizer == BASE:
+                    cells += [{**common, "quantizer": PIXELS, "gamma": gamma, "method": m} for m in BY_PIXELS]
+    return cells
+
+
+def config_of(quantizer: str, gamma: float, scale: Scale, seed: int = 0) -> VOCConfig:
+    """The size ``tiny``; at a scale with few steps everything that it trains takes few."""
+    config = quantizer_config(quantizer, scale.steps, seed)
+    occupancy, reward = replace(config.occupancy, gamma=gamma), config.reward
+    if scale.steps is not None:
+        occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=scale.steps))
+        reward = replace(reward, loop=replace(reward.loop, steps=scale.steps))
+    return replace(config, occupancy=occupancy, reward=reward)
+
+
+@dataclass
+class Bench:
+    """What is done in a cell of one task. ``path``: the file of finished cells, which tells the critics' budget.
+
+    A result holds ``values`` (method -> one per scored state) and ``train_cpu_seconds``, of all that was trained for
+    them, the quantizer too.
+    """
+
+    data: TaskData
+    path: Path
+    _one_step_models: dict[tuple[str, int], tuple[OccupancyTransformer, float]] = field(default_factory=dict)
+
+    def work(self, cell: Cell) -> dict[str, Any]:
+        """The result of a cell."""
+        steps = {"quantizer": self._quantizer, "voc": self._voc, "paper": self._paper, "one_step": self._one_step,
+                 "constant": self._constant, "mc": self._critic, "td": self._critic}  # fmt: skip
+        return steps[cell["method"]](cell)
+
+    def _quantizer(self, cell: Cell) -> dict[str, Any]:
+        seed, training = cell["seed"], self.data.training(cell["seed"])
+        config = quantizer_config(cell["quantizer"], self.data.scale.steps, seed)
+        started = cpu_seconds()
+        quantizer = train_quantizer(fresh_quantizer(training, config), training, config.quantizer_training, seed)
+        seconds = cpu_seconds() - started
+        codes = self.data.keep_quantizer(quantizer, _name(cell))
+        use = codebook_use(codes.numpy(), quantizer.codebook_size)
+        return {"train_cpu_seconds": seconds, "n_tokens": quantizer.n_tokens, "perplexity": use["perplexity"]}
+
+    def _voc(self, cell: Cell) -> dict[str, Any]:
+        voc, seconds = self._train(cell, self._config(cell))
+        voc.save(self._folder(cell))
+        codes, features = self._scored(cell)
+        values = {"voc": self._sampled(voc, cell), "voc_head": voc.value_of_codes(codes, features).mean.tolist()}
+        return {"values": values, "train_cpu_seconds": seconds}
+
+    def _paper(self, cell: Cell) -> dict[str, Any]:
+        voc, seconds = self._train(cell, with_recipe(self._config(cell), "paper"))
+        return {"values": {"paper": self._sampled(voc, cell)}, "train_cpu_seconds": seconds}
+
+    def _one_step(self, cell: Cell) -> dict[str, Any]:
+        voc, key = VOC.load(self._folder(cell)), (cell["quantizer"], cell["seed"])
+        if key not in self._one_step_models:  # a model of one step knows no discount: one serves all
+            training, started = self.data.training(cell["seed"]), cpu_seconds()
+            model = train_one_step(voc, training, self._tokens(cell, training.source_rows), self._config(cell))
+            self._one_step_models = {key: (model, cpu_seconds() - started)}
+        model, seconds = self._one_step_models[key]
+        found = roll_out(model, voc, *self._scored(cell), self.data.scale.samples, _generator(cell))
+        seconds += self._spent({**cell, "method": "quantizer"})
+        return {"values": {"one_step": found.mean.tolist()}, "train_cpu_seconds": seconds}
+
+    def _constant(self, cell: Cell) -> dict[str, Any]:
+        value = mean_return(self.data.training(cell["seed"]), cell["gamma"])
+        return {"values": {"constant": [value] * len(self.data.rows)}}
+
+    def _critic(self, cell: Cell) -> dict[str, Any]:
+        kind, gamma, seed = cell["method"], cell["gamma"], cell["seed"]
+        training = self.data.training(seed)
+        known = int(discounted_returns(training, gamma)[1].sum())
+        rows = {"known_rows": known, "rows": len(training)}
+        if kind == "mc" and known < BATCH:
+            return {"values": {}, "refused": f"{known} rows have a known return, fewer than a batch of {BATCH}", **rows}
+        budget = Budget(self._spent({**cell, "quantizer": BASE, "method": "voc"}), self.data.scale.baseline_steps)
+        critic = train_critic(kind, training, gamma, default_n(gamma), budget, seed)
+        values = critic.values(self.data.held_out, self.data.rows).tolist()
+        return {"values": {kind: values}, "train_cpu_seconds": critic.cpu_seconds, "steps": critic.steps, **rows}
+
+    def _train(self, cell: Cell, config: VOCConfig) -> tuple[VOC, float]:
+        """A VOC on a kept quantizer, and the CPU seconds of both trainings."""
+        training, started = self.data.training(cell["seed"]), cpu_seconds()
+        quantizer, tokens = self.data.vision(_name(cell))[0], self._tokens(cell, training.source_rows)
+        voc = train(training, config, quantizer=quantizer, tokens=tokens)
+        return voc, cpu_seconds() - started + self._spent({**cell, "method": "quantizer"})
+
+    def _config(self, cell: Cell) -> VOCConfig:
+        return config_of(cell["quantizer"], cell["gamma"], self.data.scale, cell["seed"])
+
+    def _tokens(self, cell: Cell, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and features of some rows of the whole dataset."""
+        _, codes, features = self.data.vision(_name(cell))
+        return codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
+
+    def _scored(self, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._tokens(cell, self.data.held_out.source_rows[self.data.rows])
+
+    def _sampled(self, voc: VOC, cell: Cell) -> list[float]:
+        samples, generator = self.data.scale.samples, _generator(cell)
+        found = voc.value_of_codes(*self._scored(cell), estimator="sample", samples=samples, generator=generator)
+        return found.mean.tolist()
+
+    def _folder(self, cell: Cell) -> Path:
+        return self.data.folder / "vocs" / f"{_name(cell)}_{cell['gamma']:g}"
+
+    def _spent(self, cell: Cell) -> float:
+        """CPU seconds of training behind the finished cell like ``cell``; a quantizer's has no discount."""
+        wanted = {k: v for k, v in cell.items() if not (k == "gamma" and cell["method"] == "quantizer")}
+        return next(r["result"]["train_cpu_seconds"] for r in finished(self.path) if r["cell"] == wanted)
+
+
+def _name(cell: Cell) -> str:
+    """Of a quantizer's folder: another seed or other settings make another."""
+    return f"{cell['quantizer']}_{cell['seed']}_{cell['settings']}"
+
+
+def _generator(cell: Cell) -> torch.Generator:
+    return torch.Generator().manual_seed(cell["seed"])
+
+
+def _settings(quantizer: str, scale: Scale) -> dict[str, Any]:
+    """What tells the cells of a quantizer from those of other sizes, schedules and data."""
+    return {"scale": to_dict(scale), "config": to_dict(config_of(quantizer, 0.0, scale)), "policies": POLICIES}
+
+
+def _options(args: Args, gammas: tuple[float, ...]) -> str:
+    """The options of a command that were not left at their defaults."""
+    default, said = Args(), ""
+    for option, chosen, usual in (
+        ("tasks", args.tasks, default.tasks), ("gammas", gammas, SCALES[args.scale].gammas),
+        ("seeds", args.seeds, default.seeds), ("others", args.others, default.others),
+    ):  # fmt: skip
+        if chosen != usual:
+            said += f" --{option} {' '.join(map(str, chosen))}"
+    return said
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, prog="python -m voc_rl.benchmarks.value_error"))
