@@ -40,7 +40,8 @@ from voc_rl.values import discounted_returns, mean_return
 
 SCALES = {
     "smoke": Scale(10, 40, 12, 2, (0.8, 0.5), 0.8, samples=10, steps=5, baseline_steps=5),
-    "cpu": Scale(80, 500, 200, 4, (0.95, 0.9, 0.99), 0.95, samples=100),
+    # the second half of the size's steps buys little (docs/what_was_tried.md) and would take another hour a task
+    "cpu": Scale(80, 500, 200, 4, (0.95, 0.9, 0.99), 0.95, samples=100, share=0.5),
 }
 OTHERS = ("musik", "dino")
 BY_CODES = ("voc", "paper", "one_step")
@@ -113,13 +114,13 @@ def cells_of(task: str, scale: str, gammas: Sequence[float], seeds: Sequence[int
 
 
 def config_of(quantizer: str, gamma: float, scale: Scale, seed: int = 0) -> VOCConfig:
-    """The size ``tiny``; at a scale with few steps everything that it trains takes few."""
+    """The size ``tiny`` with the scale's share of its occupancy steps; with few of all where the scale says so."""
     config = quantizer_config(quantizer, scale.steps, seed)
-    occupancy, reward = replace(config.occupancy, gamma=gamma), config.reward
-    if scale.steps is not None:
-        occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=scale.steps))
+    loop, reward = config.occupancy.loop, config.reward
+    loop = replace(loop, steps=scale.steps or round(scale.share * loop.steps))
+    if scale.steps:
         reward = replace(reward, loop=replace(reward.loop, steps=scale.steps))
-    return replace(config, occupancy=occupancy, reward=reward)
+    return replace(config, occupancy=replace(config.occupancy, gamma=gamma, loop=loop), reward=reward)
 
 
 @dataclass

@@ -31,8 +31,9 @@ class Scale:
 
     episodes, episode_steps: of the data (agent steps). states: held-out states. roll_outs: true ones of each. gammas:
     discounts; the truth reaches to the horizon of the largest. compared_at: the discount at which other quantizers
-    are trained. samples: futures per state. steps: of every network's training; None: the size's own.
-    baseline_steps: of the critics; None: as many as fit into the VOC's CPU seconds.
+    are trained. samples: futures per state. share: of the size's steps that occupancy networks take. steps: of every
+    network's training; None: the size's own. baseline_steps: of the critics; None: as many as fit into the VOC's CPU
+    seconds.
     """
 
     episodes: int
@@ -42,6 +43,7 @@ class Scale:
     gammas: tuple[float, ...]
     compared_at: float
     samples: int
+    share: float = 1.0
     steps: int | None = None
     baseline_steps: int | None = None
 

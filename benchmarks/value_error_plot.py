@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from voc_rl.benchmarks.plots import LIGHT, fitted_png, legend, new_figure, style
 from voc_rl.benchmarks.report_table import METHODS
@@ -15,7 +16,7 @@ from voc_rl.benchmarks.value_error_table import BASE, PIXELS
 from voc_rl.checkpoints import atomic_path
 
 HEIGHT, APART, LEAST = 4.2, 0.07, 0.01  # inches; between methods at one discount; smallest error that is drawn
-MARKERS = {BASE: "o", PIXELS: "o", "musik": "^", "dino": "s", "vqgan": "D"}
+OTHER = {"musik": "^", "dino": "s", "vqgan": "D"}  # markers of other quantizers
 DASHES = {"paper": (0, (4, 2)), "constant": (0, (1, 2))}
 
 
@@ -33,7 +34,13 @@ def draw_errors(tasks: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
         axes.set_yticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"], minor=False)
         axes.minorticks_off()
     panels[0].set_ylabel("error (1 = the best constant)")
-    handles = {line.get_label(): line for axes in panels for line in axes.lines if line.get_label()[0] != "_"}
+    handles: dict[str, Any] = {str(line.get_label()): line for axes in panels for line in axes.lines}
+    handles = {name: line for name, line in handles.items() if name[0] != "_"}
+    for name in sorted(
+        {row["sees"] for entries in tasks.values() for e in entries for row in e["methods"]} & set(OTHER)
+    ):
+        mark: dict[str, Any] = {"marker": OTHER[name], "fillstyle": "none", "linestyle": "none"}
+        handles[name] = Line2D([], [], color=LIGHT.muted, label=name, **mark)
     legend(figure, list(handles.values()), LIGHT, loc="upper left", bbox_to_anchor=(0.03, 1.0))
     with atomic_path(path) as temporary:
         temporary.write_bytes(fitted_png(figure))
@@ -46,10 +53,9 @@ def _line(axes: Axes, method: str, entries: Sequence[Mapping[str, Any]], shift: 
     if drawn:
         errors = [max(row["error"], LEAST) for _, row in drawn]
         dashes: Any = DASHES.get(method, "-")
-        label = METHODS[method].label
-        axes.plot([x for x, _ in drawn], errors, color=colour, marker="o", markersize=4, linestyle=dashes, label=label)
+        axes.plot([x for x, _ in drawn], errors, color=colour, marker="o", markersize=4, linestyle=dashes, label=method)
     for x, row in rows:
         error, spread = max(row["error"], LEAST), row["error_spread"] or 0.0
         axes.vlines(x, max(error - spread, LEAST), error + spread, color=colour, linewidth=1)
-        if row["sees"] not in (BASE, PIXELS):
-            axes.plot(x + APART / 2, error, color=colour, marker=MARKERS[row["sees"]], markersize=5, fillstyle="none")
+        if row["sees"] in OTHER:
+            axes.plot(x + APART / 2, error, color=colour, marker=OTHER[row["sees"]], markersize=5, fillstyle="none")

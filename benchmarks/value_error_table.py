@@ -93,8 +93,8 @@ def _differences(values: Values, truth: Truth) -> list[dict[str, Any]]:
             theirs = values.get((rival, sees), values.get((rival, PIXELS), {}))
             seeds = sorted(set(ours) & set(theirs))
             if seeds:
-                pair = (np.stack([side[seed][0] for seed in seeds]) for side in (ours, theirs))
-                difference = paired_difference(*pair, truth, np.random.default_rng(61))
+                mine, other = (np.stack([side[seed][0] for seed in seeds]) for side in (ours, theirs))
+                difference = paired_difference(mine, other, truth, np.random.default_rng(61))
                 found.append({"method": method, "sees": sees, "rival": rival, "seeds": seeds, **difference})
     return found
 

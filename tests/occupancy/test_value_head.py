@@ -107,3 +107,19 @@ def test_members_follow_the_episodes_they_weigh() -> None:
     expected = (w * torch.tensor([1.0, 3.0, 1.0, 3.0])[:, None]).sum(0) / w.sum(0)
     assert expected.std() > 0.2
     torch.testing.assert_close(found, expected, atol=0.12, rtol=0)
+
+
+def test_slow_copies_stay_averages_however_few_the_steps() -> None:
+    dataset = episodes_of([np.array([0.0, 1, 2, 3])], [False])
+    codes = torch.tensor([[0], [1], [2], [0]])
+    torch.manual_seed(0)
+    model = OccupancyTransformer(OccupancyConfig(3, 1, n_layer=1, n_head=1, width=8))
+    head = ValueHead(8, hidden=4, members=2)
+    trainee = OccupancyTrainee(model, head, dataset, codes, None, OccupancyTraining(loop=LoopConfig(steps=5)), 0)
+    assert trainee.target_head is not None
+    with torch.no_grad():
+        head.bias_2.add_(1.0)
+    for step in range(5):
+        trainee.after_step(step)
+        assert float(trainee.target_head.bias_2.min()) > 0
+        assert float(trainee.target_head.bias_2.max()) <= 1

@@ -24,6 +24,20 @@ def test_scores_by_hand() -> None:
     assert list(found) == ["error", "nrmse", "mae", "bias", "spearman", "pearson"]
 
 
+def test_noise_comes_off_error_and_variance_alone() -> None:
+    predicted, truth = np.array([1.0, 2.0, 4.0, 3.0]), np.array([2.0, 2.0, 6.0, 4.0])
+    found, plain = scores(predicted, truth, 0.9, 2.0, noise=0.5), scores(predicted, truth, 0.9, 2.0)
+    assert found["error"] == pytest.approx((6 / 4 - 0.5) / (11 / 4 - 0.5))
+    assert found["nrmse"] == pytest.approx(1.0 * 0.1 / 2)
+    assert {key: found[key] for key in ("mae", "bias", "spearman", "pearson")} == {
+        key: plain[key] for key in ("mae", "bias", "spearman", "pearson")
+    }
+    assert scores(np.full(4, 3.5), truth, 0.9, 2.0, noise=0.5)["error"] == pytest.approx(1.0)  # the best constant
+    better = scores(truth, truth, 0.9, 2.0, noise=0.5)  # as near as its own noise: luck
+    assert better["error"] < 0
+    assert better["nrmse"] == 0
+
+
 def test_scores_equal_scipy() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=200)

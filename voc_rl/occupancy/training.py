@@ -92,7 +92,7 @@ class OccupancyTrainee:
             if head is not None:
                 head.fit_features(self.features)
         self.n = config.n or default_n(config.gamma)
-        self.ema = config.ema if config.ema is not None else 1.0 - max(20.0 / config.loop.steps, 1e-3)
+        self.ema = config.ema if config.ema is not None else 1.0 - min(max(20.0 / config.loop.steps, 1e-3), 1.0)
         self.returns = n_step_returns(dataset, config.gamma, self.n)
         # a row at which the episode terminated is a context too: nothing but END follows it
         self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
