@@ -13,6 +13,7 @@ from torch import Tensor
 from voc_rl.agents import load_policy
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.kept import kept_arrays
+from voc_rl.benchmarks.ope_data import discounted_mean
 from voc_rl.benchmarks.quantizers import spread_rows
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
@@ -132,7 +133,6 @@ class TaskData:
 
     def truth(self, gamma: float) -> Truth:
         """True values of the scored states at a discount; one set of roll-outs serves all discounts."""
-        rewards = self._rewards.astype(float)
-        values = (rewards * gamma ** np.arange(rewards.shape[-1])).sum(-1)
+        values = discounted_mean(self._rewards.astype(float), gamma) / (1.0 - gamma)
         noise = values.var(1, ddof=1) / values.shape[1]
         return Truth(values.mean(1), noise, self.held_out.episode[self.rows])
