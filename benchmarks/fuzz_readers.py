@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from voc_rl.benchmarks.fuzz_mutations import Files, mutated
+from voc_rl.benchmarks.fuzz_oracle import what_is_wrong
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_episode
 from voc_rl.errors import VOCError, check_positive
@@ -37,7 +38,8 @@ class FuzzReport:
     Attributes:
         loaded, refused: valid episodes, and refusals with a ``VOCError``.
         crashes: the interpreter ended, or something else than a ``VOCError`` was raised.
-        hangs: no answer in time. silent_misreads: it loaded, but not as valid episodes.
+        hangs: no answer in time. silent_misreads: it loaded, but not as valid episodes, or not
+            as what the files hold when they are read by other means.
         failures: outcome, format, number and reason of each crash, hang and misread.
     """
 
@@ -121,7 +123,7 @@ def _work(connection: Any, seed: int) -> None:
         while True:
             try:
                 index = connection.recv()
-            except EOFError:
+            except (EOFError, OSError):  # the other side is gone
                 return
             name = _format(index)
             place = Path(folder) / str(index)
@@ -139,36 +141,15 @@ def read_mutated(place: Path, name: str) -> tuple[str, str]:
         dataset = load_dataset(f"{word}:{path}")
         rows = np.arange(len(dataset))
         frames = dataset.frames(rows) if dataset.has_frames else None
-        window = dataset.windows(rows[:4], 2) if dataset.has_frames else None
-        wrong = what_is_wrong(dataset, frames)
-        del window
+        if dataset.has_frames:
+            dataset.windows(rows[:4], 2)
+        wrong = what_is_wrong(dataset, frames, place, name)
     except VOCError as error:
         said = str(error)
         return ("refused", said) if said and "\n" not in said else ("crashes", f"refused in other words: {said!r}")
     except Exception as error:
         return "crashes", f"{type(error).__name__}: {error}"
     return ("silent_misreads", wrong) if wrong else ("loaded", "")
-
-
-def what_is_wrong(dataset: Episodes, frames: np.ndarray | None) -> str:
-    """What keeps loaded episodes from being valid; empty where nothing does. Shares no code with the readers."""
-    rows = len(dataset.reward)
-    step_type, starts = dataset.step_type, np.flatnonzero(dataset.step_type == 0)
-    last = np.append(starts[1:], rows) - 1
-    inside = np.setdiff1d(np.arange(rows), np.concatenate([starts, last]))
-    if rows == 0 or step_type[0] != 0 or (step_type[inside] != 1).any() or not np.isin(step_type, (0, 1, 2)).all():
-        return "step types that make no whole episodes"
-    if frames is not None and (frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[:2] != (rows, 3)):
-        return f"frames {frames.dtype} {frames.shape} for {rows} rows"
-    for name in ("action", "reward", "discount", "state", "physics", "log_prob", "unclipped_action", "policy_id"):
-        column = getattr(dataset, name)
-        if column is not None and (len(column) != rows or not np.isfinite(column).all()):
-            return f"{name} of shape {column.shape} or not finite"
-    if np.abs(dataset.action).max(initial=0) > 1.001:
-        return "actions outside [-1, 1]"
-    if dataset.discount.min() < 0 or dataset.discount.max() > 1.001:
-        return "discounts outside [0, 1]"
-    return ""
 
 
 # --- small files to damage

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +11,7 @@ import tyro
 from voc_rl.errors import VOCError
 
 if TYPE_CHECKING:
-    from voc_rl.data import DataSpec, Episode, Episodes
+    from voc_rl.data import Episodes
 
 
 @dataclass(frozen=True)
@@ -76,37 +74,12 @@ class Convert:
     """Read the files in a process of their own first."""
 
     def run(self) -> None:
-        from voc_rl.data import write_minari, write_vd4rl
-        from voc_rl.data.convert import write_folder
-        from voc_rl.data.registry import load_dataset, parse, stream_dataset
-        from voc_rl.data.trial import read_in_child
-        from voc_rl.envs.states import StateCheck, render_states, rendered_episodes
+        from voc_rl.conversion import convert_dataset
 
-        spec = read_in_child(self.path).spec if self.untrusted else ":".join(parse(self.path))
-        check = StateCheck()
-        if self.to != "voc":
-            if self.to == "vd4rl" and Path(self.out).exists():
-                raise VOCError(f"{self.out} exists already; choose another file.")
-            dataset = load_dataset(spec)
-            if dataset.physics is not None and not dataset.has_frames:
-                dataset, check = render_states(dataset, self.size, self.task, progress=True)
-            write_minari(self.out, dataset) if self.to == "minari" else write_vd4rl(self.out, dataset)
-            count = len(dataset.starts)
-        else:
-
-            def episodes(first: int) -> Iterator[tuple[Episode, DataSpec]]:
-                if spec.startswith("d4rl:"):
-                    states = load_dataset(spec)
-                    if first == len(states.starts):
-                        return iter(())
-                    left = states.subset(range(first, len(states.starts)))
-                    return rendered_episodes(left, self.size, self.task, progress=True, check=check)
-                described, stream = stream_dataset(spec)
-                return ((episode, described) for episode in islice(stream, first, None))
-
-            settings = {"source": spec, "size": self.size, "task": self.task}
-            count = write_folder(self.out, episodes, settings)
-        if check.steps:
+        count, check = convert_dataset(
+            self.path, self.out, self.to, size=self.size, task=self.task, untrusted=self.untrusted, progress=True
+        )
+        if check is not None:
             print(f"check: {check}")
         print(f"convert: {count} episodes: {self.out}")
 

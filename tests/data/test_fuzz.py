@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from voc_rl.benchmarks.fuzz_mutations import mutated
+from voc_rl.benchmarks.fuzz_oracle import what_is_wrong
 from voc_rl.benchmarks.fuzz_readers import (
     SAMPLES,
     formats,
     fuzz_readers,
     read_mutated,
-    what_is_wrong,
     write_files,
 )
-from voc_rl.data import DataSpec, Episodes
+from voc_rl.data import Episodes, load_dataset
 
 
 def test_mutations_of_every_reader() -> None:
@@ -90,8 +90,22 @@ def test_invalid_episodes_are_seen(tmp_path: Path, column: str, value: float, sa
     write_files(tmp_path, SAMPLES["voc"]())
     dataset = Episodes.open(tmp_path)
     frames = dataset.frames(np.arange(len(dataset)))
-    assert what_is_wrong(dataset, frames) == ""
-    assert "frames" in what_is_wrong(dataset, frames[1:])
+    assert what_is_wrong(dataset, frames, tmp_path, "voc") == ""
+    assert "frames" in what_is_wrong(dataset, frames[1:], tmp_path, "voc")
     getattr(dataset, column)[2] = value
-    assert said in what_is_wrong(dataset, frames)
-    assert dataset.spec == DataSpec(task="fuzz", size=4)
+    assert said in what_is_wrong(dataset, frames, tmp_path, "voc")
+
+
+@pytest.mark.parametrize("name", formats())
+def test_rows_that_are_not_the_files_are_seen(tmp_path: Path, name: str) -> None:
+    """Valid episodes whose rewards belong to other rows: what two well-known loaders make of such files."""
+    write_files(tmp_path, SAMPLES[name]())
+    dataset = load_dataset(tmp_path / "walker2d.hdf5" if name == "d4rl" else tmp_path)
+    frames = dataset.frames(np.arange(len(dataset))) if dataset.has_frames else None
+    assert what_is_wrong(dataset, frames, tmp_path, name) == ""
+    dataset.reward[:] = np.roll(dataset.reward, 1)
+    wrong = what_is_wrong(dataset, frames, tmp_path, name)
+    assert "reward differ" in wrong or "in no file" in wrong
+    dataset.reward[:] = np.roll(dataset.reward, -1)
+    if frames is not None:
+        assert what_is_wrong(dataset, frames[::-1], tmp_path, name) != ""

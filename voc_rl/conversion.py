@@ -1,0 +1,85 @@
+"""Turn a dataset of any format into ours, V-D4RL's or Minari's; D4RL's states are drawn on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voc_rl.data import DataSpec, Episode, load_dataset, write_minari, write_vd4rl
+from voc_rl.data.convert import write_folder
+from voc_rl.data.registry import parse, stream_dataset
+from voc_rl.data.trial import read_in_child
+from voc_rl.errors import VOCError, check_choice
+
+if TYPE_CHECKING:
+    from voc_rl.envs.states import StateCheck
+
+TARGETS = ("minari", "vd4rl", "voc")
+
+
+def convert_dataset(
+    source: str,
+    out: str,
+    to: str = "voc",
+    *,
+    size: int = 84,
+    task: str | None = None,
+    untrusted: bool = False,
+    progress: bool = False,
+) -> tuple[int, StateCheck | None]:
+    """Convert a dataset, episode by episode where ``to`` is ``"voc"``; such a conversion goes on after a cut.
+
+    Args:
+        source: as in ``load_dataset``. out: a new folder (voc), a new .hdf5 file (vd4rl), or a new name like
+            namespace/name-v0 (minari). to: the format of ``out``.
+        size: height and width of frames drawn from states. task: HalfCheetah-v5 or Walker2d-v5; None is what the
+            name of a D4RL file says. untrusted: as in ``load_dataset``.
+
+    Returns:
+        The number of episodes, and how well the simulator agrees with the states that were drawn by this call (None
+        where none were).
+
+    Raises:
+        VOCError: what ``load_dataset`` and ``render_states`` refuse, or an ``out`` that is taken.
+    """
+    check_choice(to, TARGETS, "format to convert to")
+    spec = read_in_child(source).spec if untrusted else ":".join(parse(source))
+    if to == "voc":
+        return _to_ours(spec, out, size, task, progress)
+    if to == "vd4rl" and Path(out).exists():
+        raise VOCError(f"{out} exists already; choose another file.")
+    dataset, check = load_dataset(spec), None
+    if spec.startswith("d4rl:"):
+        from voc_rl.envs.states import render_states
+
+        dataset, check = render_states(dataset, size, task, progress)
+    if to == "minari":
+        write_minari(out, dataset)
+    else:
+        write_vd4rl(out, dataset)
+    return len(dataset.starts), check
+
+
+def _to_ours(spec: str, out: str, size: int, task: str | None, progress: bool) -> tuple[int, StateCheck | None]:
+    settings = {"source": spec, "size": size, "task": task}
+    if not spec.startswith("d4rl:"):
+
+        def streamed(first: int) -> Iterator[tuple[Episode, DataSpec]]:
+            described, stream = stream_dataset(spec)
+            return ((episode, described) for episode in islice(stream, first, None))
+
+        return write_folder(out, streamed, settings), None
+
+    from voc_rl.envs.states import StateCheck, rendered_episodes
+
+    states, check = load_dataset(spec), StateCheck()
+
+    def drawn(first: int) -> Iterator[tuple[Episode, DataSpec]]:
+        if first == len(states.starts):
+            return iter(())
+        left = states.subset(range(first, len(states.starts)))
+        return rendered_episodes(left, size, task, progress, check)
+
+    return write_folder(out, drawn, settings), check
