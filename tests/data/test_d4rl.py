@@ -85,6 +85,16 @@ def test_older_columns_and_numbers_as_flags(tmp_path: Path) -> None:
     check_alignment(open_d4rl(tmp_path / "a.hdf5"))
 
 
+def test_whole_numbers_before_fractions(tmp_path: Path) -> None:
+    arrays = d4rl_arrays((2,))
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for key, array in arrays.items():
+            file[key] = array.astype(np.int64) if key == "observations" else array + 0.5 * (key == "next_observations")
+    with pytest.warns(UserWarning, match="does not follow"):
+        dataset = open_d4rl(tmp_path / "a.hdf5")
+    np.testing.assert_array_equal(dataset.state[:, 0], [0, 1.5, 1, 2.5])
+
+
 def test_a_jump_that_no_flag_explains_ends_an_episode(tmp_path: Path) -> None:
     arrays = d4rl_arrays(LENGTHS, TERMINATED)
     arrays["timeouts"][4] = False

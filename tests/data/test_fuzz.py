@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from voc_rl.benchmarks.fuzz_corpus import Case, read_corpus, write_corpus
 from voc_rl.benchmarks.fuzz_mutations import mutated
 from voc_rl.benchmarks.fuzz_oracle import what_is_wrong
 from voc_rl.benchmarks.fuzz_readers import (
@@ -21,6 +22,8 @@ from voc_rl.benchmarks.fuzz_readers import (
     write_files,
 )
 from voc_rl.data import Episodes, load_dataset
+
+CORPUS = Path(__file__).parent / "corpus.zip"
 
 
 def test_mutations_of_every_reader() -> None:
@@ -109,3 +112,23 @@ def test_rows_that_are_not_the_files_are_seen(tmp_path: Path, name: str) -> None
     dataset.reward[:] = np.roll(dataset.reward, -1)
     if frames is not None:
         assert what_is_wrong(dataset, frames[::-1], tmp_path, name) != ""
+
+
+@pytest.mark.parametrize("case", read_corpus(CORPUS), ids=lambda case: case.name)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_saved_files(case: Case, tmp_path: Path) -> None:
+    """The same bytes for every version of the readers and their libraries."""
+    if case.format not in formats():
+        pytest.skip("minari is not installed")
+    write_files(tmp_path, case.files)
+    outcome, said = read_mutated(tmp_path, case.format)
+    assert outcome == case.outcome, said
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_corpus_holds_what_it_was_made_of(tmp_path: Path) -> None:
+    count = write_corpus(tmp_path / "corpus.zip", seed=5, each=2)
+    cases = list(read_corpus(tmp_path / "corpus.zip"))
+    assert 2 * len(formats()) <= len(cases) == count <= 3 * len(formats())  # checksums leave npz few reasons
+    assert {case.format for case in cases} == set(formats())
+    assert cases[0].files == SAMPLES["voc"]()

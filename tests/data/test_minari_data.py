@@ -260,6 +260,12 @@ def test_wrong_arrays(root: Path) -> None:
         file["episode_1"]["rewards"] = h5py.ExternalLink("/etc/secret.hdf5", "rewards")
     with pytest.raises(VOCError, match="rewards is a link to /etc/secret"):
         open_minari("toy/rings-v0")
+    path.write_bytes(whole)
+    with h5py.File(path, "a") as file:
+        for i in range(10):  # a tree of ten to the power of its depth, in one kilobyte
+            file["episode_0"][f"again_{i}"] = file["episode_0"]
+    with pytest.raises(VOCError, match="has another name too"):
+        open_minari("toy/rings-v0")
     path.write_bytes(whole[:500])
     with pytest.raises(VOCError, match=r"main_data\.hdf5 is not a whole HDF5 file"):
         open_minari("toy/rings-v0")

@@ -63,18 +63,21 @@ def stored_array(file: h5py.Group, key: str, path: Path) -> h5py.Dataset | None:
     return array
 
 
-def check_tree(group: h5py.Group, path: Path, depth: int = 8) -> None:
+def check_tree(group: h5py.Group, path: Path, seen: set[int] | None = None) -> None:
     """The checks of ``stored_array`` for everything in a group, for files that another library reads.
 
     Raises:
-        VOCError: links, data in another file, sizes that cannot be, or groups more than ``depth`` deep.
+        VOCError: links, data in another file, sizes that cannot be, or a group under two names, which may hold itself.
     """
-    if depth == 0:
-        raise VOCError(f"{path}: {group.name} is nested too deeply; the file is damaged.")
+    seen = set() if seen is None else seen
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:
+        raise VOCError(f"{path}: {group.name} has another name too; a file that holds each group once is needed.")
+    seen.add(address)
     for name in group:
         member = _member(group, name, path)
         if isinstance(member, h5py.Group):
-            check_tree(member, path, depth - 1)
+            check_tree(member, path, seen)
         elif isinstance(member, h5py.Dataset):
             _check_array(member, member.name, path)
 

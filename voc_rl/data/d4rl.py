@@ -92,7 +92,7 @@ def _dataset(arrays: Mapping[str, Any], path: Path, stack: int, max_episode_step
     step_type[first], step_type[last] = FIRST, LAST
     discount = np.ones(len(shown), np.float32)
     discount[last] = ~flat["terminals"][ends]
-    state = flat["observations"][shown]
+    state = flat["observations"].astype(np.float64)[shown]  # what comes from next_observations may be no whole number
     if "next_observations" in flat:
         state[last] = flat["next_observations"][ends]
     columns = {

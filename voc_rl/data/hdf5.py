@@ -71,7 +71,8 @@ class Episode:
     """One whole episode of T rows (alignment: module docstring).
 
     frames (T, 3, H, W) uint8; action (T, A) float32 in [-1, 1]; reward, discount (T,) float32; step_type (T,) uint8.
-    Optional: state (T, S) float32, physics (T, P) float64, log_prob (T,) float32 of ``unclipped_action`` (T, A),
+    Optional: state (T, S) float32, physics (T, P) float64 (the simulator's state: MuJoCo's mjSTATE_INTEGRATION vector,
+    or D4RL's qpos and then qvel), log_prob (T,) float32 of ``unclipped_action`` (T, A),
     policy_id (T,) int16, the member of a mixture that acted.
     """
 
