@@ -243,7 +243,7 @@ def _options(args: Args, gammas: tuple[float, ...]) -> str:
         ("seeds", args.seeds, default.seeds), ("others", args.others, default.others),
     ):  # fmt: skip
         if chosen != usual:
-            said += f" --{option} {' '.join(map(str, chosen))}"
+            said += " ".join([f" --{option}", *map(str, chosen)])
     return said
 
 
