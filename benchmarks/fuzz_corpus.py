@@ -22,8 +22,6 @@ from voc_rl.benchmarks.fuzz_mutations import Files, mutated
 from voc_rl.benchmarks.fuzz_readers import SAMPLES, formats, read_mutated, write_files
 from voc_rl.checkpoints import atomic_path
 
-_TRIES = 400  # mutations of a format among which different refusals are looked for
-
 
 @dataclass(frozen=True)
 class Case:
@@ -35,10 +33,10 @@ class Case:
     files: Files
 
 
-def write_corpus(path: Path, seed: int = 0, each: int = 8) -> int:
-    """Save the sound sample of every format and ``each`` of its mutations, refused for different reasons; returns how
-    many cases there are."""
-    cases = [case for name in formats() for case in _cases(name, seed, each)]
+def write_corpus(path: Path, seed: int = 0, each: int = 8, tries: int = 400) -> int:
+    """Save the sound sample of every format and up to ``each`` of its mutations with different reasons of refusal, out
+    of ``tries``; returns how many cases there are."""
+    cases = [case for name in formats() for case in _cases(name, seed, each, tries)]
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         expected = {case.name: {"format": case.format, "outcome": case.outcome} for case in cases}
         archive.writestr("cases.json", json.dumps(expected, indent=1))
@@ -48,11 +46,11 @@ def write_corpus(path: Path, seed: int = 0, each: int = 8) -> int:
     return len(cases)
 
 
-def _cases(name: str, seed: int, each: int) -> Iterator[Case]:
+def _cases(name: str, seed: int, each: int, tries: int) -> Iterator[Case]:
     sample = SAMPLES[name]()
     yield Case(f"{name}_sound", name, "loaded", sample)
     reasons: set[str] = set()
-    for i in range(_TRIES):
+    for i in range(tries):
         files = mutated(sample, np.random.default_rng([seed, i]))
         with tempfile.TemporaryDirectory() as folder:
             write_files(Path(folder), files)

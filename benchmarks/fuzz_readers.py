@@ -10,8 +10,10 @@ own, so that a crash or a hang of a library is counted and not suffered. Mutatio
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +30,8 @@ from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_episode
 from voc_rl.errors import VOCError, check_positive
 
 _MEMORY = 16 * 2**30  # address space of the process that reads; a dataset here has some kilobytes
-_START = 120.0  # seconds until the process answers for the first time
+_START = 600.0  # seconds until the process answers for the first time
+_PATIENCE = 12  # times as long by the clock as by the processor
 
 
 @dataclass
@@ -65,7 +68,8 @@ def fuzz_readers(
     """Try that many mutated files, dealt to the formats in turn.
 
     Args:
-        mutations: how many. seed: of all the damage. timeout: seconds that one file may take.
+        mutations: how many. seed: of all the damage. timeout: processor seconds that one file may take; twelve times
+            as many by the clock, if it waits for something else.
         work: what the other process does; for tests of the counts.
     """
     check_positive(mutations, "mutations")
@@ -100,12 +104,23 @@ class _Worker:
     def ask(self, index: int, timeout: float) -> tuple[str, str]:
         try:
             self._connection.send(index)
-            if not self._connection.poll(timeout):
-                return "hangs", f"no answer in {timeout:.0f} seconds"
+            began, started = self._cpu_seconds(), time.monotonic()
+            while not self._connection.poll(min(timeout, 1.0)):
+                # on a busy machine a sound file may wait for its turn
+                if self._cpu_seconds() - began > timeout or time.monotonic() - started > _PATIENCE * timeout:
+                    return "hangs", f"no answer in {time.monotonic() - started:.0f} seconds"
             return self._connection.recv()
         except (EOFError, OSError):
             self._process.join(10)
             return "crashes", f"the process ended with code {self._process.exitcode}"
+
+    def _cpu_seconds(self) -> float:
+        """Processor time that the process has taken; Linux alone says it."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
         self._process.kill()

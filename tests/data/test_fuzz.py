@@ -28,11 +28,11 @@ CORPUS = Path(__file__).parent / "corpus.zip"
 
 def test_mutations_of_every_reader() -> None:
     """`python -m voc_rl.benchmarks.trust --mutations 10000` is the long form."""
-    report = fuzz_readers(600, seed=1, timeout=60)  # a busy machine is slow, which is no hang
+    report = fuzz_readers(400, seed=1)
     assert report.failures == []
-    assert report.mutations == report.loaded + report.refused == 600
-    assert report.loaded > 60  # damage in what nobody needs, or in numbers that may be any
-    assert report.refused > 60
+    assert report.mutations == report.loaded + report.refused == 400
+    assert report.loaded > 40  # damage in what nobody needs, or in numbers that may be any
+    assert report.refused > 40
 
 
 @pytest.mark.parametrize("name", formats())
@@ -76,7 +76,7 @@ def test_crashes_and_misreads_are_counted_and_the_rest_goes_on() -> None:
 
 
 def test_hangs_are_counted() -> None:
-    report = fuzz_readers(3, timeout=3, work=sleeps_at_one)
+    report = fuzz_readers(3, timeout=0.5, work=sleeps_at_one)
     assert (report.mutations, report.hangs, report.refused) == (3, 1, 2)
 
 
@@ -127,7 +127,7 @@ def test_saved_files(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_corpus_holds_what_it_was_made_of(tmp_path: Path) -> None:
-    count = write_corpus(tmp_path / "corpus.zip", seed=5, each=2)
+    count = write_corpus(tmp_path / "corpus.zip", seed=5, each=2, tries=30)
     cases = list(read_corpus(tmp_path / "corpus.zip"))
     assert 2 * len(formats()) <= len(cases) == count <= 3 * len(formats())  # checksums leave npz few reasons
     assert {case.format for case in cases} == set(formats())

@@ -137,6 +137,14 @@ def test_a_declared_petabyte_is_refused(tmp_path: Path) -> None:
         open_vd4rl(tmp_path / "c.hdf5")
 
 
+def test_more_than_the_memory_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(3):
+        write_64px(tmp_path / f"{i}.npz", WRITTEN[0])
+    monkeypatch.setattr("voc_rl.data.border.machine_memory", lambda: 2 * 5 * 8 * 8 * 3 + 400)
+    with pytest.raises(VOCError, match=r"Every frame of .* takes .* `voc-rl data convert` turns it into files"):
+        open_vd4rl(tmp_path)
+
+
 def test_malformed_episodes_of_a_shard(tmp_path: Path) -> None:
     """A NaN, an action out of range, a row without its kind, rows of no episode: the others keep their rows."""
     episodes = [toy_episode(i, 4, frames=numbered_frames(40 * i, 4, 8, 8)) for i in range(6)]

@@ -8,12 +8,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_d4rl
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.envs import render_states
 from voc_rl.envs.states import MODELS, StateRenderer
 from voc_rl.errors import VOCError
+from voc_rl.quantizers import VQVAE, VQVAEConfig
 
 STEPS = (6, 4)
 
@@ -60,7 +62,10 @@ def test_frames_of_stored_states(tmp_path: Path, task: str, stored: bool) -> Non
         np.testing.assert_array_equal(dataset.frames(np.array([row]))[0], renderer.frame(dataset.physics[row]))
     renderer.close()
     assert len(np.unique(dataset.frames(np.arange(12)).reshape(12, -1), axis=0)) == 12
-    assert dataset.observations(np.array([7])).shape == (1, 9, 24, 24)
+    quantizer = VQVAE(dataset.observation_shape, VQVAEConfig())
+    with torch.no_grad():
+        codes = quantizer.encode(torch.as_tensor(dataset.observations(np.arange(12))))
+    assert codes.shape == (12, quantizer.n_tokens)
 
 
 def test_shifted_actions_are_noticed(tmp_path: Path) -> None:

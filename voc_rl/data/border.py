@@ -18,7 +18,7 @@ import numpy as np
 from voc_rl.errors import VOCError
 
 # Deflate shrinks by a factor of 1032 at most; what declares more than this was never written.
-_MAX_EXPANSION = 1100
+MAX_EXPANSION = 1100
 _MAX_CHUNK = 2**30  # bytes that one read of a chunk may take
 
 
@@ -99,7 +99,7 @@ def _check_array(array: h5py.Dataset, key: str, path: Path) -> None:
         raise VOCError(f"{what} is empty; an array is needed.")
     declared, stored = math.prod(array.shape) * array.dtype.itemsize, array.id.get_storage_size()
     chunk = math.prod(array.chunks or ()) * array.dtype.itemsize
-    if stored > file_bytes or declared > _MAX_EXPANSION * stored or chunk > _MAX_CHUNK:
+    if stored > file_bytes or declared > MAX_EXPANSION * stored or chunk > _MAX_CHUNK:
         raise VOCError(
             f"{what} declares {declared} bytes of shape {array.shape}, but {stored} are stored; the file is damaged."
         )

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 from voc_rl.checkpoints import read_json
-from voc_rl.data.border import check_tree, data_files, reading
+from voc_rl.data.border import check_memory, check_tree, data_files, reading
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, FIRST, LAST, MID, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec
 from voc_rl.errors import VOCError
@@ -45,7 +45,8 @@ def open_minari(name: str, stack: int = 3, untrusted: bool = False) -> Episodes:
         ImportError: minari is not installed.
     """
     folder = minari_folder(name)
-    data_files(folder, (".json", ".hdf5"), untrusted)  # refuses links that leave the folder
+    files = data_files(folder, (".json", ".hdf5"), untrusted)  # refuses links that leave the folder
+    check_memory(sum(file.stat().st_size for file in files), f"Every frame of {folder}")  # and more, if compressed
     return Episodes.from_episodes(minari_episodes(folder), minari_spec(folder), folder, stack)
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from voc_rl.data.border import check_memory, reading
+from voc_rl.data.border import MAX_EXPANSION, check_memory, reading
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import FIRST, LAST, MID, DataSpec, Episode, checked_episode
 from voc_rl.errors import VOCError
@@ -32,7 +32,18 @@ def open_npz(files: Sequence[Path], path: Path, stack: int = 3) -> Episodes:
     Raises:
         VOCError: no whole episode, or episodes that do not fit each other.
     """
+    check_memory(sum(map(_frame_bytes, files)), f"Every frame of {path}")
     return Episodes.from_episodes(npz_episodes(files, path), npz_spec(files), path, stack)
+
+
+def _frame_bytes(path: Path) -> int:
+    """Size of an episode's frames, by the archive's own word; 0 of a malformed one."""
+    try:
+        with reading(path, "npz", "an episode of V-D4RL"), zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo("image.npy")
+    except VOCError:
+        return 0
+    return entry.file_size if entry.file_size <= MAX_EXPANSION * entry.compress_size else 0
 
 
 def npz_spec(files: Sequence[Path]) -> DataSpec:
@@ -90,7 +101,7 @@ def _read_member(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
         # a size that deflate cannot reach was never written
         if min(shape, default=0) < 0 or declared + file.tell() != entry.file_size:
             raise VOCError(f"{path}: {key} declares shape {shape}, but {entry.file_size} bytes are there.")
-        if entry.file_size > 1100 * max(entry.compress_size, 1):
+        if entry.file_size > MAX_EXPANSION * max(entry.compress_size, 1):
             raise VOCError(f"{path}: {key} declares {declared} bytes in {entry.compress_size}; the file is damaged.")
         check_memory(declared, f"{path}: {key}")
     with archive.open(entry) as file:
