@@ -26,13 +26,14 @@ from voc_rl.benchmarks.results import write_results
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, PolicyTraining, hops
+from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator
 from voc_rl.precision import autocast
 from voc_rl.values import horizon, rewards_of_futures
 from voc_rl.values.statistics import normal_interval
 
 SCALES = {
-    "smoke": Scale(episodes=16, steps=60, resets=4, anywhere=8, roll_outs=2, gammas=(0.8,)),
+    "smoke": Scale(episodes=16, steps=60, resets=4, anywhere=8, roll_outs=2, gammas=(0.8,), quantizer_steps=60),
     "cpu": Scale(episodes=80, steps=500, resets=10, anywhere=40, roll_outs=4, gammas=(0.95, 0.9)),
 }
 STEPS = {"smoke": 20, "cpu": 3000}  # of the policies' network
@@ -113,6 +114,9 @@ def _config(scale: str, gamma: float, seed: int) -> EvaluationConfig:
     loop = LoopConfig(steps=STEPS[scale], batch_size=128, learning_rate=4e-3, weight_decay=0.05)
     training = PolicyTraining(occupancy=OccupancyTraining(gamma=gamma, loop=loop))
     config = EvaluationConfig(training=training)
+    if scale == "smoke":
+        few = replace(config.voc.reward, loop=LoopConfig(steps=50, batch_size=256))
+        config = EvaluationConfig(StitchingConfig(replicates=3), 16, 200, training, replace(config.voc, reward=few))
     return replace(config, voc=replace(config.voc, seed=seed))
 
 

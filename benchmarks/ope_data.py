@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Scale:
 
     episodes, steps: of the data. resets, anywhere: starts that are first rows, and rows from all over the episodes.
     roll_outs: per start and policy. gammas: discounts; the truth reaches to the horizon of the largest.
+    quantizer_steps: of the quantizer's training.
     """
 
     episodes: int
@@ -37,6 +38,7 @@ class Scale:
     anywhere: int
     roll_outs: int
     gammas: tuple[float, ...]
+    quantizer_steps: int = sized("tiny").quantizer_training.steps
 
 
 @dataclass
@@ -81,7 +83,8 @@ class TaskData:
         if not (path / "quantizer.json").exists():
             config = sized("tiny")
             fresh = fresh_quantizer(self.episodes.load_frames(), config)
-            save_quantizer(train_quantizer(fresh, self.episodes, config.quantizer_training, self.seed), path)
+            loop = replace(config.quantizer_training, steps=self.scale.quantizer_steps)
+            save_quantizer(train_quantizer(fresh, self.episodes, loop, self.seed), path)
         return load_quantizer(path)
 
     @cached_property

@@ -110,13 +110,14 @@ def _cell(scored: Mapping[str, float]) -> str:
 
 
 def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) -> None:
-    """Estimated against true J of the test policies: a row per task and method, a panel per reward."""
+    """Estimated against true J: a row per task, a panel per reward; of the test policies where there are some."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    part = "test" if any(record["cell"]["part"] == "test" for record in records) else "development"
     chosen: dict[tuple[str, str], Mapping[str, Mapping[str, float | None]]] = {}
     for record in records:
-        if record["cell"]["part"] == "test":
+        if record["cell"]["part"] == part:
             for method, rewards in record["result"]["estimates"].items():
                 chosen.setdefault((record["cell"]["task"], method), rewards)
     tasks = list(dict.fromkeys(task for task, _ in chosen))

@@ -72,6 +72,14 @@ def test_sizes_of_quantizers() -> None:
         found = sized(size, name)
         assert (found.quantizer, found.network) == (name, SIZES[size].network)
         assert build_quantizer(name, (9, 84, 84), found.quantizer_config).n_tokens == tokens
+    for name, frames, tokens, codes, heads in (("vqgan", 3, 75, 1024, 8), ("dino", 2, 392, 8192, 4)):
+        published = sized("paper", name)
+        network = published.network
+        assert (network.n_layer, network.n_head, network.width) == (4, heads, 768)
+        assert published.occupancy.loop.steps == 100_000
+        with torch.device("meta"):  # sizes, not weights
+            quantizer = build_quantizer(name, (3 * frames, 84, 84), published.quantizer_config)
+        assert (quantizer.n_tokens, quantizer.codebook_size) == (tokens, codes)
     for words in (("huge", "vqvae"), ("tiny", "vae")):
         with pytest.raises(VOCError, match=r"Unknown (size 'huge'|quantizer 'vae'); accepted: "):
             sized(*words)

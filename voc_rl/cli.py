@@ -105,7 +105,7 @@ class Settings:
     n: int | None = None
     """Real steps per target; default 4 / (1 - gamma), 1 is the paper's one-step target."""
     size: str = "tiny"
-    """tiny or small: the network, its tokens and how long it trains."""
+    """tiny, small or paper: the network, its tokens and how long it trains."""
     recipe: str = "voc"
     """voc, or paper: trained and sampled as the paper's public code ran, defects included, as a baseline."""
     quantizer: str = "vqvae"

@@ -6,9 +6,7 @@ frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futu
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -16,19 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import (
-    FORMAT_VERSION,
-    load_state_dict,
-    load_tensors,
-    read_json,
-    save_tensors,
-    write_json,
-)
-from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
+from voc_rl.model_files import Parts, load_parts, save_parts
 from voc_rl.occupancy import (
-    OccupancyConfig,
     OccupancyTransformer,
     ValueHead,
     compose,
@@ -36,15 +25,9 @@ from voc_rl.occupancy import (
     uniforms,
 )
 from voc_rl.precision import autocast
-from voc_rl.quantizers import (
-    Quantizer,
-    load_quantizer,
-    save_quantizer,
-)
+from voc_rl.quantizers import Quantizer
 from voc_rl.quantizers.base import check_codes
-from voc_rl.quantizers.registry import check_version
 from voc_rl.values import (
-    RewardConfig,
     RewardHead,
     ValueEstimate,
     density,
@@ -57,8 +40,6 @@ from voc_rl.values import (
 from voc_rl.values.mve import TailValue
 
 Estimator = Literal["head", "sample", "mve"]
-DESCRIPTION = "voc.json"
-WEIGHTS = "voc.safetensors"
 
 
 class VOC:
@@ -288,23 +269,9 @@ class VOC:
 
     def save(self, folder: str | Path) -> None:
         """Write the model into ``folder``: two descriptions (JSON) and two weight files (safetensors)."""
-        folder = Path(folder)
-        save_quantizer(self.quantizer, folder)
-        parts: dict[str, torch.nn.Module] = {"occupancy": self.occupancy, "reward": self.reward_head}
-        if self.value_head is not None:
-            parts["value"] = self.value_head
-        tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
-        save_tensors(folder / WEIGHTS, tensors)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "gamma": self.gamma,
-            "quantizer": weights_mark(self.quantizer),
-            "spec": asdict(self.spec),
-            "occupancy": to_dict(self.occupancy.config),
-            "reward": to_dict(self.reward_head.config),
-            "value": self.value_head and {"hidden": self.value_head.hidden, "members": self.value_head.members},
-        }
-        write_json(folder / DESCRIPTION, description)
+        save_parts(
+            folder, Parts(self.quantizer, self.occupancy, self.reward_head, self.value_head, self.gamma, self.spec)
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> VOC:
@@ -313,53 +280,5 @@ class VOC:
         Raises:
             VOCError: missing or damaged files, another format version, or weights of another quantizer.
         """
-        folder = Path(folder)
-        description = read_json(folder / DESCRIPTION, "VOC description")
-        check_version(description, folder / DESCRIPTION)
-        quantizer = load_quantizer(folder)
-        try:
-            config = from_dict(OccupancyConfig, description["occupancy"], "occupancy")
-            reward_config = from_dict(RewardConfig, description["reward"], "reward")
-            spec = from_dict(DataSpec, description["spec"], "spec")
-            gamma, value = description["gamma"], description["value"]
-            if value and set(value) != {"hidden", "members"}:
-                raise TypeError(f"value has the keys {sorted(value)}")
-        except KeyError as error:
-            raise VOCError(f"{folder / DESCRIPTION} lacks the key {error}.") from error
-        except TypeError as error:
-            raise VOCError(f"{folder / DESCRIPTION} is damaged: {error}.") from error
-        if (config.codebook_size, config.n_tokens) != (quantizer.codebook_size, quantizer.n_tokens):
-            raise VOCError(
-                f"{folder}: the occupancy network speaks {config.n_tokens} tokens of {config.codebook_size} codes, the "
-                f"quantizer {quantizer.n_tokens} of {quantizer.codebook_size}; they belong to different models."
-            )
-        if description.get("quantizer", mark := weights_mark(quantizer)) != mark:
-            raise VOCError(
-                f"{folder}: quantizer.safetensors is not the quantizer that this VOC was trained with; "
-                "they belong to different models."
-            )
-        occupancy = OccupancyTransformer(config)
-        reward_head = RewardHead(quantizer.n_tokens, quantizer.code_dim, reward_config)
-        value_head = ValueHead(config.width, config.feature_dim, **value) if value else None
-        _load_parts(folder / WEIGHTS, {"occupancy": occupancy, "reward": reward_head, "value": value_head})
-        return cls(quantizer, occupancy, reward_head, value_head, gamma, spec)
-
-
-def weights_mark(module: torch.nn.Module) -> str:
-    """A short hash of the weights of ``module``."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
-
-
-def _load_parts(path: Path, parts: dict[str, torch.nn.Module | None]) -> None:
-    tensors = load_tensors(path)
-    known = {name for name, module in parts.items() if module is not None}
-    unexpected = sorted({name.split(".")[0] for name in tensors} - known)
-    if unexpected:
-        raise VOCError(f"{path} holds unexpected parts: {', '.join(unexpected)}.")
-    for name in known:
-        own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-        load_state_dict(parts[name], own, f"{path} ({name})")
+        parts = load_parts(folder)
+        return cls(parts.quantizer, parts.occupancy, parts.reward_head, parts.value_head, parts.gamma, parts.spec)

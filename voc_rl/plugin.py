@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from voc_rl.errors import VOCError, check_choice
-from voc_rl.model import DESCRIPTION, VOC, WEIGHTS
+from voc_rl.model import VOC
+from voc_rl.model_files import DESCRIPTION, WEIGHTS
 from voc_rl.precision import autocast
 
 Features = Literal["context", "successor", "tokens"]

@@ -12,7 +12,10 @@ from voc_rl.occupancy import OccupancyTraining
 from voc_rl.quantizers import QUANTIZERS, DINOConfig, VQGANConfig
 from voc_rl.training import NetworkSize, VOCConfig
 
+_PAPER_LOOP = LoopConfig(steps=100_000, batch_size=64, learning_rate=3e-4, weight_decay=0.1)
+
 # tiny: minutes on two CPU cores. small: 16 tokens and four times the network, for hours on a CPU or minutes on a GPU.
+# paper: the network that the public code really had, and its number of steps; for GPUs.
 SIZES = {
     "tiny": VOCConfig(),
     "small": VOCConfig(
@@ -22,6 +25,12 @@ SIZES = {
         occupancy=OccupancyTraining(
             loop=LoopConfig(steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.05)
         ),
+    ),
+    "paper": VOCConfig(
+        quantizer_config={"n_tokens": 16, "components": 128, "hidden": 1024, "conv_width": 32},
+        quantizer_training=LoopConfig(steps=50_000, batch_size=64, learning_rate=3e-4),
+        network=NetworkSize(n_layer=4, n_head=8, width=768, head_hidden=256),
+        occupancy=OccupancyTraining(loop=_PAPER_LOOP),
     ),
 }
 
@@ -45,20 +54,25 @@ _SMALL = {
     "dino": replace(SIZES["small"], quantizer_config=to_dict(DINOConfig.small())),
     "vqgan": replace(SIZES["small"], quantizer_config=to_dict(VQGANConfig.small())),
 }
+# vqgan: 75 tokens of 1024 codes; dino: 392 of 8192 in the paper's stacks of 2, and 588 in stacks of 3
+_PAPER = {
+    "vqgan": replace(SIZES["paper"], quantizer_config={}),
+    "dino": replace(SIZES["paper"], quantizer_config={}, network=replace(SIZES["paper"].network, n_head=4)),
+}
 
 
 def sized(size: str, quantizer: str = "vqvae") -> VOCConfig:
     """The config of a size, with another quantizer than the small VQ-VAE where one is named.
 
     The quantizers of patches, whose own defaults are the published sizes, have 27 tokens at size ``tiny``; at
-    ``small`` dino has 147 and vqgan 75.
+    ``small`` dino has 147 and vqgan 75. At ``paper`` these two are the published ones.
 
     Raises:
         VOCError: an unknown size or quantizer.
     """
     config = SIZES[check_choice(size, SIZES, "size")]
     check_choice(quantizer, QUANTIZERS, "quantizer")
-    own = {"tiny": _TINY, "small": _SMALL}[size]
+    own = {"tiny": _TINY, "small": _SMALL, "paper": _PAPER}[size]
     return replace(own.get(quantizer, config), quantizer=quantizer)
 
 

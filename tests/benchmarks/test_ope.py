@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from voc_rl.benchmarks import rewards
+from voc_rl.benchmarks.fqe import FQEConfig
 from voc_rl.benchmarks.ope import METHODS, OPE
 from voc_rl.benchmarks.ope_protocol import DEVELOPMENT, LOGGED, MIXED, UNSEEN, development_policies, target_policies
+from voc_rl.benchmarks.reward_functions import REWARDS
+from voc_rl.benchmarks.rewards import Rewards
 from voc_rl.errors import VOCError
+from voc_rl.loop import LoopConfig
 
 
 def test_the_protocol_keeps_test_and_development_policies_apart() -> None:
@@ -20,14 +25,23 @@ def test_the_protocol_keeps_test_and_development_policies_apart() -> None:
     assert not {step for step, _ in UNSEEN if _ == 0.2} & set(LOGGED)
 
 
-@pytest.mark.slow
-def test_smoke_run_from_pixels_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from voc_rl.benchmarks import fqe
-    from voc_rl.loop import LoopConfig
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, truth and quantizer, made once."""
+    return tmp_path_factory.mktemp("ope")
 
-    few = fqe.FQEConfig(LoopConfig(steps=20, batch_size=64))
-    monkeypatch.setattr("voc_rl.benchmarks.ope_baselines.FQEConfig", lambda: few)
-    run = OPE("smoke", tmp_path / "out", tmp_path / "results", ("cheetah-run",), parts=("test",))
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = FQEConfig(LoopConfig(steps=20, batch_size=64))
+    for module in ("ope_baselines", "rewards"):
+        monkeypatch.setattr(f"voc_rl.benchmarks.{module}.FQEConfig", lambda: few)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
+def test_smoke_run_from_pixels_to_the_table(shared: Path, tmp_path: Path) -> None:
+    run = OPE("smoke", shared, tmp_path / "results", ("cheetah-run",), parts=("test",))
     found = run.run()
     entry = found["tasks"]["cheetah-run"]
     assert entry["gamma"] == 0.8
@@ -54,10 +68,28 @@ def test_smoke_run_from_pixels_to_the_table(tmp_path: Path, monkeypatch: pytest.
     assert 0 < methods["mfmc"]["mae"] < entry["range"]
     assert json.loads((tmp_path / "results/ope.json").read_text())["tasks"] == found["tasks"]
     assert (tmp_path / "results/ope.png").stat().st_size > 10_000
-    lines = (tmp_path / "out/cells.jsonl").read_text().splitlines()
+    lines = (shared / "cells.jsonl").read_text().splitlines()
     assert len(lines) == len(METHODS)
     assert run.run()["tasks"] == found["tasks"]  # nothing is done twice
-    assert (tmp_path / "out/cells.jsonl").read_text().splitlines() == lines
+    assert (shared / "cells.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
+def test_many_rewards_from_one_model(shared: Path, tmp_path: Path) -> None:
+    run = Rewards("smoke", shared, tmp_path / "results", ("cheetah-run",), parts=("development",))
+    found = run.run()["development"]["cheetah-run"]["rewards"]
+    assert set(found) == set(REWARDS["cheetah-run"])
+    for one in found.values():
+        assert set(one["methods"]) == {"voc", "voc_density", "mfmc", "sf_td", "fqe_all", "median"}
+        assert one["policies"] == 8
+    assert 0 < found["run"]["methods"]["mfmc"]["mae"] < 0.3
+    assert json.loads((tmp_path / "results/rewards.json").read_text())["scale"] == "smoke"
+    assert (tmp_path / "results/rewards.png").stat().st_size > 10_000
+    lines = (shared / "rewards.jsonl").read_text().splitlines()
+    assert len(lines) == len(rewards.METHODS)
+    run.run()
+    assert (shared / "rewards.jsonl").read_text().splitlines() == lines
 
 
 def test_other_words_are_refused(tmp_path: Path) -> None:

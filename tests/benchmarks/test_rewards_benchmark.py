@@ -1,16 +1,12 @@
-"""Many rewards from one model: what the rewards read off a state, and a whole small run on real frames."""
+"""Many rewards from one model: what they read off a state, and their scores. A whole run: test_ope.py."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from voc_rl.benchmarks.ope_data import discounted_mean
 from voc_rl.benchmarks.reward_functions import REWARDS, tolerance
-from voc_rl.benchmarks.rewards import METHODS, Rewards
 from voc_rl.benchmarks.rewards_table import results_of, table
 from voc_rl.envs.dmcontrol import DMControlEnv
 
@@ -76,28 +72,7 @@ def test_scores_of_estimates_by_hand() -> None:
     methods = found["tasks"]["walker-walk"]["rewards"]["stand"]["methods"]
     assert methods["voc"]["mae"] == pytest.approx(0.1)
     assert methods["voc_density"] | {"regret@1": 0} == {
-        "seeds": 1, "answered": pytest.approx(2 / 3), "mae": 0, "bias": 0, "spearman": 1, "regret@1": 0,
+        "seeds": 1, "answered": pytest.approx(2 / 3), "mae": 0, "bias": 0, "spearman": pytest.approx(1), "regret@1": 0,
     }  # fmt: skip
     assert methods["median"]["mae"] == pytest.approx((0.1 + 0.1 + 0.6) / 3)
     assert "0.000 (1.00) 67% answered" in table(found)
-
-
-@pytest.mark.slow
-def test_smoke_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from voc_rl.benchmarks import fqe
-    from voc_rl.loop import LoopConfig
-
-    few = fqe.FQEConfig(LoopConfig(steps=20, batch_size=64))
-    monkeypatch.setattr("voc_rl.benchmarks.rewards.FQEConfig", lambda: few)
-    run = Rewards("smoke", tmp_path / "out", tmp_path / "results", ("cheetah-run",), parts=("development",))
-    found = run.run()["development"]["cheetah-run"]["rewards"]
-    assert set(found) == set(REWARDS["cheetah-run"])
-    for one in found.values():
-        assert set(one["methods"]) == {"voc", "voc_density", "mfmc", "sf_td", "fqe_all", "median"}
-        assert one["policies"] == 8
-    assert 0 < found["run"]["methods"]["mfmc"]["mae"] < 0.3
-    assert json.loads((tmp_path / "results/rewards.json").read_text())["scale"] == "smoke"
-    lines = (tmp_path / "out/rewards.jsonl").read_text().splitlines()
-    assert len(lines) == len(METHODS)
-    run.run()
-    assert (tmp_path / "out/rewards.jsonl").read_text().splitlines() == lines

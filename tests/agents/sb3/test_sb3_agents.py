@@ -24,7 +24,7 @@ from worlds import CELLS
 from voc_rl import VOC
 from voc_rl.agents.sb3 import VOCFeaturesExtractor
 from voc_rl.envs import PixelObservation
-from voc_rl.model import weights_mark
+from voc_rl.model_files import weights_mark
 from voc_rl.plugin import open_voc
 
 SMALL: dict[type[BaseAlgorithm], dict[str, Any]] = {

@@ -1,0 +1,103 @@
+"""The trust benchmark: what it calls equal, whole and dead, and a short form of it on real commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+
+from voc_rl.benchmarks import trust_kills
+from voc_rl.benchmarks.trust import Trust
+from voc_rl.benchmarks.trust_kills import Job, contents, kill_and_resume, partial_files
+from voc_rl.checkpoints import save_tensors, write_json
+from voc_rl.errors import VOCError
+
+# half a second of work that leaves one file after another, then a result
+WORKER = """
+import sys, time
+from pathlib import Path
+out = Path(sys.argv[1])
+out.mkdir(parents=True, exist_ok=True)
+begun = out / "begun"
+begun.write_text(str(int(begun.read_text()) + 1 if begun.exists() else 1))
+for i in range(10):
+    {write}
+    time.sleep(0.05)
+(out / "metrics.json").write_text('{{"score": ' + {score} + ', "seconds": ' + str(time.time()) + "}}")
+"""
+WHOLE = '(out / f"{i}.json").write_text("{}")'
+TORN = '(out / f"{i}.json").write_text("{"); time.sleep(0.05); (out / f"{i}.json").write_text("{}")'
+
+
+@pytest.mark.parametrize(
+    ("write", "score", "wrong"),
+    [
+        (WHOLE, '"1"', set()),
+        (WHOLE, "begun.read_text()", {"unequal_resumes"}),
+        (TORN, '"1"', {"partial_files"}),
+        (WHOLE, "('1' if begun.read_text() == '1' else 1 / 0)", {"crashes"}),
+    ],
+)
+def test_each_kind_of_failure_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str, score: str, wrong: set[str]
+) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(write=write, score=score))
+    monkeypatch.setattr(trust_kills, "JOBS", {"collect": Job("worker", ())})
+    monkeypatch.setattr(trust_kills, "_command", lambda name, whole, out: [sys.executable, str(script), str(out)])
+    report = kill_and_resume(12, tmp_path / "work", seed=1, jobs=("collect",), say=lambda line: None)
+    assert report.kills >= 12
+    assert len(report.failures) == sum(getattr(report, kind) for kind in wrong)
+    assert {line.split(":")[0] for line in report.failures} == wrong
+    assert list((tmp_path / "work").iterdir()) == [tmp_path / "work" / "whole"]
+
+
+def test_a_job_that_fails_by_itself_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust_kills, "JOBS", {"collect": Job("nothing", ())})
+    monkeypatch.setattr(trust_kills, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit('out of luck')"])
+    with pytest.raises(VOCError, match="collect fails when nobody kills it: out of luck"):
+        kill_and_resume(1, tmp_path, jobs=("collect",), say=lambda line: None)
+
+
+def test_contents_are_numbers_without_times(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "voc.safetensors", {"a": torch.ones(2)})
+    write_json(tmp_path / "metrics.json", {"error": 0.5, "seconds": {"train": 3}, "voc": {"cpu_seconds": 1}})
+    with h5py.File(tmp_path / "episode.hdf5", "w") as file:
+        file["reward"] = [1.0, 2.0]
+    found = contents(tmp_path)
+    assert set(found) == {"voc.safetensors", "metrics.json", "episode.hdf5"}
+    assert found["metrics.json"] == {"error": 0.5, "voc": {}}
+    with h5py.File(tmp_path / "episode.hdf5", "a") as file:
+        file["reward"][1] = 3.0
+    assert contents(tmp_path)["episode.hdf5"] != found["episode.hdf5"]
+
+
+def test_files_that_are_cut_are_seen(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "voc.safetensors", {"a": torch.ones(200)})
+    write_json(tmp_path / "metrics.json", {"error": 0.5})
+    with h5py.File(tmp_path / "episode.hdf5", "w") as file:
+        file["reward"] = [1.0] * 500
+    assert partial_files(tmp_path) == []
+    for path in list(tmp_path.iterdir()):
+        os.truncate(path, path.stat().st_size // 2)
+    assert len(partial_files(tmp_path)) == 3
+    assert partial_files(tmp_path / "nowhere") == []
+
+
+@pytest.mark.slow
+def test_short_form(capsys: pytest.CaptureFixture[str]) -> None:
+    """Real commands and real kills; the long form is `python -m voc_rl.benchmarks.trust`."""
+    found = Trust(kills=3, mutations=30, jobs=("collect",)).run()
+    assert found["kills"] >= 3
+    assert found["mutations"] == found["loaded"] + found["refused"] == 30
+    wrong = {name: found[name] for name in ("crashes", "hangs", "silent_misreads", "unequal_resumes", "partial_files")}
+    assert set(wrong.values()) == {0}, capsys.readouterr().out
+
+
+def test_unknown_commands_are_refused() -> None:
+    with pytest.raises(VOCError, match="Unknown command 'sleep'"):
+        Trust(kills=1, jobs=("sleep",)).run()
