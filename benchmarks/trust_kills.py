@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def kill_and_resume(
 def _references(folder: Path, jobs: Sequence[str], say: Say) -> tuple[dict[str, Path], dict[str, float]]:
     """Folders of uninterrupted runs, each as it was after its job, and how long each took."""
     needed = dict.fromkeys(("collect", *_needed(jobs)))
-    whole, seconds = {}, {}
+    whole: dict[str, Path] = {}
+    seconds: dict[str, float] = {}
     for name in needed:
         out, before = folder / name, JOBS[name].after
         if before is not None:
@@ -176,12 +177,14 @@ def contents(folder: Path) -> dict[str, Any]:
 def partial_files(folder: Path) -> list[str]:
     """Files under a final name that are not whole. A last line of a JSONL file may be cut: readers know."""
     broken = []
-    readers = {".json": read_json, ".safetensors": load_tensors, ".hdf5": _arrays, ".pt": load_torch_file}
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".json": read_json, ".safetensors": load_tensors, ".hdf5": _arrays, ".pt": load_torch_file,
+    }  # fmt: skip
     for path in sorted(folder.rglob("*")) if folder.exists() else []:
         read = readers.get(path.suffix)
         if read is not None and path.is_file() and not path.name.startswith("."):
             try:
-                read(path)  # type: ignore[operator]
+                read(path)
             except (VOCError, OSError, ValueError) as error:
                 broken.append(f"{path.name}: {error}")
     return broken
