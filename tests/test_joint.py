@@ -246,12 +246,12 @@ def test_the_config_survives_json() -> None:
 
 @pytest.mark.slow
 def test_the_published_vqgan_trains_alone_and_jointly(tmp_path: Path) -> None:
-    """Full width and codebook, 80 pixels to 5 x 5 codes a frame; two steps of batches of 2."""
+    """Full width and codebook, 80 pixels to 5 x 5 codes a frame; a few steps of batches of 2."""
     write_world(tmp_path, episodes=2, rows=8, size=84)
     episodes = Episodes.open(tmp_path).load_frames()
-    loop = LoopConfig(steps=2, batch_size=2, learning_rate=1e-4)
+    loop = LoopConfig(steps=3, batch_size=2, learning_rate=1e-4)
     config = replace(
-        small_config(0.5, steps=2), quantizer="vqgan", quantizer_config={}, quantizer_training=loop,
+        small_config(0.5, steps=3), quantizer="vqgan", quantizer_config={}, quantizer_training=loop,
         occupancy=OccupancyTraining(gamma=0.5, loop=loop, refill=1),
     )  # fmt: skip
     lines: dict[str, dict[str, float]] = {}
