@@ -75,6 +75,8 @@ def kill_and_resume(
 ) -> KillReport:
     """Kill commands until ``kills`` of them have died, in turn; each is resumed and compared with one left alone."""
     rng, report = np.random.default_rng([seed, 101]), KillReport()
+    if kills == 0:
+        return report
     whole, seconds = _references(folder / "whole", jobs, say)
     turn = 0
     while report.kills < kills:

@@ -63,6 +63,11 @@ def test_a_job_that_fails_by_itself_is_no_reference(tmp_path: Path, monkeypatch:
         kill_and_resume(1, tmp_path, jobs=("collect",), say=lambda line: None)
 
 
+def test_no_kills_run_nothing(tmp_path: Path) -> None:
+    assert kill_and_resume(0, tmp_path / "work").kills == 0
+    assert not (tmp_path / "work").exists()
+
+
 def test_contents_are_numbers_without_times(tmp_path: Path) -> None:
     save_tensors(tmp_path / "voc.safetensors", {"a": torch.ones(2)})
     write_json(tmp_path / "metrics.json", {"error": 0.5, "seconds": {"train": 3}, "voc": {"cpu_seconds": 1}})
