@@ -18,28 +18,32 @@ from voc_rl.errors import VOCError
 
 # half a second of work that leaves one file after another, then a result
 WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 out = Path(sys.argv[1])
 out.mkdir(parents=True, exist_ok=True)
-begun = out / "begun"
-begun.write_text(str(int(begun.read_text()) + 1 if begun.exists() else 1))
+with open(out / "begun", "a") as file:
+    file.write("x")
+begun = len((out / "begun").read_text())
+def save(name, text):
+    (out / ("." + name)).write_text(text)
+    os.replace(out / ("." + name), out / name)
 for i in range(10):
     {write}
     time.sleep(0.05)
-(out / "metrics.json").write_text('{{"score": ' + {score} + ', "seconds": ' + str(time.time()) + "}}")
+save("metrics.json", '{{"score": ' + {score} + ', "seconds": ' + str(time.time()) + "}}")
 """
-WHOLE = '(out / f"{i}.json").write_text("{}")'
-TORN = '(out / f"{i}.json").write_text("{"); time.sleep(0.05); (out / f"{i}.json").write_text("{}")'
+WHOLE = 'save(f"{i}.json", "{}")'
+TORN = '(out / f"{i}.json").write_text("{"); time.sleep(0.05); save(f"{i}.json", "{}")'
 
 
 @pytest.mark.parametrize(
     ("write", "score", "wrong"),
     [
         (WHOLE, '"1"', set()),
-        (WHOLE, "begun.read_text()", {"unequal_resumes"}),
+        (WHOLE, "str(begun)", {"unequal_resumes"}),
         (TORN, '"1"', {"partial_files"}),
-        (WHOLE, "('1' if begun.read_text() == '1' else 1 / 0)", {"crashes"}),
+        (WHOLE, "('1' if begun == 1 else 1 / 0)", {"crashes"}),
     ],
 )
 def test_each_kind_of_failure_is_counted(
