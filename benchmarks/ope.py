@@ -22,8 +22,8 @@ from voc_rl.benchmarks.ope_baselines import Estimates
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
-from voc_rl.benchmarks.results import write_results
-from voc_rl.errors import VOCError, check_choice
+from voc_rl.benchmarks.results import options, write_results
+from voc_rl.errors import VOCError, check_choices
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, PolicyTraining, hops
 from voc_rl.policy_chains import StitchingConfig
@@ -61,11 +61,9 @@ class OPE:
     def run(self) -> dict[str, Any]:
         """Do the cells that are missing, then write table and plot of all that were asked for."""
         torch.set_num_threads(1)
-        for words, known, what in (
-            (self.tasks, TASKS, "task"), (self.methods, METHODS, "method"), (self.parts, PARTS, "part"),
-        ):  # fmt: skip
-            for word in words:
-                check_choice(word, known, what)
+        check_choices(self.tasks, TASKS, "task")
+        check_choices(self.methods, METHODS, "method")
+        check_choices(self.parts, PARTS, "part")
         scale = SCALES[self.scale]
         data = {task: TaskData(task, self.out / task, scale) for task in self.tasks}
         gammas = self.gammas or scale.gammas
@@ -82,12 +80,10 @@ class OPE:
         records = run_cells(cells, lambda cell: self._cell(cell, data[cell["task"]]), self.out / "cells.jsonl")
         truth = {(task, gamma): data[task].true_j(gamma) for task in self.tasks for gamma in gammas}
         found = results_of(records, truth, self.scale)
-        for option, chosen, default in (
-            ("tasks", self.tasks, TASKS), ("parts", self.parts, PARTS), ("gammas", gammas, scale.gammas),
-            ("methods", self.methods, METHODS),
-        ):  # fmt: skip
-            if chosen != default:
-                found["command"] += f" --{option} {' '.join(map(str, chosen))}"
+        found["command"] += options({
+            "tasks": (self.tasks, TASKS), "parts": (self.parts, PARTS), "gammas": (gammas, scale.gammas),
+            "methods": (self.methods, METHODS),
+        })  # fmt: skip
         folder = write_results("ope", found, table(found), self.results)
         save_plot(folder / "ope.png", records, truth, gammas[0])
         return found

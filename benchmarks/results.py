@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ def write_results(name: str, results: dict[str, Any], table: str, folder: Path |
     with atomic_path(folder / f"{name}.md") as temporary:
         temporary.write_text(f"{note}\n\n{table}\n")
     return folder
+
+
+def options(chosen: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]) -> str:
+    """The options of a command that were not left at their defaults; ``chosen``: name -> what was said, the default."""
+    said = [f" --{name} {' '.join(map(str, own))}".rstrip() for name, (own, usual) in chosen.items() if own != usual]
+    return "".join(said)
 
 
 def hardware() -> str:

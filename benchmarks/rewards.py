@@ -23,10 +23,10 @@ from voc_rl.benchmarks.ope import PARTS, SCALES, evaluator_of
 from voc_rl.benchmarks.ope_baselines import COMPONENTS, DRAWS
 from voc_rl.benchmarks.ope_data import TaskData, discounted_mean
 from voc_rl.benchmarks.ope_protocol import TASKS
-from voc_rl.benchmarks.results import write_results
+from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.benchmarks.rewards_table import results_of, save_plot, table
-from voc_rl.errors import VOCError, check_choice
+from voc_rl.errors import VOCError, check_choices
 from voc_rl.occupancy import policy_actions
 from voc_rl.occupancy.stitching import principal_components
 
@@ -55,11 +55,9 @@ class Rewards:
     def run(self) -> dict[str, Any]:
         """Do the cells that are missing, then write table and plot."""
         torch.set_num_threads(1)
-        for words, known, what in (
-            (self.tasks, TASKS, "task"), (self.methods, METHODS, "method"), (self.parts, PARTS, "part"),
-        ):  # fmt: skip
-            for word in words:
-                check_choice(word, known, what)
+        check_choices(self.tasks, TASKS, "task")
+        check_choices(self.methods, METHODS, "method")
+        check_choices(self.parts, PARTS, "part")
         scale = SCALES[self.scale]
         data = {task: TaskData(task, self.out / task, scale) for task in self.tasks}
         gamma = scale.gammas[0]
@@ -73,9 +71,9 @@ class Rewards:
         records = run_cells(cells, lambda cell: self._cell(cell, data[cell["task"]]), self.out / "rewards.jsonl")
         truth = {task: true_values(data[task], gamma) for task in self.tasks}
         found = results_of(records, truth, self.scale, gamma)
-        for option, chosen, default in (("tasks", self.tasks, TASKS), ("methods", self.methods, METHODS)):
-            if chosen != default:
-                found["command"] += f" --{option} {' '.join(chosen)}"
+        found["command"] += options({
+            "tasks": (self.tasks, TASKS), "parts": (self.parts, PARTS), "methods": (self.methods, METHODS),
+        })  # fmt: skip
         folder = write_results("rewards", found, table(found), self.results)
         save_plot(folder / "rewards.png", records, truth)
         return found
@@ -118,8 +116,10 @@ def _voc(
                 try:
                     estimate = evaluator.estimate(name, estimator, values, head)  # type: ignore[arg-type]
                     found[method][reward][name] = estimate.value * (1.0 - gamma)
-                except VOCError:  # too few rows look like this policy's futures: density gives no number
-                    found[method][reward][name] = None
+                except VOCError:
+                    if estimator != "density":
+                        raise
+                    found[method][reward][name] = None  # too few rows look like this policy's futures
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -201,4 +200,4 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         slow = ("_per_second", "_seconds", "_ratio")
         return {k: _without_times(v) for k, v in value.items() if k not in _TIMES and not k.endswith(slow)}
-    return [_without_times(v) for v in value] if isinstance(value, list) else json.loads(json.dumps(value))
+    return [_without_times(v) for v in value] if isinstance(value, list) else value

@@ -23,12 +23,12 @@ from voc_rl.benchmarks.cells import Cell, check_scale, finished, run_cells
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.quantizers import config_of as quantizer_config
-from voc_rl.benchmarks.results import write_results
+from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.value_error_data import Scale, TaskData
 from voc_rl.benchmarks.value_error_plot import draw_errors
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
 from voc_rl.configs import to_dict
-from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.errors import VOCError, check_choice, check_choices, check_positive
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, default_n
 from voc_rl.precision import keep_freed_memory
@@ -71,9 +71,8 @@ def main(args: Args) -> dict[str, Any]:
     """Do the cells that are missing, then write table and plot of all that were asked for."""
     scale = SCALES[check_choice(args.scale, SCALES, "scale")]
     gammas = args.gammas or scale.gammas
-    for words, known, what in ((args.tasks, POLICIES, "task"), (args.others, QUANTIZERS, "quantizer")):
-        for word in words:
-            check_choice(word, known, what)
+    check_choices(args.tasks, POLICIES, "task")
+    check_choices(args.others, QUANTIZERS, "quantizer")
     check_positive(len(args.tasks), "number of tasks")
     check_positive(len(args.seeds), "number of seeds")
     if max(gammas) > max(scale.gammas):
@@ -89,7 +88,11 @@ def main(args: Args) -> dict[str, Any]:
         cells = cells_of(task, args.scale, gammas, args.seeds, args.others)
         records += run_cells(cells, Bench(data, path).work, path)
     results = results_of(records, truths, args.scale)
-    results["command"] += _options(args, gammas)
+    default = Args()
+    results["command"] += options({
+        "tasks": (args.tasks, default.tasks), "gammas": (gammas, scale.gammas), "seeds": (args.seeds, default.seeds),
+        "others": (args.others, default.others),
+    })  # fmt: skip
     text = table(results)
     folder = write_results("value_error", results, text, args.results)
     draw_errors(results["tasks"], folder / "value_error.png")
@@ -192,8 +195,9 @@ class Bench:
     def _train(self, cell: Cell, config: VOCConfig) -> tuple[VOC, float]:
         """A VOC on a kept quantizer, and the CPU seconds of both trainings."""
         training, started = self.data.training(cell["seed"]), cpu_seconds()
-        quantizer, tokens = self.data.vision(_name(cell))[0], self._tokens(cell, training.source_rows)
-        voc = train(training, config, quantizer=quantizer, tokens=tokens)
+        quantizer, *tokens = self.data.vision(_name(cell))
+        own = torch.from_numpy(training.source_rows)
+        voc = train(training, config, quantizer=quantizer, tokens=(tokens[0][own], tokens[1][own]))
         return voc, cpu_seconds() - started + self._spent({**cell, "method": "quantizer"})
 
     def _config(self, cell: Cell) -> VOCConfig:
@@ -233,18 +237,6 @@ def _generator(cell: Cell) -> torch.Generator:
 def _settings(quantizer: str, scale: Scale) -> dict[str, Any]:
     """What tells the cells of a quantizer from those of other sizes, schedules and data."""
     return {"scale": to_dict(scale), "config": to_dict(config_of(quantizer, 0.0, scale)), "policies": POLICIES}
-
-
-def _options(args: Args, gammas: tuple[float, ...]) -> str:
-    """The options of a command that were not left at their defaults."""
-    default, said = Args(), ""
-    for option, chosen, usual in (
-        ("tasks", args.tasks, default.tasks), ("gammas", gammas, SCALES[args.scale].gammas),
-        ("seeds", args.seeds, default.seeds), ("others", args.others, default.others),
-    ):  # fmt: skip
-        if chosen != usual:
-            said += " ".join([f" --{option}", *map(str, chosen)])
-    return said
 
 
 if __name__ == "__main__":

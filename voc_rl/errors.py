@@ -26,6 +26,13 @@ def check_choice(value: str, choices: Iterable[str], name: str) -> str:
     return value
 
 
+def check_choices(values: Iterable[str], choices: Iterable[str], name: str) -> None:
+    """Each one of a few words."""
+    choices = list(choices)
+    for value in values:
+        check_choice(value, choices, name)
+
+
 def check_positive(value: int | float, name: str) -> None:
     """A number above zero."""
     if not value > 0:

@@ -25,6 +25,7 @@ from voc_rl.values import (
     mve,
     rewards_of_futures,
 )
+from voc_rl.values.density import effective_size
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,9 @@ class PolicyModel:
         some, weights = self._weights[name, rows]
         mean = weights.mean(0, keepdims=True)
         found = from_weights(mean, reward[some], gamma, groups=self.dataset.episode[some])
-        size = float(mean.sum() ** 2 / max(np.square(mean).sum(), 1e-300))
         return Found(
             float(found.mean[0]), float(found.stderr[0]), weights @ reward[some].astype(float) / (1.0 - gamma),
-            {"effective_rows": size},
+            {"effective_rows": float(effective_size(mean)[0])},
         )  # fmt: skip
 
     def _row_weights(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:

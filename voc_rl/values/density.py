@@ -40,6 +40,11 @@ def future_weights(model: OccupancyTransformer, prefix: Prefix, codes: Tensor) -
     return torch.where(end < 1.0 - 1e-6, (1.0 - end) * ratio.softmax(1), 0.0).numpy()
 
 
+def effective_size(weights: np.ndarray) -> np.ndarray:
+    """Effective sample size (sum w)^2 / sum w^2 of weights float64 (B, N), (B,); 0 where all are zero."""
+    return np.square(weights.sum(1)) / np.maximum(np.square(weights).sum(1), 1e-300)
+
+
 def from_weights(
     weights: np.ndarray,
     rewards: np.ndarray,
@@ -67,7 +72,7 @@ def from_weights(
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
     total = weights.sum(1, keepdims=True)
     share = weights / np.where(total > 0, total, 1.0)
-    size = 1.0 / np.maximum((share**2).sum(1), 1e-300)
+    size = effective_size(share)
     enough = (size >= FEWEST) | (total[:, 0] == 0)  # nothing but END: the value is 0
     if not enough.any():
         raise VOCError(
