@@ -60,11 +60,11 @@ def roll_out(
     """
     steps = horizon(voc.gamma)
     count = max(token_budget // steps, 2)
-    with autocast():
+    with autocast(voc.device):
         state = sample_futures(model, codes.long(), features, count, generator).flatten(0, 1)
         total = np.zeros(len(state))
         for k in range(steps):
-            total += voc.gamma**k * voc.rewards(state[:, None])[:, 0].numpy()
+            total += voc.gamma**k * voc.rewards(state[:, None])[:, 0].cpu().numpy()
             if k + 1 < steps:
                 ended = state[:, :1] == model.config.end_code  # END is absorbing
                 state = torch.where(ended, state, sample_futures(model, state, None, 1, generator)[:, 0])

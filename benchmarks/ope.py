@@ -28,7 +28,7 @@ from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, PolicyTraining, hops
 from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, device_of
 from voc_rl.values import horizon, rewards_of_futures
 from voc_rl.values.statistics import normal_interval
 
@@ -149,7 +149,7 @@ def _one_step(data: TaskData, evaluator: PolicyEvaluator, gamma: float) -> Estim
     policy = torch.arange(len(targets)).repeat_interleave(len(data.starts))
     generator = torch.Generator().manual_seed(evaluator.seed)
     total, weights = np.zeros((len(starts), ROLLED_OUT)), gamma ** np.arange(horizon(gamma))
-    with autocast():
+    with autocast(device_of(model)):
         paths = hops(model, contexts, seen, ROLLED_OUT, len(weights), generator, condition=Condition(policy=policy))
         for weight, state in zip(weights, paths, strict=True):
             total += weight * rewards_of_futures(state, evaluator.quantizer.embed, head, model.config.end_code).numpy()

@@ -119,11 +119,11 @@ class ValueReader:
         features = successor = futures = None
         if settings.mode == "observation" and settings.observe != "value":
             with torch.no_grad():
-                features = vectors_of_codes(voc, *state, settings.features).numpy()
+                features = vectors_of_codes(voc, *state, settings.features).cpu().numpy()
         if settings.successor_features:
             successor = voc.successor_features_of_codes(*state, settings.samples, common=True)
         if settings.futures:
-            futures = voc.futures_of_codes(*state, settings.futures, self._value_gamma, common=True).numpy()
+            futures = voc.futures_of_codes(*state, settings.futures, self._value_gamma, common=True).cpu().numpy()
         gamma = voc.gamma if self._value_gamma is None else self._value_gamma
         return Reading(estimate.mean, estimate.stderr, estimate.low, estimate.high, gamma, features, successor, futures)
 

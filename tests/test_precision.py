@@ -8,13 +8,16 @@ import sys
 import pytest
 import torch
 
-from voc_rl.precision import autocast, has_bfloat16, keep_freed_memory
+from voc_rl.errors import VOCError
+from voc_rl.precision import autocast, choose_device, float32, has_bfloat16, keep_freed_memory, seeded
+
+CPU = torch.device("cpu")
 
 
 def test_products_in_bfloat16_and_sums_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: True)
     a, b = torch.randn(8, 8), torch.randn(8, 8)
-    with autocast():
+    with autocast(CPU):
         product = a @ b
         chosen = product.float().softmax(-1)
     assert product.dtype == torch.bfloat16
@@ -31,11 +34,41 @@ def test_processors_without_bfloat16_compute_in_float32(monkeypatch: pytest.Monk
     ):  # fmt: skip
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
         has_bfloat16.cache_clear()
-        with autocast():
+        with autocast(CPU):
             assert (a @ b).dtype == dtype
-        with autocast(rows=4):
+        with autocast(CPU, rows=4):
             assert (a @ b).dtype == torch.float32
     has_bfloat16.cache_clear()
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device() == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(VOCError, match=r"^device is 'cuda', but PyTorch finds no GPU here; use 'cpu', or 'auto'"):
+        choose_device("cuda")
+    with pytest.raises(VOCError, match=r"Unknown device 'tpu'; accepted: auto, cpu, cuda"):
+        choose_device("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device() == choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_float32_inside_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: True)
+    a, b = torch.randn(8, 8), torch.randn(8, 8)
+    with autocast(CPU), float32(CPU):
+        assert (a @ b).dtype == torch.float32
+
+
+def test_seeded_leaves_no_trace() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with seeded(CPU, 5):
+        inside = torch.rand(2)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(CPU, 5):
+        assert torch.equal(torch.rand(2), inside)
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

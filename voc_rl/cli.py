@@ -115,6 +115,8 @@ class Settings:
     seed: int = 0
     threads: int | None = None
     """Threads for the arithmetic; default: the cores that are free now, at most 4."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU where there is one."""
     force: bool = False
     """Do this stage anew."""
     joint: bool = False
@@ -127,6 +129,7 @@ class Settings:
     def pipeline(self, run: Any, stage: str) -> Any:
         from voc_rl.joint import JointTraining
         from voc_rl.pipeline import Pipeline
+        from voc_rl.precision import choose_device
         from voc_rl.sizes import RECIPES, sized, with_recipe
 
         config = sized(self.size, self.quantizer)
@@ -145,13 +148,15 @@ class Settings:
             raise VOCError(f"n is {self.n}, but the recipe paper has one-step targets; leave n out.")
         config = with_recipe(config, recipe)
         force = frozenset({stage}) if self.force else frozenset()
-        return Pipeline(run, self.data, config, self.held_out, print, progress=True, force=force)
+        device = choose_device(self.device)
+        return Pipeline(run, self.data, config, self.held_out, print, progress=True, force=force, device=device)
 
     def do(self, stage: str, work: Any, listener: Any = None) -> None:
+        from voc_rl.precision import choose_device, device_name
         from voc_rl.runs import RunFolder
 
         prepare(self.threads)
-        with RunFolder(self.out) as run:
+        with RunFolder(self.out, device_name(choose_device(self.device))) as run:
             pipeline = self.pipeline(run, stage)
             if listener is not None:
                 run.listeners.append(listener())

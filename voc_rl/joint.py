@@ -24,6 +24,7 @@ from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, Descent, LoopConfig, StepLog, take_steps
 from voc_rl.occupancy import OccupancyTraining, OccupancyTransformer, ValueHead
 from voc_rl.occupancy.training import OccupancyTrainee
+from voc_rl.precision import device_of, float32
 from voc_rl.quantizers import Quantizer, tokenize
 from voc_rl.quantizers.training import QuantizerTrainee, fit_quantizer
 
@@ -54,14 +55,15 @@ class Vocabulary:
     """A slow average of a quantizer, and the codes and features of a dataset's rows under it.
 
     Attributes:
-        quantizer: the average, in eval mode. codes: int16 (N, n_tokens), features: float16 (N, feature_dim), of the
-        rows that are ``fresh``, bool (N,); the others were made before the vocabulary moved, or never.
+        quantizer: the average, in eval mode. codes: int16 (N, n_tokens), features: float16 (N, feature_dim), where it
+        is, of the rows that are ``fresh``, bool (N,); the others were made before the vocabulary moved, or never.
     """
 
     def __init__(self, quantizer: Quantizer, dataset: Episodes) -> None:
         self.quantizer, self.dataset = copy.deepcopy(quantizer).eval().requires_grad_(False), dataset
-        self.codes = torch.zeros(len(dataset), quantizer.n_tokens, dtype=torch.int16)
-        self.features = torch.zeros(len(dataset), quantizer.feature_dim, dtype=torch.float16)
+        device = device_of(quantizer)
+        self.codes = torch.zeros(len(dataset), quantizer.n_tokens, dtype=torch.int16, device=device)
+        self.features = torch.zeros(len(dataset), quantizer.feature_dim, dtype=torch.float16, device=device)
         self.fresh = torch.zeros(len(dataset), dtype=torch.bool)
 
     @torch.no_grad()
@@ -77,10 +79,12 @@ class Vocabulary:
         distinct = np.unique(rows)
         stale = distinct[~self.fresh.numpy()[distinct]]
         if len(stale):
+            with float32(self.codes.device):  # tokenize says what is computed in bfloat16
+                codes, features = tokenize(self.quantizer, self.dataset, stale)
             places = torch.from_numpy(stale)
-            with torch.autocast("cpu", enabled=False):  # tokenize says what is computed in bfloat16
-                self.codes[places], self.features[places] = tokenize(self.quantizer, self.dataset, stale)
             self.fresh[places] = True
+            places = places.to(self.codes.device)
+            self.codes[places], self.features[places] = codes.to(places.device), features.to(places.device)
 
     def state(self) -> dict[str, Any]:
         tables = {"codes": self.codes, "features": self.features, "fresh": self.fresh}
@@ -213,7 +217,8 @@ def train_joint(
     """Train a quantizer and the networks on its codes at once, from the observations of ``dataset``.
 
     Args:
-        quantizer: where it starts; it is trained in place, and what is returned is its slow average.
+        quantizer: where it starts; it is trained in place, and what is returned is its slow average. Everything is
+            computed where it is.
         networks: fresh networks for a quantizer's codes, called when the quantizer's steps alone are over.
     """
     if checkpoints is None or not checkpoints.path.exists():
@@ -223,6 +228,5 @@ def train_joint(
     vocabulary, trainee = work.vocabulary, work.trainee
     assert trainee is not None
     vocabulary.make(np.arange(len(dataset)))
-    return JointlyTrained(
-        vocabulary.quantizer, trainee.target.eval(), trainee.target_head, vocabulary.codes, vocabulary.features
-    )
+    codes, features = vocabulary.codes.cpu(), vocabulary.features.cpu()
+    return JointlyTrained(vocabulary.quantizer, trainee.target.eval(), trainee.target_head, codes, features)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from voc_rl.checkpoints import load_torch_file, save_training_state
 from voc_rl.errors import VOCError, check_positive
+from voc_rl.precision import device_of, generator_on
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Descent:
         """One optimiser step, the ``step``-th of ``config.steps``."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * schedule(step, self.config)
-        generator = torch.Generator().manual_seed(step_seed(self.seed, step))
+        generator = generator_on(device_of(self.trainee), step_seed(self.seed, step))
         loss, numbers = self.trainee.loss(step, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -24,7 +24,7 @@ from voc_rl.occupancy import (
     sample_futures,
     uniforms,
 )
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, device_of, generator_on
 from voc_rl.quantizers import Quantizer
 from voc_rl.quantizers.base import check_codes
 from voc_rl.values import (
@@ -48,6 +48,8 @@ class VOC:
     Attributes:
         quantizer, occupancy, reward_head, value_head (None when trained without): the parts, in eval mode.
         gamma: the discount it was trained for. spec: how its training frames were made.
+
+    It answers where its networks are (``device``, ``to``), and takes inputs from anywhere.
     """
 
     def __init__(
@@ -62,6 +64,18 @@ class VOC:
         self.quantizer, self.occupancy = quantizer.eval(), occupancy.eval()
         self.reward_head, self.value_head = reward_head.eval(), value_head.eval() if value_head else None
         self.gamma, self.spec = check_gamma(gamma), spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks are."""
+        return device_of(self.occupancy)
+
+    def to(self, device: torch.device) -> VOC:
+        """Move all networks to a device, in place."""
+        for part in (self.quantizer, self.occupancy, self.reward_head, self.value_head):
+            if part is not None:
+                part.to(device)
+        return self
 
     @property
     def observation_shape(self) -> tuple[int, int, int]:
@@ -113,6 +127,7 @@ class VOC:
     ) -> ValueEstimate:
         """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim)."""
         check_codes(codes, self.quantizer)
+        codes, features = self._here(codes, features)
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         if estimator == "density":
             raise VOCError("A density estimate weighs rows of the data; call density_value(obs, codes, rewards).")
@@ -124,19 +139,18 @@ class VOC:
         if samples < 2:
             raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
         if estimator == "mve":
-            with autocast():
+            with autocast(self.device):
                 return mve(
-                    self.occupancy, codes.long(), features, self._exact_rewards, self.gamma, gamma,
-                    generator or torch.Generator().manual_seed(0),
+                    self.occupancy, codes, features, self.rewards, self.gamma, gamma,
+                    generator or generator_on(self.device, 0),
                     samples=samples, level=level, tail_value=self._tail_value(gamma), common=common,
                 )  # fmt: skip
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
-        return from_samples(self.rewards(futures).numpy(), gamma, level)
+        return from_samples(self.rewards(futures).cpu().numpy(), gamma, level)
 
-    def _exact_rewards(self, futures: Tensor) -> Tensor:
-        """Rewards in float32, inside of autocast too."""
-        with torch.autocast("cpu", enabled=False):
-            return self.rewards(futures)
+    def _here(self, codes: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Contexts as the occupancy network reads them: codes int64 and features, where it is."""
+        return codes.to(self.device).long(), None if features is None else features.to(self.device)
 
     def _tail_value(self, gamma: float) -> TailValue | None:
         """The head's value of sampled codes, as if the mean reward one more hop on were that of all later ones.
@@ -168,7 +182,7 @@ class VOC:
             VOCError: a model trained without ``null_context``, or an effective sample size below 50 at every state.
         """
         context, features = self.context(obs)
-        prefix = self.occupancy.prefix(context.long(), features)  # no autocast: ratios need their digits
+        prefix = self.occupancy.prefix(context, features)  # no autocast: ratios need their digits
         return density(self.occupancy, prefix, codes, rewards, self.gamma, level, groups)
 
     def _head_members(self, codes: Tensor, features: Tensor | None, gamma: float) -> np.ndarray:
@@ -176,9 +190,9 @@ class VOC:
             raise VOCError("This VOC was trained without a value head; use estimator='sample'.")
         if gamma != self.gamma:
             raise VOCError(f"The value head knows gamma {self.gamma} only, not {gamma}; use estimator='sample'.")
-        with autocast(len(codes)):
-            context = self.occupancy.prefix(codes.long(), features).last
-            return self.value_head(context, features).float().numpy()
+        with autocast(self.device, len(codes)):
+            context = self.occupancy.prefix(codes, features).last
+            return self.value_head(context, features).float().cpu().numpy()
 
     def sample_futures(
         self,
@@ -188,7 +202,7 @@ class VOC:
         generator: torch.Generator | None = None,
         common: bool = False,
     ) -> Tensor:
-        """Codes int64 (B, n, n_tokens) of n observations at discounted future times of each of ``obs``.
+        """Codes int64 (B, n, n_tokens) of n observations at discounted future times of each of ``obs``, on ``device``.
 
         Pictures of them: ``voc.quantizer.decode``. The code ``voc.occupancy.config.end_code`` fills a future that
         lies behind a termination. ``common``: one state's random numbers for all, as in ``value``.
@@ -207,21 +221,23 @@ class VOC:
     ) -> Tensor:
         """``sample_futures`` of states that are already codes."""
         check_positive(n, "n")
-        generator = generator or torch.Generator().manual_seed(0)
+        generator = generator or generator_on(self.device, 0)
+        codes, features = self._here(codes, features)
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         if gamma < self.gamma:
             raise VOCError(
                 f"This VOC was trained for gamma {self.gamma}; it can answer for larger ones, not for {gamma}."
             )
-        with autocast():
+        with autocast(self.device):
             if gamma > self.gamma:
-                return compose(self.occupancy, codes.long(), features, n, self.gamma, gamma, generator, common=common)
+                return compose(self.occupancy, codes, features, n, self.gamma, gamma, generator, common=common)
             noise = uniforms(self.occupancy, 1, n, generator) if common else None
-            return sample_futures(self.occupancy, codes.long(), features, n, generator, noise=noise)
+            return sample_futures(self.occupancy, codes, features, n, generator, noise=noise)
 
     def rewards(self, futures: Tensor) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""
-        return rewards_of_futures(futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code)
+        futures, end = futures.to(self.device), self.occupancy.config.end_code
+        return rewards_of_futures(futures, self.quantizer.embed, self.reward_head, end)
 
     def successor_features(
         self,
@@ -243,18 +259,22 @@ class VOC:
     ) -> np.ndarray:
         """``successor_features`` of states that are already codes."""
         futures = self.futures_of_codes(codes, features, samples, generator=generator, common=common)
-        return successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma).numpy()
+        psi = successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma)
+        return psi.cpu().numpy()
 
     def tokens(self, obs: np.ndarray | Tensor) -> np.ndarray:
         """Codes int64 (B, n_tokens) of observations uint8 (B, 3K, H, W)."""
-        return self.context(obs)[0].numpy()
+        return self.context(obs)[0].cpu().numpy()
 
     @torch.no_grad()
     def context(self, obs: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the occupancy network reads of observations: codes int64 (B, n_tokens) and features (or None)."""
+        """What the occupancy network reads of observations: codes int64 (B, n_tokens) and features (or None).
+
+        On ``device``.
+        """
         check_observations(obs, self.observation_shape)
-        obs = torch.as_tensor(obs)
-        with autocast():
+        obs = torch.as_tensor(obs).to(self.device)
+        with autocast(self.device):
             if not self.occupancy.config.feature_dim:
                 return self.quantizer.encode(obs), None
             codes, features = self.quantizer.codes_and_features(obs)
@@ -275,7 +295,7 @@ class VOC:
 
     @classmethod
     def load(cls, folder: str | Path) -> VOC:
-        """Read a model that ``save`` wrote; loading never executes code from the files.
+        """Read a model that ``save`` wrote, onto the CPU; loading never executes code from the files.
 
         Raises:
             VOCError: missing or damaged files, another format version, or weights of another quantizer.

@@ -56,7 +56,7 @@ class Pipeline:
     Args:
         run: the run folder, already entered. data: an HDF5 file or a folder of them. config: what is trained.
         held_out: share of the episodes that are never trained on. say: takes one line about what is skipped.
-        force: stages that are done anew even when they are finished.
+        force: stages that are done anew even when they are finished. device: where networks are trained and asked.
     """
 
     run: RunFolder
@@ -66,6 +66,7 @@ class Pipeline:
     say: Say = lambda line: None
     progress: bool = False
     force: frozenset[str] = frozenset()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _marks: dict[str, str] = field(default_factory=dict, repr=False)
     _done: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -113,15 +114,16 @@ class Pipeline:
     def _train_quantizer(self) -> Quantizer:
         config, mark = self.config, self._marks["quantizer"]
         if self.skip("quantizer", mark):
-            return load_quantizer(self.run.path)
+            return load_quantizer(self.run.path).to(self.device)
         settings = {
             "data": str(self.data), "held_out": self.held_out, "seed": config.seed, "quantizer": config.quantizer,
             "quantizer_config": config.quantizer_config, **to_dict(config.quantizer_training),
         }  # fmt: skip
         with self.run.stage("quantizer", mark, settings):
             quantizer = train_quantizer(
-                fresh_quantizer(self.training, config), self.training, config.quantizer_training, config.seed,
-                log=self.run.log, checkpoints=self.run.checkpoints("quantizer", mark, config.quantizer_training.steps),
+                fresh_quantizer(self.training, config).to(self.device), self.training, config.quantizer_training,
+                config.seed, log=self.run.log,
+                checkpoints=self.run.checkpoints("quantizer", mark, config.quantizer_training.steps),
                 progress=self.progress,
             )  # fmt: skip
             save_quantizer(quantizer, self.run.path)
@@ -166,12 +168,12 @@ class Pipeline:
             for stage in ("quantizer", "train"):
                 self.run.forget(stage)
         if self.skip("train", mark):
-            return VOC.load(self.run.path)
+            return VOC.load(self.run.path).to(self.device)
         steps = config.occupancy.loop.steps + (0 if config.joint is None else config.quantizer_training.steps)
         settings = {"data": str(self.data), **to_dict(config)}
         with self.run.stage("train", mark, settings):
             voc = train(
-                self.training, config, **parts, log=self.run.log,
+                self.training, config, **parts, device=self.device, log=self.run.log,
                 checkpoints=lambda name: self.run.checkpoints("train", mark, steps), progress=self.progress,
             )  # fmt: skip
             voc.save(self.run.path)

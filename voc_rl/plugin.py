@@ -77,7 +77,8 @@ def feature_size(voc: VOC, kind: Features) -> int:
 def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tensor:
     """Features float32 (B, D) of observations uint8 (B, 3K, H, W), each a function of its observation alone.
 
-    But for rounding: batches above ``precision.SMALL_BATCH`` are computed in bfloat16 where the processor has it.
+    Computed where the VOC is. But for rounding: batches above ``precision.SMALL_BATCH`` are computed in bfloat16 where
+    the processor has it.
 
     - ``context``: what the value head reads: the occupancy network's last output of the context, then the quantizer's
       continuous features in standard deviations of the training data, at most 10.
@@ -94,8 +95,8 @@ def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tenso
     check_choice(kind, FEATURES, "kind of features")
     codes, features = voc.context(obs)
     if kind == "tokens" and torch.is_grad_enabled():  # straight-through (Bengio et al. 2013)
-        with autocast():
-            latents = voc.quantizer.latents(torch.as_tensor(obs))
+        with autocast(voc.device):
+            latents = voc.quantizer.latents(torch.as_tensor(obs).to(voc.device))
         return (latents + (voc.quantizer.embed(codes) - latents).detach()).flatten(1).float()
     return vectors_of_codes(voc, codes, features, kind)
 
@@ -106,9 +107,9 @@ def vectors_of_codes(voc: VOC, codes: Tensor, features: Tensor | None, kind: Fea
         return voc.quantizer.embed(codes).flatten(1).float()
     if kind == "successor":
         psi = voc.successor_features_of_codes(codes, features, FEATURE_SAMPLES, common=True)
-        return torch.from_numpy(psi) * (1.0 - voc.gamma)
+        return torch.from_numpy(psi).to(voc.device) * (1.0 - voc.gamma)
     model = voc.occupancy
-    with autocast(len(codes)):
+    with autocast(voc.device, len(codes)):
         last = model.prefix(codes, features).last.float()
     if features is None:
         return last

@@ -13,7 +13,7 @@ from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import step_seed
 from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead, arrived_rows, compose, sample_futures
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, device_of
 from voc_rl.quantizers import Quantizer
 from voc_rl.values import (
     RewardHead,
@@ -80,7 +80,7 @@ class PolicyModel:
         """
         codes, features, condition = self.contexts(name, rows)
         gamma = self._reached(gamma, True)
-        with autocast():  # without gradients, as all sampling
+        with autocast(device_of(self.network)):  # without gradients, as all sampling
             if gamma > self.gamma:
                 return compose(
                     self.network, codes, features, samples, self.gamma, gamma, generator, condition=condition
@@ -98,7 +98,7 @@ class PolicyModel:
         """The head's values, in one pass."""
         self._reached(gamma, False)
         codes, features, condition = self.contexts(name, self.starts)
-        with torch.no_grad(), autocast(len(codes)):
+        with torch.no_grad(), autocast(device_of(self.network), len(codes)):
             context = self.network.prefix(codes, features, condition=condition).last
             members = self.head(context, features).float().numpy()
         values = from_ensemble(members, gamma).mean
@@ -114,7 +114,7 @@ class PolicyModel:
     def by_mve(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:
         """Predicted rewards of a few hops of every path; all later ones are taken to be like the last."""
         codes, features, condition = self.contexts(name, self.starts)
-        with autocast():
+        with autocast(device_of(self.network)):
             found = mve(
                 self.network, codes, features, lambda futures: self._rewards(futures, reward), self.gamma,
                 self._reached(gamma, True), self._generator(), samples=samples, condition=condition,
@@ -156,8 +156,7 @@ class PolicyModel:
         return gamma
 
     def _rewards(self, futures: Tensor, reward: RewardHead) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return rewards_of_futures(futures, self.quantizer.embed, reward, self.network.config.end_code)
+        return rewards_of_futures(futures, self.quantizer.embed, reward, self.network.config.end_code)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(step_seed(self.seed, 41))

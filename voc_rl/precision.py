@@ -1,25 +1,83 @@
-"""How numbers are computed: bfloat16 where it pays, and memory that is kept rather than given back."""
+"""Where and how numbers are computed: the device, bfloat16 where it pays, memory that is kept rather than given back.
+
+One convention for the device, everywhere: the networks decide. Whoever makes a network moves it (``module.to``); all
+code that works with it asks ``device_of`` it and brings its inputs there. Codes and features of a dataset are moved
+once, rows (numpy) per batch. Random numbers are drawn where their generator lives
+(``device=generator.device``) and then moved, so a generator of the CPU serves any network; ``generator_on`` makes one
+that lives beside it. Tensors come back where the network is, values as numpy. Nothing calls ``.cuda()`` by itself.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
+
+from voc_rl.errors import VOCError, check_choice
 
 SMALL_BATCH = 8
 
 
-def autocast(rows: int | None = None) -> torch.autocast:
-    """Matrix products in bfloat16 where the processor is fast at it, everything else in float32.
+DEVICES = ("auto", "cpu", "cuda")
 
-    A batch of at most ``SMALL_BATCH`` rows stays in float32: for a few rows, casting the weights takes longer than
-    multiplying by them.
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of a word: ``cpu``, ``cuda``, or ``auto``, a GPU where there is one.
+
+    Raises:
+        VOCError: another word, or ``cuda`` where PyTorch finds no GPU.
     """
+    check_choice(name, DEVICES, "device")
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise VOCError("device is 'cuda', but PyTorch finds no GPU here; use 'cpu', or 'auto' for whatever is there.")
+    return torch.device("cuda" if found and name != "cpu" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called: ``cpu``, or the GPU's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module's parameters are."""
+    return next(iter(module.parameters())).device
+
+
+def generator_on(device: torch.device, seed: int) -> torch.Generator:
+    """Random numbers of a seed, drawn on a device."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """PyTorch's global random numbers from a seed, and afterwards as they were: for what knows no generator."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def autocast(device: torch.device, rows: int | None = None) -> torch.autocast:
+    """Matrix products in bfloat16 where the device is fast at it, everything else in float32.
+
+    On a CPU, a batch of at most ``SMALL_BATCH`` rows stays in float32: for a few rows, casting the weights takes longer
+    than multiplying by them.
+    """
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.get_device_capability(device)[0] >= 8)
     enabled = has_bfloat16() and (rows is None or rows > SMALL_BATCH)
-    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def float32(device: torch.device) -> torch.autocast:
+    """No bfloat16, inside of ``autocast`` too: where digits count."""
+    return torch.autocast(device.type, enabled=False)
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
 """Run folders: who is using one, what is done in it, its curve, seconds and memory.
 
-config.json     settings per stage, versions, seed, threads
+config.json     settings per stage, versions, seed, threads, device
 stages.json     finished stages: fingerprint, seconds, peak memory
 metrics.jsonl   the curve, one line per logged step
 checkpoints/    states of unfinished training
@@ -49,11 +49,12 @@ class RunFolder:
     """A folder that one process works in at a time; use it as a context manager.
 
     Attributes:
-        path: the folder. listeners: called with every logged step, e.g. to send it to Weights & Biases.
+        path: the folder. device: where its networks are computed, in words. listeners: called with every logged step,
+            e.g. to send it to Weights & Biases.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, device: str = "cpu") -> None:
+        self.path, self.device = Path(path), device
         self.listeners: list[Callable[[str, int, Mapping[str, float]], None]] = []
         self._clock: _Clock | None = None
 
@@ -166,7 +167,7 @@ class RunFolder:
     def _note_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
         path = self.path / "config.json"
         config = read_json(path) if path.exists() else {"stages": {}}
-        config.update(versions=versions(), threads=_threads())
+        config.update(versions=versions(), threads=_threads(), device=self.device)
         config["stages"][stage] = dict(settings)
         write_json(path, config)
 

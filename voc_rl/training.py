@@ -29,6 +29,7 @@ from voc_rl.occupancy import (
     arrived_rows,
     train_occupancy,
 )
+from voc_rl.precision import device_of, seeded
 from voc_rl.quantizers import (
     Quantizer,
     build_quantizer,
@@ -90,6 +91,7 @@ def train(
     *,
     quantizer: Quantizer | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
+    device: torch.device | None = None,
     log: StepLog | None = None,
     checkpoints: Callable[[str], Checkpoints] | None = None,
     progress: bool = False,
@@ -101,6 +103,8 @@ def train(
         config: sizes and schedules; None is the default.
         quantizer: a trained one to use, instead of training one here; in joint training the one to start from.
         tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
+        device: where it is trained, and where the VOC is then (``voc_rl.precision.choose_device``); None: where
+            ``quantizer`` is, or on the CPU.
         log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
         progress: show bars with the time left.
     """
@@ -110,16 +114,18 @@ def train(
     if tokens is not None and config.joint is not None:
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
     networks = partial(fresh_networks, config=config, ends=bool(dataset.terminal.any()))
+    given = quantizer
+    quantizer = given or fresh_quantizer(dataset, config)
+    quantizer = quantizer if device is None else quantizer.to(device)
     if config.joint is not None:
         quantizer, model, trained_head, codes, features = train_joint(
-            quantizer or fresh_quantizer(dataset, config), networks, dataset, config.joint, config.quantizer_training,
-            config.occupancy, config.seed,
+            quantizer, networks, dataset, config.joint, config.quantizer_training, config.occupancy, config.seed,
             log=log, checkpoints=checkpoints and checkpoints("joint"), progress=progress,
         )  # fmt: skip
     else:
-        if quantizer is None:
+        if given is None:
             quantizer = train_quantizer(
-                fresh_quantizer(dataset, config), dataset, config.quantizer_training, config.seed,
+                quantizer, dataset, config.quantizer_training, config.seed,
                 log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
             )  # fmt: skip
         codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
@@ -141,24 +147,26 @@ def fit_reward_head(
     log: StepLog | None = None,
     progress: bool = False,
 ) -> RewardHead:
-    """Fit rewards float (N,) on arrival at the rows of ``dataset``, logged or others, to their codes (N, n_tokens)."""
+    """Fit rewards float (N,) on arrival at the rows of ``dataset``, logged or others, to their codes (N, n_tokens).
+
+    Where the quantizer is.
+    """
     arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
     with torch.no_grad():
-        vectors = quantizer.embed(codes[arrived].long())
+        vectors = quantizer.embed(codes[arrived.to(codes.device)].to(device_of(quantizer)).long())
     return train_reward_head(vectors, reward[arrived.numpy()], config.reward, config.seed, log=log, progress=progress)
 
 
 def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
-    """An untrained quantizer for the frames of ``dataset``, its weights drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_seed(config.seed, 1 << 42))
+    """An untrained quantizer for the frames of ``dataset``, on the CPU, its weights drawn from the seed."""
+    with seeded(torch.device("cpu"), step_seed(config.seed, 1 << 42)):
         return build_quantizer(config.quantizer, dataset.observation_shape, config.quantizer_config)
 
 
 def fresh_networks(
     quantizer: Quantizer, config: VOCConfig, ends: bool = True, action_dim: int = 0, policies: int = 0
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
-    """Untrained occupancy network and value head for the codes of ``quantizer``, drawn from the seed.
+    """Untrained occupancy network and value head for the codes of ``quantizer``, where it is, drawn from the seed.
 
     ``action_dim``, ``policies``: what the network is told of whose future is asked for (``OccupancyConfig``).
     """
@@ -170,12 +178,12 @@ def fresh_networks(
         width=size.width, dropout=size.dropout, attention_dropout=size.attention_dropout, ends=ends,
         top_k=config.occupancy.top_k,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_seed(config.seed, 1 << 43))
+    with seeded(torch.device("cpu"), step_seed(config.seed, 1 << 43)):
         model = OccupancyTransformer(occupancy)
         head = None
         if size.head_members:
             head = ValueHead(size.width, occupancy.feature_dim, size.head_hidden, size.head_members)
-    generator = torch.Generator().manual_seed(step_seed(config.seed, 1 << 44))
-    model.warm_start(quantizer.code_vectors(), generator)
-    return model, head
+    # drawn on the CPU, so that one seed starts from the same weights on every device
+    model.warm_start(quantizer.code_vectors().cpu(), torch.Generator().manual_seed(step_seed(config.seed, 1 << 44)))
+    device = device_of(quantizer)
+    return model.to(device), head.to(device) if head else None

@@ -70,7 +70,7 @@ def test_cached_decoding_equals_future_logits(feature_dim: int) -> None:
     features = torch.randn(4, feature_dim) if feature_dim else None
     prefix = model.prefix(context, features)
     full = model.future_logits(prefix, futures)
-    cache = Cache(model.config, 4, 6, torch.float32)
+    cache = Cache(model.config, prefix, 6)
     torch.testing.assert_close(model.logits(prefix.last)[:, None].expand(4, 6, -1), full[:, :, 0], atol=1e-5, rtol=1e-5)
     for place in range(TOKENS - 1):
         step = model.logits(model.next_hidden(prefix, futures[..., place], cache))

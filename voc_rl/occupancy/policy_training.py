@@ -66,13 +66,14 @@ class PolicyTrainee(OccupancyTrainee):
         super().__init__(model, head, dataset, codes, features, config.occupancy, seed)
         self.source, self.settings, self.starts = source, config, starts
         self.policies = max(model.config.policies, 1)
-        self.taken = torch.from_numpy(taken_actions(dataset))
+        self.taken = torch.from_numpy(taken_actions(dataset)).to(self.device)
         # (P, N) and (P, N): (1 - gamma) V, of the policy's own action and of the action taken
         self.own, self.after = (torch.zeros(0), torch.zeros(0))
         if head is not None:
             if chain_values is None:
                 raise VOCError("A value head of policies learns from stitched chains; train without one otherwise.")
-            self.own, self.after = _head_goals(dataset, chain_values, config.occupancy.gamma)
+            goals = _head_goals(dataset, chain_values, config.occupancy.gamma)
+            self.own, self.after = (goal.to(self.device) for goal in goals)
 
     def _refill(self, step: int) -> None:
         config = self.config
@@ -87,11 +88,11 @@ class PolicyTrainee(OccupancyTrainee):
         known &= self.model.config.action_dim > 0
         targets = self.source.draw(policies, rows, known, config.futures, rng)
         missing = targets.bootstrap >= 0
-        policy = torch.from_numpy(np.broadcast_to(policies[:, None], missing.shape)[missing])
-        condition = self._condition(policy, torch.from_numpy(targets.action[missing]))
+        policy = self._on_device(np.broadcast_to(policies[:, None], missing.shape)[missing])
+        condition = self._condition(policy, self._on_device(targets.action[missing]))
         futures = self._futures(step, targets.row, targets.bootstrap, condition)
-        shown = torch.from_numpy(known)
-        self._keep(rows, futures, self._condition(torch.from_numpy(policies), self.taken[rows], shown))
+        taken, shown = self.taken[self._on_device(rows)], self._on_device(known)
+        self._keep(rows, futures, self._condition(self._on_device(policies), taken, shown))
 
     def _condition(self, policy: Tensor, action: Tensor, shown: Tensor | None = None) -> Condition:
         model = self.model.config
@@ -100,9 +101,9 @@ class PolicyTrainee(OccupancyTrainee):
         return Condition(action, shown, policy if model.policies else None)
 
     def _head_goal(self, batch: Batch) -> Tensor:
-        rows = torch.from_numpy(batch.rows)
+        rows = self._on_device(batch.rows)
         policy = batch.condition.policy
-        policy = torch.zeros(len(rows), dtype=torch.long) if policy is None else policy
+        policy = torch.zeros_like(rows) if policy is None else policy
         goal = self.own[policy, rows]
         if batch.condition.shown is not None:
             goal = torch.where(batch.condition.shown, self.after[policy, rows], goal)

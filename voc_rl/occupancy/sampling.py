@@ -45,25 +45,27 @@ def sample_futures(
 
 
 def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: torch.Generator) -> Tensor:
-    """What futures are drawn with: float32 (n_tokens, states, samples) in [0, 1).
+    """What futures are drawn with: float32 (n_tokens, states, samples) in [0, 1), where the generator is.
 
     Those of one state serve for all of a batch: common random numbers. Future i is then a function of the context
     alone, the same in every batch; the futures of two contexts are dependent.
     """
-    return torch.rand((model.config.n_tokens, states, samples), generator=generator)
+    shape = (model.config.n_tokens, states, samples)
+    return torch.rand(shape, generator=generator, device=generator.device)
 
 
 @torch.no_grad()
 def sample_from_prefix(model: OccupancyTransformer, prefix: Prefix, noise: Tensor) -> Tensor:
     """Codes int64 (B, samples, n_tokens) that follow contexts already read; ``noise`` is what ``uniforms`` returns."""
     end, top_k, (n_tokens, _, samples) = model.config.end_code, model.config.top_k, noise.shape
+    noise = noise.to(prefix.last.device)
     logits = model.logits(prefix.last)[:, None].float()
     if not model.config.ends:
         logits[..., end] = -torch.inf
     first = sample_codes(logits, noise[0, :, None], top_k)[:, 0]
     codes = [first]
     ended = first == end
-    cache = Cache(model.config, len(prefix), samples, prefix.keys[0].dtype)
+    cache = Cache(model.config, prefix, samples)
     for place in range(1, n_tokens):
         logits = model.logits(model.next_hidden(prefix, codes[-1], cache)).float()
         logits[..., end] = -torch.inf  # END is a whole sequence: decided by its first code
@@ -108,9 +110,10 @@ def compose(
     futures = sample_futures(model, context, features, samples, generator, noise, condition)
     flat, policy = futures.flatten(0, 1), _policies(condition, samples)
     another = (new_gamma - gamma) / (1.0 - gamma)
-    going = torch.arange(len(flat))
+    going = torch.arange(len(flat), device=flat.device)
     for _ in range(max_hops - 1):
-        hop = torch.rand(samples if common else len(going), generator=generator)
+        hop = torch.rand(samples if common else len(going), generator=generator, device=generator.device)
+        hop = hop.to(flat.device)
         keep = (hop[going % samples] if common else hop) < another
         going = going[keep & (flat[going, 0] != model.config.end_code)]
         if len(going) == 0:
@@ -169,7 +172,7 @@ def log_probabilities(model: OccupancyTransformer, prefix: Prefix, futures: Tens
     code decides.
     """
     B, (_, M, n_tokens), end = len(prefix), futures.shape, model.config.end_code
-    impossible = torch.zeros(n_tokens, end + 1, dtype=torch.bool)
+    impossible = torch.zeros(n_tokens, end + 1, dtype=torch.bool, device=futures.device)
     impossible[0 if not model.config.ends else 1 :, end] = True
     at_once = max(LOGITS_AT_ONCE // (B * n_tokens * (end + 1)), 1)
     parts = []
@@ -184,5 +187,5 @@ def log_probabilities(model: OccupancyTransformer, prefix: Prefix, futures: Tens
 def end_probability(model: OccupancyTransformer, prefix: Prefix) -> Tensor:
     """Probability float32 (B,) that the future is END."""
     if not model.config.ends:
-        return torch.zeros(len(prefix))
+        return torch.zeros(len(prefix), device=prefix.last.device)
     return model.logits(prefix.last).float().softmax(-1)[:, model.config.end_code]

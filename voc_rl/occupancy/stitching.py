@@ -99,6 +99,8 @@ def principal_components(features: Tensor, count: int) -> Tensor:
 def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES) -> Candidates:
     """The rows most like each row of ``dataset`` by its continuous features (N, F), for every policy to choose among.
 
+    Computed where the features are.
+
     Raises:
         VOCError: no features, another number of them than of rows, NaN features, or no step in the data.
     """
@@ -108,7 +110,7 @@ def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES
         )
     if not bool(features.isfinite().all()):
         raise VOCError("Features hold NaN or infinity; finite features are needed.")
-    going = torch.from_numpy(np.flatnonzero(dataset.steps_left > 0))
+    going = torch.from_numpy(np.flatnonzero(dataset.steps_left > 0)).to(features.device)
     if len(going) == 0:
         raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
     count = min(count, len(going))
@@ -122,8 +124,8 @@ def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES
         # the products above lose small distances to rounding; equal frames are at distance 0
         distance = (own[:, None] - others[place]).square().sum(2)
         distance, order = distance.sort(stable=True)
-        rows[first : first + ROWS_AT_ONCE] = going[place.gather(1, order)].numpy()
-        squared[first : first + ROWS_AT_ONCE] = distance.numpy()
+        rows[first : first + ROWS_AT_ONCE] = going[place.gather(1, order)].cpu().numpy()
+        squared[first : first + ROWS_AT_ONCE] = distance.cpu().numpy()
     unit, spread = float(np.median(squared[:, min(TYPICAL, count) - 1])), 2.0 * float(view.var(0, False).sum())
     if unit <= 1e-6 * spread:  # most frames are there many times: typical is the distance of any two rows
         unit = spread

@@ -22,7 +22,7 @@ from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.sampling import sample_futures
 from voc_rl.occupancy.targets import default_n, draw_targets, n_step_returns
 from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, device_of, generator_on, seeded
 
 ROWS_AT_ONCE = 2048
 NULL_SHARE = 0.1  # of a batch that is shown no context, where the network learns to do without
@@ -71,7 +71,10 @@ class Batch:
 
 
 class OccupancyTrainee:
-    """What the loop trains: network and head, their slow copies, and the stock of prepared batches."""
+    """What the loop trains: network and head, their slow copies, and the stock of prepared batches.
+
+    All of it is where the network is; codes and features are moved there once.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,9 @@ class OccupancyTrainee:
         if len(codes) != len(dataset):
             raise VOCError(f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset.")
         self.model, self.head, self.dataset, self.config, self.seed = model, head, dataset, config, seed
-        self.codes, self.features = codes, features if model.config.feature_dim else None
+        self.device = device_of(model)
+        self.codes = codes.to(self.device)
+        self.features = features.to(self.device) if features is not None and model.config.feature_dim else None
         if self.features is not None:
             model.fit_features(self.features)
             if head is not None:
@@ -98,14 +103,15 @@ class OccupancyTrainee:
         self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
         if len(self.contexts) == 0:
             raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
-        self.arrived = arrived_rows(dataset)
+        self.arrived = arrived_rows(dataset).to(self.device)
         self.stock: list[Batch] = []
         self.values = torch.zeros(0)
         if head is not None:
             # mean reward: the value of a constant reward, in reward units
             head.set_bias(float(dataset.reward[dataset.step_type > 0].mean()))
-            self.weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
-            self.values = torch.full((len(dataset), head.members), float(head.bias_value))
+            weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
+            self.weights = weights.to(self.device)
+            self.values = torch.full((len(dataset), head.members), float(head.bias_value), device=self.device)
         self.target = copy.deepcopy(model).train(config.target_dropout).requires_grad_(False)
         self.target_head = copy.deepcopy(head).eval().requires_grad_(False) if head else None
 
@@ -119,9 +125,9 @@ class OccupancyTrainee:
             if self.head is not None and step > 0 and step % (25 * self.config.refill) == 0:
                 self._refresh_values()
         batch = self.stock[step % self.config.refill]
-        shown = torch.rand(len(batch.rows), generator=generator) >= self.config.feature_dropout
-        with torch.random.fork_rng(devices=[]), autocast():
-            torch.manual_seed(step_seed(self.seed, step))  # dropout knows no generator
+        drawn = torch.rand(len(batch.rows), generator=generator, device=generator.device).to(self.device)
+        shown = drawn >= self.config.feature_dropout
+        with seeded(self.device, step_seed(self.seed, step)), autocast(self.device):  # dropout knows no generator
             features = self._noisy(self._features(batch.rows), generator)
             nothing, futures = None, batch.futures
             if self.model.config.null_context:
@@ -149,14 +155,14 @@ class OccupancyTrainee:
     def _noisy(self, features: Tensor | None, generator: torch.Generator) -> Tensor | None:
         if features is None or not self.config.feature_noise:
             return features
-        noise = torch.randn(features.shape, generator=generator) * self.model.feature_std
-        return features + self.config.feature_noise * noise
+        noise = torch.randn(features.shape, generator=generator, device=generator.device).to(self.device)
+        return features + self.config.feature_noise * (noise * self.model.feature_std)
 
     def _head_loss(
         self, batch: Batch, context: Tensor, features: Tensor | None, nothing: Tensor | None = None
     ) -> Tensor:
         assert self.head is not None
-        weight = self.weights[self.dataset.episode[batch.rows]]
+        weight = self.weights[self._on_device(self.dataset.episode[batch.rows])]
         if nothing is not None:
             weight = weight * ~nothing[:, None]
         error = (self.head(context, features).float() - self._head_goal(batch)) / self.head.spread
@@ -165,9 +171,9 @@ class OccupancyTrainee:
     def _head_goal(self, batch: Batch) -> Tensor:
         """n-step returns times 1 - gamma, float (B, members), in reward units."""
         rows, returns = batch.rows, self.returns
-        later = self.values[returns.bootstrap[rows]]
-        partial = torch.from_numpy(returns.partial[rows])[:, None] * (1.0 - self.config.gamma)
-        return partial + torch.from_numpy(returns.weight[rows])[:, None] * later
+        later = self.values[self._on_device(returns.bootstrap[rows])]
+        partial = self._on_device(returns.partial[rows])[:, None] * (1.0 - self.config.gamma)
+        return partial + self._on_device(returns.weight[rows])[:, None] * later
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -191,16 +197,17 @@ class OccupancyTrainee:
     def _futures(self, step: int, row: np.ndarray, bootstrap: np.ndarray, condition: Condition | None = None) -> Tensor:
         """Codes int64 (B, M, n_tokens) of targets: real rows, the target network's samples from the bootstrap rows
         (``condition`` is theirs, in order), or END where both are -1."""
-        futures = torch.full((*row.shape, self.codes.shape[1]), self.model.config.end_code)
-        futures[torch.from_numpy(row >= 0)] = self._codes(row[row >= 0])
+        shape, end = (*row.shape, self.codes.shape[1]), self.model.config.end_code
+        futures = torch.full(shape, end, device=self.device)
+        futures[self._places(row >= 0)] = self._codes(row[row >= 0])
         missing = bootstrap >= 0
         if missing.any():
             codes, features = self._codes(bootstrap[missing]), self._features(bootstrap[missing])
-            generator = torch.Generator().manual_seed(step_seed(self.seed, step) ^ 1)
-            with torch.random.fork_rng(devices=[]), autocast():
-                torch.manual_seed(step_seed(self.seed, step) ^ 2)  # for dropout, where it is left on
+            generator = generator_on(self.device, step_seed(self.seed, step) ^ 1)
+            # seeded for dropout, where it is left on
+            with seeded(self.device, step_seed(self.seed, step) ^ 2), autocast(self.device):
                 drawn = sample_futures(self.target, codes, features, 1, generator, condition=condition)
-            futures[torch.from_numpy(missing)] = drawn[:, 0]
+            futures[self._places(missing)] = drawn[:, 0]
         return futures
 
     def _keep(self, rows: np.ndarray, futures: Tensor, condition: Condition | None = None) -> None:
@@ -216,15 +223,22 @@ class OccupancyTrainee:
         needed = np.unique(self.returns.bootstrap)
         for first in range(0, len(needed), ROWS_AT_ONCE):
             rows = needed[first : first + ROWS_AT_ONCE]
-            with autocast():
+            with autocast(self.device):
                 context = self.target.prefix(self._codes(rows), self._features(rows)).last
-                self.values[rows] = self.target_head(context, self._features(rows)).float()
+                self.values[self._on_device(rows)] = self.target_head(context, self._features(rows)).float()
 
     def _codes(self, rows: np.ndarray) -> Tensor:
-        return self.codes[torch.from_numpy(rows)].long()
+        return self.codes[self._on_device(rows)].long()
 
     def _features(self, rows: np.ndarray) -> Tensor | None:
-        return None if self.features is None else self.features[torch.from_numpy(rows)].float()
+        return None if self.features is None else self.features[self._on_device(rows)].float()
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _places(self, where: np.ndarray) -> tuple[Tensor, ...]:
+        """Indices of the places where bool ``where`` is true; found here, so that no GPU is waited for."""
+        return tuple(self._on_device(index) for index in np.nonzero(where))
 
     def state(self) -> dict[str, Any]:
         modules = {
@@ -245,8 +259,11 @@ class OccupancyTrainee:
             module = getattr(self, name)
             if module is not None:
                 module.load_state_dict(state[name])
-        self.values = state["values"]
-        self.stock = [Batch(b["rows"].numpy(), b["futures"], Condition(**b["condition"])) for b in state["stock"]]
+        self.values = state["values"].to(self.device)
+        self.stock = [
+            Batch(b["rows"].numpy(), b["futures"].to(self.device), Condition(**b["condition"]).to(self.device))
+            for b in state["stock"]
+        ]
 
 
 def arrived_rows(dataset: Episodes) -> Tensor:
@@ -262,8 +279,10 @@ def without_context(
     There the futures are the ``codes`` (N, n_tokens) of rows drawn uniformly among ``arrived``, so that the network
     without context learns the law of the data.
     """
-    nothing = torch.rand(len(futures), generator=generator) < NULL_SHARE
-    rows = arrived[torch.randint(len(arrived), futures.shape[:2], generator=generator)]
+    device = futures.device
+    draws: dict[str, Any] = {"generator": generator, "device": generator.device}
+    nothing = torch.rand(len(futures), **draws).to(device) < NULL_SHARE
+    rows = arrived[torch.randint(len(arrived), futures.shape[:2], **draws).to(device)]
     return nothing, torch.where(nothing[:, None, None], codes[rows].long(), futures)
 
 
@@ -281,7 +300,7 @@ def train_occupancy(
     checkpoints: Checkpoints | None = None,
     progress: bool = False,
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
-    """Train network and head on codes (N, n_tokens) and features (N, feature_dim) of ``dataset``.
+    """Train network and head, where they are, on codes (N, n_tokens) and features (N, feature_dim) of ``dataset``.
 
     A network without features is not shown any. Returns the slow averages, in eval mode: they are better than the
     last iterate, and deterministic.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,11 @@ class Condition:
     def __getitem__(self, rows: slice | Tensor) -> Condition:
         return Condition(*(None if part is None else part[rows] for part in (self.action, self.shown, self.policy)))
 
+    def to(self, device: torch.device) -> Condition:
+        """The same on a device."""
+        parts = (self.action, self.shown, self.policy)
+        return Condition(*(None if part is None else part.to(device) for part in parts))
+
 
 class Prefix:
     """Keys and values of a context, per layer (B, heads, P, head width), and its last output (B, width)."""
@@ -84,10 +90,11 @@ class Prefix:
 class Cache:
     """Preallocated keys and values of futures being written: per layer (B, M, heads, T, head width)."""
 
-    def __init__(self, config: OccupancyConfig, batch: int, futures: int, dtype: torch.dtype) -> None:
-        shape = (batch, futures, config.n_head, config.n_tokens, config.width // config.n_head)
-        self.keys = [torch.empty(shape, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.empty(shape, dtype=dtype) for _ in range(config.n_layer)]
+    def __init__(self, config: OccupancyConfig, prefix: Prefix, futures: int) -> None:
+        """Room for ``futures`` of each context of ``prefix``, in its precision and on its device."""
+        shape = (len(prefix), futures, config.n_head, config.n_tokens, config.width // config.n_head)
+        self.keys = [key.new_empty(shape) for key in prefix.keys]
+        self.values = [value.new_empty(shape) for value in prefix.values]
         self.length = 0
 
 
@@ -115,7 +122,7 @@ class Attention(nn.Module):
         scale = 1.0 / math.sqrt(q.shape[-1])
         scores = (q @ k.transpose(-2, -1)) * scale  # (B, M, h, T, seen + T)
         if T > 1:
-            future = torch.ones(T, k.shape[-2], dtype=torch.bool).triu(k.shape[-2] - T + 1)
+            future = torch.ones(T, k.shape[-2], dtype=torch.bool, device=x.device).triu(k.shape[-2] - T + 1)
             scores = scores.masked_fill(future, -torch.inf)
         if prefix is None:
             y = self.dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype)) @ v
@@ -209,8 +216,9 @@ class OccupancyTransformer(nn.Module):
         """
         distance = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf).amin(1).median().clamp(min=1e-6)
         width = self.config.width
-        frequencies = torch.randn(vectors.shape[1], width, generator=generator) / (1.5 * distance)
-        phases = 2 * math.pi * torch.rand(width, generator=generator)
+        drawn: dict[str, Any] = {"generator": generator, "device": generator.device}
+        frequencies = torch.randn(vectors.shape[1], width, **drawn).to(vectors.device) / (1.5 * distance)
+        phases = 2 * math.pi * torch.rand(width, **drawn).to(vectors.device)
         self.codes.weight[: len(vectors)] = 0.02 * math.sqrt(2) * torch.cos(vectors @ frequencies + phases)
 
     def fit_features(self, features: Tensor) -> None:
@@ -273,7 +281,7 @@ class OccupancyTransformer(nn.Module):
             x = x + self._action_vector(len(context), condition)[:, None]
         if self.config.policies:
             policy = condition.policy
-            x = x + self.policies(torch.zeros(len(context), dtype=torch.long) if policy is None else policy)[:, None]
+            x = x + self.policies(context.new_zeros(len(context)) if policy is None else policy)[:, None]
         if nothing is not None:
             blank = self.nothing + self.positions.weight[: context.shape[1]]
             x = torch.where(nothing[:, None, None], blank.to(x.dtype), x)
@@ -296,8 +304,9 @@ class OccupancyTransformer(nn.Module):
                 "This occupancy network was trained without a null context, which density ratios need; train it with "
                 "null_context=True, or use estimator='sample'."
             )
-        context = torch.zeros(1, self.config.n_tokens, dtype=torch.long)
-        return self.prefix(context, nothing=torch.ones(1, dtype=torch.bool))
+        device = self.nothing.device
+        context = torch.zeros(1, self.config.n_tokens, dtype=torch.long, device=device)
+        return self.prefix(context, nothing=torch.ones(1, dtype=torch.bool, device=device))
 
     def _feature_vector(self, batch: int, features: Tensor | None, use_features: Tensor | None) -> Tensor:
         if features is None:
@@ -320,6 +329,8 @@ class OccupancyTransformer(nn.Module):
         found = 0 if action is None else action.shape[-1]
         if found and found != self.config.action_dim:
             raise VOCError(f"The action has size {found}, but this occupancy network reads {self.config.action_dim}.")
+        if self.training:  # policies of our own making, and a GPU is not to be waited for at every step
+            return
         if condition.policy is not None and not bool((condition.policy < policies).all()):
             raise VOCError(f"Policy {int(condition.policy.max())} was asked for, but this network knows {policies}.")
 

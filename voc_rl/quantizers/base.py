@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_observations
 from voc_rl.loop import StepLog
+from voc_rl.precision import device_of
 
 
 class Quantizer(nn.Module, ABC):
@@ -58,9 +59,9 @@ class Quantizer(nn.Module, ABC):
     def batch(self, dataset: Episodes, rows: np.ndarray, rng: np.random.Generator) -> Any:
         """What ``loss`` is given for rows of a dataset: their observations, uint8 (B, 3K, H, W).
 
-        Quantizers that learn from more than single observations override it.
+        Where the quantizer is. Quantizers that learn from more than single observations override it.
         """
-        return torch.from_numpy(dataset.observations(rows))
+        return torch.from_numpy(dataset.observations(rows)).to(device_of(self))
 
     @abstractmethod
     def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

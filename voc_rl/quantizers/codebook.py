@@ -24,9 +24,9 @@ def nearest_codes(latents: Tensor, vectors: Tensor) -> Tensor:
 
 def draw_vectors(latents: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """(size, D) of latents (N, D): different ones, or with repetition where there are too few."""
-    drawn = torch.randperm(len(latents), generator=generator)
+    drawn = torch.randperm(len(latents), generator=generator, device=generator.device)
     if len(latents) < size:
-        drawn = torch.randint(len(latents), (size,), generator=generator)
+        drawn = torch.randint(len(latents), (size,), generator=generator, device=generator.device)
     return latents[drawn[:size].to(latents.device)]
 
 
@@ -43,7 +43,7 @@ def move_unused(
     share.lerp_(torch.bincount(codes, minlength=size) / len(codes), USE_RATE)
     unused = (share < 0.05 / size).nonzero().flatten()
     if len(unused):
-        drawn = torch.multinomial(error.cpu(), len(unused), replacement=True, generator=generator)
+        drawn = torch.multinomial(error.to(generator.device), len(unused), replacement=True, generator=generator)
         vectors[unused] = latents[drawn.to(latents.device)]
         share[unused] = 1 / size
 

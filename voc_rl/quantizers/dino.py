@@ -166,9 +166,9 @@ class DINOTokenizer(Quantizer):
         if self.teacher is not None:
             train_teacher(self.teacher, frames, generator, self.config.teacher_steps, log=log)
         enough = math.ceil(max(16_384, 2 * self.codebook_size) / self.grid**2)
-        some = torch.randperm(len(frames), generator=generator)[:enough]
+        some = torch.randperm(len(frames), generator=generator, device=generator.device)[:enough]
         with torch.no_grad():
-            latents = self.to_code(self._patches(frames[some]))
+            latents = self.to_code(self._patches(frames[some.to(frames.device)]))
         self.codebook.fit(latents.flatten(0, 1), generator)
 
     def features(self, obs: Tensor) -> Tensor:

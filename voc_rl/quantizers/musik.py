@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.data.hdf5 import FIRST
 from voc_rl.errors import VOCError, check_positive
+from voc_rl.precision import device_of
 from voc_rl.quantizers.shift import random_shift
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
@@ -136,7 +137,8 @@ class MUSIK(VQVAE):
         steps = np.minimum(rng.integers(1, self.config.horizon + 1, len(rows)), dataset.steps_left[rows])
         obs, later = np.split(dataset.observations(np.concatenate([rows, rows + steps])), 2)
         action = dataset.action[rows + 1] / bound  # a row holds the action that led to it
-        return MUSIKBatch(*(torch.from_numpy(array) for array in (obs, later, action, steps)))
+        device = device_of(self)
+        return MUSIKBatch(*(torch.from_numpy(array).to(device) for array in (obs, later, action, steps)))
 
     def loss(self, batch: MUSIKBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         pictures = torch.cat([batch.obs, batch.later], 1)
@@ -155,7 +157,8 @@ class MUSIK(VQVAE):
 
 def candidate_actions(action: Tensor, negatives: int, generator: torch.Generator) -> Tensor:
     """(B, A) -> (B, 1 + negatives, A): the logged action first, then actions uniform in -1..1."""
-    uniform = torch.rand(len(action), negatives, action.shape[1], generator=generator)
+    shape = (len(action), negatives, action.shape[1])
+    uniform = torch.rand(shape, generator=generator, device=generator.device).to(action.device)
     return torch.cat([action[:, None], 2 * uniform - 1], 1)
 
 
@@ -166,7 +169,7 @@ def info_nce(energies: Tensor) -> tuple[Tensor, Tensor]:
     accuracy: share of rows in which the logged action has the lowest energy; a tie does not count.
     """
     logits = -energies.float()
-    loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+    loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
     return loss, (logits[:, :1] > logits[:, 1:]).all(1).float().mean()
 
 

@@ -58,7 +58,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
 
 
 def load_quantizer(folder: Path) -> Quantizer:
-    """Read a quantizer that ``save_quantizer`` wrote, in eval mode.
+    """Read a quantizer that ``save_quantizer`` wrote, in eval mode, on the CPU.
 
     Raises:
         VOCError: missing or damaged files, another format version, or tensors that do not fit the config.

@@ -20,7 +20,8 @@ def random_shift(obs: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     if pad < 0:
         raise VOCError(f"pad is {pad!r}; a number of pixels that is not below zero is needed.")
     height, width = obs.shape[-2:]
-    down, right = torch.randint(-pad, pad + 1, (2, len(obs), 1), generator=generator).to(obs.device)
+    moves = torch.randint(-pad, pad + 1, (2, len(obs), 1), generator=generator, device=generator.device)
+    down, right = moves.to(obs.device)
     rows = (torch.arange(height, device=obs.device) + down).clamp(0, height - 1)
     columns = (torch.arange(width, device=obs.device) + right).clamp(0, width - 1)
     # where each pixel comes from, in the picture laid out flat: one gather is the fastest way on a CPU

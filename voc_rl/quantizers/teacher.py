@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from voc_rl.checkpoints import load_state_dict, load_tensors
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig, StepLog, optimise
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, seeded
 from voc_rl.quantizers.published import IMAGENET_MEAN, IMAGENET_STD, read_published
 from voc_rl.quantizers.shift import random_shift
 
@@ -117,14 +117,14 @@ def train_teacher(
 
     ``log`` takes the numbers of stage ``teacher``.
     """
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     if steps:
         trainee = _SelfDistillation(teacher, frames, batch_size, seed)
         config = LoopConfig(steps=steps, batch_size=batch_size, learning_rate=5e-4, weight_decay=0.04)
         optimise(trainee, config, seed, "teacher", log=log)
         teacher.transformer.load_state_dict(trainee.slow[0].state_dict())
     teacher.mean.zero_()
-    some = torch.randperm(len(frames), generator=generator)[:512]
+    some = torch.randperm(len(frames), generator=generator, device=generator.device)[:512].to(frames.device)
     parts = [teacher(part).mean((0, 1)) * len(part) for part in frames[some].split(batch_size)]
     teacher.mean.copy_(torch.stack(parts).sum(0) / len(some))
 
@@ -140,8 +140,7 @@ class _SelfDistillation:
 
     def __init__(self, teacher: FrameTeacher, frames: Tensor, batch_size: int, seed: int) -> None:
         self.frames, self.side, self.batch_size = frames, teacher.side, batch_size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(torch.device("cpu"), seed):
             head = _PrototypeHead(len(teacher.mean), self.prototypes)
         self.fast = nn.ModuleList([deepcopy(teacher.transformer), head.to(teacher.mean.device)]).requires_grad_(True)
         self.slow = deepcopy(self.fast).requires_grad_(False)
@@ -151,12 +150,12 @@ class _SelfDistillation:
         return list(self.fast.parameters())
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = torch.randint(len(self.frames), (self.batch_size,), generator=generator)
-        frames = self.frames[rows].to(self.center.device)
+        rows = torch.randint(len(self.frames), (self.batch_size,), generator=generator, device=generator.device)
+        frames = self.frames[rows.to(self.frames.device)].to(self.center.device)
         pad = max(frames.shape[-1] // 12, 1)
         views = torch.cat([random_shift(frames, pad, generator) for _ in range(2)])
         views = imagenet_frames(views, self.side)
-        with autocast():
+        with autocast(self.center.device):
             said = self._logits(self.fast, views) / self.student_temperature
             with torch.no_grad():
                 logits = self._logits(self.slow, views)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from voc_rl.data import Episodes
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, device_of, generator_on
 from voc_rl.quantizers.base import Quantizer
 
 FITTING_ROWS = 3000
@@ -28,7 +28,7 @@ class QuantizerTrainee:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng([self.seed, step])
         rows = self.dataset.sample_rows(self.batch_size, rng, min_steps=0)
-        with autocast():
+        with autocast(device_of(self.quantizer)):
             return self.quantizer.loss(self.quantizer.batch(self.dataset, rows, rng), generator)
 
     def after_step(self, step: int) -> None:
@@ -51,7 +51,7 @@ def train_quantizer(
     checkpoints: Checkpoints | None = None,
     progress: bool = False,
 ) -> Quantizer:
-    """Fit and train ``quantizer`` on the observations of ``dataset``; returns it in eval mode."""
+    """Fit and train ``quantizer``, where it is, on the observations of ``dataset``; returns it in eval mode."""
     if checkpoints is None or not checkpoints.path.exists():
         fit_quantizer(quantizer, dataset, seed, log)
     quantizer.train()
@@ -64,21 +64,26 @@ def fit_quantizer(quantizer: Quantizer, dataset: Episodes, seed: int, log: StepL
     """``initialise`` the quantizer on a sample of the observations of ``dataset``: what comes before its first step."""
     rng = np.random.default_rng([seed, 1 << 40])
     rows = rng.choice(len(dataset), size=min(FITTING_ROWS, len(dataset)), replace=False)
-    generator = torch.Generator().manual_seed(step_seed(seed, 1 << 40))
-    quantizer.initialise(torch.from_numpy(dataset.observations(np.sort(rows))), generator, log)
+    device = device_of(quantizer)
+    obs = torch.from_numpy(dataset.observations(np.sort(rows))).to(device)
+    quantizer.initialise(obs, generator_on(device, step_seed(seed, 1 << 40)), log)
 
 
 @torch.no_grad()
 def tokenize(
     quantizer: Quantizer, dataset: Episodes, rows: np.ndarray | None = None, batch_size: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Codes int16 (N, n_tokens) and features float16 (N, feature_dim) of ``rows`` (N,) of a dataset; None: of all."""
+    """Codes int16 (N, n_tokens) and features float16 (N, feature_dim) of ``rows`` (N,) of a dataset; None: of all.
+
+    Computed where the quantizer is, returned in the memory of the host.
+    """
+    device = device_of(quantizer)
     rows = np.arange(len(dataset)) if rows is None else rows
     codes, features = [], []
     for first in range(0, len(rows), batch_size):
-        obs = torch.from_numpy(dataset.observations(rows[first : first + batch_size]))
-        with autocast():
+        obs = torch.from_numpy(dataset.observations(rows[first : first + batch_size])).to(device)
+        with autocast(device):
             some_codes, some_features = quantizer.codes_and_features(obs)
-        codes.append(some_codes.to(torch.int16))
-        features.append(some_features.to(torch.float16))
+        codes.append(some_codes.to("cpu", torch.int16))
+        features.append(some_features.to("cpu", torch.float16))
     return torch.cat(codes), torch.cat(features)

@@ -84,7 +84,7 @@ class VQGAN(Quantizer):
         if self.fitted:
             return
         enough = -(-4 * self.codebook_size // self.grid**2)
-        some = torch.randperm(len(frames), generator=generator)[:enough]
+        some = torch.randperm(len(frames), generator=generator, device=generator.device)[:enough]
         latents = self._latents(frames[some.to(frames.device)]).flatten(0, 1)
         self.codebook.weight.copy_(draw_vectors(latents, self.codebook_size, generator))
         self.fitted.fill_(True)

@@ -75,7 +75,8 @@ class PrincipalComponents(nn.Module):
         count = self.basis.shape[1]
         if len(pixels) < count:
             raise VOCError(f"{len(pixels)} frames are too few for {count} principal components.")
-        probe = torch.randn(pixels.shape[1], count + 16, generator=generator)
+        probe = torch.randn(pixels.shape[1], count + 16, generator=generator, device=generator.device)
+        probe = probe.to(pixels.device)
         for _ in range(3):
             span = torch.linalg.qr(pixels @ probe).Q
             probe = torch.linalg.qr(pixels.T @ span).Q
@@ -162,7 +163,8 @@ class VQVAE(Quantizer):
         return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(*codes.shape, self.code_dim)
 
     def code_vectors(self) -> Tensor:
-        return self.codebook.indices_to_codes(torch.arange(self.codebook_size)[:, None]).flatten(1).float()
+        codes = torch.arange(self.codebook_size, device=self.mean_picture.device)
+        return self.codebook.indices_to_codes(codes[:, None]).flatten(1).float()
 
     def decode(self, codes: Tensor) -> Tensor:
         pixels = self.to_pixels(self._cells(self.trunk(self.embed(codes).flatten(1))))
@@ -180,7 +182,7 @@ class VQVAE(Quantizer):
         trunk = self.trunk(vectors.flatten(1))
         target = self.features(batch)
         # motion is small: its part of the error is weighted by position in the feature vector
-        weight = torch.ones(self.feature_dim)
+        weight = target.new_ones(self.feature_dim)
         weight[self.config.components :] = self.config.motion_weight
         features = (F.mse_loss(self.to_features(trunk).float(), target, reduction="none") * weight).mean()
         features = features / target.var().clamp(min=1e-8)
@@ -193,7 +195,8 @@ class VQVAE(Quantizer):
         patches = rearrange(batch, "b c (h p) (w q) -> b h w (c p q)", p=patch, q=patch)
         mean = rearrange(self.mean_picture, "c (h p) (w q) -> h w (c p q)", p=patch, q=patch)
         rows, columns = patches.shape[1:3]
-        cells = torch.randperm(rows * columns, generator=generator)[: max(rows * columns // 4, 1)]
+        cells = torch.randperm(rows * columns, generator=generator, device=generator.device).to(batch.device)
+        cells = cells[: max(rows * columns // 4, 1)]
         target = scale(patches[:, cells // columns, cells % columns]) - mean[cells // columns, cells % columns]
         pixels = self.to_pixels(self._cells(trunk[: len(batch)])[:, cells]).float()
         return F.mse_loss(pixels, target) / self.pixel_variance

@@ -33,11 +33,11 @@ def future_weights(model: OccupancyTransformer, prefix: Prefix, codes: Tensor) -
     Raises:
         VOCError: a network without a null context.
     """
-    futures = codes.long()[None]
+    futures = codes.long()[None].to(prefix.last.device)
     ratio = log_probabilities(model, prefix, futures).double()
     ratio = ratio - log_probabilities(model, model.prefix_of_nothing(), futures).double()
     end = end_probability(model, prefix).double()[:, None]
-    return torch.where(end < 1.0 - 1e-6, (1.0 - end) * ratio.softmax(1), 0.0).numpy()
+    return torch.where(end < 1.0 - 1e-6, (1.0 - end) * ratio.softmax(1), 0.0).cpu().numpy()
 
 
 def effective_size(weights: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voc_rl.precision import float32
 from voc_rl.values.statistics import normal_interval, student_interval
 
 SAMPLE_COVERS = "the mean over sampled futures of this model (sampling noise only, not the model's own error)"
@@ -59,7 +60,11 @@ def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> Valu
 def rewards_of_futures(
     futures: Tensor, embed: Callable[[Tensor], Tensor], reward: Callable[[Tensor], Tensor], end_code: int
 ) -> Tensor:
-    """Rewards float32 (B, S) of sampled codes int64 (B, S, n_tokens); 0 where the future is END."""
+    """Rewards float32 (B, S) of sampled codes int64 (B, S, n_tokens); 0 where the future is END.
+
+    Computed in float32, inside of ``autocast`` too.
+    """
     ended = futures[..., 0] == end_code
-    rewards = reward(embed(torch.where(ended[..., None], 0, futures)))
+    with float32(futures.device):
+        rewards = reward(embed(torch.where(ended[..., None], 0, futures)))
     return torch.where(ended, 0.0, rewards.float())

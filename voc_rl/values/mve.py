@@ -66,20 +66,21 @@ def mve(
         raise VOCError(f"This model was trained for gamma {gamma}; it can answer for larger ones, not for {new_gamma}.")
     another = (new_gamma - gamma) / (1.0 - gamma)
     count = count if another > 0 else 1
-    values = torch.zeros(len(context), samples, dtype=torch.float64)
+    values = torch.zeros(len(context), samples, dtype=torch.float64, device=context.device)
     for n, futures in enumerate(hops(model, context, features, samples, count, generator, common, condition)):
         rewards = reward(futures).double()
         values += another**n / (1.0 - gamma) * rewards  # w_(n+1) / (1 - gamma')
     if another > 0:
         tail = rewards / (1.0 - new_gamma) if tail_value is None else _tail(model, futures, condition, tail_value)
         values += another**count * tail
-    estimate = from_samples(values.numpy() * (1.0 - new_gamma), new_gamma, level)
+    estimate = from_samples(values.cpu().numpy() * (1.0 - new_gamma), new_gamma, level)
     return replace(estimate, covers=MVE_COVERS if another > 0 else SAMPLE_COVERS)
 
 
 def _tail(model: OccupancyTransformer, futures: Tensor, condition: Condition | None, tail_value: TailValue) -> Tensor:
     """Tail values float64 (B, samples) of futures (B, samples, n_tokens); 0 for END."""
-    flat, values = futures.flatten(0, 1), torch.zeros(futures.shape[0] * futures.shape[1], dtype=torch.float64)
+    flat = futures.flatten(0, 1)
+    values = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
     policy = None if condition is None else condition.policy
     for going in (flat[:, 0] != model.config.end_code).nonzero()[:, 0].split(CODES_AT_ONCE):
         later = None if policy is None else Condition(policy=policy[going // futures.shape[1]])

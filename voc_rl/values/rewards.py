@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig, StepLog, optimise
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, seeded
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class _RewardTrainee:
         return list(self.head.parameters())
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = torch.randint(len(self.rewards), (self.batch_size,), generator=generator)
-        with autocast():
+        rows = torch.randint(len(self.rewards), (self.batch_size,), generator=generator, device=generator.device)
+        with autocast(self.vectors.device):
             logits = self.head.body(self.vectors[rows].flatten(1)).float()
         return F.cross_entropy(logits, self.head.two_hot(self.rewards[rows])), {}
 
@@ -81,7 +81,7 @@ def train_reward_head(
     log: StepLog | None = None,
     progress: bool = False,
 ) -> RewardHead:
-    """Fit rewards (N,) to the vectors (N, n_tokens, code_dim) of the observations they arrived with.
+    """Fit rewards (N,) to the vectors (N, n_tokens, code_dim) of the observations they arrived with, where these are.
 
     Raises:
         VOCError: NaN rewards, or another number of rewards than of vectors.
@@ -90,11 +90,11 @@ def train_reward_head(
         raise VOCError(f"{len(rewards)} rewards do not fit {len(vectors)} rows of codes; one per row is needed.")
     if not np.isfinite(rewards).all():
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(torch.device("cpu"), seed):
         head = RewardHead(vectors.shape[1], vectors.shape[2], config)
     low, high = float(rewards.min()), float(rewards.max())
     head.centres.copy_(torch.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), config.bins))
-    trainee = _RewardTrainee(head, vectors, torch.from_numpy(rewards).float(), config.loop.batch_size)
+    goals = torch.from_numpy(rewards).float().to(vectors.device)
+    trainee = _RewardTrainee(head.to(vectors.device), vectors, goals, config.loop.batch_size)
     optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
     return head.eval()
