@@ -135,7 +135,7 @@ class RunFolder:
         if name in self._stages() or not resumes:
             self.forget(name)
         self._note_settings(name, settings)
-        _reset_peak_memory()
+        reset_peak_memory()
         self._clock = clock = _Clock(name, mark, self._stages().get(f"{name} (unfinished)", {}))
         try:
             yield
@@ -235,7 +235,8 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
 
 
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
+    """Let ``peak_memory_bytes`` count from now on, where the system can."""
     with suppress(OSError):  # then later stages report the peak so far
         Path("/proc/self/clear_refs").write_text("5")
 

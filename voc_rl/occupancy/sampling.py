@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from voc_rl.occupancy.decoding import decoder, sample_codes
 from voc_rl.occupancy.transformer import Cache, Condition, OccupancyTransformer, Prefix
 
 # states x samples that are decoded at once; bounds memory, and is large enough to keep the matrices busy
@@ -57,6 +58,14 @@ def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: 
 @torch.no_grad()
 def sample_from_prefix(model: OccupancyTransformer, prefix: Prefix, noise: Tensor) -> Tensor:
     """Codes int64 (B, samples, n_tokens) that follow contexts already read; ``noise`` is what ``uniforms`` returns."""
+    if prefix.last.is_cuda and isinstance(model, OccupancyTransformer) and not model.drops:
+        return decoder(model, len(prefix), noise.shape[2], prefix.keys[0].dtype)(prefix, noise)
+    return sample_plainly(model, prefix, noise)
+
+
+@torch.no_grad()
+def sample_plainly(model: OccupancyTransformer, prefix: Prefix, noise: Tensor) -> Tensor:
+    """``sample_from_prefix`` by the network's own modules: the slow path, with dropout where it is on."""
     end, top_k, (n_tokens, _, samples) = model.config.end_code, model.config.top_k, noise.shape
     noise = noise.to(prefix.last.device)
     logits = model.logits(prefix.last)[:, None].float()
@@ -72,17 +81,6 @@ def sample_from_prefix(model: OccupancyTransformer, prefix: Prefix, noise: Tenso
         code = sample_codes(logits, noise[place, ..., None], top_k)[..., 0]
         codes.append(torch.where(ended, end, code))
     return torch.stack(codes, -1)
-
-
-def sample_codes(logits: Tensor, noise: Tensor, top_k: int | None = None) -> Tensor:
-    """Logits (..., V) and uniform noise (..., samples) -> int64 (..., samples), by inverting the distribution."""
-    if top_k is not None and top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k, -1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    cumulative = logits.softmax(-1).cumsum(-1)
-    total = cumulative[..., -1:]  # not exactly 1 in float32
-    # side "right": a code of probability zero is never taken, not even at uniform 0
-    return torch.searchsorted(cumulative, noise * total, right=True).clamp(max=logits.shape[-1] - 1)
 
 
 @torch.no_grad()

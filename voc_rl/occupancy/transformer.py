@@ -201,6 +201,11 @@ class OccupancyTransformer(nn.Module):
             if name.endswith(("out.weight", "mlp.2.weight")):  # GPT-2: residual branches shrink with depth
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is on."""
+        return self.training and (self.config.dropout > 0 or self.config.attention_dropout > 0)
+
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)

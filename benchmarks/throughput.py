@@ -1,0 +1,164 @@
+"""How fast sampling and training are, against Hugging Face's GPT-2 used as the paper's public code uses it.
+
+python -m voc_rl.benchmarks.throughput --scale cpu
+python -m voc_rl.benchmarks.throughput --scale gpu --device cuda
+
+The public code draws the futures of a batch by one ``generate`` call per sample (top_k 50, Hugging Face's default), and
+draws targets for a whole batch of which it throws 1 - gamma away. Ours and the reference take turns in one process, on
+equal threads: the number at which the reference is fastest. The reference is timed on fewer calls than samples, and
+its seconds are scaled. Parts of one device replace the same parts of an earlier run; those of the other stay.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from voc_rl.benchmarks import throughput_machine as machine
+from voc_rl.benchmarks.results import FOLDER, hardware, options, write_results
+from voc_rl.benchmarks.throughput_cases import SIZES, Case, Rounds
+from voc_rl.benchmarks.throughput_table import table
+from voc_rl.checkpoints import read_json
+from voc_rl.errors import check_choice, check_choices
+from voc_rl.precision import choose_device, device_name, keep_freed_memory
+from voc_rl.runs import versions
+
+NAME = "throughput"
+WHAT = "Sampling and training speed against Hugging Face's GPT-2 as the paper's public code uses it"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """rounds: per size. scaling: what is changed, one number at a time, and to what (at the last size). budget: seconds
+    after which no further scaling is measured. storage: whether rendering and reading are timed too."""
+
+    rounds: Mapping[str, Rounds]
+    scaling: tuple[tuple[str, int], ...]
+    budget: float
+    storage: bool
+
+
+SCALES = {
+    "smoke": Scale({size: Rounds(states=2, samples=3, rounds=2) for size in SIZES}, (("samples", 2),), 60, False),
+    "cpu": Scale(
+        {"tiny": Rounds(rounds=5, calls=5), "small": Rounds(rounds=5, calls=3), "paper": Rounds(rounds=2)},
+        (
+            ("samples", 1), ("samples", 4), ("samples", 16), ("states", 1), ("states", 4), ("states", 16),
+            ("tokens", 8), ("tokens", 25), ("width", 128), ("width", 384),
+        ),
+        3600, True,
+    ),
+    "gpu": Scale(
+        {"tiny": Rounds(rounds=3, calls=5), "small": Rounds(rounds=3, calls=5), "paper": Rounds(rounds=5, calls=4)},
+        (
+            ("samples", 1), ("samples", 10), ("samples", 400), ("states", 1), ("states", 8), ("states", 128),
+            ("tokens", 25), ("tokens", 150), ("width", 256), ("width", 1536),
+        ),
+        90, False,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Args:
+    """Sampling and training speed against Hugging Face's GPT-2."""
+
+    scale: str = "cpu"
+    """smoke (seconds, says nothing), cpu or gpu."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU where there is one."""
+    sizes: tuple[str, ...] = tuple(SIZES)
+    """Of tiny, small and paper."""
+    threads: int | None = None
+    """For both; default: the number at which the reference is fastest."""
+    out: Path | None = None
+    """Where throughput.json, .md and .png go; default: benchmarks/results of the working directory."""
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Time everything that the scale asks for; what is known so far is written after each part."""
+    scale, device = SCALES[check_choice(args.scale, SCALES, "scale")], choose_device(args.device)
+    check_choices(args.sizes, SIZES, "size")
+    keep_freed_memory()
+    started = time.perf_counter()
+
+    def say(line: str) -> None:
+        print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
+
+    part: dict[str, Any] = {
+        "scale": args.scale, "device": device_name(device), "hardware": hardware(), "versions": versions(),
+        "command": command(args), "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }  # fmt: skip
+    results: dict[str, Any] = {}
+    case: Case | None = None
+    for size in args.sizes:
+        case = None  # the buffers of the one before are given back
+        case = Case(size, device, scale.rounds[size])
+        threads = args.threads or case.fastest_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads)
+        if "machine" not in part or part["machine"]["threads"] != threads:
+            rates = part["machine"] = {**machine.rates(device), "threads": threads}
+            say(f"{part['device']}: {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, {rates['copy_bytes'] / 1e9:.0f} GB/s")
+        own = part[size] = {"threads": threads}
+        own.update(case.sampling(rates))
+        say(f"{size}: {_in_words(own)}, {threads} threads")
+        results = _write(args, device, part)
+        own.update(case.training(rates))
+        say(f"{size}: a training step {own['training_speedup']:.1f} x, {own['training_seconds']['median']:.4f} s")
+        results = _write(args, device, part)
+    part["scaling"] = []
+    for point in scale.scaling:
+        if case is None or time.perf_counter() - started > scale.budget:
+            break
+        part["scaling"] += case.scaling([point])
+        say(f"scaling: {part['scaling'][-1]}")
+    if scale.storage:
+        from voc_rl.benchmarks.throughput_storage import storage
+
+        part["storage"] = storage(say)
+    part["seconds"] = time.perf_counter() - started
+    results = _write(args, device, part)
+    print(table(results))
+    return results
+
+
+def command(args: Args) -> str:
+    """What makes this part again."""
+    usual = Args()
+    said = options({"scale": ([args.scale], [usual.scale]), "device": ([args.device], [usual.device]),
+                    "sizes": (args.sizes, usual.sizes)})  # fmt: skip
+    return f"python -m voc_rl.benchmarks.throughput{said}"
+
+
+def _in_words(own: Mapping[str, Any]) -> str:
+    return (
+        f"sampling {own['sampler_speedup']:.1f} x the reference, {own['sampler_seconds']['median']:.4f} s for "
+        f"{own['states']} x {own['samples']}, {100 * own['sampler_roofline']:.0f} % of what the machine allows "
+        f"({own['sampler_bound']})"
+    )
+
+
+def _write(args: Args, device: torch.device, part: Mapping[str, Any]) -> dict[str, Any]:
+    """The device's part beside that of the other device, where there is one."""
+    path = (args.out or FOLDER) / f"{NAME}.json"
+    before = read_json(path) if path.exists() else {}
+    parts = {name: before[name] for name in ("cpu", "cuda") if name in before}
+    parts[device.type] = dict(part)
+    results = {
+        "what": WHAT, "scale": " and ".join(sorted({p["scale"] for p in parts.values()})),
+        "command": " and ".join(sorted({p["command"] for p in parts.values()})),
+        "hardware": " and ".join(sorted({f"{p['hardware']} ({p['device']})" for p in parts.values()})), **parts,
+    }  # fmt: skip
+    write_results(NAME, results, table(results), args.out)
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, prog="python -m voc_rl.benchmarks.throughput"))

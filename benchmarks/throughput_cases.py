@@ -1,0 +1,206 @@
+"""What is timed against the reference: sampling and a training step, alternating, at the sizes of our networks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from voc_rl.benchmarks import throughput_machine as machine
+from voc_rl.benchmarks.throughput_reference import Reference
+from voc_rl.data import DataSpec, Episodes
+from voc_rl.data.hdf5 import FIRST, LAST, MID, Shard
+from voc_rl.loop import Descent, LoopConfig
+from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, sample_futures
+from voc_rl.occupancy.training import OccupancyTrainee
+from voc_rl.precision import autocast, generator_on
+from voc_rl.runs import peak_memory_bytes, reset_peak_memory
+
+# codes, tokens of an observation, layers, heads, width: the networks of ``voc_rl.sizes`` and the paper's
+SIZES = {
+    "tiny": OccupancyConfig(240, 8, n_layer=2, n_head=4, width=128, ends=False),
+    "small": OccupancyConfig(240, 16, n_layer=4, n_head=8, width=256, ends=False),
+    "paper": OccupancyConfig(1024, 75, n_layer=4, n_head=8, width=768, ends=False),
+}
+GAMMA, BATCH = 0.8, 32  # of the paper
+REFILL = 8  # steps whose bootstrapped targets are sampled at once, our default
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often and how much is timed.
+
+    states, samples: of the sampler. rounds: alternations. calls: ``generate`` calls of a round, from which the seconds
+    of ``samples`` calls are scaled. steps: our training steps of a round, a multiple of ``REFILL``; the reference takes
+    one.
+    """
+
+    states: int = 32
+    samples: int = 100
+    rounds: int = 3
+    calls: int = 1
+    steps: int = REFILL
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": float(np.median(values)), "lowest": float(min(values)), "highest": float(max(values))}
+
+
+class Case:
+    """One size on one device: the reference, our network with its weights, and contexts."""
+
+    def __init__(self, size: str, device: torch.device, rounds: Rounds) -> None:
+        self.size, self.device, self.rounds = size, device, rounds
+        self.config = SIZES[size]
+        self.reference = Reference(self.config, device)
+        with tempfile.TemporaryDirectory() as folder:
+            self.model = self.reference.ours(Path(folder))
+        self.generator = generator_on(device, 0)
+
+    def contexts(self, count: int) -> torch.Tensor:
+        shape = (count, self.config.n_tokens)
+        return torch.randint(self.config.codebook_size, shape, generator=self.generator, device=self.device)
+
+    def ours(self, states: int, samples: int, model: OccupancyTransformer | None = None) -> Callable[[], object]:
+        context = self.contexts(states)
+
+        def work() -> object:
+            with autocast(self.device):
+                return sample_futures(model or self.model, context, None, samples, self.generator)
+
+        return work
+
+    def fastest_threads(self, most: int) -> int:
+        """The thread count, up to ``most``, at which a ``generate`` call of a few codes is fastest."""
+        context, counts = self.contexts(self.rounds.states), [n for n in (1, 2, 4, 8, 16) if n <= most] or [1]
+        found, codes = {}, min(4, self.config.n_tokens)
+        for count in counts:
+            torch.set_num_threads(count)
+            found[count] = machine.fastest(lambda: self.reference.sample(context, codes), self.device, 2)
+        best = min(found, key=lambda count: found[count])
+        torch.set_num_threads(best)
+        return best
+
+    def sampling(self, rates: dict[str, float]) -> dict[str, Any]:
+        """Both samplers alternating; the reference's seconds scaled from ``calls`` to ``samples`` calls."""
+        rounds, device = self.rounds, self.device
+        context, own = self.contexts(rounds.states), self.ours(rounds.states, rounds.samples)
+        self.reference.sample(context, 2)
+        for _ in range(3 if device.type == "cuda" else 0):  # kernels are compiled, and the graph is captured
+            own()
+        _reset(device)
+        reference, ours = [], []
+        for _ in range(rounds.rounds):
+            ours.append(machine.seconds(own, device))
+            one = machine.seconds(lambda: [self.reference.sample(context) for _ in range(rounds.calls)], device)
+            reference.append(one / rounds.calls * rounds.samples)
+        flops = machine.sampling_flops(self.config, rounds.states, rounds.samples)
+        needed = machine.sampling_bytes(self.config, rounds.states, rounds.samples)
+        bound = max(flops / rates["matmul_flops"], needed / rates["copy_bytes"])
+        median = float(np.median(ours))
+        return {
+            "states": rounds.states, "samples": rounds.samples,
+            "sampler_seconds": spread(ours), "reference_seconds": spread(reference),
+            "reference_calls_timed": rounds.calls * rounds.rounds,
+            "sampler_speedup": float(np.median(reference)) / median,
+            "values_per_second": rounds.states / median,
+            "sampler_flops": flops, "sampler_bytes": needed,
+            "sampler_flops_per_second": flops / median, "sampler_bytes_per_second": needed / median,
+            "sampler_roofline": bound / median,
+            "sampler_bound": "products" if bound == flops / rates["matmul_flops"] else "memory",
+            "peak_memory_bytes": _peak(device),
+        }  # fmt: skip
+
+    def training(self, rates: dict[str, float]) -> dict[str, Any]:
+        """A training step of both, alternating: the same batch, discount and one-step targets, sampling included."""
+        rounds, device = self.rounds, self.device
+        descent = Descent(self._trainee(), self._training().loop, 0)
+        context, following = self.contexts(BATCH), self.contexts(BATCH)
+        done, reference, ours = 0, [], []
+
+        def steps() -> None:
+            nonlocal done
+            for _ in range(rounds.steps):
+                descent.step(done)
+                done += 1
+
+        if device.type == "cuda":
+            steps()
+            self.reference.step(context, following, GAMMA)
+        _reset(device)
+        for _ in range(max(rounds.rounds - 1, 1)):
+            ours.append(machine.seconds(steps, device) / rounds.steps)
+            reference.append(machine.seconds(lambda: self.reference.step(context, following, GAMMA), device))
+        median, flops = float(np.median(ours)), machine.training_flops(self.config, BATCH, GAMMA)
+        return {
+            "training_batch": BATCH, "training_gamma": GAMMA,
+            "training_seconds": spread(ours), "reference_training_seconds": spread(reference),
+            "training_speedup": float(np.median(reference)) / median,
+            "training_flops": flops, "training_roofline": flops / rates["matmul_flops"] / median,
+            "training_peak_memory_bytes": _peak(device),
+        }  # fmt: skip
+
+    def scaling(self, points: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Seconds of our sampler as one number changes: ``samples``, ``states``, ``tokens`` or ``width``."""
+        rows = []
+        for what, value in points:
+            states, samples, model = self.rounds.states, self.rounds.samples, self.model
+            if what == "states":
+                states = value
+            elif what == "samples":
+                samples = value
+            else:
+                name = {"tokens": "n_tokens", "width": "width"}[what]
+                model = OccupancyTransformer(replace(self.config, **{name: value})).eval().to(self.device)
+            case = self if model is self.model else _with(self, model)
+            work = case.ours(states, samples, model)
+            if self.device.type == "cuda":
+                work()
+                work()
+            rows.append({"what": what, "value": value, "seconds": machine.seconds(work, self.device)})
+        return rows
+
+    def _training(self) -> OccupancyTraining:
+        loop = LoopConfig(steps=1000, batch_size=BATCH, learning_rate=3e-4, weight_decay=0.1)
+        return OccupancyTraining(gamma=GAMMA, n=1, futures=1, refill=REFILL, loop=loop)
+
+    def _trainee(self) -> OccupancyTrainee:
+        dataset = made_up_episodes(20, 50)
+        return OccupancyTrainee(
+            self.model, None, dataset, self.contexts(len(dataset)).to(torch.int16), None, self._training(), 0
+        )
+
+
+def _with(case: Case, model: OccupancyTransformer) -> Case:
+    """The same case for contexts of another network."""
+    other = object.__new__(Case)
+    other.__dict__.update(case.__dict__, config=model.config)
+    return other
+
+
+def made_up_episodes(episodes: int, rows: int) -> Episodes:
+    """Episodes in memory, of rewards of zero; their frames cannot be read."""
+    count = episodes * rows
+    step_type = np.tile(np.r_[FIRST, np.full(rows - 2, MID), LAST].astype(np.uint8), episodes)
+    arrays = {
+        "action": np.zeros((count, 1), np.float32), "reward": np.zeros(count, np.float32),
+        "discount": np.ones(count, np.float32), "step_type": step_type,
+    }  # fmt: skip
+    return Episodes([Shard(Path("memory"), count, (3, 2, 2), arrays, DataSpec())], stack=1)
+
+
+def _reset(device: torch.device) -> None:
+    reset_peak_memory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Largest memory since the reset: of the device, or of the process on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()

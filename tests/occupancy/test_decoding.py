@@ -1,0 +1,74 @@
+"""The decoder with static shapes: the same futures as the plain sampler, whatever it decoded before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_sampling import CODES, TOKENS, generator, network
+
+from voc_rl.occupancy import uniforms
+from voc_rl.occupancy.decoding import Decoder, TorchKernels, decoder
+from voc_rl.occupancy.sampling import sample_plainly
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("ends", "top_k"), [(True, None), (False, None), (True, 3)])
+def test_the_same_futures_as_the_plain_sampler(ends: bool, top_k: int | None) -> None:
+    model = network(seed=4)
+    object.__setattr__(model.config, "ends", ends)
+    object.__setattr__(model.config, "top_k", top_k)
+    decode = Decoder(model, 6, 40, torch.float32, TorchKernels())
+    for count, seed in ((6, 0), (4, 1), (6, 2)):
+        prefix = model.prefix(torch.randint(CODES, (count, TOKENS)))
+        noise = uniforms(model, count, 40, generator(seed))
+        plain = sample_plainly(model, prefix, noise)
+        assert torch.equal(decode(prefix, noise), plain)
+        assert bool((plain == CODES).any()) == ends
+    for parameter in model.parameters():  # as training moves a target network
+        parameter.mul_(1.5)
+    prefix = model.prefix(torch.randint(CODES, (6, TOKENS)))
+    assert torch.equal(decode(prefix, noise), sample_plainly(model, prefix, noise))
+
+
+def test_decoders_are_kept_and_shared_by_nearly_equal_numbers_of_states() -> None:
+    model = network()
+    one = decoder(model, 201, 1, torch.float32)
+    assert decoder(model, 208, 1, torch.float32) is one
+    assert one.states == 208
+    assert decoder(model, 193, 1, torch.float32).states == 208
+    assert [decoder(network(), n, 1, torch.float32).states for n in (1, 7, 8, 17, 33)] == [1, 7, 8, 18, 36]
+
+
+INTERPRETED = """
+import torch
+from voc_rl.occupancy.decoding import TorchKernels
+from voc_rl.occupancy.decoding_triton import TritonKernels
+torch.manual_seed(0)
+plain, kernels = TorchKernels(), TritonKernels()
+for B, M, heads, P, d, T, place in ((2, 5, 2, 7, 12, 9, 0), (1, 19, 3, 130, 24, 9, 8)):
+    qkv, keys, values = (torch.randn(shape) for shape in ((B * M, 3 * heads * d), *[(B, heads, P, d)] * 2))
+    cache = [torch.randn(B * M, heads, T, d) for _ in "kv"]
+    other = [part.clone() for part in cache]
+    expected = plain.attend(qkv, keys, values, cache, place)
+    torch.testing.assert_close(kernels.attend(qkv, keys, values, other, place), expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(one, two) for one, two in zip(cache, other))
+x, y, bias, norm = torch.randn(7, 24), torch.randn(7, 24), torch.randn(24), (torch.randn(24), torch.randn(24))
+grown = x.clone()
+expected = plain.add_norm(x, y, bias, norm)
+torch.testing.assert_close(kernels.add_norm(grown, y, bias, norm), expected, atol=1e-5, rtol=1e-5)
+assert torch.equal(grown, x)
+logits, noise, before = torch.randn(200, 64), torch.rand(200), torch.randint(0, 41, (200,))
+noise[:3], before[4], logits[0, :5] = 0, 40, -torch.inf
+chosen = kernels.choose(logits, 40, noise, before)
+assert torch.equal(chosen, plain.choose(logits, 40, noise, before))
+assert chosen[4] == 40
+"""
+
+
+def test_gpu_kernels_in_the_interpreter() -> None:
+    """In a process of its own: the interpreter is chosen when Triton is imported."""
+    pytest.importorskip("triton")
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env={"TRITON_INTERPRET": "1"})

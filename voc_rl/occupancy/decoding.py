@@ -1,0 +1,230 @@
+"""Writing futures code by code, with shapes that never change: weights cast once, buffers allocated once.
+
+A ``Decoder`` is made for one network and one number of states and samples. Its steps are a few large operations: a
+product for queries, keys and values, attention over the shared context and each future's own codes, the products after
+it, and the choice of the next code. On a CPU they are PyTorch's; on a GPU attention, norms and the choice are one
+kernel each (``decoding_triton``), and from the second call on, the decoding of a whole frame is one CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from voc_rl.occupancy.transformer import OccupancyTransformer, Prefix
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A block's weights: matrices (inputs, outputs) and what is added to products, in the decoder's precision; norms in
+    float32."""
+
+    norm_1: tuple[Tensor, Tensor]
+    qkv: tuple[Tensor, Tensor]
+    out: tuple[Tensor, Tensor]
+    norm_2: tuple[Tensor, Tensor]
+    up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+
+
+class Kernels(Protocol):
+    """The parts of a step that are not plain products; B states, M samples, N = B * M, C the width, d of a head."""
+
+    def attend(self, qkv: Tensor, keys: Tensor, values: Tensor, cache: tuple[Tensor, Tensor], place: int) -> Tensor:
+        """(N, 3 C) of the newest codes, context (B, heads, P, d) twice -> (N, C); the newest keys and values are added
+        to the cache (N, heads, T, d) at ``place``, and all before them are read."""
+        ...
+
+    def add_norm(self, x: Tensor, y: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+        """x (N, C) float32 grows by y (N, C) + bias (C,), in place; returns its norm in the precision of y."""
+        ...
+
+    def choose(self, logits: Tensor, codes: int, noise: Tensor, before: Tensor) -> Tensor:
+        """Logits (N, >= codes) and noise (N,) -> int64 (N,): one of the first ``codes``, or END where ``before``
+        is."""
+        ...
+
+
+class Decoder:
+    """Futures of ``states`` contexts, ``samples`` of each, by one network.
+
+    Attributes:
+        dtype: of the products. model, states, samples: as given.
+    """
+
+    def __init__(
+        self, model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype, kernels: Kernels
+    ) -> None:
+        config, weight = model.config, model.codes.weight.detach()
+        self.states, self.samples, self.dtype, self.kernels = states, samples, dtype, kernels
+        self.config = config
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self.layers = [self._layer(block) for block in model.blocks]
+        self.norm = self._kept(model.norm.weight, torch.float32), self._kept(model.norm.bias, torch.float32)
+        self.codes = self._kept(weight, torch.float32)
+        self.positions = self._kept(model.positions.weight, torch.float32)
+        # rows are filled up: products are slow where a row does not start at a multiple of 16 bytes
+        self.head = weight.new_zeros(math.ceil(len(weight) / 64) * 64, config.width, dtype=dtype)
+        self._pairs.append((self.head[: len(weight)], weight))
+        shape = (states, config.n_head, config.n_tokens, config.width // config.n_head)
+        own = (states * samples, *shape[1:])
+        self.context = [
+            (weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype)) for _ in self.layers
+        ]
+        self.cache = [(weight.new_zeros(own, dtype=dtype), weight.new_zeros(own, dtype=dtype)) for _ in self.layers]
+        self.last = weight.new_zeros(states, config.width)
+        self.noise = weight.new_zeros(config.n_tokens, states, samples)
+        self.futures = torch.zeros(config.n_tokens, states * samples, dtype=torch.long, device=weight.device)
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def _kept(self, parameter: Tensor, dtype: torch.dtype, turn: bool = False) -> Tensor:
+        """A copy that every call renews; ``turn``: seen as (inputs, outputs)."""
+        copy = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        self._pairs.append((copy, parameter))
+        return copy.T if turn else copy
+
+    def _layer(self, block: Any) -> Layer:
+        def linear(module: Any, bias: torch.dtype) -> tuple[Tensor, Tensor]:
+            return self._kept(module.weight, self.dtype, turn=True), self._kept(module.bias, bias)
+
+        def norm(module: Any) -> tuple[Tensor, Tensor]:
+            return self._kept(module.weight, torch.float32), self._kept(module.bias, torch.float32)
+
+        return Layer(
+            norm(block.norm_1), linear(block.attention.qkv, self.dtype), linear(block.attention.out, torch.float32),
+            norm(block.norm_2), linear(block.mlp[0], self.dtype), linear(block.mlp[2], torch.float32),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def __call__(self, prefix: Prefix, noise: Tensor) -> Tensor:
+        """Codes int64 (B, samples, n_tokens) for contexts already read, B at most ``states``; ``noise`` float
+        (n_tokens, B, samples)."""
+        count = len(prefix)
+        torch._foreach_copy_([copy for copy, _ in self._pairs], [parameter.detach() for _, parameter in self._pairs])
+        for (keys, values), k, v in zip(self.context, prefix.keys, prefix.values, strict=True):
+            keys[:count].copy_(k)
+            values[:count].copy_(v)
+        self.last[:count].copy_(prefix.last)
+        self.noise[:, :count].copy_(noise)
+        with torch.autocast(self.last.device.type, enabled=False):
+            self._run()
+        return self.futures.view(-1, self.states, self.samples)[:, :count].permute(1, 2, 0).clone()
+
+    def _run(self) -> None:
+        """Write all futures; on a GPU as a graph, from the second call on."""
+        self._calls += 1
+        if self._graph is None and self._calls > 1 and self.last.is_cuda:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._write()
+        if self._graph is None:
+            self._write()
+        else:
+            self._graph.replay()
+
+    def _write(self) -> None:
+        config = self.config
+        logits = (self.last.to(self.dtype) @ self.head.T).float()
+        # END is a whole sequence: decided by its first code, where there is one
+        logits = logits[:, None, : config.codebook_size + config.ends]
+        first = sample_codes(logits, self.noise[0, :, None], config.top_k)
+        self.futures[0].copy_(first.flatten())
+        for place in range(1, config.n_tokens):
+            last = self.futures[place - 1]
+            logits = self._hidden(last, place - 1) @ self.head.T
+            noise = self.noise[place].view(-1)
+            if config.top_k is None:
+                code = self.kernels.choose(logits, config.codebook_size, noise, last)
+            else:
+                code = sample_codes(logits[:, : config.codebook_size].float(), noise[:, None], config.top_k)[:, 0]
+                code = torch.where(last == config.end_code, last, code)
+            self.futures[place].copy_(code)
+
+    def _hidden(self, last: Tensor, place: int) -> Tensor:
+        """Output (N, C) after codes ``last`` (N,), the ``place``-th of each future."""
+        kernels, layers = self.kernels, self.layers
+        x = F.embedding(last, self.codes).add_(self.positions[self.config.n_tokens + place])
+        normed = F.layer_norm(x, x.shape[-1:], *layers[0].norm_1).to(self.dtype)
+        for i, layer in enumerate(layers):
+            qkv = torch.addmm(layer.qkv[1], normed, layer.qkv[0])
+            attended = kernels.attend(qkv, *self.context[i], self.cache[i], place)
+            normed = kernels.add_norm(x, attended @ layer.out[0], layer.out[1], layer.norm_2)
+            wide = torch._addmm_activation(layer.up[1], normed, layer.up[0], use_gelu=True)
+            after = layers[i + 1].norm_1 if i + 1 < len(layers) else self.norm
+            normed = kernels.add_norm(x, wide @ layer.down[0], layer.down[1], after)
+        return normed
+
+
+def sample_codes(logits: Tensor, noise: Tensor, top_k: int | None = None) -> Tensor:
+    """Logits (..., V) and uniform noise (..., samples) -> int64 (..., samples), by inverting the distribution."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    cumulative = logits.softmax(-1).cumsum(-1)
+    total = cumulative[..., -1:]  # not exactly 1 in float32
+    # side "right": a code of probability zero is never taken, not even at uniform 0
+    return torch.searchsorted(cumulative, noise * total, right=True).clamp(max=logits.shape[-1] - 1)
+
+
+class TorchKernels:
+    """The parts of a step in PyTorch, for any device."""
+
+    def attend(self, qkv: Tensor, keys: Tensor, values: Tensor, cache: tuple[Tensor, Tensor], place: int) -> Tensor:
+        B, heads, P, d = keys.shape
+        N = len(qkv)
+        q, k, v = qkv.view(N, 3, heads, d).unbind(1)
+        cache[0][:, :, place], cache[1][:, :, place] = k, v
+        own_keys, own_values = (part[:, :, : place + 1] for part in cache)
+        q = q * (1.0 / math.sqrt(d))
+        shared = q.view(B, N // B, heads, d).transpose(1, 2) @ keys.transpose(-2, -1)  # (B, heads, M, P)
+        own = (own_keys @ q[..., None])[..., 0]  # (N, heads, place + 1)
+        scores = torch.cat([shared.transpose(1, 2).reshape(N, heads, P), own], -1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+        context = weights[..., :P].view(B, N // B, heads, P).transpose(1, 2) @ values  # (B, heads, M, d)
+        y = context.transpose(1, 2).reshape(N, heads, d) + (weights[..., None, P:] @ own_values)[..., 0, :]
+        return y.reshape(N, heads * d)
+
+    def add_norm(self, x: Tensor, y: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+        x.add_(y).add_(bias)
+        return F.layer_norm(x, x.shape[-1:], *norm).to(y.dtype)
+
+    def choose(self, logits: Tensor, codes: int, noise: Tensor, before: Tensor) -> Tensor:
+        code = sample_codes(logits[:, :codes].float(), noise[:, None])[:, 0]
+        return torch.where(before == codes, before, code)
+
+
+# the last decoders of each network; they hold buffers and a graph, which are worth keeping on a GPU only
+_DECODERS: WeakKeyDictionary[OccupancyTransformer, dict[tuple[int, int, torch.dtype], Decoder]] = WeakKeyDictionary()
+KEPT = 2
+
+
+def decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
+    """A decoder for at least ``states`` contexts: a kept one where there is one.
+
+    States are rounded up by at most an eighth, so that numbers of states that are nearly alike share one.
+    """
+    step = max(2 ** (states.bit_length() - 1) // 8, 1)
+    key = (math.ceil(states / step) * step, samples, dtype)
+    kept = _DECODERS.setdefault(model, {})
+    if key not in kept:
+        while len(kept) >= KEPT:
+            del kept[next(iter(kept))]
+        kept[key] = Decoder(model, *key, _kernels(model, dtype))
+    return kept[key]
+
+
+def _kernels(model: OccupancyTransformer, dtype: torch.dtype) -> Kernels:
+    """Triton's on a GPU in bfloat16, PyTorch's elsewhere."""
+    if model.codes.weight.is_cuda and dtype == torch.bfloat16 and find_spec("triton") is not None:
+        from voc_rl.occupancy.decoding_triton import TritonKernels
+
+        return TritonKernels()
+    return TorchKernels()
