@@ -1,6 +1,6 @@
 """Experiments made of cells (task, quantizer, method, seed, ...): each is done once and kept as a line of a JSONL file.
 
-    {"cell": {"task": "walker-walk", "seed": 0}, "result": {...}, "seconds": 12.3, "cpu_seconds": 11.8}
+    {"cell": {"task": "walker-walk", "seed": 0}, "result": {...}, "seconds": 12.3, "cpu_seconds": 11.8, ...}
 
 A line is the whole record of a finished cell. It is written by one call and reaches the disk before the next cell
 starts, so a killed benchmark loses the cell that it was in and nothing else; a last line that a kill cut off is
@@ -9,23 +9,33 @@ ignored, and removed by the next run.
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from voc_rl.errors import VOCError
+from voc_rl.benchmarks.results import hardware
+from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
 from voc_rl.runs import cpu_seconds, lock
 
 Cell = Mapping[str, Any]
+Work = Callable[[Cell], Mapping[str, Any]]
+
+
+def grid(**axes: Iterable[Any]) -> list[Cell]:
+    """The cells of all combinations of some settings, the last one running fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def run_cells(
-    cells: Iterable[Cell], work: Callable[[Cell], Mapping[str, Any]], path: Path, say: Say = print
+    cells: Iterable[Cell], work: Work, path: Path, say: Say = print, processes: int = 1
 ) -> list[dict[str, Any]]:
     """Do the cells that ``path`` does not hold yet, in order; returns the records of all ``cells``, in order.
 
@@ -35,10 +45,13 @@ def run_cells(
         work: a cell -> its JSON-ready result. What it raises ends the run; earlier cells are kept.
         path: the JSONL file, held by this run alone until it is done.
         say: is told of every cell and of the time left.
+        processes: how many cells are done at once, each in a process of its own; ``work`` then has to pickle, and what
+            cells share has to be there before. 1 works in this process.
 
     Raises:
         VOCError: the file is in use by another run, is damaged, or cannot be written.
     """
+    check_positive(processes, "processes")
     keys = {_key(cell): cell for cell in cells}
     with _held(Path(path)) as file:
         done = {_key(record["cell"]): record for record in finished(path)}
@@ -46,14 +59,27 @@ def run_cells(
         if len(todo) < len(keys):
             say(f"{len(keys) - len(todo)} of {len(keys)} cells: done already, skipped")
         started = time.perf_counter()
-        for count, key in enumerate(todo, 1):
-            line = json.dumps(_measured(keys[key], work), allow_nan=False)
+        for count, record in enumerate(_records([keys[key] for key in todo], work, processes), 1):
+            line, key = json.dumps(record, allow_nan=False), _key(record["cell"])
             file.write(line.encode() + b"\n")
             os.fsync(file.fileno())
             done[key] = json.loads(line)
             left = (time.perf_counter() - started) / count * (len(todo) - count)
             say(f"{describe(keys[key])}: {done[key]['seconds']:.0f} s; {count} of {len(todo)} cells, {left:.0f} s left")
     return [done[key] for key in keys]
+
+
+def _records(cells: Sequence[Cell], work: Work, processes: int) -> Iterator[dict[str, Any]]:
+    """The records of cells, as they are done."""
+    if processes == 1:
+        yield from (_measured(cell, work) for cell in cells)
+        return
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    try:
+        for future in as_completed([pool.submit(_measured, cell, work) for cell in cells]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def finished(path: Path) -> list[dict[str, Any]]:
@@ -90,11 +116,11 @@ def describe(cell: Cell) -> str:
     return ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in shown.items())
 
 
-def _measured(cell: Cell, work: Callable[[Cell], Mapping[str, Any]]) -> dict[str, Any]:
+def _measured(cell: Cell, work: Work) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), cpu_seconds()
     result = dict(work(cell))
     seconds = {"seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(cpu_seconds() - cpu, 3)}
-    return {"cell": dict(cell), "result": result, **seconds}
+    return {"cell": dict(cell), "result": result, **seconds, "hardware": hardware()}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Baselines of policy evaluation, on the same rows, quantizer features and starts as the VOC.
 
-Each takes a task's data, target policies, discount, seed and the true J of all policies (which only the oracles
-``nearest`` and ``median`` look at) and returns estimates by method and policy: J, and a 90 % interval.
+Each takes a task's data, target policies, discount, seed and a device for its networks, and returns estimates by method
+and policy: J, and a 90 % interval. Only the oracles ``nearest`` and ``median`` look at the truth.
 """
 
 from __future__ import annotations
@@ -10,41 +10,39 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
-from voc_rl.benchmarks.fqe import MEMBERS, FittedQ, FQEConfig, fitted_q, members_of
 from voc_rl.benchmarks.ope_data import R_MAX, TaskData
 from voc_rl.benchmarks.ope_protocol import LOGGED
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
 from voc_rl.occupancy.stitching import principal_components
-from voc_rl.values import discounted_returns, horizon
+from voc_rl.values import FittedQ, FQEConfig, discounted_returns, fitted_q, horizon, members_of
+from voc_rl.values.fitted_q import COMPONENTS, MEMBERS
 from voc_rl.values.statistics import student_interval
 
 Estimates = dict[str, dict[str, tuple[float, float, float]]]
-Baseline = Callable[[TaskData, Mapping[str, Any], float, int, Mapping[str, float]], Estimates]
+Baseline = Callable[[TaskData, Mapping[str, Any], float, int, torch.device], Estimates]
 DRAWS = 4
-COMPONENTS = 96  # of the quantizer's features: what is left is mostly noise once every input has the same spread
 ROWS_COMPARED = 2000
 RESAMPLED = 200
 
 
-def fqe(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, true: Mapping[str, float]) -> Estimates:
+def fqe(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """``fqe`` on the quantizer's features, and ``dr``, which corrects it with the logged steps after the starts."""
     features = principal_components(data.tokens[1], COMPONENTS).numpy()
-    found = _fitted(data, targets, gamma, seed, features)
+    found = _fitted(data, targets, gamma, seed, device, features)
     return {"fqe": _of_members(found, targets, data, gamma), "dr": _doubly_robust(found, targets, data, gamma, seed)}
 
 
-def fqe_state(
-    data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, true: Mapping[str, float]
-) -> Estimates:
+def fqe_state(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """The same on true states: what a perfect encoder could give it."""
     assert data.episodes.state is not None
-    found = _fitted(data, targets, gamma, seed, data.episodes.state)
+    found = _fitted(data, targets, gamma, seed, device, data.episodes.state)
     return {"fqe_state": _of_members(found, targets, data, gamma)}
 
 
-def wis(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, true: Mapping[str, float]) -> Estimates:
+def wis(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """Per-decision weighted importance sampling over the logged steps after each start (Precup et al. 2000).
 
     Weights are products of density ratios to the acting member's stored density, normalised over the starts at each
@@ -62,12 +60,10 @@ def wis(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, tru
     return {"wis": estimates}
 
 
-def oracles(
-    data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, true: Mapping[str, float]
-) -> Estimates:
+def oracles(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """``nearest``: true J of the logged policy whose mean action is nearest on logged rows. ``median``: of the logged
     policies' true J. ``mc``: mean logged return of the starts with enough steps left, the behaviour's value."""
-    logged = [f"logged {step}" for step in LOGGED]
+    true, logged = data.true_j(gamma), [f"logged {step}" for step in LOGGED]
     members = {name: data.policies[name] for name in logged}
     assert data.episodes.state is not None
     rng = np.random.default_rng([seed, 79])
@@ -89,10 +85,22 @@ def oracles(
 BASELINES: dict[str, Baseline] = {"fqe": fqe, "fqe_state": fqe_state, "wis": wis, "oracles": oracles}
 
 
-def _fitted(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, state: np.ndarray) -> FittedQ:
+def _fitted(
+    data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device, state: np.ndarray
+) -> FittedQ:
     rng = np.random.default_rng([seed, 31])
     actions = policy_actions(list(targets.values()), data.episodes, DRAWS, rng)
-    return fitted_q(data.episodes, state, actions, gamma, FQEConfig(), seed, *members_of(data.episodes, seed))
+    return fitted_q(
+        data.episodes,
+        state,
+        actions,
+        gamma,
+        FQEConfig(),
+        seed,
+        *members_of(data.episodes, seed),
+        device=device,
+        progress=True,
+    )
 
 
 def _of_members(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,10 @@ class TaskData:
     folder: Path
     scale: Scale
     seed: int = 0
+
+    def prepare(self) -> None:
+        """Make what all cells share, so that several processes can read it."""
+        self.tokens, self._truth  # noqa: B018 - made by being asked for
 
     @cached_property
     def episodes(self) -> Episodes:
@@ -100,7 +104,12 @@ class TaskData:
     @cached_property
     def _truth(self) -> dict[str, np.ndarray]:
         words = {"policies": list(self.policies), "starts": self.starts.tolist(), "roll_outs": self.scale.roll_outs}
-        return kept_arrays(self.folder / "truth.safetensors", words, self._roll_outs)
+        return kept_arrays(self.truth_path, words, self._roll_outs)
+
+    @property
+    def truth_path(self) -> Path:
+        """Where true roll-outs are kept."""
+        return self.folder / "truth.safetensors"
 
     def _roll_outs(self) -> dict[str, np.ndarray]:
         assert self.episodes.physics is not None
@@ -118,6 +127,12 @@ class TaskData:
     def arrived_states(self, name: str) -> np.ndarray:
         """Flat states (starts, roll-outs, H, S) that a policy's true roll-outs arrived at."""
         return self._truth["state"][list(self.policies).index(name)]
+
+
+@lru_cache(maxsize=4)
+def task_data(task: str, out: Path, scale: Scale) -> TaskData:
+    """One task of a benchmark's folder; a process reads it once."""
+    return TaskData(task, out / task, scale)
 
 
 def discounted_mean(reward: np.ndarray, gamma: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from voc_rl.benchmarks.ope_scores import policy_scores
-from voc_rl.benchmarks.results import hardware
+from voc_rl.benchmarks.results import hardware_of
 from voc_rl.checkpoints import atomic_path
 from voc_rl.runs import versions
 
@@ -18,7 +18,8 @@ Truth = Mapping[tuple[str, float], Mapping[str, float]]
 COLUMNS = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "regret@5", "coverage90")
 WHAT = {
     "voc": "sampled futures of one policy-conditioned VOC",
-    "voc_head": "its value head, one pass",
+    "voc_head": "its value head, one pass; learns from the corrected chains",
+    "voc_corrected": "stitched chains, a fitted critic corrects their jumps",
     "mfmc": "stitched chains of logged rows, no network (Model-free Monte Carlo)",
     "one_step": "the same network trained for one step, rolled out",
     "fqe": "fitted Q evaluation on the quantizer's features",
@@ -31,7 +32,7 @@ WHAT = {
     "exact": "the truth itself",
 }  # fmt: skip
 STRATA = ("logged", "mixed", "unseen")
-SHOWN = ("voc", "voc_head", "mfmc", "fqe")
+SHOWN = ("voc", "voc_head", "voc_corrected", "mfmc", "fqe")
 
 
 def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -
                 tasks[task].update(entry)
     return {
         "what": "Values of policies from logged pixels, against true roll-outs: J = (1 - gamma) V / r_max",
-        "scale": scale, "tasks": found["test"], "development": found["development"], "hardware": hardware(),
+        "scale": scale, "tasks": found["test"], "development": found["development"], "hardware": hardware_of(records),
         "versions": versions(), "command": f"python -m voc_rl.benchmarks.ope --scale {scale}",
     }  # fmt: skip
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from voc_rl.checkpoints import atomic_path, write_json
 
 FOLDER = Path("benchmarks/results")
@@ -30,5 +32,11 @@ def options(chosen: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]) -> str:
 
 
 def hardware() -> str:
-    """What the numbers were made on, in words."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    """What the numbers were made on, in words: the machine, and its GPU where there is one."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{gpu}"
+
+
+def hardware_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the records of cells were made on, each machine once."""
+    return "; ".join(dict.fromkeys(record["hardware"] for record in records))

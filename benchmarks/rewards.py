@@ -17,11 +17,10 @@ import numpy as np
 import torch
 import tyro
 
-from voc_rl.benchmarks.cells import run_cells
-from voc_rl.benchmarks.fqe import FQEConfig, fitted_q
+from voc_rl.benchmarks.cells import Cell, grid, run_cells
 from voc_rl.benchmarks.ope import PARTS, SCALES, evaluator_of
-from voc_rl.benchmarks.ope_baselines import COMPONENTS, DRAWS
-from voc_rl.benchmarks.ope_data import TaskData, discounted_mean
+from voc_rl.benchmarks.ope_baselines import DRAWS
+from voc_rl.benchmarks.ope_data import TaskData, discounted_mean, task_data
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.reward_functions import REWARDS
@@ -29,6 +28,10 @@ from voc_rl.benchmarks.rewards_table import results_of, save_plot, table
 from voc_rl.errors import VOCError, check_choices
 from voc_rl.occupancy import policy_actions
 from voc_rl.occupancy.stitching import principal_components
+from voc_rl.policy_evaluation import PolicyEvaluator
+from voc_rl.precision import choose_device
+from voc_rl.values import FQEConfig, fitted_q
+from voc_rl.values.fitted_q import COMPONENTS
 
 METHODS = ("voc", "sf_td", "fqe_all")
 PHI = 32  # features whose successor features ``sf_td`` learns
@@ -51,38 +54,54 @@ class Rewards:
     methods: tuple[str, ...] = METHODS
     parts: tuple[str, ...] = PARTS
     seeds: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained."""
+    processes: int = 1
+    """Cells that are done at once."""
 
     def run(self) -> dict[str, Any]:
         """Do the cells that are missing, then write table and plot."""
-        torch.set_num_threads(1)
-        check_choices(self.tasks, TASKS, "task")
-        check_choices(self.methods, METHODS, "method")
-        check_choices(self.parts, PARTS, "part")
-        scale = SCALES[self.scale]
-        data = {task: TaskData(task, self.out / task, scale) for task in self.tasks}
-        gamma = scale.gammas[0]
-        cells = [
-            {"task": task, "gamma": gamma, "method": method, "part": part, "seed": seed}
-            for task in self.tasks
-            for part in self.parts
-            for method in self.methods
-            for seed in range(self.seeds)
-        ]
-        records = run_cells(cells, lambda cell: self._cell(cell, data[cell["task"]]), self.out / "rewards.jsonl")
-        truth = {task: true_values(data[task], gamma) for task in self.tasks}
+        cells, gamma = self.cells(), SCALES[self.scale].gammas[0]
+        for task in self.tasks:
+            self.data(task).prepare()
+        records = run_cells(cells, self.work, self.out / "rewards.jsonl", processes=self.processes)
+        truth = {task: true_values(self.data(task), gamma) for task in self.tasks}
         found = results_of(records, truth, self.scale, gamma)
         found["command"] += options({
             "tasks": (self.tasks, TASKS), "parts": (self.parts, PARTS), "methods": (self.methods, METHODS),
+            "seeds": ((self.seeds,), (1,)),
         })  # fmt: skip
         folder = write_results("rewards", found, table(found), self.results)
         save_plot(folder / "rewards.png", records, truth)
         return found
 
-    def _cell(self, cell: Mapping[str, Any], data: TaskData) -> dict[str, Any]:
+    def cells(self) -> list[Cell]:
+        """All cells that were asked for.
+
+        Raises:
+            VOCError: unknown words.
+        """
+        check_choices(self.tasks, TASKS, "task")
+        check_choices(self.methods, METHODS, "method")
+        check_choices(self.parts, PARTS, "part")
+        gammas = SCALES[self.scale].gammas[:1]
+        return grid(task=self.tasks, part=self.parts, gamma=gammas, method=self.methods, seed=range(self.seeds))
+
+    def data(self, task: str) -> TaskData:
+        """Data, quantizer and truth of a task, in the folder ``out``."""
+        return task_data(task, self.out, SCALES[self.scale])
+
+    def work(self, cell: Cell) -> dict[str, Any]:
+        """The result of a cell."""
+        torch.set_num_threads(1)
+        data, device = self.data(cell["task"]), choose_device(self.device)
         targets, gamma, seed = data.targets(cell["part"] == "development"), cell["gamma"], cell["seed"]
         rewards = logged_rewards(data)
-        work = {"voc": _voc, "sf_td": _successor_features, "fqe_all": _fitted}[cell["method"]]
-        return {"estimates": work(data, targets, rewards, gamma, seed, self.scale)}
+        if cell["method"] == "voc":
+            evaluator = evaluator_of(data, targets, gamma, self.scale, seed, device, null_context=True)
+            return {"estimates": _voc(evaluator, rewards)}
+        estimate = {"sf_td": _successor_features, "fqe_all": _fitted}[cell["method"]]
+        return {"estimates": estimate(data, targets, rewards, gamma, seed, device)}
 
 
 def logged_rewards(data: TaskData) -> dict[str, np.ndarray]:
@@ -102,17 +121,15 @@ def true_values(data: TaskData, gamma: float) -> dict[str, dict[str, float]]:
     }
 
 
-def _voc(
-    data: TaskData, targets: Mapping[str, Any], rewards: Mapping[str, np.ndarray], gamma: float, seed: int, scale: str
-) -> Estimates:
+def _voc(evaluator: PolicyEvaluator, rewards: Mapping[str, np.ndarray]) -> Estimates:
     """One network of all policies; every reward is asked of its sampled futures, its density ratios and its chains."""
-    evaluator = evaluator_of(data, targets, gamma, scale, seed, null_context=True)
+    gamma = evaluator.gamma
     found: Estimates = {method: {} for method in ("voc", "voc_density", "mfmc")}
     for reward, values in rewards.items():
         head = evaluator.fit_reward(values)
         for method, estimator in (("voc", "sample"), ("voc_density", "density"), ("mfmc", "stitch")):
             found[method][reward] = {}
-            for name in targets:
+            for name in evaluator.policies:
                 try:
                     estimate = evaluator.estimate(name, estimator, values, head)  # type: ignore[arg-type]
                     found[method][reward][name] = estimate.value * (1.0 - gamma)
@@ -124,14 +141,15 @@ def _voc(
 
 
 def _successor_features(
-    data: TaskData, targets: Mapping[str, Any], rewards: Mapping[str, np.ndarray], gamma: float, seed: int, scale: str
-) -> Estimates:
+    data: TaskData, targets: Mapping[str, Any], rewards: Mapping[str, np.ndarray], gamma: float, seed: int,
+    device: torch.device,
+) -> Estimates:  # fmt: skip
     """TD successor features (Barreto et al. 2017) of the frames' leading components; a reward is weights on them."""
     components = principal_components(data.tokens[1], PHI).numpy()
     arrived = data.episodes.step_type > 0
     phi = (components - components[arrived].mean(0)) / (components[arrived].std(0) + 1e-6)
     phi = np.concatenate([phi, np.ones((len(phi), 1))], 1).astype(np.float32)
-    psi = _fit(data, targets, phi, gamma, seed)  # (P, K)
+    psi = _fit(data, targets, phi, gamma, seed, device)  # (P, K)
     found: Estimates = {"sf_td": {}}
     for reward, values in rewards.items():
         own = phi[arrived].astype(float)
@@ -141,18 +159,21 @@ def _successor_features(
 
 
 def _fitted(
-    data: TaskData, targets: Mapping[str, Any], rewards: Mapping[str, np.ndarray], gamma: float, seed: int, scale: str
-) -> Estimates:
+    data: TaskData, targets: Mapping[str, Any], rewards: Mapping[str, np.ndarray], gamma: float, seed: int,
+    device: torch.device,
+) -> Estimates:  # fmt: skip
     """Fitted Q evaluation with an output for every reward: it has to know them all before it is trained."""
-    j = _fit(data, targets, np.stack(list(rewards.values()), 1), gamma, seed)
+    j = _fit(data, targets, np.stack(list(rewards.values()), 1), gamma, seed, device)
     return {"fqe_all": {r: {name: float(j[i, k]) for i, name in enumerate(targets)} for k, r in enumerate(rewards)}}
 
 
-def _fit(data: TaskData, targets: Mapping[str, Any], reward: np.ndarray, gamma: float, seed: int) -> np.ndarray:
+def _fit(
+    data: TaskData, targets: Mapping[str, Any], reward: np.ndarray, gamma: float, seed: int, device: torch.device
+) -> np.ndarray:
     """(1 - gamma) V float64 (P, K) of the starts, for rewards (N, K)."""
     actions = policy_actions(list(targets.values()), data.episodes, DRAWS, np.random.default_rng([seed, 31]))
     features = principal_components(data.tokens[1], COMPONENTS).numpy()
-    found = fitted_q(data.episodes, features, actions, gamma, FQEConfig(), seed, reward)
+    found = fitted_q(data.episodes, features, actions, gamma, FQEConfig(), seed, reward, device=device, progress=True)
     return found.value[:, data.starts].mean(1) * (1.0 - gamma)
 
 

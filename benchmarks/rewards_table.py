@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from voc_rl.benchmarks.ope_scores import policy_scores
-from voc_rl.benchmarks.results import hardware
+from voc_rl.benchmarks.results import hardware_of
 from voc_rl.checkpoints import atomic_path
 from voc_rl.runs import versions
 
@@ -40,7 +40,7 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str, g
             }
     return {
         "what": "Values of policies under rewards that nobody logged, J = (1 - gamma) V, against true roll-outs",
-        "scale": scale, "tasks": found["test"], "development": found["development"], "hardware": hardware(),
+        "scale": scale, "tasks": found["test"], "development": found["development"], "hardware": hardware_of(records),
         "versions": versions(), "command": f"python -m voc_rl.benchmarks.rewards --scale {scale}",
     }  # fmt: skip
 

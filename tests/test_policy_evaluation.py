@@ -20,7 +20,7 @@ from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator, evaluate_policy
 from voc_rl.training import NetworkSize
-from voc_rl.values import RewardConfig
+from voc_rl.values import FQEConfig, RewardConfig
 
 CELLS, GAMMA, SLIP = 6, 0.8, 0.1
 
@@ -92,7 +92,9 @@ def evaluator(data: Episodes) -> PolicyEvaluator:
         network=NetworkSize(null_context=True),
         reward=RewardConfig(hidden=32, bins=21, loop=LoopConfig(steps=200, batch_size=128, learning_rate=3e-3)),
     )
-    config = EvaluationConfig(training=training, voc=voc, samples=200, stitching=StitchingConfig(draws=8))
+    critic = FQEConfig(LoopConfig(steps=400, batch_size=128, learning_rate=3e-3), width=64)
+    stitching = StitchingConfig(draws=8)
+    config = EvaluationConfig(stitching, critic=critic, training=training, voc=voc, samples=200)
     policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
     starts = np.flatnonzero(np.arange(len(data)) % 17 == 0)
     return PolicyEvaluator(data, policies, GAMMA, starts, config)
@@ -105,7 +107,8 @@ def exact(data: Episodes, right: float, rows: np.ndarray, reward: np.ndarray | N
 
 
 @pytest.mark.parametrize(
-    ("estimator", "close"), [("stitch", 0.08), ("head", 0.1), ("sample", 0.15), ("mve", 0.15), ("density", 0.15)]
+    ("estimator", "close"),
+    [("stitch", 0.08), ("corrected", 0.08), ("head", 0.1), ("sample", 0.15), ("mve", 0.15), ("density", 0.15)],
 )
 def test_values_are_those_of_linear_algebra(
     evaluator: PolicyEvaluator, data: Episodes, estimator: Any, close: float
@@ -133,8 +136,9 @@ def test_another_reward_needs_no_new_model(evaluator: PolicyEvaluator, data: Epi
         found = evaluator.estimate("left", estimator, reward)  # type: ignore[arg-type]
         assert abs(found.value - exact(data, 0.0, evaluator.starts, other).mean()) < 0.1 * spread
     assert evaluator.model is model
-    with pytest.raises(VOCError, match="knows the data's reward only"):
-        evaluator.estimate("left", "head", reward)
+    for own in ("corrected", "head"):
+        with pytest.raises(VOCError, match="the data's reward at gamma"):
+            evaluator.estimate("left", own, reward)  # type: ignore[arg-type]
 
 
 def test_another_discount_needs_no_new_model(evaluator: PolicyEvaluator, data: Episodes) -> None:
@@ -147,7 +151,10 @@ def test_another_discount_needs_no_new_model(evaluator: PolicyEvaluator, data: E
         found = evaluator.estimate("left", estimator, gamma=later)  # type: ignore[arg-type]
         assert found.gamma == later
         assert abs(found.value - truth) < 0.25 * spread < 0.5 * abs(own - truth)
-    for estimator, gamma in (("head", later), ("density", later), ("sample", 0.5), ("mve", 0.5)):
+    for own in ("corrected", "head"):
+        with pytest.raises(VOCError, match="the data's reward at gamma"):
+            evaluator.estimate("left", own, gamma=later)  # type: ignore[arg-type]
+    for estimator, gamma in (("density", later), ("sample", 0.5), ("mve", 0.5)):
         with pytest.raises(VOCError, match="This network answers for gamma"):
             evaluator.estimate("left", estimator, gamma=gamma)  # type: ignore[arg-type]
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
+from voc_rl.values import FittedQ
+from voc_rl.values.fitted_q import MEMBERS
 
 VISITS = 20  # futures per start, for the diagnostics
 RESAMPLED_DRAWS = 2  # actions per row of the resampled chains: half the cost, and their mean is what counts
@@ -61,7 +63,7 @@ class PolicyChains:
         rng = np.random.default_rng([seed, 31])
         self.actions = policy_actions(list(policies.values()), dataset, config.draws, rng)
         self._chains: dict[tuple[str, int], StitchedChain] = {}
-        self._values: dict[tuple[str, int, float], tuple[np.ndarray, np.ndarray]] = {}
+        self._values: dict[tuple[str, int, float, int], tuple[np.ndarray, np.ndarray]] = {}
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -71,17 +73,20 @@ class PolicyChains:
         """The chain of a policy through all rows."""
         return self._chain(name, 0, None, None)
 
-    def values(self, name: str, reward: np.ndarray, gamma: float) -> np.ndarray:
-        """V float64 (N,) of every row along the policy's chain, for rewards (N,) on arrival."""
-        return self._known(name, reward, gamma)[0]
+    def values(self, name: str, reward: np.ndarray, gamma: float, critic: FittedQ | None = None) -> np.ndarray:
+        """V float64 (N,) of every row along the policy's chain, for rewards (N,) on arrival.
 
-    def variance(self, name: str, reward: np.ndarray, gamma: float) -> float:
+        ``critic``: of all the policies, for these rewards and this discount; it then corrects the jumps.
+        """
+        return self._known(name, reward, gamma, critic)[0]
+
+    def variance(self, name: str, reward: np.ndarray, gamma: float, critic: FittedQ | None = None) -> float:
         """Squared standard error of the mean value of the starts.
 
         Chains of resampled episodes tell which part is luck. They hold fewer episodes, so their jumps are longer: the
         shift that this brings tells the size of what is left of it.
         """
-        whole, resampled = self._known(name, reward, gamma)
+        whole, resampled = self._known(name, reward, gamma, critic)
         return float(resampled.var(ddof=1) + (resampled.mean() - whole[self.starts].mean()) ** 2)
 
     def diagnostics(self, name: str, reward: np.ndarray, gamma: float) -> dict[str, float]:
@@ -99,13 +104,28 @@ class PolicyChains:
             "value_elsewhere": float(values.mean()),
         }
 
-    def _known(self, name: str, reward: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-        """Values (N,) of the policy's chain, and the mean value of the starts by each resampled one; kept."""
-        key = (name, hash(reward.tobytes()), gamma)
+    def _known(
+        self, name: str, reward: np.ndarray, gamma: float, critic: FittedQ | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values (N,) of the policy's chain, and the mean value of the starts by each resampled one; kept.
+
+        The critic's outputs, which differ in their weights of the episodes, take turns.
+        """
+        key = (name, hash(reward.tobytes()), gamma, id(critic))
         if key not in self._values:
-            chains = [self._chain(name, 1 + i, mask, RESAMPLED_DRAWS) for i, mask in enumerate(self._masks)]
-            means = np.array([chain.values(reward, gamma)[self.starts].mean() for chain in chains])
-            self._values[key] = (self.whole(name).values(reward, gamma), means)
+            policy = self.names.index(name)
+
+            def values(chain: StitchedChain, outputs: slice) -> np.ndarray:
+                if critic is None:
+                    return chain.values(reward, gamma)
+                value, taken = (q[policy][:, outputs].mean(1) for q in (critic.value, critic.taken))
+                return chain.values(reward, gamma, chain.jump_correction(value, taken))
+
+            resampled = []
+            for i, mask in enumerate(self._masks):
+                chain, output = self._chain(name, 1 + i, mask, RESAMPLED_DRAWS), i % MEMBERS
+                resampled.append(values(chain, slice(output, output + 1))[self.starts].mean())
+            self._values[key] = (values(self.whole(name), slice(None)), np.array(resampled))
         return self._values[key]
 
     @cached_property

@@ -1,12 +1,13 @@
 """What a policy is worth, from logged episodes alone: ``evaluate_policy``.
 
     episodes, policies -> chains of logged rows (``policy_chains``) -> ``stitch``
+                                            \\-> and a fitted critic of the jumps -> ``corrected``
                                             \\-> occupancy network (``policy_model``) -> ``head``, ``sample``, ``mve``,
                                                                                         ``density``
 
-``stitch`` needs no network and is the reference; the network learns from the same chains, answers in one pass at any
-state, and gives samples of the future: pictures, other rewards, chances of events. Nothing is bootstrapped, and no
-densities of logged actions are needed.
+``stitch`` needs no network and is the reference. ``corrected`` adds what a fitted critic says of each jump of a chain.
+The network learns from the chains, its head from the corrected values; it answers in one pass at any state, and gives
+samples of the future: pictures, other rewards, chances of events. No densities of logged actions are needed.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_choice, check_gamma
 from voc_rl.loop import StepLog
 from voc_rl.occupancy import PolicyTraining, StitchedTargets, train_policies
+from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig
 from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of
 from voc_rl.policy_model import Found, PolicyModel
 from voc_rl.quantizers import Quantizer, tokenize, train_quantizer
 from voc_rl.training import VOCConfig, fit_reward_head, fresh_networks, fresh_quantizer
-from voc_rl.values import RewardHead
+from voc_rl.values import FittedQ, FQEConfig, RewardHead, fitted_q, members_of
+from voc_rl.values.fitted_q import COMPONENTS
 from voc_rl.values.statistics import student_interval
 
-PolicyEstimator = Literal["stitch", "head", "sample", "mve", "density"]
-ESTIMATORS: tuple[PolicyEstimator, ...] = ("stitch", "head", "sample", "mve", "density")
+PolicyEstimator = Literal["stitch", "corrected", "head", "sample", "mve", "density"]
+ESTIMATORS: tuple[PolicyEstimator, ...] = ("stitch", "corrected", "head", "sample", "mve", "density")
+OWN_REWARD = ("corrected", "head")  # estimators that know the data's reward at the network's discount only
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class EvaluationConfig:
     """How policies are evaluated.
 
     stitching: of the chains. samples: futures per start, for ``sample`` and ``mve``. density_rows: rows that
-    ``density`` weighs. training: of the policies' network. voc: quantizer, sizes of the network, reward head and seed.
+    ``density`` weighs. critic: of the chains' jumps. training: of the policies' network. voc: quantizer, sizes of the
+    network, reward head and seed.
     """
 
     stitching: StitchingConfig = field(default_factory=StitchingConfig)
     samples: int = 64
     density_rows: int = 2000
+    critic: FQEConfig = field(default_factory=FQEConfig)
     training: PolicyTraining = field(default_factory=PolicyTraining)
     voc: VOCConfig = field(default_factory=VOCConfig)
 
@@ -58,6 +65,7 @@ class PolicyEvaluator:
         dataset: logged episodes. policies: by name; see ``voc_rl.policy.Policy``. gamma: the network's discount.
         starts: rows of ``dataset`` that values are averaged over; None: the first row of every episode.
         quantizer: a trained one; None trains one on ``dataset``. tokens: its codes and features of every row.
+        device: where networks are trained; None: the CPU.
 
     Raises:
         VOCError: no policies, policies that do not fit the data, or starts outside it.
@@ -73,6 +81,7 @@ class PolicyEvaluator:
         *,
         quantizer: Quantizer | None = None,
         tokens: tuple[Tensor, Tensor] | None = None,
+        device: torch.device | None = None,
         log: StepLog | None = None,
         progress: bool = False,
     ) -> None:
@@ -88,19 +97,19 @@ class PolicyEvaluator:
         occupancy = replace(config.training.occupancy, gamma=self.gamma)
         self.config = replace(config, training=replace(config.training, occupancy=occupancy))
         self.seed, self.log, self.progress = config.voc.seed, log, progress
-        self._quantizer, self._tokens = quantizer, tokens
+        self._quantizer, self._tokens, self.device = quantizer, tokens, device or torch.device("cpu")
         if tokens is not None and quantizer is None:
             raise VOCError("Tokens were given without the quantizer that made them; give both.")
         # before anything is trained, so that a policy that does not fit is refused at once
         self.chains = PolicyChains(
-            dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.tokens[1]
+            dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.tokens[1].to(self.device)
         )
 
     @cached_property
     def quantizer(self) -> Quantizer:
         if self._quantizer is not None:
-            return self._quantizer
-        fresh = fresh_quantizer(self.dataset, self.config.voc)
+            return self._quantizer.to(self.device)
+        fresh = fresh_quantizer(self.dataset, self.config.voc).to(self.device)
         loop = self.config.voc.quantizer_training
         return train_quantizer(fresh, self.dataset, loop, self.seed, log=self.log, progress=self.progress)
 
@@ -110,8 +119,17 @@ class PolicyEvaluator:
         return self._tokens if self._tokens is not None else tokenize(self.quantizer, self.dataset)
 
     @cached_property
+    def critic(self) -> FittedQ:
+        """Q of all the policies for the data's reward, on the frames' features."""
+        features = principal_components(self.tokens[1], COMPONENTS).numpy()
+        return fitted_q(
+            self.dataset, features, self.chains.actions, self.gamma, self.config.critic, self.seed,
+            *members_of(self.dataset, self.seed), device=self.device, log=self.log, progress=self.progress,
+        )  # fmt: skip
+
+    @cached_property
     def model(self) -> PolicyModel:
-        """Occupancy network and value head of all the policies, trained on their chains."""
+        """Occupancy network of all the policies, trained on their chains, and its head, on their corrected values."""
         codes, features = self.tokens
         # the value head answers for ``head``: it cannot be left out, and one member has no spread
         size = replace(self.config.voc.network, head_members=max(self.config.voc.network.head_members, 2))
@@ -120,9 +138,11 @@ class PolicyEvaluator:
             self.dataset.action.shape[1], len(self.policies),
         )  # fmt: skip
         chains = [self.chains.whole(name) for name in self.policies]
+        values = [self.chains.values(name, self.dataset.reward, self.gamma, self.critic) for name in self.policies]
         trained, trained_head = train_policies(
             network, head, self.dataset, codes, features, StitchedTargets(self.dataset, chains, self.gamma),
-            self.config.training, self.seed, chains=chains, starts=self.starts, log=self.log, progress=self.progress,
+            self.config.training, self.seed, values=np.stack(values), starts=self.starts, log=self.log,
+            progress=self.progress,
         )  # fmt: skip
         assert trained_head is not None
         return PolicyModel(
@@ -167,8 +187,8 @@ class PolicyEvaluator:
         """The value of policy ``name``.
 
         Args:
-            estimator: ``stitch``, ``head`` (the data's reward only), ``sample``, ``mve``, or ``density`` (real rewards
-                of logged rows; needs a network with ``null_context``).
+            estimator: ``stitch``; ``corrected`` and ``head`` (the data's reward only); ``sample``, ``mve``, or
+                ``density`` (real rewards of logged rows; needs a network with ``null_context``).
             reward: other rewards (N,) on arrival than the data's. reward_head: one fitted to them, for ``sample`` and
                 ``mve``, where several policies are asked.
             gamma: None is the network's; ``sample`` and ``mve`` answer for larger ones, ``stitch`` for any.
@@ -181,11 +201,15 @@ class PolicyEvaluator:
         check_choice(estimator, ESTIMATORS, "estimator")
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         own = self.dataset.reward if reward is None else self.check_reward(reward)
-        stitched = self.chains.values(name, own, gamma)[self.starts]
-        found = Found(float(stitched.mean()), 0.0, stitched)
+        if estimator in OWN_REWARD and (reward is not None or gamma != self.gamma):
+            raise VOCError(
+                f"estimator={estimator!r} knows the data's reward at gamma {self.gamma:g} only; use 'sample' or "
+                "'stitch' for others."
+            )
+        critic = self.critic if estimator in OWN_REWARD else None
+        chained = self.chains.values(name, own, gamma, critic)[self.starts]
+        found = Found(float(chained.mean()), 0.0, chained)
         if estimator == "head":
-            if reward is not None:
-                raise VOCError("The head knows the data's reward only; use estimator='sample' or 'stitch' for others.")
             found = self.model.by_head(name, gamma)
         elif estimator == "density":
             found = self.model.by_density(name, self.config.density_rows, own, gamma)
@@ -195,8 +219,8 @@ class PolicyEvaluator:
             ask = self.model.by_mve if estimator == "mve" else self.model.by_samples
             found = ask(name, self.config.samples, reward_head, gamma)
         # the network learned from the chain: where it says otherwise, one of them is wrong by as much
-        variance = self.chains.variance(name, own, gamma)
-        stderr = np.sqrt(variance + found.noise**2 + (found.mean - stitched.mean()) ** 2)
+        variance = self.chains.variance(name, own, gamma, critic)
+        stderr = np.sqrt(variance + found.noise**2 + (found.mean - chained.mean()) ** 2)
         low, high = student_interval(np.asarray(found.mean), stderr, self.config.stitching.replicates, level)
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
         return PolicyEstimate(
@@ -225,7 +249,7 @@ def evaluate_policy(
         dataset: logged episodes, by any policies. policy: one (``voc_rl.policy.Policy``), or several by name.
         gamma: the discount per agent step, of the network too; for ``mve``, which reaches it by hops of a network of a
             smaller discount, use ``PolicyEvaluator``.
-        estimator: ``stitch`` (no network), ``head``, ``sample`` or ``density``.
+        estimator: ``stitch`` (no network), ``corrected``, ``head``, ``sample`` or ``density``.
         starts: rows to average over; None: the first rows of the episodes.
         reward_fn: takes the dataset and returns rewards (N,) on arrival; None: the data's own.
         config, quantizer, tokens: see ``PolicyEvaluator``. level: confidence of the intervals.

@@ -89,10 +89,10 @@ class PolicyModel:
 
     def contexts(self, name: str, rows: np.ndarray) -> tuple[Tensor, Tensor | None, Condition]:
         """What the network reads of rows (B,) where ``name`` acts: codes, features and condition."""
-        at = torch.from_numpy(np.asarray(rows))
-        policy = torch.full((len(at),), self.names.index(name))
-        features = self.tokens[1][at].float() if self.network.config.feature_dim else None
-        return self.tokens[0][at].long(), features, Condition(policy=policy)
+        at, device = torch.from_numpy(np.asarray(rows)), device_of(self.network)
+        policy = torch.full((len(at),), self.names.index(name), device=device)
+        features = self.tokens[1][at].to(device).float() if self.network.config.feature_dim else None
+        return self.tokens[0][at].to(device).long(), features, Condition(policy=policy)
 
     def by_head(self, name: str, gamma: float) -> Found:
         """The head's values, in one pass."""
@@ -100,7 +100,7 @@ class PolicyModel:
         codes, features, condition = self.contexts(name, self.starts)
         with torch.no_grad(), autocast(device_of(self.network), len(codes)):
             context = self.network.prefix(codes, features, condition=condition).last
-            members = self.head(context, features).float().numpy()
+            members = self.head(context, features).float().cpu().numpy()
         values = from_ensemble(members, gamma).mean
         return Found(float(values.mean()), 0.0, values)
 
@@ -109,7 +109,7 @@ class PolicyModel:
         key = (name, samples, gamma)
         if key not in self._futures:
             self._futures[key] = self.sample_futures(name, self.starts, samples, self._generator(), gamma)
-        return Found.of_states(from_samples(self._rewards(self._futures[key], reward).numpy(), gamma))
+        return Found.of_states(from_samples(self._rewards(self._futures[key], reward).cpu().numpy(), gamma))
 
     def by_mve(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:
         """Predicted rewards of a few hops of every path; all later ones are taken to be like the last."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from voc_rl.benchmarks import rewards
-from voc_rl.benchmarks.fqe import FQEConfig
+from voc_rl.benchmarks import data_efficiency, rewards
+from voc_rl.benchmarks.data_efficiency import DataEfficiency
 from voc_rl.benchmarks.ope import METHODS, OPE
 from voc_rl.benchmarks.ope_protocol import DEVELOPMENT, LOGGED, MIXED, UNSEEN, development_policies, target_policies
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.benchmarks.rewards import Rewards
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
+from voc_rl.values import FQEConfig
 
 
 def test_the_protocol_keeps_test_and_development_policies_apart() -> None:
@@ -90,6 +93,26 @@ def test_many_rewards_from_one_model(shared: Path, tmp_path: Path) -> None:
     assert len(lines) == len(rewards.METHODS)
     run.run()
     assert (shared / "rewards.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
+def test_shares_of_the_data_are_nested_and_value_the_same_states(shared: Path, tmp_path: Path) -> None:
+    small, whole = (data_efficiency.part_of_data("cheetah-run", shared, "smoke", share) for share in (0.25, 1.0))
+    rows = len(small.episodes)
+    assert rows == 4 * 61
+    assert np.array_equal(small.starts, whole.starts)
+    assert whole.starts.max() < rows
+    assert torch.equal(small.tokens[0], whole.tokens[0][:rows])
+    run = DataEfficiency("smoke", shared, tmp_path / "results", ("cheetah-run",), ("fqe", "wis"))
+    entry = run.run()["tasks"]["cheetah-run"]
+    assert set(entry["methods"]) == {"fqe", "dr", "wis"}
+    for scored in entry["methods"].values():
+        assert [row["episodes"] for row in scored] == [4, 16]
+        assert all(0 < row["mae"] < 0.5 for row in scored)
+    truth = np.array(list(whole.true_j(0.8).values())[-24:])  # the test policies come last
+    assert entry["constant_mae"] == pytest.approx(np.abs(truth - np.median(truth)).mean())
+    assert (tmp_path / "results/data_efficiency.png").stat().st_size > 10_000
 
 
 def test_other_words_are_refused(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from chains import episodes_of
 
-from voc_rl.benchmarks.fqe import MEMBERS, FittedQ
 from voc_rl.benchmarks.ope_baselines import _doubly_robust, effective_starts, wis
 from voc_rl.benchmarks.ope_data import R_MAX
+from voc_rl.values.fitted_q import MEMBERS, FittedQ
 
 GAMMA = 0.5  # a horizon of 7 steps
 REWARDS = [np.array([0.0, 1.0, 0.5, 0.0, 1.0]), np.array([0.0, 0.2, 0.4, 0.6])]  # 4 and 3 steps from the starts

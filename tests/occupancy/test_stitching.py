@@ -53,6 +53,21 @@ def test_values_of_a_process_without_chance(gamma: float) -> None:
         assert np.ptp(V) > 0.5
 
 
+def test_a_right_critic_mends_a_chain_that_jumps_anywhere() -> None:
+    process, dataset, states, found = chains(True)
+    reward, gamma = arrived_rewards(dataset, process, states), 0.9
+    going = np.flatnonzero(dataset.steps_left > 0)
+    jumps = np.random.default_rng(0).choice(going, (len(dataset), 4)) + 1
+    astray = StitchedChain(jumps, found[0].distance, dataset.terminal)
+    for policy in process.policies:
+        V = process.values(policy, gamma)[states]
+        taken = np.zeros(len(dataset))
+        taken[going] = reward[going + 1] + gamma * V[going + 1] * ~dataset.terminal[going + 1]
+        correction = astray.jump_correction(V, taken)
+        np.testing.assert_allclose(astray.values(reward, gamma, correction), V, atol=1e-3)
+        assert np.abs(astray.values(reward, gamma) - V).mean() > 0.2 * np.ptp(V)
+
+
 def test_values_of_the_empirical_process() -> None:
     """With chance, rows that are equally near take turns: the solved empirical process, but for the turns' rounding."""
     process, dataset, states, found = chains(False)

@@ -52,8 +52,9 @@ def network(gamma: float) -> tuple[OccupancyTransformer, ValueHead]:
     occupancy = OccupancyTraining(gamma=gamma, ema=0.993, futures=6, refill=16, loop=loop)
     training = PolicyTraining(occupancy, action_share=0.2, start_share=0.0)
     codes, source = torch.from_numpy(states)[:, None], StitchedTargets(dataset, chains, gamma)
+    values = np.stack([chain.values(dataset.reward, gamma) for chain in chains])
     model, head = train_policies(
-        OccupancyTransformer(config), ValueHead(32, hidden=32), dataset, codes, None, source, training, chains=chains
+        OccupancyTransformer(config), ValueHead(32, hidden=32), dataset, codes, None, source, training, values=values
     )
     assert head is not None
     return model, head

@@ -7,7 +7,6 @@ hops need.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +19,6 @@ from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import taken_actions
 from voc_rl.occupancy.policy_targets import TargetSource
-from voc_rl.occupancy.stitching import StitchedChain
 from voc_rl.occupancy.training import Batch, OccupancyTrainee, OccupancyTraining
 from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
 
@@ -48,7 +46,7 @@ class PolicyTraining:
 
 
 class PolicyTrainee(OccupancyTrainee):
-    """As the behaviour's, but targets come from a ``TargetSource`` and head goals from the values of chains."""
+    """As the behaviour's, but targets come from a ``TargetSource`` and head goals from values of all rows."""
 
     def __init__(
         self,
@@ -58,7 +56,7 @@ class PolicyTrainee(OccupancyTrainee):
         codes: Tensor,
         features: Tensor | None,
         source: TargetSource,
-        chain_values: np.ndarray | None,
+        values: np.ndarray | None,
         starts: np.ndarray,
         config: PolicyTraining,
         seed: int,
@@ -70,9 +68,9 @@ class PolicyTrainee(OccupancyTrainee):
         # (P, N) and (P, N): (1 - gamma) V, of the policy's own action and of the action taken
         self.own, self.after = (torch.zeros(0), torch.zeros(0))
         if head is not None:
-            if chain_values is None:
-                raise VOCError("A value head of policies learns from stitched chains; train without one otherwise.")
-            goals = _head_goals(dataset, chain_values, config.occupancy.gamma)
+            if values is None:
+                raise VOCError("A value head of policies learns from values of all rows; train without one otherwise.")
+            goals = _head_goals(dataset, values, config.occupancy.gamma)
             self.own, self.after = (goal.to(self.device) for goal in goals)
 
     def _refill(self, step: int) -> None:
@@ -110,16 +108,16 @@ class PolicyTrainee(OccupancyTrainee):
         return goal[:, None]
 
     def _refresh_values(self) -> None:
-        """Nothing: the goals are values of chains."""
+        """Nothing: the goals are given."""
 
 
-def _head_goals(dataset: Episodes, chain_values: np.ndarray, gamma: float) -> tuple[Tensor, Tensor]:
+def _head_goals(dataset: Episodes, values: np.ndarray, gamma: float) -> tuple[Tensor, Tensor]:
     """(1 - gamma) V and (1 - gamma) Q of the action taken, both float32 (P, N)."""
-    after = chain_values.copy()
+    after = values.copy()
     going = np.flatnonzero(dataset.steps_left > 0)
-    later = np.where(dataset.terminal[going + 1], 0.0, chain_values[:, going + 1])
+    later = np.where(dataset.terminal[going + 1], 0.0, values[:, going + 1])
     after[:, going] = dataset.reward[going + 1] + gamma * later
-    return (1.0 - gamma) * torch.from_numpy(chain_values).float(), (1.0 - gamma) * torch.from_numpy(after).float()
+    return (1.0 - gamma) * torch.from_numpy(values).float(), (1.0 - gamma) * torch.from_numpy(after).float()
 
 
 def train_policies(
@@ -132,7 +130,7 @@ def train_policies(
     config: PolicyTraining,
     seed: int = 0,
     *,
-    chains: Sequence[StitchedChain] = (),
+    values: np.ndarray | None = None,
     starts: np.ndarray | None = None,
     stage: str = "policies",
     log: StepLog | None = None,
@@ -143,12 +141,10 @@ def train_policies(
 
     Args:
         model: with ``policies`` as many as the source knows (0 for one), and ``action_dim`` where actions are shown.
-        head: a value head, which needs ``chains``; None trains none.
+        head: a value head, which needs ``values`` float64 (P, N), V of every row and policy; None trains none.
         codes, features: of every row of ``dataset``.
         starts: rows where values will be asked (None: none in particular).
     """
-    gamma = config.occupancy.gamma
-    values = np.stack([chain.values(dataset.reward, gamma) for chain in chains]) if chains else None
     rows = np.zeros(0, np.int64) if starts is None else np.asarray(starts)
     trainee = PolicyTrainee(model, head, dataset, codes, features, source, values, rows, config, seed)
     optimise(trainee, config.occupancy.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)

@@ -44,15 +44,29 @@ class StitchedChain:
     distance: np.ndarray
     terminal: np.ndarray
 
-    def values(self, reward: np.ndarray, gamma: float, tail: float = 1e-4) -> np.ndarray:
-        """V (N,) float64 of the chain for rewards (N,) on arrival: V = mean_m r[u] + gamma V[u], u the arrivals."""
+    def values(
+        self, reward: np.ndarray, gamma: float, correction: np.ndarray | None = None, tail: float = 1e-4
+    ) -> np.ndarray:
+        """V (N,) float64 of the chain for rewards (N,) on arrival: V = mean_m r[u] + gamma V[u], u the arrivals.
+
+        ``correction`` (N,): added at every step from a row, e.g. ``jump_correction``.
+        """
         check_gamma(gamma)
         going = gamma * ~self.terminal
         values = np.full(len(reward), float(np.mean(reward)) / (1.0 - gamma))
         steps = 1 if gamma == 0 else int(np.log(tail) / np.log(gamma)) + 1
         for _ in range(steps):
-            values = (reward + going * values)[self.arrival].mean(1)
+            values = (reward + going * values)[self.arrival].mean(1) + (0.0 if correction is None else correction)
         return np.where(self.terminal, 0.0, values)
+
+    def jump_correction(self, value: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        """What the jumps from each row are worth, float64 (N,), as far as a critic knows.
+
+        value (N,): its V, the policy's own action at each row; taken (N,): its Q of the action taken there. A jump to
+        row u replaces Q(o_t, a') by Q(o_u, a_u): their mean difference, added back, makes the chain's values exact
+        where the critic is right about differences of near pairs, and changes nothing where the jump is exact.
+        """
+        return value - taken[self.arrival - 1].mean(1)
 
     def futures(self, rows: np.ndarray, gamma: float, rng: np.random.Generator) -> np.ndarray:
         """A row at a geometric time from each of ``rows`` (any shape), int64; -1 where the chain ended before."""

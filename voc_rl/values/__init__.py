@@ -2,6 +2,7 @@
 
 from voc_rl.values.density import density, from_weights, future_weights
 from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, rewards_of_futures
+from voc_rl.values.fitted_q import FittedQ, FQEConfig, fitted_q, members_of
 from voc_rl.values.mve import mve
 from voc_rl.values.rewards import RewardConfig, RewardHead, train_reward_head
 from voc_rl.values.statistics import scores
@@ -9,17 +10,21 @@ from voc_rl.values.successor import successor_features
 from voc_rl.values.truth import discounted_returns, horizon, mean_return, returns_to_go
 
 __all__ = [
+    "FQEConfig",
+    "FittedQ",
     "RewardConfig",
     "RewardHead",
     "ValueEstimate",
     "density",
     "discounted_returns",
+    "fitted_q",
     "from_ensemble",
     "from_samples",
     "from_weights",
     "future_weights",
     "horizon",
     "mean_return",
+    "members_of",
     "mve",
     "returns_to_go",
     "rewards_of_futures",

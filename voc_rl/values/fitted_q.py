@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
-from voc_rl.loop import LoopConfig, optimise, step_seed
+from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
 from voc_rl.occupancy import PolicyActions, taken_actions
 
+COMPONENTS = 96  # of the frames' features: what is left is mostly noise once every input has the same spread
 MEMBERS = 5  # outputs per policy of one reward, each with its own weights of the episodes
 
 
@@ -60,16 +61,19 @@ class QNetwork(nn.Module):
 class _Trainee:
     def __init__(
         self, network: QNetwork, state: Tensor, dataset: Episodes, actions: PolicyActions, reward: np.ndarray,
-        weights: np.ndarray, gamma: float, config: FQEConfig, seed: int,
+        weights: np.ndarray, gamma: float, config: FQEConfig, seed: int, device: torch.device,
     ) -> None:  # fmt: skip
         self.network, self.target = network, copy.deepcopy(network).requires_grad_(False)
         self.inputs, self.gamma, self.config, self.seed = state, gamma, config, seed
         self.rows = np.flatnonzero(dataset.steps_left > 0)
-        self.taken, self.drawn = torch.from_numpy(taken_actions(dataset)), torch.from_numpy(actions.drawn)
-        self.mean = torch.from_numpy(reward[dataset.step_type > 0].mean(0))
-        self.reward = torch.from_numpy(reward) - self.mean  # outputs are differences from the mean reward
-        self.going = torch.from_numpy(~dataset.terminal)
-        self.weights = torch.from_numpy(weights)
+
+        def there(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        self.taken, self.drawn = there(taken_actions(dataset)), there(actions.drawn)
+        self.mean = there(reward[dataset.step_type > 0].mean(0))
+        self.reward = there(reward) - self.mean  # outputs are differences from the mean reward
+        self.going, self.weights = there(~dataset.terminal), there(weights)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
@@ -77,6 +81,7 @@ class _Trainee:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng([self.seed, step, 67])
         rows = torch.from_numpy(self.rows[rng.integers(len(self.rows), size=self.config.loop.batch_size)])
+        rows = rows.to(self.inputs.device)
         draw = int(rng.integers(self.drawn.shape[2]))
         later = rows + 1
         with torch.no_grad():
@@ -84,7 +89,9 @@ class _Trainee:
             # after an end nothing follows: its (1 - gamma) Q is zero, which is minus the mean in these units
             q = torch.where(self.going[later, None, None], q, -self.mean)
             goal = (1 - self.gamma) * self.reward[later, None] + self.gamma * q
-        noise = self.config.noise * torch.randn(len(rows), self.inputs.shape[1], generator=generator)
+        noise = self.config.noise * torch.randn(
+            len(rows), self.inputs.shape[1], generator=generator, device=rows.device
+        )
         found = self.network(self.inputs[rows] + noise, self.taken[rows])
         return ((found - goal).square() * self.weights[rows, None]).mean(), {}
 
@@ -118,20 +125,23 @@ def members_of(dataset: Episodes, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fitted_q(
     dataset: Episodes, state: np.ndarray, actions: PolicyActions, gamma: float, config: FQEConfig, seed: int,
-    reward: np.ndarray, weights: np.ndarray | None = None,
+    reward: np.ndarray, weights: np.ndarray | None = None, *, device: torch.device | None = None,
+    log: StepLog | None = None, progress: bool = False,
 ) -> FittedQ:  # fmt: skip
     """Fit Q of every policy on states float (N, F) of the dataset's rows (features of frames, or true states).
 
     ``reward`` float32 (N, K): on arrival at the rows, one for each output; ``weights`` (N, K): of the rows in their
-    losses, None: alike.
+    losses, None: alike. ``device``: where the network is trained; None: the CPU.
     """
-    inputs = torch.from_numpy((state - state.mean(0)) / (state.std(0) + 1e-4)).float()
+    device = device or torch.device("cpu")
+    inputs = torch.from_numpy((state - state.mean(0)) / (state.std(0) + 1e-4)).float().to(device)
     weights = np.ones_like(reward) if weights is None else weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, 71))
         network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), reward.shape[1], config.width)
-    trainee = _Trainee(network, inputs, dataset, actions, reward, weights, gamma, config, seed)
-    optimise(trainee, config.loop, seed, "fqe", progress=True)
+    network = network.to(device)
+    trainee = _Trainee(network, inputs, dataset, actions, reward, weights, gamma, config, seed, device)
+    optimise(trainee, config.loop, seed, "fqe", log=log, progress=progress)
     with torch.no_grad():
         network = trainee.target
         taken = torch.cat([
@@ -142,4 +152,4 @@ def fitted_q(
             for one in trainee.drawn.unbind(2)
         ]
         value = torch.stack(drawn).mean(0).transpose(0, 1)
-    return FittedQ(*((x + trainee.mean).double().numpy() / (1.0 - gamma) for x in (value, taken)))
+    return FittedQ(*((x + trainee.mean).double().cpu().numpy() / (1.0 - gamma) for x in (value, taken)))

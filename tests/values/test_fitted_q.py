@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from decisions import LAST, UNIFORM, S, actions_of, decisions, logged
 
-from voc_rl.benchmarks.fqe import MEMBERS, FQEConfig, QNetwork, fitted_q, members_of
 from voc_rl.loop import LoopConfig
+from voc_rl.values import FQEConfig, fitted_q, members_of
+from voc_rl.values.fitted_q import MEMBERS, QNetwork
 
 
 def test_fitted_q_finds_the_values_of_policies_that_did_not_make_the_data() -> None:

@@ -1,0 +1,143 @@
+"""How many episodes policy evaluation needs: the policies of ``ope``, from 5 to 100 % of the episodes.
+
+python -m voc_rl.benchmarks.data_efficiency --scale cpu --out runs/ope
+
+Shares episodes and quantizer with ``ope`` (the same --out). Shares of the data are nested, and the starts lie in the
+smallest, so that every share values the same states. Frames without actions and rewards are cheap: the quantizer is
+that of all episodes, for every method. Cells (task, share, method, seed) are kept as they finish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from voc_rl.benchmarks.cells import Cell, grid, run_cells
+from voc_rl.benchmarks.data_efficiency_table import results_of, save_plot, table
+from voc_rl.benchmarks.ope import SCALES, estimates_of
+from voc_rl.benchmarks.ope_data import TaskData, task_data
+from voc_rl.benchmarks.ope_protocol import TASKS
+from voc_rl.benchmarks.results import options, write_results
+from voc_rl.data import Episodes
+from voc_rl.errors import check_choices
+from voc_rl.quantizers import Quantizer
+
+SHARES = {"smoke": (0.25, 1.0), "cpu": (0.05, 0.1, 0.25, 0.5, 1.0)}
+METHODS = ("voc", "fqe", "wis")
+
+
+@dataclass
+class PartOfData(TaskData):
+    """The first episodes of a task, ``share`` of them; ``smallest``: the share that the starts lie in."""
+
+    share: float = 1.0
+    smallest: float = 1.0
+
+    @cached_property
+    def whole(self) -> TaskData:
+        """All episodes."""
+        return task_data(self.task, self.folder.parent, self.scale)
+
+    @cached_property
+    def episodes(self) -> Episodes:
+        return self.whole.episodes.subset(range(self._count(self.share)))
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First rows, and rows from all over the episodes of the smallest share."""
+        dataset, scale, rng = self.episodes, self.scale, np.random.default_rng([self.seed, 29])
+        last = dataset.ends[self._count(self.smallest) - 1]
+        rows = rng.choice(np.flatnonzero(dataset.steps_left[:last] > 0), scale.anywhere, replace=False)
+        return np.concatenate([dataset.starts[: min(scale.resets, self._count(self.smallest))], np.sort(rows)])
+
+    @cached_property
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        rows = len(self.episodes)
+        codes, features = self.whole.tokens
+        return codes[:rows], features[:rows]
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        return self.whole.quantizer
+
+    @property
+    def truth_path(self) -> Path:
+        return self.folder / "truth_data_efficiency.safetensors"
+
+    def _count(self, share: float) -> int:
+        return max(round(share * self.scale.episodes), 1)
+
+
+@lru_cache(maxsize=16)
+def part_of_data(task: str, out: Path, scale: str, share: float) -> PartOfData:
+    """A share of a task's episodes; a process reads it once."""
+    return PartOfData(task, out / task, SCALES[scale], share=share, smallest=min(SHARES[scale]))
+
+
+@dataclass(frozen=True)
+class DataEfficiency:
+    """Errors of policy evaluation against the number of episodes."""
+
+    scale: Literal["smoke", "cpu"] = "cpu"
+    out: Path = Path("runs/ope")
+    """Folder of ``ope``, for data, truth and finished cells."""
+    results: Path | None = None
+    """Folder for data_efficiency.json, .md and .png; default benchmarks/results."""
+    tasks: tuple[str, ...] = TASKS
+    methods: tuple[str, ...] = METHODS
+    seeds: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained."""
+    processes: int = 1
+    """Cells that are done at once."""
+
+    def run(self) -> dict[str, Any]:
+        """Do the cells that are missing, then write table and plot."""
+        cells = self.cells()
+        whole = [part_of_data(task, self.out, self.scale, 1.0) for task in self.tasks]
+        for data in whole:
+            data.prepare()
+        records = run_cells(cells, self.work, self.out / "data_efficiency.jsonl", processes=self.processes)
+        gamma = SCALES[self.scale].gammas[0]
+        truth = {data.task: {name: data.true_j(gamma)[name] for name in data.targets(False)} for data in whole}
+        found = results_of(records, truth, self.scale, gamma, SCALES[self.scale].episodes)
+        found["command"] += options({
+            "tasks": (self.tasks, TASKS), "methods": (self.methods, METHODS), "seeds": ((self.seeds,), (1,)),
+        })  # fmt: skip
+        folder = write_results("data_efficiency", found, table(found), self.results)
+        save_plot(folder / "data_efficiency.png", found)
+        return found
+
+    def cells(self) -> list[Cell]:
+        """All cells that were asked for, small shares first.
+
+        Raises:
+            VOCError: unknown words.
+        """
+        check_choices(self.tasks, TASKS, "task")
+        check_choices(self.methods, METHODS, "method")
+        gammas, shares = SCALES[self.scale].gammas[:1], SHARES[self.scale]
+        return grid(share=shares, task=self.tasks, gamma=gammas, method=self.methods, seed=range(self.seeds))
+
+    def work(self, cell: Cell) -> dict[str, Any]:
+        """The result of a cell."""
+        torch.set_num_threads(1)
+        data = part_of_data(cell["task"], self.out, self.scale, cell["share"])
+        targets = data.targets(development=False)
+        return estimates_of(data, targets, cell["method"], cell["gamma"], cell["seed"], self.scale, self.device)
+
+
+def main() -> None:
+    """Entry point; prints the table."""
+    print(table(tyro.cli(DataEfficiency, description=__doc__).run()))
+
+
+if __name__ == "__main__":
+    main()
