@@ -130,10 +130,9 @@ def _config(scale: str, gamma: float, seed: int) -> EvaluationConfig:
     training = PolicyTraining(occupancy=OccupancyTraining(gamma=gamma, loop=loop))
     config = EvaluationConfig(training=training)
     if scale == "smoke":
-        few = replace(config.voc.reward, loop=LoopConfig(steps=50, batch_size=256))
-        config = EvaluationConfig(
-            StitchingConfig(replicates=3), 16, 200, FQEConfig(few), training, replace(config.voc, reward=few)
-        )
+        few = LoopConfig(steps=50, batch_size=256)
+        voc = replace(config.voc, reward=replace(config.voc.reward, loop=few))
+        config = EvaluationConfig(StitchingConfig(replicates=3), 16, 200, FQEConfig(few), training, voc)
     return replace(config, voc=replace(config.voc, seed=seed))
 
 
@@ -182,7 +181,8 @@ def _one_step(data: TaskData, evaluator: PolicyEvaluator, gamma: float) -> Estim
     with autocast(device):
         paths = hops(model, contexts, seen, ROLLED_OUT, len(weights), generator, condition=Condition(policy=policy))
         for weight, state in zip(weights, paths, strict=True):
-            total += weight * rewards_of_futures(state, evaluator.quantizer.embed, head, model.config.end_code).cpu().numpy()
+            found = rewards_of_futures(state, evaluator.quantizer.embed, head, model.config.end_code)
+            total += weight * found.cpu().numpy()
     j = (total / weights.sum() / R_MAX).reshape(len(targets), len(data.starts), ROLLED_OUT)
     noise = np.sqrt((j.var(2, ddof=1) / ROLLED_OUT).mean(1) / len(data.starts))  # of the roll-outs alone
     means = j.mean((1, 2))

@@ -17,6 +17,7 @@ from voc_rl.values import FittedQ
 from voc_rl.values.fitted_q import MEMBERS
 
 VISITS = 20  # futures per start, for the diagnostics
+KEPT_SHARE = 1.0 - np.exp(-1.0)  # of the episodes, in a bootstrap sample
 RESAMPLED_DRAWS = 2  # actions per row of the resampled chains: half the cost, and their mean is what counts
 
 
@@ -83,11 +84,15 @@ class PolicyChains:
     def variance(self, name: str, reward: np.ndarray, gamma: float, critic: FittedQ | None = None) -> float:
         """Squared standard error of the mean value of the starts.
 
-        Chains of resampled episodes tell which part is luck. They hold fewer episodes, so their jumps are longer: the
-        shift that this brings tells the size of what is left of it.
+        Chains of resampled episodes tell which part is luck. A share f of the episodes is in each, so the spread of
+        their values is that of the whole times (1 - f) / f (the delete-d jackknife, Shao and Wu 1989). Fewer episodes
+        also make longer jumps: the shift that this brings, times the same f / (1 - f), is the bias that is left, as far
+        as it shrinks with the number of episodes. A critic may be wrong by as much as it moved the value.
         """
         whole, resampled = self._known(name, reward, gamma, critic)
-        return float(resampled.var(ddof=1) + (resampled.mean() - whole[self.starts].mean()) ** 2)
+        scale, mean = KEPT_SHARE / (1.0 - KEPT_SHARE), whole[self.starts].mean()
+        moved = 0.0 if critic is None else mean - self.values(name, reward, gamma)[self.starts].mean()
+        return float(scale * resampled.var(ddof=1) + (scale * (resampled.mean() - mean)) ** 2 + moved**2)
 
     def diagnostics(self, name: str, reward: np.ndarray, gamma: float) -> dict[str, float]:
         """How far the data support a policy, along its own chain from the starts."""

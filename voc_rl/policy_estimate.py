@@ -11,7 +11,8 @@ import numpy as np
 FAR = 2.0  # typical distances: a policy whose jumps are longer on average is not supported by the data
 COVERS = (
     "the mean over which episodes were logged (chains of resampled episodes, and how far they drift), the noise of the "
-    "policy and of sampling, and how far the network is from its chain; not a reward that the frames do not show"
+    "policy and of sampling, how far a critic moved the chain's value, and how far the network is from its chain; not "
+    "a reward that the frames do not show"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from worlds import kill_when, one_sentence
 
-from voc_rl.benchmarks.cells import describe, finished, run_cells
+from voc_rl.benchmarks.cells import describe, finished, grid, run_cells
 from voc_rl.errors import VOCError
 
 CELLS = [{"task": task, "seed": seed} for task in ("one", "two") for seed in (0, 1)]
@@ -159,3 +160,18 @@ def test_cells_in_words() -> None:
         describe({"task": "walker-walk", "quantizer": "dino", "seed": 2, "settings": "5f0c"})
         == "walker-walk, dino, seed 2"
     )
+
+
+def slow_square(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {"square": cell["seed"] ** 2, "process": os.getpid()}
+
+
+def test_cells_in_several_processes_are_told_in_order(tmp_path: Path) -> None:
+    cells, said = grid(task=("one", "two"), seed=range(3)), list[str]()
+    assert cells[:4] == [{"task": "one", "seed": seed} for seed in range(3)] + [{"task": "two", "seed": 0}]
+    records = run_cells(cells, slow_square, tmp_path / "cells.jsonl", said.append, processes=2)
+    assert [record["result"]["square"] for record in records] == [0, 1, 4, 0, 1, 4]
+    assert os.getpid() not in {record["result"]["process"] for record in records}
+    assert run_cells(cells, slow_square, tmp_path / "cells.jsonl", said.append, processes=2) == records
+    with pytest.raises(VOCError, match="processes"):
+        run_cells(cells, slow_square, tmp_path / "cells.jsonl", processes=0)

@@ -53,6 +53,7 @@ def test_smoke_run_from_pixels_to_the_table(shared: Path, tmp_path: Path) -> Non
     expected = {
         "voc",
         "voc_head",
+        "voc_corrected",
         "mfmc",
         "one_step",
         "fqe",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
 from voc_rl.occupancy import PolicyActions, taken_actions
+from voc_rl.precision import seeded
 
 COMPONENTS = 96  # of the frames' features: what is left is mostly noise once every input has the same spread
 MEMBERS = 5  # outputs per policy of one reward, each with its own weights of the episodes
@@ -90,7 +91,7 @@ class _Trainee:
             q = torch.where(self.going[later, None, None], q, -self.mean)
             goal = (1 - self.gamma) * self.reward[later, None] + self.gamma * q
         noise = self.config.noise * torch.randn(
-            len(rows), self.inputs.shape[1], generator=generator, device=rows.device
+            len(rows), self.inputs.shape[1], generator=generator, device=generator.device
         )
         found = self.network(self.inputs[rows] + noise, self.taken[rows])
         return ((found - goal).square() * self.weights[rows, None]).mean(), {}
@@ -136,8 +137,7 @@ def fitted_q(
     device = device or torch.device("cpu")
     inputs = torch.from_numpy((state - state.mean(0)) / (state.std(0) + 1e-4)).float().to(device)
     weights = np.ones_like(reward) if weights is None else weights
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_seed(seed, 71))
+    with seeded(torch.device("cpu"), step_seed(seed, 71)):
         network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), reward.shape[1], config.width)
     network = network.to(device)
     trainee = _Trainee(network, inputs, dataset, actions, reward, weights, gamma, config, seed, device)
