@@ -91,9 +91,11 @@ def test_attention_kernel(place: int) -> None:
     B, M, heads, P, d, T = 3, 21, 8, 75, 96, 12
     qkv = torch.randn(B * M, 3 * heads * d, device=CUDA, dtype=torch.bfloat16)
     keys, values = (torch.randn(B, heads, P, d, device=CUDA, dtype=torch.bfloat16) for _ in "kv")
-    one = [torch.randn(B * M, heads, T, d, device=CUDA, dtype=torch.bfloat16) for _ in "kv"]
+    one = [torch.randn(1, B * M, heads, T, d, device=CUDA, dtype=torch.bfloat16) for _ in "kv"]
     two = [part.clone() for part in one]
-    expected = TorchKernels().attend(qkv, keys, values, (one[0], one[1]), place)
+    plain = TorchKernels()
+    plain.block = T
+    expected = plain.attend(qkv, keys, values, (one[0], one[1]), place)
     found = TritonKernels().attend(qkv, keys, values, (two[0], two[1]), place)
     torch.testing.assert_close(found.float(), expected.float(), atol=3e-2, rtol=3e-2)
     assert torch.equal(one[0], two[0])

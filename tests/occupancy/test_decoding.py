@@ -10,7 +10,7 @@ import torch
 from test_sampling import CODES, TOKENS, generator, network
 
 from voc_rl.occupancy import uniforms
-from voc_rl.occupancy.decoding import Decoder, TorchKernels, decoder
+from voc_rl.occupancy.decoding import Decoder, TorchKernels, kept_decoder
 from voc_rl.occupancy.sampling import sample_plainly
 
 
@@ -35,11 +35,11 @@ def test_the_same_futures_as_the_plain_sampler(ends: bool, top_k: int | None) ->
 
 def test_decoders_are_kept_and_shared_by_nearly_equal_numbers_of_states() -> None:
     model = network()
-    one = decoder(model, 201, 1, torch.float32)
-    assert decoder(model, 208, 1, torch.float32) is one
+    one = kept_decoder(model, 201, 1, torch.float32)
+    assert kept_decoder(model, 208, 1, torch.float32) is one
     assert one.states == 208
-    assert decoder(model, 193, 1, torch.float32).states == 208
-    assert [decoder(network(), n, 1, torch.float32).states for n in (1, 7, 8, 17, 33)] == [1, 7, 8, 18, 36]
+    assert kept_decoder(model, 193, 1, torch.float32).states == 208
+    assert [kept_decoder(network(), n, 1, torch.float32).states for n in (1, 7, 8, 17, 33)] == [1, 7, 8, 18, 36]
 
 
 INTERPRETED = """
@@ -50,7 +50,8 @@ torch.manual_seed(0)
 plain, kernels = TorchKernels(), TritonKernels()
 for B, M, heads, P, d, T, place in ((2, 5, 2, 7, 12, 9, 0), (1, 19, 3, 130, 24, 9, 8)):
     qkv, keys, values = (torch.randn(shape) for shape in ((B * M, 3 * heads * d), *[(B, heads, P, d)] * 2))
-    cache = [torch.randn(B * M, heads, T, d) for _ in "kv"]
+    plain.block = T
+    cache = [torch.randn(1, B * M, heads, T, d) for _ in "kv"]
     other = [part.clone() for part in cache]
     expected = plain.attend(qkv, keys, values, cache, place)
     torch.testing.assert_close(kernels.attend(qkv, keys, values, other, place), expected, atol=1e-5, rtol=1e-5)

@@ -14,8 +14,8 @@ from scipy import stats
 from torch import Tensor
 
 from voc_rl.errors import VOCError
-from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, compose, sample_futures, sampling
-from voc_rl.occupancy.sampling import sample_codes, uniforms
+from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, compose, sample_futures
+from voc_rl.occupancy.sampling import bytes_of_state, sample_codes, states_at_once, uniforms
 from voc_rl.occupancy.transformer import Cache, Prefix
 
 TOKENS, CODES = 3, 5
@@ -190,9 +190,7 @@ def test_same_generator_same_futures() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("new_gamma", [None, 0.9])
-def test_common_random_numbers_make_futures_a_function_of_the_context(
-    new_gamma: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_common_random_numbers_make_futures_a_function_of_the_context(new_gamma: float | None) -> None:
     """Alone, in a batch and in a batch that is cut up, a context has the same futures; samples of it differ."""
     model, context = network(seed=5), torch.randint(CODES, (6, TOKENS))
 
@@ -203,7 +201,7 @@ def test_common_random_numbers_make_futures_a_function_of_the_context(
 
     together = drawn(context)
     assert torch.equal(torch.cat([drawn(context[i : i + 1]) for i in range(6)]), together)
-    monkeypatch.setattr(sampling, "SEQUENCES_AT_ONCE", 18)
+    model.memory = 2 * bytes_of_state(model.config, 9)
     assert torch.equal(drawn(context), together)
     assert len(together[0].unique(dim=0)) > 1
     same = drawn(context[:1].expand(3, -1))
@@ -212,20 +210,25 @@ def test_common_random_numbers_make_futures_a_function_of_the_context(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("at_once", [1, 10, 24, 16384])
-def test_chunks_keep_shape_and_order(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contexts whose futures are nearly certain come back in their order, however they are cut."""
-    monkeypatch.setattr(sampling, "SEQUENCES_AT_ONCE", at_once)
-    S = 6
-    model = table_model(np.roll(np.eye(S), 1, axis=1))
-    context = torch.tensor([3, 0, 5, 1, 1, 4, 2])[:, None]
-    futures = sample_futures(model, context, None, 4, generator())
-    assert futures.shape == (7, 4, 1)
-    assert (futures[..., 0] == (context + 1) % S).all()
-    features = torch.randn(7, 4)
-    real = network(feature_dim=4)
-    long = sample_futures(real, torch.randint(CODES, (7, TOKENS)), features, 4, generator())
-    assert long.shape == (7, 4, TOKENS)
+@pytest.mark.parametrize("states", [1, 2, 3, 5, 100])
+def test_a_budget_of_memory_cuts_states_and_keeps_their_order(states: int) -> None:
+    model = network(feature_dim=4)
+    context, features = torch.randint(CODES, (7, TOKENS)), torch.randn(7, 4)
+    noise = uniforms(model, 7, 4, generator())
+    together = sample_futures(model, context, features, 4, generator(), noise)
+    model.memory = states * bytes_of_state(model.config, 4)
+    assert states_at_once(model, 7, 4) == {1: 1, 2: 2, 3: 3, 5: 4, 100: 7}[states]  # parts of equal size
+    assert torch.equal(sample_futures(model, context, features, 4, generator(), noise), together)
+    assert sample_futures(model, context, features, 4, generator()).shape == (7, 4, TOKENS)
+    model.memory = bytes_of_state(model.config, 4) - 1
+    with pytest.raises(VOCError, match=r"too small for one state with 4 samples, which takes 0 MB; raise it, or draw"):
+        sample_futures(model, context, features, 4, generator())
+
+
+def test_the_budget_is_what_decoding_takes() -> None:
+    config = OccupancyConfig(1024, 75, n_layer=4, n_head=8, width=768)
+    caches = 100 * 4 * 75 * 768 * 2 * 2  # keys and values of 100 futures in bfloat16
+    assert caches < bytes_of_state(config, 100) < 1.2 * caches
 
 
 class _Table(torch.nn.Module):

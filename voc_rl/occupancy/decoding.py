@@ -35,11 +35,17 @@ class Layer:
 
 
 class Kernels(Protocol):
-    """The parts of a step that are not plain products; B states, M samples, N = B * M, C the width, d of a head."""
+    """The parts of a step that are not plain products; B states, M samples, N = B * M, C the width, d of a head.
+
+    Attributes:
+        block: places of a future that lie together in the cache, (blocks, N, heads, block, d); None: all of them.
+    """
+
+    block: int | None
 
     def attend(self, qkv: Tensor, keys: Tensor, values: Tensor, cache: tuple[Tensor, Tensor], place: int) -> Tensor:
         """(N, 3 C) of the newest codes, context (B, heads, P, d) twice -> (N, C); the newest keys and values are added
-        to the cache (N, heads, T, d) at ``place``, and all before them are read."""
+        to the cache at ``place``, and all before them are read."""
         ...
 
     def add_norm(self, x: Tensor, y: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
@@ -74,7 +80,8 @@ class Decoder:
         self.head = weight.new_zeros(math.ceil(len(weight) / 64) * 64, config.width, dtype=dtype)
         self._pairs.append((self.head[: len(weight)], weight))
         shape = (states, config.n_head, config.n_tokens, config.width // config.n_head)
-        own = (states * samples, *shape[1:])
+        block = kernels.block or config.n_tokens
+        own = (-(-config.n_tokens // block), states * samples, config.n_head, block, shape[-1])
         self.context = [
             (weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype)) for _ in self.layers
         ]
@@ -86,7 +93,9 @@ class Decoder:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def _kept(self, parameter: Tensor, dtype: torch.dtype, turn: bool = False) -> Tensor:
-        """A copy that every call renews; ``turn``: seen as (inputs, outputs)."""
+        """A copy that every call renews, which a graph needs; ``turn``: seen as (inputs, outputs)."""
+        if parameter.dtype == dtype and not parameter.is_cuda:
+            return parameter.detach().T if turn else parameter.detach()
         copy = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
         self._pairs.append((copy, parameter))
         return copy.T if turn else copy
@@ -175,21 +184,29 @@ def sample_codes(logits: Tensor, noise: Tensor, top_k: int | None = None) -> Ten
 
 
 class TorchKernels:
-    """The parts of a step in PyTorch, for any device."""
+    """The parts of a step in PyTorch, for any device.
+
+    The cache is read in blocks, each of them whole: a product of the places written so far alone would copy them all
+    at every step, because they do not lie together.
+    """
+
+    block = 16
 
     def attend(self, qkv: Tensor, keys: Tensor, values: Tensor, cache: tuple[Tensor, Tensor], place: int) -> Tensor:
         B, heads, P, d = keys.shape
-        N = len(qkv)
+        N, (last, inside) = len(qkv), divmod(place, self.block)
         q, k, v = qkv.view(N, 3, heads, d).unbind(1)
-        cache[0][:, :, place], cache[1][:, :, place] = k, v
-        own_keys, own_values = (part[:, :, : place + 1] for part in cache)
+        cache[0][last, :, :, inside], cache[1][last, :, :, inside] = k, v
         q = q * (1.0 / math.sqrt(d))
         shared = q.view(B, N // B, heads, d).transpose(1, 2) @ keys.transpose(-2, -1)  # (B, heads, M, P)
-        own = (own_keys @ q[..., None])[..., 0]  # (N, heads, place + 1)
-        scores = torch.cat([shared.transpose(1, 2).reshape(N, heads, P), own], -1)
+        own = [(block @ q[..., None])[..., 0] for block in cache[0][: last + 1]]  # (N, heads, block) each
+        own[-1][..., inside + 1 :] = -torch.inf
+        scores = torch.cat([shared.transpose(1, 2).reshape(N, heads, P), *own], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
         context = weights[..., :P].view(B, N // B, heads, P).transpose(1, 2) @ values  # (B, heads, M, d)
-        y = context.transpose(1, 2).reshape(N, heads, d) + (weights[..., None, P:] @ own_values)[..., 0, :]
+        y = context.transpose(1, 2).reshape(N, heads, d)
+        for block, part in zip(cache[1][: last + 1], weights[..., P:].split(self.block, -1), strict=True):
+            y = y + (part[..., None, :] @ block)[..., 0, :]
         return y.reshape(N, heads * d)
 
     def add_norm(self, x: Tensor, y: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
@@ -201,16 +218,23 @@ class TorchKernels:
         return torch.where(before == codes, before, code)
 
 
-# the last decoders of each network; they hold buffers and a graph, which are worth keeping on a GPU only
+# the last decoders of each network on a GPU: they hold a graph
 _DECODERS: WeakKeyDictionary[OccupancyTransformer, dict[tuple[int, int, torch.dtype], Decoder]] = WeakKeyDictionary()
 KEPT = 2
 
 
 def decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
-    """A decoder for at least ``states`` contexts: a kept one where there is one.
+    """A decoder for at least ``states`` contexts; on a GPU a kept one where there is one.
 
-    States are rounded up by at most an eighth, so that numbers of states that are nearly alike share one.
+    States are then rounded up by at most an eighth, so that numbers of states that are nearly alike share one.
     """
+    if not model.codes.weight.is_cuda:
+        return Decoder(model, states, samples, dtype, TorchKernels())
+    return kept_decoder(model, states, samples, dtype)
+
+
+def kept_decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
+    """The decoder that is kept for such a number of states, or a new one that is kept from now on."""
     step = max(2 ** (states.bit_length() - 1) // 8, 1)
     key = (math.ceil(states / step) * step, samples, dtype)
     kept = _DECODERS.setdefault(model, {})

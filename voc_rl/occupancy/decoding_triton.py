@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: disable-error-code="no-untyped-def"
 """The parts of a decoding step as one GPU kernel each (Triton); what they compute is said in ``decoding.Kernels``."""
 
 from __future__ import annotations
@@ -104,9 +104,11 @@ def _choose(logits, noise, before, out, codes, stride, CODES: tl.constexpr):
 class TritonKernels:
     """One kernel for each part."""
 
+    block = None
+
     def attend(self, qkv: Tensor, keys: Tensor, values: Tensor, cache: tuple[Tensor, Tensor], place: int) -> Tensor:
         B, heads, P, d = keys.shape
-        N, T = len(qkv), cache[0].shape[2]
+        N, T = len(qkv), cache[0].shape[3]
         out = qkv.new_empty(N, heads * d)
         grid: Any = (B * heads * triton.cdiv(N // B, SAMPLES),)
         _attend[grid](

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from voc_rl.errors import VOCError
 from voc_rl.occupancy.decoding import decoder, sample_codes
-from voc_rl.occupancy.transformer import Cache, Condition, OccupancyTransformer, Prefix
+from voc_rl.occupancy.transformer import Cache, Condition, OccupancyConfig, OccupancyTransformer, Prefix
+from voc_rl.precision import device_of
 
-# states x samples that are decoded at once; bounds memory, and is large enough to keep the matrices busy
-SEQUENCES_AT_ONCE = 16384
 LOGITS_AT_ONCE = 1 << 26  # numbers, for the probabilities of given futures
 
 
@@ -28,10 +28,13 @@ def sample_futures(
     """Codes int64 (B, samples, n_tokens) of futures of contexts int64 (B, n_tokens); END fills a whole future.
 
     ``condition``: actions and policies of the B contexts. ``noise`` (n_tokens, B or 1, samples) is what the futures are
-    drawn with, instead of fresh numbers (``uniforms``).
+    drawn with, instead of fresh numbers (``uniforms``). As many states are decoded at once as ``model.memory`` allows.
+
+    Raises:
+        VOCError: a budget of memory that is too small for one state.
     """
-    states = max(SEQUENCES_AT_ONCE // samples, 1)
     parts = []
+    states = states_at_once(model, len(context), samples)
     for first in range(0, len(context), states):
         some = slice(first, first + states)
         prefix = model.prefix(
@@ -58,9 +61,39 @@ def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: 
 @torch.no_grad()
 def sample_from_prefix(model: OccupancyTransformer, prefix: Prefix, noise: Tensor) -> Tensor:
     """Codes int64 (B, samples, n_tokens) that follow contexts already read; ``noise`` is what ``uniforms`` returns."""
-    if prefix.last.is_cuda and isinstance(model, OccupancyTransformer) and not model.drops:
+    if isinstance(model, OccupancyTransformer) and not model.drops:
         return decoder(model, len(prefix), noise.shape[2], prefix.keys[0].dtype)(prefix, noise)
     return sample_plainly(model, prefix, noise)
+
+
+def states_at_once(model: OccupancyTransformer, states: int, samples: int) -> int:
+    """How many of ``states`` are decoded at once: as many as fit into ``model.memory``, in parts of equal size.
+
+    Raises:
+        VOCError: a budget that is too small for one state.
+    """
+    if not isinstance(model, OccupancyTransformer):
+        return max(states, 1)
+    memory, one = model.memory or default_memory(device_of(model)), bytes_of_state(model.config, samples)
+    if memory < one:
+        raise VOCError(
+            f"The budget of {memory / 1e6:.0f} MB for sampling is too small for one state with {samples} samples, "
+            f"which takes {one / 1e6:.0f} MB; raise it, or draw fewer samples."
+        )
+    parts = -(-states // (memory // one))
+    return -(-states // max(parts, 1)) or 1
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes that sampling may take: a quarter of a GPU's, or 2 GiB of the host's."""
+    return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 1 << 31
+
+
+def bytes_of_state(config: OccupancyConfig, samples: int) -> int:
+    """About what decoding ``samples`` futures of one state takes: keys and values, then what a step works on."""
+    pairs = 2 * 2 * config.n_layer * config.n_tokens * config.width
+    step = 24 * config.width + 12 * config.codebook_size + 12 * config.n_tokens
+    return pairs + samples * (pairs + step)
 
 
 @torch.no_grad()

@@ -165,11 +165,16 @@ class Block(nn.Module):
 
 
 class OccupancyTransformer(nn.Module):
-    """Context codes [and features] -> distribution of the codes of an observation at a discounted future time."""
+    """Context codes [and features] -> distribution of the codes of an observation at a discounted future time.
+
+    Attributes:
+        memory: bytes that sampling may take at once; None: chosen for the device (``sampling.default_memory``).
+    """
 
     def __init__(self, config: OccupancyConfig) -> None:
         super().__init__()
         self.config = config
+        self.memory: int | None = None
         self.vocabulary = config.codebook_size + 1
         self.codes = nn.Embedding(self.vocabulary, config.width)
         self.positions = nn.Embedding(2 * config.n_tokens, config.width)

@@ -12,6 +12,7 @@ from torch import Tensor
 from voc_rl.precision import float32
 from voc_rl.values.statistics import normal_interval, student_interval
 
+CODES_AT_ONCE = 1 << 19  # whose vectors are in memory together, so that values of many states take little
 SAMPLE_COVERS = "the mean over sampled futures of this model (sampling noise only, not the model's own error)"
 HEAD_COVERS = "the mean over which episodes were logged (spread of heads that weigh episodes differently)"
 
@@ -65,6 +66,8 @@ def rewards_of_futures(
     Computed in float32, inside of ``autocast`` too.
     """
     ended = futures[..., 0] == end_code
+    at_once = max(CODES_AT_ONCE // max(futures[0].numel(), 1), 1) if len(futures) else 1
     with float32(futures.device):
-        rewards = reward(embed(torch.where(ended[..., None], 0, futures)))
+        parts = torch.where(ended[..., None], 0, futures).split(at_once)
+        rewards = torch.cat([reward(embed(part)) for part in parts])
     return torch.where(ended, 0.0, rewards.float())

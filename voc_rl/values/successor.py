@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from voc_rl.values.estimators import CODES_AT_ONCE
+
 
 @torch.no_grad()
 def successor_features(futures: Tensor, embed: Callable[[Tensor], Tensor], end_code: int, gamma: float) -> Tensor:
@@ -15,7 +17,10 @@ def successor_features(futures: Tensor, embed: Callable[[Tensor], Tensor], end_c
     phi is the flat vector of an observation's codes, and zero after an END. A reward that is linear in phi has the
     value psi @ weights (Barreto et al. 2017).
     """
-    ended = futures[..., 0] == end_code
-    phi = embed(torch.where(ended[..., None], 0, futures)).flatten(-2).float()
-    phi = torch.where(ended[..., None], 0.0, phi)
-    return phi.mean(1) / (1.0 - gamma)
+    at_once = max(CODES_AT_ONCE // max(futures[0].numel(), 1), 1) if len(futures) else 1
+    means = []
+    for part in futures.split(at_once):
+        ended = (part[..., 0] == end_code)[..., None]
+        phi = embed(torch.where(ended, 0, part)).flatten(-2).float()
+        means.append(torch.where(ended, 0.0, phi).mean(1))
+    return torch.cat(means) / (1.0 - gamma)
