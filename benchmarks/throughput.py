@@ -24,6 +24,7 @@ import tyro
 from voc_rl.benchmarks import throughput_machine as machine
 from voc_rl.benchmarks.results import FOLDER, hardware, options, write_results
 from voc_rl.benchmarks.throughput_cases import SIZES, Case, Rounds
+from voc_rl.benchmarks.throughput_plot import draw
 from voc_rl.benchmarks.throughput_table import table
 from voc_rl.checkpoints import read_json
 from voc_rl.errors import check_choice, check_choices
@@ -149,14 +150,15 @@ def _write(args: Args, device: torch.device, part: Mapping[str, Any]) -> dict[st
     """The device's part beside that of the other device, where there is one."""
     path = (args.out or FOLDER) / f"{NAME}.json"
     before = read_json(path) if path.exists() else {}
-    parts = {name: before[name] for name in ("cpu", "cuda") if name in before}
+    parts: dict[str, Any] = {name: before[name] for name in ("cpu", "cuda") if name in before}
     parts[device.type] = dict(part)
     results = {
         "what": WHAT, "scale": " and ".join(sorted({p["scale"] for p in parts.values()})),
         "command": " and ".join(sorted({p["command"] for p in parts.values()})),
         "hardware": " and ".join(sorted({f"{p['hardware']} ({p['device']})" for p in parts.values()})), **parts,
     }  # fmt: skip
-    write_results(NAME, results, table(results), args.out)
+    folder = write_results(NAME, results, table(results), args.out)
+    draw(results, folder / f"{NAME}.png")
     return results
 
 

@@ -100,6 +100,11 @@ class Case:
             ours.append(machine.seconds(own, device))
             one = machine.seconds(lambda: [self.reference.sample(context) for _ in range(rounds.calls)], device)
             reference.append(one / rounds.calls * rounds.samples)
+        low = {}
+        if device.type == "cuda":  # not how the public code runs it, but how anybody would try to first
+            with autocast(device):
+                one = machine.seconds(lambda: self.reference.sample(context), device)
+            low = {"reference_bfloat16_seconds": one * rounds.samples}
         flops = machine.sampling_flops(self.config, rounds.states, rounds.samples)
         needed = machine.sampling_bytes(self.config, rounds.states, rounds.samples)
         bound = max(flops / rates["matmul_flops"], needed / rates["copy_bytes"])
@@ -107,7 +112,7 @@ class Case:
         return {
             "states": rounds.states, "samples": rounds.samples,
             "sampler_seconds": spread(ours), "reference_seconds": spread(reference),
-            "reference_calls_timed": rounds.calls * rounds.rounds,
+            "reference_calls_timed": rounds.calls * rounds.rounds, **low,
             "sampler_speedup": float(np.median(reference)) / median,
             "values_per_second": rounds.states / median,
             "sampler_flops": flops, "sampler_bytes": needed,
@@ -130,7 +135,7 @@ class Case:
                 descent.step(done)
                 done += 1
 
-        if device.type == "cuda":
+        for _ in range(3 if device.type == "cuda" else 0):
             steps()
             self.reference.step(context, following, GAMMA)
         _reset(device)
@@ -156,8 +161,9 @@ class Case:
             elif what == "samples":
                 samples = value
             else:
-                name = {"tokens": "n_tokens", "width": "width"}[what]
-                model = OccupancyTransformer(replace(self.config, **{name: value})).eval().to(self.device)
+                longer = replace(self.config, n_tokens=value)
+                config = longer if what == "tokens" else replace(self.config, width=value)
+                model = OccupancyTransformer(config).eval().to(self.device)
             case = self if model is self.model else _with(self, model)
             work = case.ours(states, samples, model)
             if self.device.type == "cuda":

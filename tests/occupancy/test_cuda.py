@@ -93,13 +93,23 @@ def test_attention_kernel(place: int) -> None:
     keys, values = (torch.randn(B, heads, P, d, device=CUDA, dtype=torch.bfloat16) for _ in "kv")
     one = [torch.randn(1, B * M, heads, T, d, device=CUDA, dtype=torch.bfloat16) for _ in "kv"]
     two = [part.clone() for part in one]
-    plain = TorchKernels()
-    plain.block = T
-    expected = plain.attend(qkv, keys, values, (one[0], one[1]), place)
+    expected = TorchKernels().attend(qkv, keys, values, (one[0], one[1]), place)
     found = TritonKernels().attend(qkv, keys, values, (two[0], two[1]), place)
     torch.testing.assert_close(found.float(), expected.float(), atol=3e-2, rtol=3e-2)
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
+
+
+def test_the_activation_is_the_one_with_tanh() -> None:
+    from voc_rl.occupancy.decoding_triton import TritonKernels
+
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(shape, device=CUDA).bfloat16() for shape in ((640, 768), (768, 3072), (3072,)))
+    plain, found = (kernels.widen(x, weight, bias).float() for kernels in (TorchKernels(), TritonKernels()))
+    torch.testing.assert_close(found, plain, atol=0.2, rtol=2e-2)
+    small = (torch.randn(16, 768, device=CUDA) / 28).bfloat16()
+    exact = torch.nn.functional.gelu((small.double() @ weight.double() + bias.double()), approximate="tanh")
+    assert (TritonKernels().widen(small, weight, bias).double() - exact).abs().mean() < 4e-3
 
 
 def trainee(device: torch.device) -> OccupancyTrainee:

@@ -12,6 +12,7 @@ from test_sampling import CODES, TOKENS, generator, network
 from voc_rl.occupancy import uniforms
 from voc_rl.occupancy.decoding import Decoder, TorchKernels, kept_decoder
 from voc_rl.occupancy.sampling import sample_plainly
+from voc_rl.occupancy.transformer import Cache
 
 
 @torch.no_grad()
@@ -33,6 +34,18 @@ def test_the_same_futures_as_the_plain_sampler(ends: bool, top_k: int | None) ->
     assert torch.equal(decode(prefix, noise), sample_plainly(model, prefix, noise))
 
 
+@torch.no_grad()
+def test_the_same_hidden_numbers_as_the_networks_own() -> None:
+    model, futures = network(seed=2, tokens=20), torch.randint(CODES, (3, 7, 20))
+    prefix = model.prefix(torch.randint(CODES, (3, 20)))
+    cache, decode = Cache(model.config, prefix, 7), Decoder(model, 3, 7, torch.float32, TorchKernels())
+    decode(prefix, uniforms(model, 3, 7, generator()))  # reads the context
+    for place in range(19):
+        own = model.next_hidden(prefix, futures[..., place], cache)
+        found = decode._hidden(futures[..., place].flatten(), place).view_as(own)
+        torch.testing.assert_close(found, own, atol=2e-6, rtol=2e-6)
+
+
 def test_decoders_are_kept_and_shared_by_nearly_equal_numbers_of_states() -> None:
     model = network()
     one = kept_decoder(model, 201, 1, torch.float32)
@@ -50,7 +63,6 @@ torch.manual_seed(0)
 plain, kernels = TorchKernels(), TritonKernels()
 for B, M, heads, P, d, T, place in ((2, 5, 2, 7, 12, 9, 0), (1, 19, 3, 130, 24, 9, 8)):
     qkv, keys, values = (torch.randn(shape) for shape in ((B * M, 3 * heads * d), *[(B, heads, P, d)] * 2))
-    plain.block = T
     cache = [torch.randn(1, B * M, heads, T, d) for _ in "kv"]
     other = [part.clone() for part in cache]
     expected = plain.attend(qkv, keys, values, cache, place)

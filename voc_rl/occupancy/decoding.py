@@ -9,8 +9,9 @@ kernel each (``decoding_triton``), and from the second call on, the decoding of 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import lru_cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -50,6 +51,10 @@ class Kernels(Protocol):
 
     def add_norm(self, x: Tensor, y: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         """x (N, C) float32 grows by y (N, C) + bias (C,), in place; returns its norm in the precision of y."""
+        ...
+
+    def widen(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """tanh-GELU of x (N, C) @ weight (C, 4 C) + bias."""
         ...
 
     def choose(self, logits: Tensor, codes: int, noise: Tensor, before: Tensor) -> Tensor:
@@ -166,7 +171,7 @@ class Decoder:
             qkv = torch.addmm(layer.qkv[1], normed, layer.qkv[0])
             attended = kernels.attend(qkv, *self.context[i], self.cache[i], place)
             normed = kernels.add_norm(x, attended @ layer.out[0], layer.out[1], layer.norm_2)
-            wide = torch._addmm_activation(layer.up[1], normed, layer.up[0], use_gelu=True)
+            wide = kernels.widen(normed, *layer.up)
             after = layers[i + 1].norm_1 if i + 1 < len(layers) else self.norm
             normed = kernels.add_norm(x, wide @ layer.down[0], layer.down[1], after)
         return normed
@@ -183,18 +188,19 @@ def sample_codes(logits: Tensor, noise: Tensor, top_k: int | None = None) -> Ten
     return torch.searchsorted(cumulative, noise * total, right=True).clamp(max=logits.shape[-1] - 1)
 
 
-class TorchKernels:
+class TorchKernels(Kernels):
     """The parts of a step in PyTorch, for any device.
 
     The cache is read in blocks, each of them whole: a product of the places written so far alone would copy them all
     at every step, because they do not lie together.
     """
 
-    block = 16
+    block: int | None = 16
 
     def attend(self, qkv: Tensor, keys: Tensor, values: Tensor, cache: tuple[Tensor, Tensor], place: int) -> Tensor:
         B, heads, P, d = keys.shape
-        N, (last, inside) = len(qkv), divmod(place, self.block)
+        N, size = len(qkv), cache[0].shape[3]
+        last, inside = divmod(place, size)
         q, k, v = qkv.view(N, 3, heads, d).unbind(1)
         cache[0][last, :, :, inside], cache[1][last, :, :, inside] = k, v
         q = q * (1.0 / math.sqrt(d))
@@ -205,13 +211,16 @@ class TorchKernels:
         weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
         context = weights[..., :P].view(B, N // B, heads, P).transpose(1, 2) @ values  # (B, heads, M, d)
         y = context.transpose(1, 2).reshape(N, heads, d)
-        for block, part in zip(cache[1][: last + 1], weights[..., P:].split(self.block, -1), strict=True):
+        for block, part in zip(cache[1][: last + 1], weights[..., P:].split(size, -1), strict=True):
             y = y + (part[..., None, :] @ block)[..., 0, :]
         return y.reshape(N, heads * d)
 
     def add_norm(self, x: Tensor, y: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         x.add_(y).add_(bias)
         return F.layer_norm(x, x.shape[-1:], *norm).to(y.dtype)
+
+    def widen(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
 
     def choose(self, logits: Tensor, codes: int, noise: Tensor, before: Tensor) -> Tensor:
         code = sample_codes(logits[:, :codes].float(), noise[:, None])[:, 0]
@@ -246,9 +255,31 @@ def kept_decoder(model: OccupancyTransformer, states: int, samples: int, dtype: 
 
 
 def _kernels(model: OccupancyTransformer, dtype: torch.dtype) -> Kernels:
-    """Triton's on a GPU in bfloat16, PyTorch's elsewhere."""
-    if model.codes.weight.is_cuda and dtype == torch.bfloat16 and find_spec("triton") is not None:
+    """Triton's on a GPU in bfloat16, PyTorch's elsewhere, and where Triton does not work."""
+    config, device = model.config, model.codes.weight.device
+    if dtype == torch.bfloat16 and triton_works(config.n_head, config.width // config.n_head, device):
         from voc_rl.occupancy.decoding_triton import TritonKernels
 
         return TritonKernels()
     return TorchKernels()
+
+
+@lru_cache(maxsize=16)
+def triton_works(heads: int, d: int, device: torch.device) -> bool:
+    """Whether the kernels compile and run for heads of width ``d`` on a device; warns where they do not."""
+    try:
+        from voc_rl.occupancy.decoding_triton import TritonKernels
+
+        kernels, C = TritonKernels(), heads * d
+        low: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
+        x = torch.zeros(2, C, device=device)
+        context, cache = torch.zeros(1, heads, 2, d, **low), torch.zeros(1, 2, heads, 2, d, **low)
+        y = kernels.attend(torch.zeros(2, 3 * C, **low), context, context, (cache, cache.clone()), 1)
+        normed = kernels.add_norm(x, y, x[0], (x[0], x[0]))
+        before = torch.zeros(2, dtype=torch.long, device=device)
+        kernels.choose(normed, 2, x[:, 0].contiguous(), before).cpu()
+    except Exception as error:  # a missing compiler, an old driver, too little shared memory: each its own class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"Triton does not work here ({reason}); sampling takes PyTorch's slower kernels.", stacklevel=2)
+        return False
+    return True

@@ -10,9 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from voc_rl.occupancy.decoding import Kernels
+
 SAMPLES = 16  # futures of one state and head that a program attends for: as few as a tensor core takes
-CONTEXT = 128  # places of the context at once
-OWN = 4  # own codes at once
+CONTEXT = 32  # places of the context at once; more would fill the shared memory with one program
+OWN = 512  # numbers of each future's own keys at once: 4 codes at the paper's 96 a head, filled up to 128
 
 
 @triton.jit(do_not_specialize=["place"])
@@ -101,19 +103,20 @@ def _choose(logits, noise, before, out, codes, stride, CODES: tl.constexpr):
     tl.store(out + n, tl.where(last == codes, last, code))
 
 
-class TritonKernels:
+class TritonKernels(Kernels):
     """One kernel for each part."""
 
-    block = None
+    block: int | None = None
 
     def attend(self, qkv: Tensor, keys: Tensor, values: Tensor, cache: tuple[Tensor, Tensor], place: int) -> Tensor:
         B, heads, P, d = keys.shape
         N, T = len(qkv), cache[0].shape[3]
         out = qkv.new_empty(N, heads * d)
         grid: Any = (B * heads * triton.cdiv(N // B, SAMPLES),)
+        D = max(triton.next_power_of_2(d), 16)
         _attend[grid](
             qkv, keys, values, *cache, out, N // B, P, place, T, d**-0.5,
-            heads=heads, d=d, D=max(triton.next_power_of_2(d), 16), SAMPLES=SAMPLES, CONTEXT=CONTEXT, OWN=OWN,
+            heads=heads, d=d, D=D, SAMPLES=SAMPLES, CONTEXT=CONTEXT, OWN=max(OWN // D, 1), num_warps=4, num_stages=2,
         )  # fmt: skip
         return out
 
@@ -121,6 +124,10 @@ class TritonKernels:
         out = torch.empty_like(y)
         _add_norm[(len(x),)](x, y, bias, *norm, out, x.shape[1], WIDTH=triton.next_power_of_2(x.shape[1]))
         return out
+
+    def widen(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # cuBLAS adds the bias and applies the activation, which on a GPU is the one with tanh, in the same kernel
+        return torch._addmm_activation(bias, x, weight, use_gelu=True)
 
     def choose(self, logits: Tensor, codes: int, noise: Tensor, before: Tensor) -> Tensor:
         out = torch.empty_like(before)
