@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,15 @@ from voc_rl.errors import check_choice, check_choices
 from voc_rl.precision import choose_device, device_name, keep_freed_memory
 from voc_rl.runs import versions
 
+Say = Callable[[str], None]
 NAME = "throughput"
 WHAT = "Sampling and training speed against Hugging Face's GPT-2 as the paper's public code uses it"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """rounds: per size. scaling: what is changed, one number at a time, and to what (at the last size). budget: seconds
-    after which no further scaling is measured. storage: whether rendering and reading are timed too."""
+    """rounds: per size. scaling: what is changed, one number at a time, and to what, at the first size asked for.
+    budget: seconds after which no further scaling is measured. storage: whether rendering and reading are timed too."""
 
     rounds: Mapping[str, Rounds]
     scaling: tuple[tuple[str, int], ...]
@@ -76,7 +77,7 @@ class Args:
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where there is one."""
     sizes: tuple[str, ...] = tuple(SIZES)
-    """Of tiny, small and paper."""
+    """Of paper, small and tiny."""
     threads: int | None = None
     """For both; default: the number at which the reference is fastest."""
     out: Path | None = None
@@ -97,29 +98,12 @@ def main(args: Args) -> dict[str, Any]:
         "scale": args.scale, "device": device_name(device), "hardware": hardware(), "versions": versions(),
         "command": command(args), "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }  # fmt: skip
-    results: dict[str, Any] = {}
-    case: Case | None = None
     for size in args.sizes:
-        case = None  # the buffers of the one before are given back
-        case = Case(size, device, scale.rounds[size])
-        threads = args.threads or case.fastest_threads(len(os.sched_getaffinity(0)))
-        torch.set_num_threads(threads)
-        if "machine" not in part or part["machine"]["threads"] != threads:
-            rates = part["machine"] = {**machine.rates(device), "threads": threads}
-            say(f"{part['device']}: {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, {rates['copy_bytes'] / 1e9:.0f} GB/s")
-        own = part[size] = {"threads": threads}
-        own.update(case.sampling(rates))
-        say(f"{size}: {_in_words(own)}, {threads} threads")
-        results = _write(args, device, part)
-        own.update(case.training(rates))
-        say(f"{size}: a training step {own['training_speedup']:.1f} x, {own['training_seconds']['median']:.4f} s")
-        results = _write(args, device, part)
-    part["scaling"] = []
-    for point in scale.scaling:
-        if case is None or time.perf_counter() - started > scale.budget:
-            break
-        part["scaling"] += case.scaling([point])
-        say(f"scaling: {part['scaling'][-1]}")
+        _size(args, scale, size, device, part, say)
+        _write(args, device, part)
+        if size == args.sizes[0]:
+            _scaling(scale, size, device, part, say, started + scale.budget)
+            _write(args, device, part)
     if scale.storage:
         from voc_rl.benchmarks.throughput_storage import storage
 
@@ -128,6 +112,31 @@ def main(args: Args) -> dict[str, Any]:
     results = _write(args, device, part)
     print(table(results))
     return results
+
+
+def _size(args: Args, scale: Scale, size: str, device: torch.device, part: dict[str, Any], say: Say) -> None:
+    """Time sampling and a training step of one size into ``part``."""
+    case = Case(size, device, scale.rounds[size])
+    threads = args.threads or case.fastest_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
+    if "machine" not in part or part["machine"]["threads"] != threads:
+        part["machine"] = {**machine.rates(device), "threads": threads}
+    rates = part["machine"]
+    say(f"{part['device']}: {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, {rates['copy_bytes'] / 1e9:.0f} GB/s")
+    own = part[size] = {"threads": threads, **case.sampling(rates)}
+    say(f"{size}: {_in_words(own)}, {threads} threads")
+    _write(args, device, part)
+    own.update(case.training(rates))
+    say(f"{size}: a training step {own['training_speedup']:.1f} x, {own['training_seconds']['median']:.4f} s")
+
+
+def _scaling(scale: Scale, size: str, device: torch.device, part: dict[str, Any], say: Say, until: float) -> None:
+    """Time our sampler as one number changes, as long as there is time."""
+    case, part["scaling"] = Case(size, device, scale.rounds[size]), []
+    for point in scale.scaling:
+        if time.perf_counter() < until:
+            part["scaling"].append(case.scaling(*point))
+            say(f"scaling: {part['scaling'][-1]}")
 
 
 def command(args: Args) -> str:

@@ -23,9 +23,9 @@ from voc_rl.runs import peak_memory_bytes, reset_peak_memory
 
 # codes, tokens of an observation, layers, heads, width: the networks of ``voc_rl.sizes`` and the paper's
 SIZES = {
-    "tiny": OccupancyConfig(240, 8, n_layer=2, n_head=4, width=128, ends=False),
-    "small": OccupancyConfig(240, 16, n_layer=4, n_head=8, width=256, ends=False),
     "paper": OccupancyConfig(1024, 75, n_layer=4, n_head=8, width=768, ends=False),
+    "small": OccupancyConfig(240, 16, n_layer=4, n_head=8, width=256, ends=False),
+    "tiny": OccupancyConfig(240, 8, n_layer=2, n_head=4, width=128, ends=False),
 }
 GAMMA, BATCH = 0.8, 32  # of the paper
 REFILL = 8  # steps whose bootstrapped targets are sampled at once, our default
@@ -67,12 +67,12 @@ class Case:
         shape = (count, self.config.n_tokens)
         return torch.randint(self.config.codebook_size, shape, generator=self.generator, device=self.device)
 
-    def ours(self, states: int, samples: int, model: OccupancyTransformer | None = None) -> Callable[[], object]:
+    def ours(self, states: int, samples: int) -> Callable[[], object]:
         context = self.contexts(states)
 
         def work() -> object:
             with autocast(self.device):
-                return sample_futures(model or self.model, context, None, samples, self.generator)
+                return sample_futures(self.model, context, None, samples, self.generator)
 
         return work
 
@@ -151,26 +151,18 @@ class Case:
             "training_peak_memory_bytes": _peak(device),
         }  # fmt: skip
 
-    def scaling(self, points: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-        """Seconds of our sampler as one number changes: ``samples``, ``states``, ``tokens`` or ``width``."""
-        rows = []
-        for what, value in points:
-            states, samples, model = self.rounds.states, self.rounds.samples, self.model
-            if what == "states":
-                states = value
-            elif what == "samples":
-                samples = value
-            else:
-                longer = replace(self.config, n_tokens=value)
-                config = longer if what == "tokens" else replace(self.config, width=value)
-                model = OccupancyTransformer(config).eval().to(self.device)
-            case = self if model is self.model else _with(self, model)
-            work = case.ours(states, samples, model)
-            if self.device.type == "cuda":
-                work()
-                work()
-            rows.append({"what": what, "value": value, "seconds": machine.seconds(work, self.device)})
-        return rows
+    def scaling(self, what: str, value: int) -> dict[str, Any]:
+        """Seconds of our sampler with another number of ``samples``, ``states``, ``tokens`` or ``width``."""
+        states = value if what == "states" else self.rounds.states
+        samples = value if what == "samples" else self.rounds.samples
+        longer = replace(SIZES[self.size], n_tokens=value) if what == "tokens" else SIZES[self.size]
+        config = replace(longer, width=value) if what == "width" else longer
+        if config != self.config:
+            self.config, self.model = config, OccupancyTransformer(config).eval().to(self.device)
+        work = self.ours(states, samples)
+        for _ in range(2 if self.device.type == "cuda" else 0):  # kernels are compiled, and the graph is captured
+            work()
+        return {"what": what, "value": value, "seconds": machine.seconds(work, self.device)}
 
     def _training(self) -> OccupancyTraining:
         loop = LoopConfig(steps=1000, batch_size=BATCH, learning_rate=3e-4, weight_decay=0.1)
@@ -181,13 +173,6 @@ class Case:
         return OccupancyTrainee(
             self.model, None, dataset, self.contexts(len(dataset)).to(torch.int16), None, self._training(), 0
         )
-
-
-def _with(case: Case, model: OccupancyTransformer) -> Case:
-    """The same case for contexts of another network."""
-    other = object.__new__(Case)
-    other.__dict__.update(case.__dict__, config=model.config)
-    return other
 
 
 def made_up_episodes(episodes: int, rows: int) -> Episodes:
