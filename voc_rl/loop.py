@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from voc_rl.checkpoints import load_torch_file, save_training_state
+from voc_rl.distributed import average_gradients, ranks
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.precision import device_of, generator_on
 
@@ -97,10 +98,12 @@ class Descent:
         loss, numbers = self.trainee.loss(step, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        numbers = {"loss": loss.detach(), **numbers}
+        average_gradients(self.trainee.parameters(), numbers.values())
         nn.utils.clip_grad_norm_(self.trainee.parameters(), self.config.clip)
         self.optimizer.step()
         self.trainee.after_step(step)
-        return {"loss": loss.detach(), **numbers}
+        return numbers
 
     def state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "trainee": self.trainee.state()}
@@ -142,7 +145,12 @@ def take_steps(
     progress: bool = False,
     keep_going: Callable[[int], bool] | None = None,
 ) -> int:
-    """The loop itself: go on from a checkpoint, take the steps, log and keep the state; see ``optimise``."""
+    """The loop itself: go on from a checkpoint, take the steps, log and keep the state; see ``optimise``.
+
+    Of several processes the first one logs and keeps the state (``voc_rl.distributed``).
+    """
+    first = ranks().first
+    log, progress = log if first else None, progress and first
     step = _resume(work, checkpoints) if checkpoints else 0
     bar = tqdm(total=steps, initial=step, desc=stage, unit="step", disable=not progress, mininterval=1.0)
     with bar:
@@ -154,7 +162,8 @@ def take_steps(
                 _log(stage, step, numbers, log, bar)
             if checkpoints and (step % checkpoints.every == 0 or step == steps):
                 state = {"fingerprint": checkpoints.fingerprint, "step": step, **work.state()}
-                save_training_state(checkpoints.path, state)
+                if first:
+                    save_training_state(checkpoints.path, state)
     return step
 
 

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
+from voc_rl.distributed import gather, ranks
 from voc_rl.errors import VOCError, check_gamma
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
 from voc_rl.occupancy.heads import ValueHead
-from voc_rl.occupancy.sampling import sample_futures
+from voc_rl.occupancy.sampling import sample_futures, uniforms
 from voc_rl.occupancy.targets import default_n, draw_targets, n_step_returns
 from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
 from voc_rl.precision import autocast, device_of, generator_on, seeded
@@ -68,6 +69,9 @@ class Batch:
     rows: np.ndarray
     futures: Tensor
     condition: Condition
+
+    def __getitem__(self, some: slice) -> Batch:
+        return Batch(self.rows[some], self.futures[some], self.condition[some])
 
 
 class OccupancyTrainee:
@@ -127,11 +131,14 @@ class OccupancyTrainee:
         batch = self.stock[step % self.config.refill]
         drawn = torch.rand(len(batch.rows), generator=generator, device=generator.device).to(self.device)
         shown = drawn >= self.config.feature_dropout
+        own = ranks().equal_share(len(batch.rows))  # random numbers are drawn for the whole batch by every process
         with seeded(self.device, step_seed(self.seed, step)), autocast(self.device):  # dropout knows no generator
             features = self._noisy(self._features(batch.rows), generator)
             nothing, futures = None, batch.futures
             if self.model.config.null_context:
                 nothing, futures = without_context(futures, self.codes, self.arrived, generator)
+            batch, shown, futures = batch[own], shown[own], futures[own]
+            features, nothing = (None if part is None else part[own] for part in (features, nothing))
             prefix = self.model.prefix(self._codes(batch.rows), features, shown, batch.condition, nothing)
             logits = self.model.future_logits(prefix, futures)
             loss = F.cross_entropy(logits.float().flatten(0, 2), futures.flatten())
@@ -202,13 +209,25 @@ class OccupancyTrainee:
         futures[self._places(row >= 0)] = self._codes(row[row >= 0])
         missing = bootstrap >= 0
         if missing.any():
-            codes, features = self._codes(bootstrap[missing]), self._features(bootstrap[missing])
+            count, own = int(missing.sum()), ranks().share(int(missing.sum()))
+            rows = bootstrap[missing][own]
+            condition = None if condition is None else condition[own]
             generator = generator_on(self.device, step_seed(self.seed, step) ^ 1)
             # seeded for dropout, where it is left on
             with seeded(self.device, step_seed(self.seed, step) ^ 2), autocast(self.device):
-                drawn = sample_futures(self.target, codes, features, 1, generator, condition=condition)
-            futures[self._places(missing)] = drawn[:, 0]
+                noise = uniforms(self.target, count, 1, generator)[:, own]
+                drawn = self._drawn(rows, generator, noise, condition)
+            futures[self._places(missing)] = gather(drawn, count)
         return futures
+
+    def _drawn(
+        self, rows: np.ndarray, generator: torch.Generator, noise: Tensor, condition: Condition | None
+    ) -> Tensor:
+        """One future of the target network from each of ``rows``: int64 (B, n_tokens)."""
+        if len(rows) == 0:
+            return self.codes.new_zeros(0, self.codes.shape[1], dtype=torch.long)
+        codes, features = self._codes(rows), self._features(rows)
+        return sample_futures(self.target, codes, features, 1, generator, noise, condition)[:, 0]
 
     def _keep(self, rows: np.ndarray, futures: Tensor, condition: Condition | None = None) -> None:
         """Stock the batches of the next ``refill`` steps."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
+from voc_rl.distributed import average, gather, ranks
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
 from voc_rl.precision import autocast, device_of, generator_on
 from voc_rl.quantizers.base import Quantizer
@@ -28,11 +29,12 @@ class QuantizerTrainee:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng([self.seed, step])
         rows = self.dataset.sample_rows(self.batch_size, rng, min_steps=0)
+        rows = rows[ranks().equal_share(len(rows))]
         with autocast(device_of(self.quantizer)):
             return self.quantizer.loss(self.quantizer.batch(self.dataset, rows, rng), generator)
 
     def after_step(self, step: int) -> None:
-        pass
+        average(self.quantizer.buffers())  # codebooks and statistics that follow a process's own rows
 
     def state(self) -> dict[str, Any]:
         return dict(self.quantizer.state_dict())
@@ -75,15 +77,17 @@ def tokenize(
 ) -> tuple[Tensor, Tensor]:
     """Codes int16 (N, n_tokens) and features float16 (N, feature_dim) of ``rows`` (N,) of a dataset; None: of all.
 
-    Computed where the quantizer is, returned in the memory of the host.
+    Computed where the quantizer is, returned in the memory of the host; several processes share the rows.
     """
     device = device_of(quantizer)
     rows = np.arange(len(dataset)) if rows is None else rows
-    codes, features = [], []
+    count, rows = len(rows), rows[ranks().share(len(rows))]
+    codes = [torch.zeros(0, quantizer.n_tokens, dtype=torch.int16)]
+    features = [torch.zeros(0, quantizer.feature_dim, dtype=torch.float16)]
     for first in range(0, len(rows), batch_size):
         obs = torch.from_numpy(dataset.observations(rows[first : first + batch_size])).to(device)
         with autocast(device):
             some_codes, some_features = quantizer.codes_and_features(obs)
         codes.append(some_codes.to("cpu", torch.int16))
         features.append(some_features.to("cpu", torch.float16))
-    return torch.cat(codes), torch.cat(features)
+    return gather(torch.cat(codes), count), gather(torch.cat(features), count)

@@ -1,0 +1,122 @@
+"""Two processes that train as one, over gloo: the same losses and weights as one process with the whole batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from test_loop import chain_data, everything, training
+
+from voc_rl.checkpoints import load_tensors, save_tensors
+from voc_rl.distributed import Ranks, agreed, gather, join, ranks
+from voc_rl.errors import VOCError
+from voc_rl.loop import Checkpoints
+from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead, train_occupancy
+from voc_rl.occupancy.training import OccupancyTrainee
+
+STEPS = 60  # more than 50, at which slow values are computed and a line is logged
+
+
+def networks() -> tuple[OccupancyTransformer, ValueHead]:
+    torch.manual_seed(0)
+    config = OccupancyConfig(4, 2, feature_dim=3, null_context=True, n_layer=2, n_head=2, width=16)
+    return OccupancyTransformer(config), ValueHead(16, 3, hidden=8, members=3)
+
+
+def train(folder: Path, lost_at: int | None = None, batch: int = 16) -> None:
+    """Train in ``folder`` to the end, going on from its checkpoint; the first process writes. At ``lost_at`` the last
+    one is gone."""
+    config = training(STEPS, n=1)
+    config = replace(config, loop=replace(config.loop, batch_size=batch))
+    after, lines = OccupancyTrainee.after_step, []
+
+    def after_step(self: OccupancyTrainee, step: int) -> None:
+        after(self, step)
+        if step == lost_at and ranks() == Ranks(1, 2):
+            os._exit(9)
+
+    OccupancyTrainee.after_step = after_step  # type: ignore[method-assign]
+    kept = Checkpoints(folder / "state.pt", "a", every=20)
+    with patch("voc_rl.precision.has_bfloat16", return_value=False):  # batches of another size round differently
+        trained = train_occupancy(
+            *networks(), *chain_data(), config, seed=5, checkpoints=kept,
+            log=lambda stage, step, numbers: lines.append(torch.tensor([numbers["loss"], numbers["head"]])),
+        )  # fmt: skip
+    if ranks().first:
+        save_tensors(folder / "out.safetensors", {**everything(*trained), "logged": torch.cat(lines)})
+    own = ranks().share(7)
+    whole = torch.arange(14, dtype=torch.int16).view(7, 2)
+    assert torch.equal(gather(whole[own], 7), whole)
+    assert agreed(ranks().first)
+
+
+SCRIPT = """
+import sys; sys.path[:0] = sys.argv[1:2]
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from voc_rl.distributed import join
+from voc_rl.errors import VOCError
+import test_distributed
+join(torch.device("cpu"))
+try:
+    test_distributed.train(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+except VOCError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+def two(folder: Path, *arguments: int) -> list[tuple[int, str]]:
+    """Exit code and errors of two processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder), *map(str, arguments)]
+    around = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(command, env={**around, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
+
+
+def assert_close(one: Path, other: Path) -> None:
+    found, expected = (load_tensors(folder / "out.safetensors") for folder in (one, other))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-4, rtol=2e-3, msg=name)
+
+
+def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("alone", "together", "lost"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(OccupancyTrainee, "after_step", OccupancyTrainee.after_step)  # put back afterwards
+    train(tmp_path / "alone")
+    assert [code for code, _ in two(tmp_path / "together")] == [0, 0]
+    assert_close(tmp_path / "together", tmp_path / "alone")
+
+    first, second = two(tmp_path / "lost", 41)
+    assert second[0] == 9
+    assert first[0] == 1
+    assert "refused: Another process of this run was lost, or did not answer; start all of them again" in first[1]
+    assert not (tmp_path / "lost" / "out.safetensors").exists()
+    train(tmp_path / "lost")  # one process goes on from the checkpoint of two, at step 40
+    assert_close(tmp_path / "lost", tmp_path / "alone")
+
+
+def test_shares() -> None:
+    assert ranks() == Ranks(0, 1)
+    assert join(torch.device("cpu")) == torch.device("cpu")
+    assert [Ranks(rank, 3).share(7) for rank in range(3)] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert [Ranks(rank, 4).share(2) for rank in range(4)] == [slice(0, 1), slice(1, 2), slice(2, 2), slice(2, 2)]
+    assert [Ranks(rank, 3).equal_share(6) for rank in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    with pytest.raises(VOCError, match=r"^A batch of 16 rows cannot be shared by 3 processes; a multiple is needed"):
+        Ranks(0, 3).equal_share(16)
