@@ -33,6 +33,7 @@ from voc_rl.runs import versions
 
 Say = Callable[[str], None]
 NAME = "throughput"
+PARTS = ("sizes", "scaling", "storage")
 WHAT = "Sampling and training speed against Hugging Face's GPT-2 as the paper's public code uses it"
 
 
@@ -78,6 +79,8 @@ class Args:
     """cpu, cuda, or auto: a GPU where there is one."""
     sizes: tuple[str, ...] = tuple(SIZES)
     """Of paper, small and tiny."""
+    parts: tuple[str, ...] = PARTS
+    """Of sizes, scaling and storage; those that are left out stay as an earlier run left them."""
     threads: int | None = None
     """For both; default: the number at which the reference is fastest."""
     out: Path | None = None
@@ -88,27 +91,29 @@ def main(args: Args) -> dict[str, Any]:
     """Time everything that the scale asks for; what is known so far is written after each part."""
     scale, device = SCALES[check_choice(args.scale, SCALES, "scale")], choose_device(args.device)
     check_choices(args.sizes, SIZES, "size")
+    check_choices(args.parts, PARTS, "part")
     keep_freed_memory()
     started = time.perf_counter()
 
     def say(line: str) -> None:
         print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
 
+    kept = {} if args.parts == PARTS else _before(args).get(device.type, {})
     part: dict[str, Any] = {
         "scale": args.scale, "device": device_name(device), "hardware": hardware(), "versions": versions(),
         "command": command(args), "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        **kept,
     }  # fmt: skip
     for size in args.sizes:
-        _size(args, scale, size, device, part, say)
+        if "sizes" in args.parts:
+            _size(args, scale, size, device, part, say)
+        if "scaling" in args.parts and size == args.sizes[0]:
+            _scaling(args, scale, size, device, part, say, started + scale.budget)
         _write(args, device, part)
-        if size == args.sizes[0]:
-            _scaling(scale, size, device, part, say, started + scale.budget)
-            _write(args, device, part)
-    if scale.storage:
+    if scale.storage and "storage" in args.parts:
         from voc_rl.benchmarks.throughput_storage import storage
 
         part["storage"] = storage(say)
-    part["seconds"] = time.perf_counter() - started
     results = _write(args, device, part)
     print(table(results))
     return results
@@ -130,9 +135,12 @@ def _size(args: Args, scale: Scale, size: str, device: torch.device, part: dict[
     say(f"{size}: a training step {own['training_speedup']:.1f} x, {own['training_seconds']['median']:.4f} s")
 
 
-def _scaling(scale: Scale, size: str, device: torch.device, part: dict[str, Any], say: Say, until: float) -> None:
+def _scaling(
+    args: Args, scale: Scale, size: str, device: torch.device, part: dict[str, Any], say: Say, until: float
+) -> None:
     """Time our sampler as one number changes, as long as there is time."""
     case, part["scaling"] = Case(size, device, scale.rounds[size]), []
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     for point in scale.scaling:
         if time.perf_counter() < until:
             part["scaling"].append(case.scaling(*point))
@@ -155,10 +163,15 @@ def _in_words(own: Mapping[str, Any]) -> str:
     )
 
 
+def _before(args: Args) -> dict[str, Any]:
+    """What an earlier run left."""
+    path = (args.out or FOLDER) / f"{NAME}.json"
+    return read_json(path) if path.exists() else {}
+
+
 def _write(args: Args, device: torch.device, part: Mapping[str, Any]) -> dict[str, Any]:
     """The device's part beside that of the other device, where there is one."""
-    path = (args.out or FOLDER) / f"{NAME}.json"
-    before = read_json(path) if path.exists() else {}
+    before = _before(args)
     parts: dict[str, Any] = {name: before[name] for name in ("cpu", "cuda") if name in before}
     parts[device.type] = dict(part)
     results = {

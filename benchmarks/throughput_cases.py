@@ -162,7 +162,8 @@ class Case:
         work = self.ours(states, samples)
         for _ in range(2 if self.device.type == "cuda" else 0):  # kernels are compiled, and the graph is captured
             work()
-        return {"what": what, "value": value, "seconds": machine.seconds(work, self.device)}
+        spent = machine.seconds(work, self.device)
+        return {"what": what, "value": value, "seconds": spent, "threads": torch.get_num_threads()}
 
     def _training(self) -> OccupancyTraining:
         loop = LoopConfig(steps=1000, batch_size=BATCH, learning_rate=3e-4, weight_decay=0.1)

@@ -21,10 +21,34 @@ def table(results: Mapping[str, Any]) -> str:
         rates = part["machine"]
         lines += ["", f"{part['device']}: matrix products at {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, copies at "
                   f"{rates['copy_bytes'] / 1e9:.0f} GB/s (measured)."]  # fmt: skip
-        for row in part.get("scaling", []):
-            lines.append(f"- {row['what']} {row['value']}: {row['seconds']:.3f} s")
-        lines += [f"- {name}: {value}" for name, value in part.get("storage", {}).items()]
+        lines += _scaling(part.get("scaling", []))
+        lines += _storage(part.get("storage", {}))
     return "\n".join(lines)
+
+
+def _scaling(rows: list[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    threads = f"{rows[0]['threads']} threads" if rows[0]["threads"] > 1 else "1 thread"
+    points = ", ".join(f"{row['what']} {row['value']}: {row['seconds']:.3g}" for row in rows)
+    return ["", f"Seconds of our sampler with one number changed ({threads}): {points}."]
+
+
+def _storage(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if "reading" in found:
+        read = found["reading"]
+        lines += [f"Stacked observations at random rows: {read['observations_per_second_from_files']:.0f} a second "
+                  f"from HDF5 files, {read['observations_per_second_from_memory']:.0f} from memory."]  # fmt: skip
+    if "rendering" in found:
+        drawn, both = found["rendering"], found["processes"]
+        lines += [
+            f"Frames of 84 pixels drawn: {drawn['fast']:.0f} a second `fast`, {drawn['faithful']:.0f} as dm_control "
+            f"draws them ({drawn['speedup']:.1f} x).",
+            f"Stepped and drawn: {both['one']:.0f} a second by one process, {both['two']:.0f} by two "
+            f"({both['speedup']:.2f} x; load before: {both['load_before']:.1f} on {both['cores']} cores).",
+        ]
+    return ["", *lines] if lines else []
 
 
 def _row(device: str, size: str, own: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -149,18 +150,22 @@ class Settings:
         config = with_recipe(config, recipe)
         force = frozenset({stage}) if self.force else frozenset()
         device = choose_device(self.device)
-        return Pipeline(run, self.data, config, self.held_out, print, progress=True, force=force, device=device)
+        say = print if run.writes else lambda line: None
+        return Pipeline(run, self.data, config, self.held_out, say, progress=True, force=force, device=device)
 
     def do(self, stage: str, work: Any, listener: Any = None) -> None:
+        from voc_rl.distributed import join, leave
         from voc_rl.precision import choose_device, device_name
         from voc_rl.runs import RunFolder
 
         prepare(self.threads)
-        with RunFolder(self.out, device_name(choose_device(self.device))) as run:
+        device = join(choose_device(self.device))
+        with RunFolder(self.out, device_name(device)) as run:
             pipeline = self.pipeline(run, stage)
-            if listener is not None:
+            if listener is not None and run.writes:
                 run.listeners.append(listener())
             work(pipeline)
+        leave()
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,8 @@ class Evaluate:
     def run(self) -> None:
         from voc_rl.benchmarks.report import format_table
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise VOCError("States are evaluated by one process; start it without torchrun.")
         self.settings.do(
             "evaluate", lambda pipeline: print(format_table(pipeline.evaluate(self.samples, self.max_states)))
         )

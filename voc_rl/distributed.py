@@ -1,5 +1,6 @@
 """Several processes that train as one: under torchrun, one to a GPU or a core, on one machine or many.
 
+    torchrun --nproc-per-node 2 --no-python voc-rl train --data data --out runs/mine
     torchrun --nproc-per-node 2 script.py        # calls join(device), then voc_rl.train(...) as always
 
 Every process draws the same random numbers for the whole batch, computes its own share of the rows, and gets the mean
@@ -78,6 +79,12 @@ def join(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return device
+
+
+def leave() -> None:
+    """Say goodbye to the other processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @torch.no_grad()

@@ -126,7 +126,8 @@ class Pipeline:
                 checkpoints=self.run.checkpoints("quantizer", mark, config.quantizer_training.steps),
                 progress=self.progress,
             )  # fmt: skip
-            save_quantizer(quantizer, self.run.path)
+            if self.run.writes:
+                save_quantizer(quantizer, self.run.path)
         return quantizer
 
     def tokenize(self) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,8 @@ class Pipeline:
         if not self.skip("tokenize", mark):
             with self.run.stage("tokenize", mark, {"data": str(self.data), "seed": self.config.seed}):
                 codes, features = tokenize(quantizer, self.dataset)
-                save_tensors(path, {"codes": codes, "features": features})
+                if self.run.writes:
+                    save_tensors(path, {"codes": codes, "features": features})
         tensors = load_tensors(path, "token file")
         if len(tensors["codes"]) != len(self.dataset):
             raise VOCError(f"{path} has {len(tensors['codes'])} rows, the data {len(self.dataset)}; tokenise it again.")
@@ -176,7 +178,8 @@ class Pipeline:
                 self.training, config, **parts, device=self.device, log=self.run.log,
                 checkpoints=lambda name: self.run.checkpoints("train", mark, steps), progress=self.progress,
             )  # fmt: skip
-            voc.save(self.run.path)
+            if self.run.writes:
+                voc.save(self.run.path)
         return voc
 
     def evaluate(self, samples: int = 100, max_states: int = 600) -> dict[str, Any]:

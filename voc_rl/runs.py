@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from voc_rl.checkpoints import atomic_path, read_json, write_json
+from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints
 
@@ -49,16 +50,19 @@ class RunFolder:
     """A folder that one process works in at a time; use it as a context manager.
 
     Attributes:
-        path: the folder. device: where its networks are computed, in words. listeners: called with every logged step,
-            e.g. to send it to Weights & Biases.
+        path: the folder. device: where its networks are computed, in words. writes: whether this process keeps the
+            folder; of several that train as one only the first does, and says to the others what is finished.
+        listeners: called with every logged step, e.g. to send it to Weights & Biases.
     """
 
     def __init__(self, path: str | Path, device: str = "cpu") -> None:
-        self.path, self.device = Path(path), device
+        self.path, self.device, self.writes = Path(path), device, ranks().first
         self.listeners: list[Callable[[str, int, Mapping[str, float]], None]] = []
         self._clock: _Clock | None = None
 
     def __enter__(self) -> RunFolder:
+        if not self.writes:
+            return self
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")
@@ -73,7 +77,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self.writes:
+            self._lock.close()
 
     def _end_last_line(self) -> None:
         path = self.path / "metrics.jsonl"
@@ -83,6 +88,8 @@ class RunFolder:
 
     def log(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
+        if not self.writes:
+            return
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
         for listener in self.listeners:
@@ -110,10 +117,12 @@ class RunFolder:
 
     def finished(self, stage: str, mark: str) -> bool:
         """Whether a stage was finished with the same fingerprint."""
-        return self._stages().get(stage, {}).get("fingerprint") == mark
+        return agreed(self._stages().get(stage, {}).get("fingerprint") == mark)
 
     def forget(self, stage: str) -> None:
         """Make a stage unfinished: its record, curve and checkpoint go."""
+        if not self.writes:
+            return
         stages = self._stages()
         kept = {name: record for name, record in stages.items() if name not in (stage, f"{stage} (unfinished)")}
         if kept != stages:
@@ -132,6 +141,10 @@ class RunFolder:
         Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero.
         A record of other settings is forgotten first: what it vouches for is about to be replaced.
         """
+        if not self.writes:
+            yield
+            agreed(True)  # that the first one has recorded it
+            return
         if name in self._stages() or not resumes:
             self.forget(name)
         self._note_settings(name, settings)
@@ -148,6 +161,7 @@ class RunFolder:
         stages.pop(f"{name} (unfinished)", None)
         write_json(self.path / "stages.json", {**stages, name: clock.record()})
         (self.path / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+        agreed(True)
 
     def measured(self, what: str) -> dict[str, float]:
         """``seconds``, ``cpu_seconds`` or ``peak_memory_bytes`` of every finished stage."""

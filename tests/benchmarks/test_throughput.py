@@ -1,0 +1,75 @@
+"""The throughput benchmark: what is counted, what is written, and that the parts of two devices stand side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from voc_rl.benchmarks import throughput
+from voc_rl.benchmarks.throughput import Args, main
+from voc_rl.benchmarks.throughput_cases import SIZES, Case, Rounds
+from voc_rl.benchmarks.throughput_machine import matrix_weights, sampling_bytes, sampling_flops, training_flops
+from voc_rl.benchmarks.throughput_table import table
+from voc_rl.errors import VOCError
+from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer
+from voc_rl.precision import autocast
+
+
+def test_operations_are_those_of_the_networks_matrices() -> None:
+    config = OccupancyConfig(240, 8, n_layer=2, n_head=4, width=128)
+    model = OccupancyTransformer(config)
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and not name.startswith("positions")]
+    assert matrix_weights(config) == sum(p.numel() for p in matrices)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.prefix(torch.zeros(3, 8, dtype=torch.long))
+    head = 2 * 3 * 8 * 128 * 241  # counted by us, not needed for a context
+    own = sampling_flops(config, 3, 0)
+    assert own - head == pytest.approx(counter.get_total_flops(), rel=0.05)
+    one, two = sampling_flops(config, 3, 1), sampling_flops(config, 3, 2)
+    assert two - one == pytest.approx(3 * 7 * (2 * matrix_weights(config) + 4 * 2 * 128 * 12))
+    pair = 2 * 2 * 128 * 2  # bytes of a key and a value in both layers
+    assert sampling_bytes(config, 3, 5) == 7 * (2 * matrix_weights(config) + 3 * 8 * pair) + 15 * pair * 7 * 4
+    assert training_flops(config, 4, 1.0) - training_flops(config, 4, 0.0) == pytest.approx(4 * one / 3)
+
+
+def test_the_reference_and_ours_have_the_same_weights() -> None:
+    pytest.importorskip("transformers")
+    case = Case("tiny", torch.device("cpu"), Rounds())
+    context = case.contexts(5)
+    with torch.no_grad():
+        theirs = case.reference.model(context).logits
+    torch.testing.assert_close(case.model(context), theirs, atol=1e-4, rtol=1e-4)
+    sampled = case.reference.sample(context)
+    assert sampled.shape == (5, SIZES["tiny"].n_tokens)
+    before = case.reference.model.transformer.wte.weight.detach().clone()
+    assert float(case.reference.step(context, context, 0.8)) > 4
+    assert not torch.equal(case.reference.model.transformer.wte.weight, before)
+    with autocast(torch.device("cpu")):
+        assert case.ours(5, 3)().shape == (5, 3, SIZES["tiny"].n_tokens)  # type: ignore[attr-defined]
+
+
+def test_results_of_two_devices_and_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(throughput.machine, "rates", lambda device: {"matmul_flops": 1e11, "copy_bytes": 1e10})
+    own = Args(scale="smoke", device="cpu", sizes=("tiny",), threads=1, out=tmp_path)
+    path = tmp_path / "throughput.json"
+    path.parent.mkdir(exist_ok=True)
+    first = main(own)
+    found = json.loads(path.read_text())
+    assert found["cpu"]["tiny"]["sampler_speedup"] == first["cpu"]["tiny"]["sampler_speedup"] > 0
+    for key in ("training_speedup", "sampler_roofline", "peak_memory_bytes", "threads", "sampler_flops"):
+        assert found["cpu"]["tiny"][key] > 0
+    path.write_text(json.dumps({**found, "cuda": {**found["cpu"], "device": "a card"}}))
+    again = main(Args(scale="smoke", device="cpu", sizes=("tiny",), parts=("scaling",), threads=1, out=tmp_path))
+    assert again["cpu"]["tiny"] == found["cpu"]["tiny"]  # left as it was
+    assert again["cuda"]["device"] == "a card"
+    text = table(again)
+    assert "| a card | tiny | 1 | 2 x 3 |" in text
+    assert "Seconds of our sampler with one number changed (1 thread): samples 2: " in text
+    assert (tmp_path / "throughput.png").stat().st_size > 5000
+    with pytest.raises(VOCError, match="Unknown part 'speed'; accepted: scaling, sizes, storage"):
+        main(Args(parts=("speed",), out=tmp_path))
