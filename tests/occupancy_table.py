@@ -10,7 +10,7 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTransformer
-from voc_rl.occupancy.transformer import Prefix
+from voc_rl.occupancy.contexts import Prefix
 
 
 class OccupancyTable(torch.nn.Module):

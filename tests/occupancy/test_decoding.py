@@ -10,9 +10,9 @@ import torch
 from test_sampling import CODES, TOKENS, generator, network
 
 from voc_rl.occupancy import uniforms
+from voc_rl.occupancy.contexts import Cache
 from voc_rl.occupancy.decoding import Decoder, TorchKernels, kept_decoder
 from voc_rl.occupancy.sampling import sample_plainly
-from voc_rl.occupancy.transformer import Cache
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, compose, sample_futures
+from voc_rl.occupancy.contexts import Cache, Prefix
 from voc_rl.occupancy.sampling import bytes_of_state, sample_codes, states_at_once, uniforms
-from voc_rl.occupancy.transformer import Cache, Prefix
 
 TOKENS, CODES = 3, 5
 

@@ -9,7 +9,8 @@ from chains import episodes_of
 
 from voc_rl.loop import LoopConfig, optimise
 from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
-from voc_rl.occupancy.training import Batch, OccupancyTrainee
+from voc_rl.occupancy.batches import Batch
+from voc_rl.occupancy.training import OccupancyTrainee
 
 
 def test_it_starts_at_the_mean_reward() -> None:

@@ -1,5 +1,7 @@
 """The occupancy network: how it is built, trained and sampled."""
 
+from voc_rl.occupancy.batches import arrived_rows, without_context
+from voc_rl.occupancy.contexts import Condition, OccupancyConfig
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import PolicyActions, policy_actions, taken_actions
 from voc_rl.occupancy.policy_targets import CoupledTargets, PolicyTargets, StitchedTargets, TargetSource
@@ -14,8 +16,8 @@ from voc_rl.occupancy.sampling import (
 )
 from voc_rl.occupancy.stitching import Candidates, StitchedChain, find_candidates, stitch
 from voc_rl.occupancy.targets import Targets, default_n, draw_targets, n_step_returns
-from voc_rl.occupancy.training import OccupancyTraining, arrived_rows, train_occupancy, without_context
-from voc_rl.occupancy.transformer import Condition, OccupancyConfig, OccupancyTransformer
+from voc_rl.occupancy.training import OccupancyTraining, train_occupancy
+from voc_rl.occupancy.transformer import OccupancyTransformer
 
 __all__ = [
     "Candidates",

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voc_rl.occupancy.transformer import OccupancyTransformer, Prefix
+from voc_rl.occupancy.contexts import Prefix
+from voc_rl.occupancy.transformer import OccupancyTransformer
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise
+from voc_rl.occupancy.batches import Batch
+from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import taken_actions
 from voc_rl.occupancy.policy_targets import TargetSource
-from voc_rl.occupancy.training import Batch, OccupancyTrainee, OccupancyTraining
-from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
+from voc_rl.occupancy.training import OccupancyTrainee, OccupancyTraining
+from voc_rl.occupancy.transformer import OccupancyTransformer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from voc_rl.checkpoints import load_state_dict, load_torch_file
 from voc_rl.errors import VOCError
-from voc_rl.occupancy.transformer import OccupancyConfig, OccupancyTransformer
+from voc_rl.occupancy.contexts import OccupancyConfig
+from voc_rl.occupancy.transformer import OccupancyTransformer
 
 # what Hugging Face calls a block's parts, and what we call them
 _PARTS = {

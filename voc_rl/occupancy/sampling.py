@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from voc_rl.errors import VOCError
+from voc_rl.occupancy.contexts import Cache, Condition, OccupancyConfig, Prefix
 from voc_rl.occupancy.decoding import decoder, sample_codes
-from voc_rl.occupancy.transformer import Cache, Condition, OccupancyConfig, OccupancyTransformer, Prefix
+from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import device_of
 
 LOGITS_AT_ONCE = 1 << 26  # numbers, for the probabilities of given futures

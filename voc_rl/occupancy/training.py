@@ -19,14 +19,15 @@ from voc_rl.data import Episodes
 from voc_rl.distributed import gather, ranks
 from voc_rl.errors import VOCError, check_gamma
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
+from voc_rl.occupancy.batches import Batch, arrived_rows, without_context
+from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.sampling import sample_futures, uniforms
 from voc_rl.occupancy.targets import default_n, draw_targets, n_step_returns
-from voc_rl.occupancy.transformer import Condition, OccupancyTransformer
+from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import autocast, device_of, generator_on, seeded
 
 ROWS_AT_ONCE = 2048
-NULL_SHARE = 0.1  # of a batch that is shown no context, where the network learns to do without
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,6 @@ class OccupancyTraining:
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Contexts and targets of one step: rows int64 (B,), futures int64 (B, M, n_tokens), and whose futures they are."""
-
-    rows: np.ndarray
-    futures: Tensor
-    condition: Condition
-
-    def __getitem__(self, some: slice) -> Batch:
-        return Batch(self.rows[some], self.futures[some], self.condition[some])
 
 
 class OccupancyTrainee:
@@ -283,26 +272,6 @@ class OccupancyTrainee:
             Batch(b["rows"].numpy(), b["futures"].to(self.device), Condition(**b["condition"]).to(self.device))
             for b in state["stock"]
         ]
-
-
-def arrived_rows(dataset: Episodes) -> Tensor:
-    """Rows int64 that a step arrived at: all but the first of each episode. Their rewards are real."""
-    return torch.from_numpy(np.flatnonzero(dataset.step_type > 0))
-
-
-def without_context(
-    futures: Tensor, codes: Tensor, arrived: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A batch in which a share of contexts is not shown: where, bool (B,), and its futures int64 (B, M, n_tokens).
-
-    There the futures are the ``codes`` (N, n_tokens) of rows drawn uniformly among ``arrived``, so that the network
-    without context learns the law of the data.
-    """
-    device = futures.device
-    draws: dict[str, Any] = {"generator": generator, "device": generator.device}
-    nothing = torch.rand(len(futures), **draws).to(device) < NULL_SHARE
-    rows = arrived[torch.randint(len(arrived), futures.shape[:2], **draws).to(device)]
-    return nothing, torch.where(nothing[:, None, None], codes[rows].long(), futures)
 
 
 def train_occupancy(

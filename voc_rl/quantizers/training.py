@@ -77,11 +77,12 @@ def tokenize(
 ) -> tuple[Tensor, Tensor]:
     """Codes int16 (N, n_tokens) and features float16 (N, feature_dim) of ``rows`` (N,) of a dataset; None: of all.
 
-    Computed where the quantizer is, returned in the memory of the host; several processes share the rows.
+    Computed where the quantizer is, returned in the memory of the host. All rows are shared by several
+    processes, where there are; chosen ones are this process's own affair.
     """
     device = device_of(quantizer)
-    rows = np.arange(len(dataset)) if rows is None else rows
-    count, rows = len(rows), rows[ranks().share(len(rows))]
+    shared, count = rows is None, len(dataset)
+    rows = np.arange(count)[ranks().share(count)] if rows is None else rows
     codes = [torch.zeros(0, quantizer.n_tokens, dtype=torch.int16)]
     features = [torch.zeros(0, quantizer.feature_dim, dtype=torch.float16)]
     for first in range(0, len(rows), batch_size):
@@ -90,4 +91,5 @@ def tokenize(
             some_codes, some_features = quantizer.codes_and_features(obs)
         codes.append(some_codes.to("cpu", torch.int16))
         features.append(some_features.to("cpu", torch.float16))
-    return gather(torch.cat(codes), count), gather(torch.cat(features), count)
+    found = torch.cat(codes), torch.cat(features)
+    return (gather(found[0], count), gather(found[1], count)) if shared else found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError, check_gamma
 from voc_rl.occupancy import OccupancyTransformer, end_probability, log_probabilities
-from voc_rl.occupancy.transformer import Prefix
+from voc_rl.occupancy.contexts import Prefix
 from voc_rl.values.estimators import ValueEstimate
 from voc_rl.values.statistics import normal_interval
 

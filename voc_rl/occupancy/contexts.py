@@ -1,0 +1,90 @@
+"""What the occupancy network is told and what it remembers: its sizes, conditions, contexts read, codes written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from voc_rl.errors import VOCError
+
+
+@dataclass(frozen=True)
+class OccupancyConfig:
+    """Sizes of the network.
+
+    codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so
+    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. action_dim: width
+    of the action taken at the context, 0 for none. policies: number of policies whose futures are told apart by their
+    place in a list, 0 for the one that made the data. null_context: whether it also knows the law of all rows, without
+    any context, for density ratios. dropout: of embeddings and residual branches; attention_dropout: of attention
+    weights. ends: whether episodes can terminate;
+    where they cannot, END is never sampled. top_k: sample only the likeliest codes at each place (None: all); biased,
+    and there for the recipe ``paper``.
+    """
+
+    codebook_size: int
+    n_tokens: int
+    feature_dim: int = 0
+    action_dim: int = 0
+    policies: int = 0
+    null_context: bool = False
+    n_layer: int = 3
+    n_head: int = 4
+    width: int = 128
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    ends: bool = True
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.width % self.n_head:
+            raise VOCError(f"width {self.width} is not a multiple of n_head {self.n_head}.")
+
+    @property
+    def end_code(self) -> int:
+        """The code of the absorbing END sequence."""
+        return self.codebook_size
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Whose future is asked for, beyond the context.
+
+    action: float (B, action_dim), the action taken at the context; None: one that the policy draws. shown: bool (B,),
+    where the action is known; None: everywhere. policy: int64 (B,), who acts from then on; None: the first policy.
+    """
+
+    action: Tensor | None = None
+    shown: Tensor | None = None
+    policy: Tensor | None = None
+
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        return Condition(*(None if part is None else part[rows] for part in (self.action, self.shown, self.policy)))
+
+    def to(self, device: torch.device) -> Condition:
+        """The same on a device."""
+        parts = (self.action, self.shown, self.policy)
+        return Condition(*(None if part is None else part.to(device) for part in parts))
+
+
+class Prefix:
+    """Keys and values of a context, per layer (B, heads, P, head width), and its last output (B, width)."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], last: Tensor) -> None:
+        self.keys, self.values, self.last = keys, values, last
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+
+class Cache:
+    """Preallocated keys and values of futures being written: per layer (B, M, heads, T, head width)."""
+
+    def __init__(self, config: OccupancyConfig, prefix: Prefix, futures: int) -> None:
+        """Room for ``futures`` of each context of ``prefix``, in its precision and on its device."""
+        shape = (len(prefix), futures, config.n_head, config.n_tokens, config.width // config.n_head)
+        self.keys = [key.new_empty(shape) for key in prefix.keys]
+        self.values = [value.new_empty(shape) for value in prefix.values]
+        self.length = 0
