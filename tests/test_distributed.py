@@ -15,6 +15,7 @@ import torch
 from test_loop import chain_data, everything, training
 
 from voc_rl.checkpoints import load_tensors, save_tensors
+from voc_rl.cli import main
 from voc_rl.distributed import Ranks, agreed, gather, join, ranks
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints
@@ -62,6 +63,7 @@ import sys; sys.path[:0] = sys.argv[1:2]
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from voc_rl.cli import main
 from voc_rl.distributed import join
 from voc_rl.errors import VOCError
 import test_distributed
@@ -120,3 +122,13 @@ def test_shares() -> None:
     assert [Ranks(rank, 3).equal_share(6) for rank in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     with pytest.raises(VOCError, match=r"^A batch of 16 rows cannot be shared by 3 processes; a multiple is needed"):
         Ranks(0, 3).equal_share(16)
+
+
+def test_evaluation_is_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--data", str(tmp_path), "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "States are evaluated by one process; start it without torchrun." in capsys.readouterr().err

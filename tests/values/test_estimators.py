@@ -59,3 +59,28 @@ def test_successor_features_by_hand() -> None:
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0])  # a reward that is linear in the features has the value psi @ w
     rewards = rewards_of_futures(FUTURES, embed, lambda vectors: vectors.flatten(-2) @ weights, END)
     torch.testing.assert_close(found @ weights, rewards.mean(1) / 0.5)
+
+
+@pytest.mark.parametrize("at_once", [1, 6, 7, 100])
+def test_many_states_are_read_part_by_part(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States are cut so that few codes have their vectors in memory at once; numbers stay."""
+    vectors = torch.randn(END, 2, generator=torch.Generator().manual_seed(0))
+    futures = torch.tensor([[[0, 1], [2, 3], [END, END]], [[3, 3], [1, 0], [2, 2]], [[END, END]] * 3, [[1, 1]] * 3])
+    seen = []
+
+    def embed(codes: torch.Tensor) -> torch.Tensor:
+        seen.append(codes.numel())
+        return vectors[codes]
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        rewards = rewards_of_futures(futures, embed, lambda v: v.sum((-1, -2)), END)
+        return rewards, successor_features(futures, embed, END, 0.5)
+
+    whole = both()
+    for module in ("estimators", "successor"):
+        monkeypatch.setattr(f"voc_rl.values.{module}.CODES_AT_ONCE", at_once)
+    seen.clear()
+    for part, expected in zip(both(), whole, strict=True):
+        torch.testing.assert_close(part, expected)
+    assert max(seen) == (24 if at_once == 100 else 6)
+    assert (whole[0][2] == 0).all()
