@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -21,14 +19,12 @@ from voc_rl.benchmarks.plots import LIGHT, Interval, Theme, fitted_png, plot_sca
 from voc_rl.benchmarks.plots_frames import Band, plot_episode, plot_futures, plot_reconstructions
 from voc_rl.benchmarks.plots_training import plot_codebook, plot_cost, plot_curves
 from voc_rl.benchmarks.report_html import (
-    contents,
-    escape,
     facts,
     figure,
     headline,
     score_table,
-    section,
     standing_table,
+    write_page,
 )
 from voc_rl.benchmarks.report_table import as_number, format_markdown, format_table, percent
 from voc_rl.benchmarks.report_text import captions, how_to_read
@@ -182,19 +178,10 @@ def save_figure(path: Path, data: ReportData, figure: str, theme: Theme = LIGHT)
 
 def write_report(path: Path, data: ReportData) -> None:
     """Write the report as one HTML file, in one step."""
-    template = resources.files("voc_rl.benchmarks").joinpath("report_template.html").read_text(encoding="utf-8")
-    sections = _sections(data)
     task, gamma = str(data.metrics.get("task", "unknown task")), as_number(data.metrics.get("gamma"))
     discount = f" · discount γ = {gamma:g}" if np.isfinite(gamma) else ""
-    text = Template(template).substitute(
-        kicker=f"voc_rl report{escape(discount)}",
-        title=escape(f"What are the states of {task} worth?"),
-        headline=headline(data.metrics),
-        contents=contents(sections),
-        sections="\n".join(section(title, body) for title, body in sections.items()),
-    )
-    with atomic_path(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    title = f"What are the states of {task} worth?"
+    write_page(path, f"voc_rl report{discount}", title, headline(data.metrics), _sections(data))
 
 
 def _sections(data: ReportData) -> dict[str, str]:

@@ -7,6 +7,9 @@ import html
 import math
 import re
 from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -24,6 +27,7 @@ from voc_rl.benchmarks.report_table import (
     shown_columns,
 )
 from voc_rl.benchmarks.report_verdict import TIE, judge, rmse_scores, signed
+from voc_rl.checkpoints import atomic_path
 
 SHOWN_ELSEWHERE = frozenset({"methods", "seconds", "cpu_seconds", "peak_memory_bytes", "stage_peak_memory_bytes"})
 
@@ -36,6 +40,17 @@ def escape(value: Any) -> str:
 def slug(title: str) -> str:
     """A title as an anchor."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def write_page(path: Path, kicker: str, title: str, headline: str, sections: Mapping[str, str]) -> None:
+    """Write a report as one HTML file, in one step; ``headline`` and the bodies of ``sections`` are HTML already."""
+    template = resources.files("voc_rl.benchmarks").joinpath("report_template.html").read_text(encoding="utf-8")
+    text = Template(template).substitute(
+        kicker=escape(kicker), title=escape(title), headline=headline, contents=contents(sections),
+        sections="\n".join(section(title, body) for title, body in sections.items()),
+    )  # fmt: skip
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def contents(titles: Mapping[str, str]) -> str:

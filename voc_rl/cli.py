@@ -241,7 +241,7 @@ class Ope:
     """Policies: a shipped actor, an actor's .safetensors, a SAC .zip of Stable-Baselines3, or module:callable (which
     runs that module's code)."""
     gamma: float = 0.95
-    estimator: Literal["stitch", "head", "sample", "density"] = "stitch"
+    estimator: Literal["stitch", "corrected", "head", "sample", "density"] = "stitch"
     """stitch needs no network; the others train one for all the policies, some minutes."""
     deterministic: bool = False
     """Without the policies' noise."""
@@ -250,18 +250,22 @@ class Ope:
     quantizer: Path | None = None
     """A run folder whose quantizer sees the frames; default: one is trained on the data."""
     out: Path | None = None
-    """Folder for ope.json."""
+    """Folder for ope.json and report.html."""
     seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained."""
     threads: int | None = None
 
     def run(self) -> None:
         import numpy as np
 
         from voc_rl.agents import Deterministic, policy_of
+        from voc_rl.benchmarks.ope_report import write_ope_report
         from voc_rl.checkpoints import write_json
         from voc_rl.data import Episodes
         from voc_rl.policy_estimate import format_estimates
         from voc_rl.policy_evaluation import EvaluationConfig, evaluate_policy
+        from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
         from voc_rl.training import VOCConfig
 
@@ -279,11 +283,12 @@ class Ope:
         quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
         estimates = evaluate_policy(
             dataset, policies, self.gamma, self.estimator, starts=starts, quantizer=quantizer,
-            config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), progress=True,
+            config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), device=choose_device(self.device), progress=True,
         )  # fmt: skip
         print(format_estimates(estimates))
         if self.out is not None:
             write_json(self.out / "ope.json", {"estimates": [estimate.as_dict() for estimate in estimates]})
+            write_ope_report(self.out / "report.html", estimates, f"{self.data}: {dataset!r}")
 
 
 Command = (

@@ -241,6 +241,7 @@ def evaluate_policy(
     quantizer: Quantizer | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
     level: float = 0.9,
+    device: torch.device | None = None,
     progress: bool = False,
 ) -> Any:
     """What a policy is worth on logged episodes: a PolicyEstimate; for a dict of policies a list, best first.
@@ -252,7 +253,7 @@ def evaluate_policy(
         estimator: ``stitch`` (no network), ``corrected``, ``head``, ``sample`` or ``density``.
         starts: rows to average over; None: the first rows of the episodes.
         reward_fn: takes the dataset and returns rewards (N,) on arrival; None: the data's own.
-        config, quantizer, tokens: see ``PolicyEvaluator``. level: confidence of the intervals.
+        config, quantizer, tokens, device: see ``PolicyEvaluator``. level: confidence of the intervals.
 
     Raises:
         VOCError: a policy, rewards or starts that do not fit the data.
@@ -263,7 +264,7 @@ def evaluate_policy(
     if estimator == "density":
         config = replace(config, voc=replace(config.voc, network=replace(config.voc.network, null_context=True)))
     evaluator = PolicyEvaluator(
-        dataset, policies, gamma, starts, config, quantizer=quantizer, tokens=tokens, progress=progress
+        dataset, policies, gamma, starts, config, quantizer=quantizer, tokens=tokens, device=device, progress=progress
     )
     reward = None if reward_fn is None else evaluator.check_reward(reward_fn(dataset))
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None

@@ -1,0 +1,96 @@
+"""The report of ``voc-rl ope``: policies ranked by their values, with intervals and what the data say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from voc_rl.benchmarks.plots import Theme, new_figure, style
+from voc_rl.benchmarks.report_html import escape, figure, write_page
+from voc_rl.policy_estimate import FAR, PolicyEstimate
+
+# diagnostic -> heading, and what it tells
+SUPPORT = {
+    "match_distance": (
+        "match distance",
+        f"How far the logged rows are that the policy follows, frame and action together, in units of the distance to "
+        f"the 32nd nearest frame. Above {FAR:g} do not rely on the value.",
+    ),
+    "action_distance": ("action distance", "How far the policy's actions are from those of the rows it follows."),
+    "rows_used": ("rows used", "How many different rows the futures of all starts visit: few, and little is known."),
+    "value_at_starts": ("at the starts", "Value by the chain alone where the question was asked."),
+    "value_elsewhere": ("elsewhere", "The same over all rows. Far apart: the starts are unlike the rest of the data."),
+    "effective_rows": ("effective rows", "How many rows the density weights really use; below 50 there is no number."),
+}
+
+
+def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str) -> None:
+    """Write one HTML file for the estimates of one call, best first; ``data`` says which episodes they are from."""
+    first = estimates[0]
+    sections = {
+        "Ranking": figure(
+            lambda theme: _intervals(estimates, theme),
+            "Policies whose intervals overlap are not told apart by these data.",
+            "Value of each policy with its interval, best first.",
+            f"Points are values, lines {first.level:.0%} intervals of the mean. Grey: the median of the values.",
+            "",
+        )
+        + _table(["policy", "value", f"{first.level:.0%} interval", "standard error"], [
+            [e.policy, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}", f"{e.stderr:.3f}"] for e in estimates
+        ]),
+        "What the data say of them": _support(estimates),
+        "How to read the numbers": _reading(first),
+    }  # fmt: skip
+    best = f"{first.policy} is worth {first.value:.3f} ({first.low:.3f} to {first.high:.3f})."
+    rivals = [e.policy for e in estimates[1:] if e.high >= first.low]
+    more = f"Not told apart from it: {', '.join(rivals)}." if rivals else ""
+    write_page(
+        path, f"voc_rl report · discount γ = {first.gamma:g} · estimator {first.estimator}",
+        f"What are policies worth on {data}?",
+        f'<p class="verdict">{escape(best)}</p><p class="more">{escape(more)}</p>', sections,
+    )  # fmt: skip
+
+
+def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
+    """Dots with whiskers, a line per policy."""
+    drawn = new_figure(1.2 + 0.34 * len(estimates), theme, ConstrainedLayoutEngine())
+    axes = drawn.subplots()
+    style(axes, theme, "x")
+    places = np.arange(len(estimates))[::-1]
+    axes.axvline(float(np.median([e.value for e in estimates])), color=theme.grid, linewidth=2)
+    colours = [theme.other if e.warning else theme.methods["voc"] for e in estimates]
+    axes.hlines(places, [e.low for e in estimates], [e.high for e in estimates], colors=colours, linewidth=2)
+    axes.scatter([e.value for e in estimates], places, color=colours, s=36, zorder=3)
+    axes.set_yticks(places, [e.policy for e in estimates])
+    axes.tick_params(axis="y", labelcolor=theme.text)
+    axes.set_xlabel("discounted return, averaged over the starts")
+    return drawn
+
+
+def _support(estimates: Sequence[PolicyEstimate]) -> str:
+    known = [name for name in SUPPORT if all(name in e.diagnostics for e in estimates)]
+    rows = [[e.policy, *(f"{e.diagnostics[name]:.3g}" for name in known)] for e in estimates]
+    told = "".join(f"<dt>{escape(SUPPORT[name][0])}</dt><dd>{escape(SUPPORT[name][1])}</dd>" for name in known)
+    warned = "".join(f'<p class="more">{escape(e.warning)}</p>' for e in estimates if e.warning)
+    return warned + _table(["policy", *(SUPPORT[name][0] for name in known)], rows) + f"<dl>{told}</dl>"
+
+
+def _reading(first: PolicyEstimate) -> str:
+    lines = (
+        "A value is the discounted sum of rewards from the next step on, in reward units, averaged over "
+        f"{len(first.start_values)} starts.",
+        f"Intervals are of the mean, never of the return of one episode. They cover {first.covers}.",
+        "Where the data hold no row with the policy's action, its chain follows another: values of such policies are "
+        "drawn towards the data. docs/policy_evaluation.md says when not to believe a value.",
+    )
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'

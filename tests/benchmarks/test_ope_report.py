@@ -1,0 +1,43 @@
+"""The report of policy values: everything that was said is in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from voc_rl.benchmarks.ope_report import write_ope_report
+from voc_rl.policy_estimate import COVERS, PolicyEstimate
+
+
+def estimate(name: str, value: float, half: float, warning: str = "") -> PolicyEstimate:
+    diagnostics = {"match_distance": 1.234, "rows_used": 321.0, "value_at_starts": value, "value_elsewhere": 4.0}
+    return PolicyEstimate(
+        name, value, half / 2, value - half, value + half, 0.9, 0.95, "corrected", COVERS, np.full(7, value),
+        diagnostics, warning,
+    )  # fmt: skip
+
+
+def test_the_report_holds_ranking_support_and_warnings(tmp_path: Path) -> None:
+    ranked = [
+        estimate("best <b>", 9.5, 0.5),
+        estimate("near", 9.0, 0.25),
+        estimate("far", 3.0, 1.0, "The data hardly support far."),
+    ]
+    write_ope_report(tmp_path / "report.html", ranked, "runs/data")
+    text = (tmp_path / "report.html").read_text()
+    assert "best &lt;b&gt; is worth 9.500 (9.000 to 10.000)." in text
+    assert "Not told apart from it: near." in text
+    assert [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", text)][:8] == [
+        "best &lt;b&gt;", "9.500", "9.000 to 10.000", "0.250", "near", "9.000", "8.750 to 9.250", "0.125",
+    ]  # fmt: skip
+    assert "The data hardly support far." in text
+    assert "1.23" in text
+    assert "321" in text
+    assert "averaged over 7 starts" in text
+    assert text.count("data:image/png;base64,") == 2  # light and dark
+    assert "effective rows" not in text  # not known of these
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
