@@ -1,0 +1,226 @@
+"""What actions are worth: a VOC that reads actions, and its Q(s, a) by the value head or by sampled futures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError, check_choice
+from voc_rl.loop import StepLog
+from voc_rl.model import VOC
+from voc_rl.occupancy import (
+    Condition,
+    PolicyTraining,
+    StitchedChain,
+    StitchedTargets,
+    hops,
+    sample_futures,
+    train_policies,
+    uniforms,
+)
+from voc_rl.precision import autocast, device_of, generator_on
+from voc_rl.quantizers import Quantizer, tokenize, train_quantizer
+from voc_rl.training import VOCConfig, fit_reward_head, fresh_networks, fresh_quantizer
+from voc_rl.values import RewardHead, rewards_of_futures
+
+TAIL = 1e-4  # what is left of a discounted sum where the chain's values stop
+
+
+def logged_chain(dataset: Episodes, features: Tensor) -> StitchedChain:
+    """The behaviour's own chain: every row goes on to the next one of its episode.
+
+    A time limit is no end: its last row goes on where the row with the nearest frame did.
+    """
+    rows = np.arange(len(dataset))
+    last = np.flatnonzero(dataset.steps_left == 0)
+    going = np.flatnonzero(dataset.steps_left > 0)
+    if len(going) == 0:
+        raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
+    view = features.float()
+    nearest = torch.cdist(view[torch.from_numpy(last)], view[torch.from_numpy(going)]).argmin(1).cpu().numpy()
+    arrival = rows + 1
+    arrival[last] = going[nearest] + 1
+    arrival[dataset.terminal] = rows[dataset.terminal]
+    return StitchedChain(arrival[:, None], np.zeros((len(dataset), 1), np.float32), dataset.terminal)
+
+
+def train_action_voc(
+    dataset: Episodes,
+    training: PolicyTraining | None = None,
+    config: VOCConfig | None = None,
+    chain: StitchedChain | None = None,
+    values: np.ndarray | None = None,
+    *,
+    quantizer: Quantizer | None = None,
+    tokens: tuple[Tensor, Tensor] | None = None,
+    device: torch.device | None = None,
+    log: StepLog | None = None,
+    progress: bool = False,
+) -> VOC:
+    """A VOC with action input: futures of an action at a frame, of the behaviour (or of another policy) after it.
+
+    Args:
+        training: of network and head, its discount too. config: quantizer, sizes, reward head and seed.
+        chain: of the policy that acts after the action; None: the behaviour's, ``logged_chain``.
+        values: float64 (N,), that policy's V of every row; None: along ``chain``.
+        quantizer, tokens, device: as in ``voc_rl.train``.
+
+    Raises:
+        VOCError: tokens without the quantizer that made them.
+    """
+    training, config = training or PolicyTraining(action_share=0.7, start_share=0.0), config or VOCConfig()
+    if tokens is not None and quantizer is None:
+        raise VOCError("Tokens were given without the quantizer that made them; give both.")
+    if quantizer is None:
+        fresh = fresh_quantizer(dataset, config).to(device or torch.device("cpu"))
+        quantizer = train_quantizer(fresh, dataset, config.quantizer_training, config.seed, log=log, progress=progress)
+    quantizer = quantizer.to(device or device_of(quantizer))
+    codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
+    chain = chain or logged_chain(dataset, features)
+    gamma = training.occupancy.gamma
+    values = chain.values(dataset.reward, gamma, TAIL) if values is None else values
+    size = replace(config.network, head_members=max(config.network.head_members, 1))
+    network, head = fresh_networks(
+        quantizer, replace(config, network=size), bool(dataset.terminal.any()), dataset.action.shape[1]
+    )
+    model, trained_head = train_policies(
+        network, head, dataset, codes, features, StitchedTargets(dataset, [chain], gamma), training, config.seed,
+        values=values[None], stage="actions", log=log, progress=progress,
+    )  # fmt: skip
+    reward = fit_reward_head(quantizer, codes, dataset, dataset.reward, config, log=log, progress=progress)
+    return VOC(quantizer, model, reward, trained_head, gamma, dataset.spec)
+
+
+class ActionScores(Protocol):
+    """What a planner asks: scores float (B, M) of M actions (B, M, A) at each of B contexts (codes and features)."""
+
+    def __call__(self, codes: Tensor, features: Tensor, actions: Tensor) -> Tensor: ...
+
+
+class ActionValues:
+    """(1 - gamma) Q(s, a), in reward units, of a VOC with action input.
+
+    Args:
+        estimator: ``head``, one pass for all actions; or ``sample``, the mean reward of ``samples`` futures of each
+            action, all drawn with the same random numbers, so that actions differ by what they do and not by luck.
+        reward: another reward head than the VOC's, for ``sample`` (``fit_reward``). caution: standard deviations of the
+            head's members that are taken off.
+
+    Raises:
+        VOCError: a VOC without action input, another estimator, or another reward for the head.
+    """
+
+    def __init__(
+        self,
+        voc: VOC,
+        estimator: str = "head",
+        samples: int = 16,
+        reward: RewardHead | None = None,
+        caution: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if not voc.occupancy.config.action_dim:
+            raise VOCError("This VOC reads no actions; train one with voc_rl.agents.train_action_voc.")
+        check_choice(estimator, ("head", "sample"), "estimator")
+        if estimator == "head" and (reward is not None or voc.value_head is None):
+            raise VOCError("The head knows the data's reward only, where there is one; use estimator='sample'.")
+        self.voc, self.estimator, self.samples, self.caution, self.seed = voc, estimator, samples, caution, seed
+        self.reward = reward or voc.reward_head
+
+    @torch.no_grad()
+    def __call__(self, codes: Tensor, features: Tensor, actions: Tensor) -> Tensor:
+        """Scores float32 (B, M) of actions (B, M, A) at codes (B, n_tokens) and features (B, feature_dim)."""
+        model, device, (B, M, size) = self.voc.occupancy, device_of(self.voc.occupancy), actions.shape
+        if size != model.config.action_dim:
+            raise VOCError(f"Actions have size {size}, but this VOC reads actions of size {model.config.action_dim}.")
+        contexts = codes.to(device).long().repeat_interleave(M, 0)
+        seen = features.to(device).float().repeat_interleave(M, 0) if model.config.feature_dim else None
+        condition = Condition(actions.to(device).flatten(0, 1))
+        if self.estimator == "head":
+            assert self.voc.value_head is not None
+            with autocast(device, B * M):
+                last = model.prefix(contexts, seen, condition=condition).last
+                members = self.voc.value_head(last, seen).float()
+            spread = members.std(1) if self.caution else torch.zeros_like(members[:, 0])
+            return (members.mean(1) - self.caution * spread).view(B, M)
+        noise = uniforms(model, 1, self.samples, generator_on(device, self.seed))
+        with autocast(device):
+            futures = sample_futures(
+                model, contexts, seen, self.samples, generator_on(device, self.seed), noise, condition
+            )
+        rewards = rewards_of_futures(futures, self.voc.quantizer.embed, self.reward, model.config.end_code)
+        return rewards.mean(1).view(B, M)
+
+    @torch.no_grad()
+    def advantages(self, codes: Tensor, features: Tensor, actions: Tensor) -> Tensor:
+        """(1 - gamma) (Q(s, a) - V(s)) float32 (N,) of one action (N, A) at each of N states, by the head, on the CPU.
+
+        V is the same network's, where no action is shown.
+        """
+        voc, parts = self.voc, []
+        model, head, device = voc.occupancy, voc.value_head, device_of(voc.occupancy)
+        assert head is not None
+        for some in torch.arange(len(codes)).split(4096):
+            context = codes[some].to(device).long()
+            seen = features[some].to(device).float() if model.config.feature_dim else None
+            with autocast(device):
+                with_action = model.prefix(context, seen, condition=Condition(actions[some].to(device))).last
+                without = model.prefix(context, seen).last
+                found = head(with_action, seen).float() - head(without, seen).float()
+            parts.append(found.mean(1).cpu())
+        return torch.cat(parts)
+
+
+def reward_of(
+    voc: VOC,
+    dataset: Episodes,
+    tokens: tuple[Tensor, Tensor],
+    function: Callable[[Episodes], np.ndarray],
+    config: VOCConfig | None = None,
+) -> RewardHead:
+    """A reward head for another goal, for ``ActionValues``: the model stays, seconds of fitting.
+
+    Args:
+        function: takes the dataset and returns rewards (N,) on arrival at its rows.
+
+    Raises:
+        VOCError: rewards of another shape, or NaN.
+    """
+    reward = np.asarray(function(dataset), np.float32)
+    if reward.shape != (len(dataset),):
+        raise VOCError(f"The reward function returned shape {reward.shape}; one per row, ({len(dataset)},), is needed.")
+    return fit_reward_head(voc.quantizer, tokens[0], dataset, reward, config or VOCConfig())
+
+
+class RollOutScores:
+    """Scores of actions by a one-step model (a VOC with action input and discount 0), rolled out step by step.
+
+    After the action the model goes on as the data's policy did. ``steps`` observations of each of ``paths`` paths are
+    sampled: steps x paths is what ``ActionValues`` calls samples, at equal compute.
+    """
+
+    def __init__(self, voc: VOC, gamma: float, steps: int = 16, paths: int = 1, seed: int = 0) -> None:
+        if not voc.occupancy.config.action_dim or voc.gamma != 0.0:
+            raise VOCError("Roll-outs need a VOC with action input that was trained for gamma 0, the next observation.")
+        self.voc, self.weights, self.paths, self.seed = voc, gamma ** np.arange(steps), paths, seed
+
+    @torch.no_grad()
+    def __call__(self, codes: Tensor, features: Tensor, actions: Tensor) -> Tensor:
+        """Scores float32 (B, M), as ``ActionScores``: (1 - gamma) times the discounted rewards, so far as they go."""
+        model, device, (B, M, _) = self.voc.occupancy, device_of(self.voc.occupancy), actions.shape
+        contexts = codes.to(device).long().repeat_interleave(M, 0)
+        seen = features.to(device).float().repeat_interleave(M, 0) if model.config.feature_dim else None
+        condition = Condition(actions.to(device).flatten(0, 1))
+        generator = generator_on(device, self.seed)
+        total = torch.zeros(B * M, device=device)
+        with autocast(device):
+            paths = hops(model, contexts, seen, self.paths, len(self.weights), generator, True, condition)
+            for weight, states in zip(self.weights / self.weights.sum(), paths, strict=True):
+                total += float(weight) * self.voc.rewards(states).mean(1)
+        return total.view(B, M)

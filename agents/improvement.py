@@ -1,0 +1,65 @@
+"""Policies improved by a VOC: evaluate a policy, weight logged actions by their advantage, clone, evaluate again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.agents.action_values import ActionValues, train_action_voc
+from voc_rl.agents.objectives import Cloning, advantage_weights
+from voc_rl.agents.offline import AgentConfig, OfflineAgent
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError
+from voc_rl.model import VOC
+from voc_rl.occupancy import PolicyTraining, StitchedChain, find_candidates, policy_actions, stitch, taken_actions
+from voc_rl.precision import device_of
+from voc_rl.training import VOCConfig
+
+
+@dataclass(frozen=True)
+class ImprovementConfig:
+    """temperature: of the weights exp(A / temperature), in standard deviations of the advantage. draws: actions of a
+    policy at each row, for its chain. agent: the clone. training, voc: of the policies' models."""
+
+    temperature: float = 0.25
+    draws: int = 4
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    training: PolicyTraining = field(default_factory=lambda: PolicyTraining(action_share=0.7, start_share=0.0))
+    voc: VOCConfig = field(default_factory=VOCConfig)
+
+
+def weighted_clone(
+    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None, seed: int = 0
+) -> OfflineAgent:
+    """Advantage-weighted regression (Peng et al. 2019) with the advantages of ``voc``, which has an action input.
+
+    Raises:
+        VOCError: a VOC without action input or value head, or for actions of another size.
+    """
+    config = config or ImprovementConfig()
+    size = dataset.action.shape[1]
+    if voc.occupancy.config.action_dim not in (0, size):
+        raise VOCError(
+            f"The data's actions have size {size}; this VOC reads actions of size {voc.occupancy.config.action_dim}."
+        )
+    advantages = ActionValues(voc).advantages(*tokens, torch.from_numpy(taken_actions(dataset))).numpy()
+    weights = advantage_weights(advantages, np.flatnonzero(dataset.steps_left > 0), config.temperature)
+    agent = OfflineAgent(dataset.observation_shape, size, config.agent, voc.quantizer, seed, name="voc_awr")
+    return agent.learn(dataset, partial(Cloning, weights=weights), tokens)
+
+
+def policy_voc(
+    agent: OfflineAgent, dataset: Episodes, tokens: tuple[Tensor, Tensor], voc: VOC,
+    config: ImprovementConfig | None = None, seed: int = 0,
+) -> VOC:  # fmt: skip
+    """Evaluate: a VOC of the futures of an action, ``agent`` acting after it, on the agent's stitched chain of rows."""
+    config = config or ImprovementConfig()
+    rng = np.random.default_rng([seed, 89])
+    drawn = policy_actions([agent], dataset, config.draws, rng).drawn[0]
+    candidates = find_candidates(dataset, tokens[1].to(device_of(voc.occupancy)))
+    chain: StitchedChain = stitch(candidates, drawn, dataset.terminal, rng)
+    return train_action_voc(dataset, config.training, config.voc, chain, quantizer=voc.quantizer, tokens=tokens)

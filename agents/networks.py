@@ -1,0 +1,117 @@
+"""The networks that all offline agents share: encoders of frames, an actor and a critic."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from voc_rl.quantizers import Quantizer
+
+LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
+_LEAST_LOG_STD, _MOST_LOG_STD = math.log(0.05), math.log(1.0)
+
+
+def layers(*widths: int) -> nn.Sequential:
+    """Linear layers of these widths with layer norm and ReLU between them."""
+    parts: list[nn.Module] = []
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        parts.append(nn.Linear(before, after))
+        if i < len(widths) - 2:
+            parts += [nn.LayerNorm(after), nn.ReLU()]
+    return nn.Sequential(*parts)
+
+
+class FrozenEncoder(nn.Module):
+    """A trained quantizer's continuous features, or the vectors of its codes, in standard deviations of the data."""
+
+    def __init__(self, quantizer: Quantizer, tokens: bool) -> None:
+        super().__init__()
+        self.quantizer, self.of_tokens = quantizer.eval().requires_grad_(False), tokens
+        self.width = quantizer.n_tokens * quantizer.code_dim if tokens else quantizer.feature_dim
+        self.register_buffer("mean", torch.zeros(self.width))
+        self.register_buffer("std", torch.ones(self.width))
+        self.mean: Tensor
+        self.std: Tensor
+
+    def fit(self, codes: Tensor, features: Tensor) -> None:
+        """Take mean and spread of the data's codes (N, n_tokens) and features (N, feature_dim)."""
+        raw = self.raw(codes, features)
+        self.mean.copy_(raw.mean(0))
+        self.std.copy_(raw.std(0).clamp(min=1e-3))
+
+    def raw(self, codes: Tensor, features: Tensor) -> Tensor:
+        """What is standardised, float32 (B, width)."""
+        if not self.of_tokens:
+            return features.float()
+        with torch.no_grad():
+            return self.quantizer.embed(codes.long()).flatten(1).float()
+
+    def inputs(self, codes: Tensor, features: Tensor) -> Tensor:
+        """Codes and features of some observations -> float32 (B, width)."""
+        return ((self.raw(codes, features) - self.mean) / self.std).clamp(-LARGEST, LARGEST)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """uint8 (B, 3K, H, W) -> float32 (B, width)."""
+        with torch.no_grad():
+            codes, features = self.quantizer.codes_and_features(obs)
+        return self.inputs(codes, features.to(torch.float16))  # as stored features are
+
+
+class ConvEncoder(nn.Module):
+    """DrQ-v2's encoder (Yarats et al. 2022): uint8 (B, 3K, H, W) -> float32 (B, 50)."""
+
+    width = 50
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(shape[0], 32, 3, 2), nn.ReLU(),
+            nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(),
+            nn.Flatten(),
+        )  # fmt: skip
+        with torch.no_grad():
+            flat = self.convolutions(torch.zeros(1, *shape)).shape[1]
+        self.trunk = nn.Sequential(nn.Linear(flat, self.width), nn.LayerNorm(self.width), nn.Tanh())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.trunk(self.convolutions(obs.float() / 255 - 0.5))
+
+
+class Actor(nn.Module):
+    """Inputs float (B, F) -> mean action (B, A) in [-1, 1]; around it a Gaussian whose spread depends on the inputs."""
+
+    def __init__(self, inputs: int, actions: int, width: int) -> None:
+        super().__init__()
+        self.body = layers(inputs, width, width, 2 * actions)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, both (B, A)."""
+        mean, spread = self.body(inputs).chunk(2, -1)
+        log_std = _LEAST_LOG_STD + (_MOST_LOG_STD - _LEAST_LOG_STD) * spread.sigmoid()
+        return mean.tanh(), log_std.exp()
+
+    def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        """Log-density (B,) of actions (B, A), before clipping."""
+        mean, std = self(inputs)
+        return log_density(actions, mean, std)
+
+
+def log_density(actions: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log-density (...) of actions (..., A) under independent Gaussians."""
+    z = (actions - mean) / std
+    return (-0.5 * z.square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class Critic(nn.Module):
+    """Two networks: inputs (B, F) and actions (B, A) -> Q (B, 2)."""
+
+    def __init__(self, inputs: int, actions: int, width: int) -> None:
+        super().__init__()
+        self.both = nn.ModuleList(layers(inputs + actions, width, width, 1) for _ in range(2))
+
+    def forward(self, inputs: Tensor, actions: Tensor) -> Tensor:
+        x = torch.cat([inputs, actions], 1)
+        return torch.cat([one(x) for one in self.both], 1)

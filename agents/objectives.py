@@ -1,0 +1,141 @@
+"""What offline agents minimise: cloning (all, the best, or weighted rows) and TD3+BC.
+
+Each is a trainee of ``voc_rl.loop.optimise``; a partial of its class is what ``OfflineAgent.learn`` takes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voc_rl.agents.networks import Critic
+from voc_rl.agents.views import View
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError
+from voc_rl.loop import step_seed
+from voc_rl.precision import device_of, seeded
+
+LARGEST_WEIGHT = 20.0
+
+
+def top_episodes(dataset: Episodes, share: float = 0.1) -> np.ndarray:
+    """Weights float32 (N,): 1 for rows of the ``share`` of episodes with the largest returns, at least one; else 0."""
+    returns = np.add.reduceat(dataset.reward, dataset.starts)
+    best = np.argsort(-returns, kind="stable")[: max(round(share * len(returns)), 1)]
+    return np.isin(dataset.episode, best).astype(np.float32)
+
+
+def advantage_weights(advantages: np.ndarray, rows: np.ndarray, temperature: float) -> np.ndarray:
+    """Weights float32 (N,) of advantage-weighted regression (Peng et al. 2019): exp(A / temperature), at most 20.
+
+    Advantages (N,) are first put into standard deviations of ``rows``, and their mean there taken off.
+    """
+    standard = (advantages - advantages[rows].mean()) / max(float(advantages[rows].std()), 1e-6)
+    return np.minimum(np.exp(np.clip(standard / temperature, -50, 50)), LARGEST_WEIGHT).astype(np.float32)
+
+
+class _Trainee:
+    def __init__(self, agent: Any, view: View) -> None:
+        self.agent, self.view, self.seed = agent, view, agent.seed
+        self.modules: dict[str, nn.Module] = {"networks": agent.networks}
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+
+    def after_step(self, step: int) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {name: dict(module.state_dict()) for name, module in self.modules.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(state[name])
+
+    def _rng(self, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, step, 79])
+
+
+class Cloning(_Trainee):
+    """Maximum likelihood of the logged actions, of rows drawn in proportion to ``weights`` (N,); None: all alike.
+
+    Raises:
+        VOCError: weights that do not fit the rows, or are all zero.
+    """
+
+    def __init__(self, agent: Any, view: View, weights: np.ndarray | None = None) -> None:
+        super().__init__(agent, view)
+        weights = np.ones(len(view.dataset)) if weights is None else np.asarray(weights, float)
+        if weights.shape != (len(view.dataset),) or not np.isfinite(weights).all() or weights[view.going].sum() <= 0:
+            raise VOCError(
+                f"Weights of shape {weights.shape} have to be {len(view.dataset)} finite numbers, not all zero."
+            )
+        self.cumulative = np.cumsum(weights[view.going] / weights[view.going].sum())
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        uniform = self._rng(step).random(self.agent.config.loop.batch_size)
+        place = np.searchsorted(self.cumulative, uniform, side="right").clip(max=len(self.cumulative) - 1)
+        rows = self.view.going[place]
+        inputs = self.view.encoded(rows, generator)
+        actions = self.view.taken[torch.from_numpy(rows).to(inputs.device)]
+        return -self.agent.actor.log_prob(inputs, actions).mean(), {}
+
+
+class TD3BC(_Trainee):
+    """TD3+BC (Fujimoto and Gu 2021), from frames DrQ-v2+BC (Lu et al. 2023): n-step twin critics; the actor follows
+    their smaller Q, in units of its mean size, and stays near the logged actions.
+
+    alpha: weight of Q. n: steps of the returns. tau: of the slow critic. policy_noise, noise_clip: of target actions.
+    """
+
+    def __init__(
+        self, agent: Any, view: View, alpha: float = 2.5, n: int = 3, tau: float = 0.01,
+        policy_noise: float = 0.2, noise_clip: float = 0.3,
+    ) -> None:  # fmt: skip
+        super().__init__(agent, view)
+        self.alpha, self.n, self.tau, self.noise = alpha, n, tau, (policy_noise, noise_clip)
+        device = device_of(agent.actor)
+        with seeded(torch.device("cpu"), step_seed(self.seed, 83)):
+            self.critic = Critic(agent.encoder.width, agent.action_size, agent.config.width).to(device)
+        self.slow = copy.deepcopy(self.critic).requires_grad_(False)
+        self.modules |= {"critic": self.critic, "slow": self.slow}
+        dataset, rows = view.dataset, np.arange(len(view.dataset))
+        steps = np.minimum(n, dataset.steps_left)
+        total, gamma = np.zeros(len(dataset)), agent.config.gamma
+        for k in range(1, n + 1):
+            inside = steps >= k
+            total[inside] += gamma ** (k - 1) * dataset.reward[rows[inside] + k]
+        self.later = rows + steps
+        self.reward = torch.from_numpy(total).float().to(device)
+        discount = np.where(dataset.terminal[self.later], 0.0, gamma**steps)
+        self.discount = torch.from_numpy(discount).float().to(device)
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        view, actor = self.view, self.agent.actor
+        rows = view.going[self._rng(step).integers(len(view.going), size=self.agent.config.loop.batch_size)]
+        inputs = view.encoded(rows, generator)
+        at = torch.from_numpy(rows).to(inputs.device)
+        taken = view.taken[at]
+        with torch.no_grad():
+            later = view.encoded(self.later[rows], generator)
+            noise = torch.randn(taken.shape, generator=generator, device=generator.device).to(inputs.device)
+            action = actor(later)[0] + (self.noise[0] * noise).clamp(-self.noise[1], self.noise[1])
+            goal = self.reward[at] + self.discount[at] * self.slow(later, action.clamp(-1, 1)).amin(1)
+        q = self.critic(inputs, taken)
+        critic_loss = F.mse_loss(q, goal[:, None].expand_as(q))
+        seen = inputs.detach()  # convolutions learn from the critic alone
+        mean = actor(seen)[0]
+        self.critic.requires_grad_(False)
+        own = self.critic(seen, mean).amin(1)
+        self.critic.requires_grad_(True)
+        actor_loss = -self.alpha * (own / own.detach().abs().mean().clamp(min=1e-6)).mean() + F.mse_loss(mean, taken)
+        return critic_loss + actor_loss, {"critic": critic_loss.detach(), "q": own.detach().mean()}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        torch._foreach_lerp_(list(self.slow.parameters()), list(self.critic.parameters()), self.tau)

@@ -1,0 +1,201 @@
+"""Offline agents with Stable-Baselines3's manners: ``learn``, ``predict``, ``save``, ``load``.
+
+An agent is an encoder of frames (frozen features, code vectors, or convolutions that learn), an actor, and an objective
+(``voc_rl.agents.objectives``). All are trained by the library's one loop.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from voc_rl.agents.networks import Actor, ConvEncoder, FrozenEncoder
+from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
+from voc_rl.configs import from_dict, to_dict
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
+from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
+from voc_rl.precision import device_of, seeded
+from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
+
+Inputs = Literal["features", "tokens", "frames"]
+INPUTS: tuple[Inputs, ...] = ("features", "tokens", "frames")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How an agent sees and learns.
+
+    inputs: a quantizer's continuous ``features``, the vectors of its ``tokens``, or ``frames`` through convolutions
+    that learn with the agent. width: of the two hidden layers. noise: on frozen inputs in training, in their standard
+    deviations. shift: pixels of the random shift of frames. gamma: of critics. loop: of the training.
+    """
+
+    inputs: Inputs = "features"
+    width: int = 256
+    noise: float = 0.1
+    shift: int = 4
+    gamma: float = 0.97
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=4000, batch_size=256, learning_rate=1e-3, weight_decay=1e-2)
+    )
+
+    def __post_init__(self) -> None:
+        check_choice(self.inputs, INPUTS, "inputs")
+        check_gamma(self.gamma)
+        check_positive(self.width, "width")
+
+
+class OfflineAgent:
+    """An actor that sees frames: Stable-Baselines3's ``predict``, so that everything that takes policies takes it.
+
+    Args:
+        observation_shape: (3K, H, W). action_size: of actions in [-1, 1]. quantizer: whose features it sees; not
+            needed for ``inputs="frames"``. device: where it is; None: where the quantizer is, or the CPU.
+
+    Raises:
+        VOCError: no quantizer where one is needed.
+    """
+
+    observation: Literal["state", "pixels"] = "pixels"
+
+    def __init__(
+        self,
+        observation_shape: tuple[int, int, int],
+        action_size: int,
+        config: AgentConfig | None = None,
+        quantizer: Quantizer | None = None,
+        seed: int = 0,
+        device: torch.device | None = None,
+        name: str = "",
+    ) -> None:
+        self.config = config or AgentConfig()
+        self.observation_shape, self.action_size, self.seed, self.name = observation_shape, action_size, seed, name
+        self._rng = np.random.default_rng([seed, 71])
+        if self.config.inputs != "frames" and quantizer is None:
+            raise VOCError(f"inputs={self.config.inputs!r} needs a quantizer; give one, or use inputs='frames'.")
+        with seeded(torch.device("cpu"), step_seed(seed, 73)):
+            self.encoder: FrozenEncoder | ConvEncoder
+            if quantizer is None or self.config.inputs == "frames":
+                self.encoder = ConvEncoder(observation_shape)
+            else:
+                self.encoder = FrozenEncoder(copy.deepcopy(quantizer), self.config.inputs == "tokens")
+            self.actor = Actor(self.encoder.width, action_size, self.config.width)
+        self.networks = nn.ModuleDict({"encoder": self.encoder, "actor": self.actor})
+        if device is None:
+            device = torch.device("cpu") if quantizer is None else device_of(quantizer)
+        self.networks.to(device).eval()
+
+    def __repr__(self) -> str:
+        return f"OfflineAgent({self.name or self.config.inputs})"
+
+    def learn(
+        self,
+        dataset: Episodes,
+        objective: Callable[..., Any],
+        tokens: tuple[Tensor, Tensor] | None = None,
+        *,
+        log: StepLog | None = None,
+        progress: bool = False,
+    ) -> OfflineAgent:
+        """Train on logged episodes; returns itself.
+
+        Args:
+            objective: ``voc_rl.agents.objectives``: makes the trainee of (agent, view of the data).
+            tokens: codes and features of every row under the agent's quantizer, where they are known already.
+
+        Raises:
+            VOCError: a dataset of other frames or actions, or without a step.
+        """
+        from voc_rl.agents.views import view_of
+
+        if dataset.observation_shape != self.observation_shape:
+            raise VOCError(
+                f"The data's frames are {dataset.observation_shape}; the agent sees {self.observation_shape}."
+            )
+        if dataset.action.shape[1] != self.action_size:
+            raise VOCError(
+                f"The data's actions have size {dataset.action.shape[1]}; the agent's have {self.action_size}."
+            )
+        if np.abs(dataset.action).max() > 1.0 + 1e-6:
+            raise VOCError(
+                f"The data's actions reach {np.abs(dataset.action).max():g}; continuous ones in [-1, 1] are needed, not "
+                "indices of discrete ones."
+            )
+        self.networks.train()
+        trainee = objective(self, view_of(self, dataset, tokens))
+        optimise(trainee, self.config.loop, self.seed, self.name or "agent", log=log, progress=progress)
+        self.networks.eval()
+        return self
+
+    @torch.no_grad()
+    def distribution(self, obs: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, A) of actions at observations uint8 (B, 3K, H, W)."""
+        check_observations(obs, self.observation_shape)
+        return self.actor(self.encoder(torch.as_tensor(obs).to(device_of(self.actor))))
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions float32 (A,) or (B, A) in [-1, 1], of one observation or a batch, as Stable-Baselines3 gives them."""
+        if not deterministic:
+            return np.clip(self.draw(observation, self._rng), -1, 1), state
+        obs = np.asarray(observation)
+        mean = self.distribution(obs[None] if obs.ndim == 3 else obs)[0].float().cpu().numpy()
+        return (mean[0] if obs.ndim == 3 else mean), state
+
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Unclipped actions float32 (A,) or (B, A)."""
+        obs = np.asarray(observation)
+        found = self.distribution(obs[None] if obs.ndim == 3 else obs)
+        mean, std = (part.float().cpu().numpy() for part in found)
+        actions = (mean + std * rng.standard_normal(mean.shape)).astype(np.float32)
+        return actions[0] if obs.ndim == 3 else actions
+
+    def save(self, folder: str | Path) -> None:
+        """Write the agent into ``folder``: agent.json, agent.safetensors, and its quantizer."""
+        folder = Path(folder)
+        if isinstance(self.encoder, FrozenEncoder):
+            save_quantizer(self.encoder.quantizer, folder)
+        own = {k: v.contiguous() for k, v in self.networks.state_dict().items() if not k.startswith(_QUANTIZER)}
+        save_tensors(folder / "agent.safetensors", own)
+        description = {
+            "observation_shape": list(self.observation_shape), "action_size": self.action_size, "name": self.name,
+            "seed": self.seed, "config": to_dict(self.config),
+        }  # fmt: skip
+        write_json(folder / "agent.json", description)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> OfflineAgent:
+        """Read what ``save`` wrote; no code of the files is executed.
+
+        Raises:
+            VOCError: missing or damaged files.
+        """
+        folder = Path(folder)
+        words = read_json(folder / "agent.json", "agent")
+        try:
+            config = from_dict(AgentConfig, words["config"])
+            shape, size, name, seed = (words[k] for k in ("observation_shape", "action_size", "name", "seed"))
+        except KeyError as error:
+            raise VOCError(f"{folder / 'agent.json'} lacks the key {error}.") from error
+        quantizer = load_quantizer(folder) if config.inputs != "frames" else None
+        agent = cls(tuple(shape), size, config, quantizer, seed, name=name)
+        kept = {k: v for k, v in agent.networks.state_dict().items() if k.startswith(_QUANTIZER)}
+        path = folder / "agent.safetensors"
+        load_state_dict(agent.networks, {**kept, **load_tensors(path)}, str(path))
+        return agent
+
+
+_QUANTIZER = "encoder.quantizer."

@@ -1,0 +1,69 @@
+"""A dataset as an agent sees it: inputs of rows, where the agent's networks are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.agents.networks import FrozenEncoder
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError
+from voc_rl.occupancy import taken_actions
+from voc_rl.precision import device_of
+from voc_rl.quantizers import tokenize
+from voc_rl.quantizers.shift import random_shift
+
+
+@dataclass(frozen=True)
+class View:
+    """dataset: the episodes. going int64 (G,): rows with a step left. taken float32 (N, A): the actions there.
+
+    encoded: rows int64 (B,) and a generator -> inputs (B, F) of them, with the noise or shift of training.
+    """
+
+    dataset: Episodes
+    going: np.ndarray
+    taken: Tensor
+    encoded: Callable[[np.ndarray, torch.Generator], Tensor]
+
+
+def view_of(agent: Any, dataset: Episodes, tokens: tuple[Tensor, Tensor] | None) -> View:
+    """The view of an agent (``OfflineAgent``); ``tokens`` as in its ``learn``."""
+    device = device_of(agent.actor)
+    going = np.flatnonzero(dataset.steps_left > 0)
+    if len(going) == 0:
+        raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
+    taken = torch.from_numpy(taken_actions(dataset)).to(device)
+    if isinstance(agent.encoder, FrozenEncoder):
+        return View(dataset, going, taken, _frozen(agent, dataset, tokens, device))
+    return View(dataset, going, taken, _frames(agent, dataset, device))
+
+
+def _frozen(
+    agent: Any, dataset: Episodes, tokens: tuple[Tensor, Tensor] | None, device: torch.device
+) -> Callable[[np.ndarray, torch.Generator], Tensor]:
+    codes, features = tokens if tokens is not None else tokenize(agent.encoder.quantizer, dataset)
+    codes, features = codes.to(device), features.to(device)
+    agent.encoder.fit(codes, features)
+    inputs, noise = agent.encoder.inputs(codes, features), agent.config.noise
+
+    def encoded(rows: np.ndarray, generator: torch.Generator) -> Tensor:
+        found = inputs[torch.from_numpy(rows).to(device)]
+        return found + noise * torch.randn(found.shape, generator=generator, device=generator.device).to(device)
+
+    return encoded
+
+
+def _frames(agent: Any, dataset: Episodes, device: torch.device) -> Callable[[np.ndarray, torch.Generator], Tensor]:
+    frames = torch.from_numpy(dataset.frames(np.arange(len(dataset)))).to(device)
+
+    def encoded(rows: np.ndarray, generator: torch.Generator) -> Tensor:
+        obs = frames[torch.from_numpy(dataset.stacked_rows(rows)).to(device)].flatten(1, 2)
+        return agent.encoder(random_shift(obs, agent.config.shift, generator))
+
+    return encoded

@@ -1,0 +1,223 @@
+"""Control on Walker and Cheetah from logged pixels: behaviour, clones, offline critics, planner, VOC-weighted clones.
+
+    python -m voc_rl.benchmarks.control --scale cpu --out runs/control
+
+Models (task, model, seed) and cells (task, mix, method, seed) are kept as they finish; the same command goes on where
+it stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from voc_rl.agents.action_values import ActionValues, RollOutScores, reward_of
+from voc_rl.agents.improvement import ImprovementConfig, policy_voc, weighted_clone
+from voc_rl.agents.objectives import TD3BC, Cloning, top_episodes
+from voc_rl.agents.offline import OfflineAgent
+from voc_rl.agents.planner import PlannerConfig, VOCPlanner
+from voc_rl.benchmarks.cells import Cell, grid, run_cells
+from voc_rl.benchmarks.control_data import (
+    GAMMA,
+    MIXES,
+    ControlData,
+    ControlScale,
+    agent_config,
+    clone,
+    control_data,
+    load_voc,
+    make_model,
+    model_path,
+    played,
+    voc_training,
+)
+from voc_rl.benchmarks.control_table import results_of, save_plot, save_sheet, table
+from voc_rl.benchmarks.ope_protocol import TASKS
+from voc_rl.benchmarks.results import options, write_results
+from voc_rl.benchmarks.reward_functions import REWARDS
+from voc_rl.errors import check_choice, check_choices
+from voc_rl.precision import choose_device
+from voc_rl.training import VOCConfig
+
+SCALES = {
+    "smoke": ControlScale(episodes=6, steps=40, played=2, voc=10, agent=20, frames=5, quantizer=20),
+    "cpu": ControlScale(episodes=80, steps=500, played=10, voc=1500, agent=4000, frames=6000, quantizer=500),
+}
+MODELS = ("bc", "voc", "one_step")
+SAMPLES = 16
+METHODS = (
+    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "td3bc_tokens", "drqv2bc", "voc_awr",
+    "voc_awr_2", "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
+)  # fmt: skip
+NEEDS = {
+    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_2": ("voc",), "planner": ("voc", "bc"),
+    "planner_awr": ("voc",), "planner_samples": ("voc", "bc"), "one_step_mppi": ("one_step", "bc"),
+    "zero_shot": ("voc", "bc"),
+}  # fmt: skip
+ZERO_SHOT = {"walker-walk": "stand", "cheetah-run": "backward"}
+
+
+@dataclass(frozen=True)
+class Control:
+    """Returns of policies that were learned from logged pixels."""
+
+    scale: Literal["smoke", "cpu"] = "cpu"
+    out: Path = Path("runs/control")
+    """Folder for data, models and finished cells."""
+    results: Path | None = None
+    """Folder for control.json, .md and .png; default benchmarks/results."""
+    tasks: tuple[str, ...] = TASKS
+    mix: str = "mixed"
+    """What made the data: mixed, random, medium, medium-replay or expert."""
+    methods: tuple[str, ...] = METHODS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained and asked."""
+    processes: int = 1
+    """Cells that are done at once."""
+
+    def run(self) -> dict[str, Any]:
+        """Do the models and cells that are missing, then write table, plot and pictures of all that were asked for."""
+        cells = self.cells()
+        for task in self.tasks:
+            self.data(task).prepare()
+        needed = [model for model in MODELS if any(model in NEEDS.get(method, ()) for method in self.methods)]
+        models = grid(task=self.tasks, mix=(self.mix,), model=needed, seed=self.seeds)
+        run_cells(models, self.make, self.out / "models.jsonl", processes=self.processes)
+        records = run_cells(cells, self.work, self.out / "cells.jsonl", processes=self.processes)
+        found = results_of(records, self.scale)
+        found["command"] += options({
+            "tasks": (self.tasks, TASKS), "mix": ((self.mix,), ("mixed",)), "methods": (self.methods, METHODS),
+            "seeds": (self.seeds, (0, 1, 2)),
+        })  # fmt: skip
+        folder = write_results("control", found, table(found), self.results)
+        save_plot(folder / "control.png", found)
+        save_sheet(folder / "control_frames.png", self.out / "frames")
+        return found
+
+    def cells(self) -> list[Cell]:
+        """All cells that were asked for.
+
+        Raises:
+            VOCError: unknown words.
+        """
+        check_choices(self.tasks, TASKS, "task")
+        check_choices(self.methods, METHODS, "method")
+        check_choice(self.mix, MIXES, "mix")
+        return grid(task=self.tasks, mix=(self.mix,), seed=self.seeds, method=self.methods)
+
+    def data(self, task: str) -> ControlData:
+        """Data and quantizer of a task, in the folder ``out``."""
+        return control_data(task, self.mix, self.out, SCALES[self.scale])
+
+    def make(self, cell: Cell) -> dict[str, Any]:
+        """Train a model and keep it."""
+        torch.set_num_threads(1)
+        make_model(self.data(cell["task"]), cell["model"], cell["seed"], SCALES[self.scale], choose_device(self.device))
+        return {}
+
+    def work(self, cell: Cell) -> dict[str, Any]:
+        """The returns of a method, and what else is worth keeping."""
+        torch.set_num_threads(1)
+        task, method, seed, scale = cell["task"], cell["method"], cell["seed"], SCALES[self.scale]
+        data, device = self.data(task), choose_device(self.device)
+        if method == "behaviour":
+            return {"returns": np.add.reduceat(data.episodes.reward, data.episodes.starts).astype(float).tolist()}
+        policy = policy_of(method, data, seed, scale, device)
+        returns, frames, states = played(task, policy, scale.played, scale.steps, seed)
+        result: dict[str, Any] = {"returns": returns.tolist()}
+        if isinstance(policy, VOCPlanner):
+            each = {part: 1000 * seconds / policy.calls for part, seconds in policy.seconds.items()}
+            result |= {"outside_support": policy.below_floor, "milliseconds": each, "decisions": scale.played}
+        if method == "zero_shot":
+            goal = REWARDS[task][ZERO_SHOT[task]]
+            logged = data.episodes.state
+            assert logged is not None
+            result |= {
+                "goal": ZERO_SHOT[task], "goal_reward": goal(states).mean(0).tolist(),
+                "goal_reward_data": float(goal(logged).mean()),
+            }  # fmt: skip
+        if seed == 0 and method in ("bc_top10", "voc_awr", "planner"):
+            path = self.out / "frames" / f"{task}_{method}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.stack(frames[:: max(len(frames) // 8, 1)][:8]))
+        return result
+
+
+def policy_of(method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device) -> Any:
+    """The policy of a method; models of ``MODELS`` are read."""
+    common = agent_config(scale.agent)
+    critic = replace(common, gamma=0.97, loop=replace(common.loop, steps=2 * scale.agent, weight_decay=0.0, clip=10.0))
+    frames = replace(critic, inputs="frames", loop=replace(critic.loop, steps=scale.frames, learning_rate=3e-4))
+    if method == "best_logged":
+        return data.member(MIXES[data.mix][-1])
+    if method == "bc_top10":
+        return clone(data, common, seed, device, partial(Cloning, weights=top_episodes(data.episodes)), method)
+    if method in ("td3bc", "td3bc_tokens", "drqv2bc"):
+        inputs = {"td3bc": critic, "td3bc_tokens": replace(critic, inputs="tokens"), "drqv2bc": frames}[method]
+        return clone(data, inputs, seed, device, TD3BC, method)
+    if method in ("voc_awr", "voc_awr_2", "planner_awr"):
+        return _improved(method, data, seed, scale, device)
+    prior = OfflineAgent.load(model_path(data, "bc", seed))
+    prior.networks.to(device)
+    if method in ("bc", "bc_sampled"):
+        return prior if method == "bc" else Sampled(prior)
+    if method == "one_step_mppi":
+        scores: Any = RollOutScores(load_voc(data, "one_step", seed, device), GAMMA, SAMPLES)
+        return VOCPlanner(prior, scores, sampling(), seed)
+    voc = load_voc(data, "voc", seed, device)
+    if method == "planner":
+        return VOCPlanner(prior, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
+    reward = None
+    if method == "zero_shot":
+        goal = REWARDS[data.task][ZERO_SHOT[data.task]]
+        reward = reward_of(voc, data.episodes, data.tokens, lambda d: goal(d.state), VOCConfig(seed=seed))
+    return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES, reward), sampling(), seed)
+
+
+def sampling() -> PlannerConfig:
+    """Fewer candidates where every one costs samples."""
+    return PlannerConfig(candidates=32, rounds=2)
+
+
+def _improved(method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device) -> Any:
+    training, networks = voc_training(scale.voc, GAMMA)
+    config = ImprovementConfig(agent=agent_config(scale.agent), training=training, voc=replace(networks, seed=seed))
+    voc = load_voc(data, "voc", seed, device)
+    agent = weighted_clone(voc, data.episodes, data.tokens, config, seed)
+    if method == "planner_awr":
+        return VOCPlanner(agent, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
+    if method == "voc_awr_2":
+        voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
+        agent = weighted_clone(voc, data.episodes, data.tokens, config, seed)
+    return agent
+
+
+class Sampled:
+    """A policy that acts with its noise, also where the deterministic action is asked for."""
+
+    observation: Literal["state", "pixels"] = "pixels"
+
+    def __init__(self, agent: OfflineAgent) -> None:
+        self.agent = agent
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Drawn actions."""
+        return self.agent.predict(observation, state, episode_start)
+
+
+def main() -> None:
+    """Entry point; prints the table."""
+    print(table(tyro.cli(Control, description=__doc__).run()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Data and models of the control benchmark: mixes of checkpoints as in V-D4RL, and what several methods share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from voc_rl.agents import NoisyPolicy, StickyMixture, load_policy
+from voc_rl.agents.action_values import train_action_voc
+from voc_rl.agents.objectives import Cloning
+from voc_rl.agents.offline import AgentConfig, OfflineAgent
+from voc_rl.benchmarks.ope_data import Scale, TaskData
+from voc_rl.benchmarks.ope_protocol import EPSILON, LOGGED, SIGMA, SWITCH
+from voc_rl.data import Episodes
+from voc_rl.envs import collect, make_env
+from voc_rl.loop import LoopConfig
+from voc_rl.model import VOC
+from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+from voc_rl.training import VOCConfig
+
+# checkpoints that make the data: one stays for fifty steps on average, as in the policy-evaluation benchmark
+MIXES: dict[str, tuple[int, ...]] = {
+    "random": (0,),
+    "medium": (60_000,),
+    "medium-replay": (0, 20_000, 40_000, 60_000),
+    "expert": (350_000,),
+    "mixed": LOGGED,
+}
+GAMMA = 0.95
+
+
+@dataclass(frozen=True)
+class ControlScale:
+    """episodes, steps: of the data, and steps of the episodes that are played. played: episodes per seed. voc, agent,
+    frames: optimiser steps of the models, of agents on features, of agents from frames. quantizer: of the quantizer."""
+
+    episodes: int
+    steps: int
+    played: int
+    voc: int
+    agent: int
+    frames: int
+    quantizer: int
+
+
+@dataclass
+class ControlData(TaskData):
+    """One task and mix in a folder; see ``TaskData``."""
+
+    mix: str = "mixed"
+
+    @cached_property
+    def episodes(self) -> Episodes:
+        path = self.folder / "data"
+        policy = StickyMixture([self.member(step) for step in MIXES[self.mix]], SWITCH)
+        collect(
+            path, self.task, policy, self.scale.episodes, self.seed, max_episode_steps=self.scale.steps,
+            processes=os.cpu_count() or 1,
+        )  # fmt: skip
+        return Episodes.open(path)
+
+    def member(self, step: int) -> NoisyPolicy:
+        """A checkpoint as it acted in the data."""
+        return NoisyPolicy(load_policy(f"{self.task}/step_{step}"), SIGMA, EPSILON)
+
+    def prepare(self) -> None:
+        """Make data, quantizer and tokens, so that several processes can read them."""
+        self.tokens  # noqa: B018 - made by being asked for
+
+
+@lru_cache(maxsize=4)
+def control_data(task: str, mix: str, out: Path, scale: ControlScale) -> ControlData:
+    """One task and mix of a benchmark's folder; a process reads it once."""
+    own = Scale(scale.episodes, scale.steps, 1, 1, 1, (GAMMA,), scale.quantizer)
+    return ControlData(task, out / (task if mix == "mixed" else f"{task}_{mix}"), own, mix=mix)
+
+
+def agent_config(steps: int, **changed: Any) -> AgentConfig:
+    """The agents' common settings at a number of steps."""
+    return AgentConfig(loop=LoopConfig(steps=steps, batch_size=256, learning_rate=1e-3, weight_decay=1e-2), **changed)
+
+
+def voc_training(steps: int, gamma: float) -> tuple[PolicyTraining, VOCConfig]:
+    """How the benchmark's VOCs are trained."""
+    loop = LoopConfig(steps=steps, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+    config = VOCConfig()
+    if steps < 100:
+        config = replace(config, reward=replace(config.reward, loop=LoopConfig(steps=50, batch_size=256)))
+    occupancy = OccupancyTraining(gamma=gamma, loop=loop, feature_dropout=0.5 if gamma == 0 else 0.15)
+    return PolicyTraining(occupancy=occupancy, action_share=0.7, start_share=0.0), config
+
+
+def make_model(data: ControlData, model: str, seed: int, scale: ControlScale, device: torch.device) -> None:
+    """Train ``voc``, ``one_step`` or ``bc`` and keep it; one that is there already stays."""
+    if model_path(data, model, seed).exists():
+        return
+    if model == "bc":
+        agent = clone(data, agent_config(scale.agent), seed, device)
+        _keep(agent, model_path(data, model, seed))
+        return
+    training, config = voc_training(scale.voc, 0.0 if model == "one_step" else GAMMA)
+    voc = train_action_voc(
+        data.episodes, training, replace(config, seed=seed), quantizer=data.quantizer, tokens=data.tokens,
+        device=device, progress=True,
+    )  # fmt: skip
+    _keep(voc, model_path(data, model, seed))
+
+
+def clone(
+    data: ControlData, config: AgentConfig, seed: int, device: torch.device, objective: Any = Cloning, name: str = "bc"
+) -> OfflineAgent:
+    """An agent trained on the data, by cloning or by another objective."""
+    dataset = data.episodes
+    size = dataset.action.shape[1]
+    agent = OfflineAgent(dataset.observation_shape, size, config, data.quantizer, seed, device, name)
+    return agent.learn(dataset, objective, data.tokens, progress=True)
+
+
+def model_path(data: ControlData, model: str, seed: int) -> Path:
+    """Where a model is kept."""
+    return data.folder / f"{model}_{seed}"
+
+
+def load_voc(data: ControlData, model: str, seed: int, device: torch.device) -> VOC:
+    """A kept VOC."""
+    return VOC.load(model_path(data, model, seed)).to(device)
+
+
+def _keep(model: VOC | OfflineAgent, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save(temporary)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+
+
+def played(
+    task: str, policy: Any, episodes: int, steps: int, seed: int
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Episodes played side by side: returns (E,), every tenth frame of the first, and its flat states (steps, S)."""
+    envs = [make_env(task, max_episode_steps=steps) for _ in range(episodes)]
+    first = [env.reset(seed=1_000_000 + 1000 * seed + i) for i, env in enumerate(envs)]
+    seen, infos = [o for o, _ in first], [i for _, i in first]
+    returns, frames, states = np.zeros(episodes), [], []
+    rng = np.random.default_rng([seed, 97])
+    for step in range(steps):
+        obs = np.stack([i["state"] for i in infos]) if policy.observation == "state" else np.stack(seen)
+        if hasattr(policy, "draw") and policy.observation == "state":
+            actions = np.clip(policy.draw(obs, rng), -1, 1)  # a logged policy acts as it was logged
+        else:
+            actions = policy.predict(obs, deterministic=True)[0]
+        for i, env in enumerate(envs):
+            seen[i], reward, _, _, infos[i] = env.step(actions[i])
+            returns[i] += float(reward)
+        if step % 10 == 0:
+            frames.append(seen[0][-3:])
+        states.append(np.stack([i["state"] for i in infos]))
+    for env in envs:
+        env.close()
+    return returns, frames, np.stack(states)
