@@ -126,8 +126,8 @@ class OfflineAgent:
             )
         if np.abs(dataset.action).max() > 1.0 + 1e-6:
             raise VOCError(
-                f"The data's actions reach {np.abs(dataset.action).max():g}; continuous ones in [-1, 1] are needed, not "
-                "indices of discrete ones."
+                f"The data's actions reach {np.abs(dataset.action).max():g}; continuous ones in [-1, 1] are needed, "
+                "not indices of discrete ones."
             )
         self.networks.train()
         trainee = objective(self, view_of(self, dataset, tokens))
