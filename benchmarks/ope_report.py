@@ -67,6 +67,7 @@ def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
     axes.scatter([e.value for e in estimates], places, color=colours, s=36, zorder=3)
     axes.set_yticks(places, [e.policy for e in estimates])
     axes.tick_params(axis="y", labelcolor=theme.text)
+    axes.set_ylim(-0.6, len(estimates) - 0.4)
     axes.set_xlabel("discounted return, averaged over the starts")
     return drawn
 
