@@ -29,8 +29,6 @@ from voc_rl.quantizers import Quantizer, tokenize, train_quantizer
 from voc_rl.training import VOCConfig, fit_reward_head, fresh_networks, fresh_quantizer
 from voc_rl.values import RewardHead, rewards_of_futures
 
-TAIL = 1e-4  # what is left of a discounted sum where the chain's values stop
-
 
 def logged_chain(dataset: Episodes, features: Tensor) -> StitchedChain:
     """The behaviour's own chain: every row goes on to the next one of its episode.
@@ -84,7 +82,7 @@ def train_action_voc(
     codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
     chain = chain or logged_chain(dataset, features)
     gamma = training.occupancy.gamma
-    values = chain.values(dataset.reward, gamma, TAIL) if values is None else values
+    values = chain.values(dataset.reward, gamma) if values is None else values
     size = replace(config.network, head_members=max(config.network.head_members, 1))
     network, head = fresh_networks(
         quantizer, replace(config, network=size), bool(dataset.terminal.any()), dataset.action.shape[1]
