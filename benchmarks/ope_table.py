@@ -103,8 +103,8 @@ def table(found: Mapping[str, Any]) -> str:
                 f"{entry['range']:.3f}\n"
             )
             head = ("MAE", "bias", "Spearman", "top half", "regret@1", "regret@5", "covered")
-            parts.append(f"| method | what it is | {' | '.join(head)} | logged | mixed | unseen | CPU s |")
-            parts.append(f"|---|---|{'---:|' * (len(head) + 4)}")
+            parts.append(f"| method | what it is | {' | '.join(head)} | logged | mixed | unseen | seeds | CPU s |")
+            parts.append(f"|---|---|{'---:|' * (len(head) + 5)}")
             order = [m for m in WHAT if m in entry["methods"]]
             for method in order:
                 row = entry["methods"][method]
@@ -112,7 +112,7 @@ def table(found: Mapping[str, Any]) -> str:
                 numbers += [f"{row[c]:.2f}" for c in COLUMNS[4:]]
                 strata = [f"{row[f'mae_{s}']:.3f}" if f"mae_{s}" in row else "–" for s in STRATA]
                 cpu = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "–"
-                parts.append(f"| `{method}` | {WHAT[method]} | {' | '.join([*numbers, *strata, cpu])} |")
+                parts.append(f"| `{method}` | {WHAT[method]} | {' | '.join([*numbers, *strata, str(row['seeds']), cpu])} |")
             parts.append("")
     return "\n".join(parts)
 
