@@ -41,6 +41,7 @@ from voc_rl.benchmarks.control_table import results_of, save_plot, save_sheet, t
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.reward_functions import REWARDS
+from voc_rl.data import Episodes
 from voc_rl.errors import check_choice, check_choices
 from voc_rl.precision import choose_device
 from voc_rl.training import VOCConfig
@@ -177,7 +178,12 @@ def policy_of(method: str, data: ControlData, seed: int, scale: ControlScale, de
     reward = None
     if method == "zero_shot":
         goal = REWARDS[data.task][ZERO_SHOT[data.task]]
-        reward = reward_of(voc, data.episodes, data.tokens, lambda d: goal(d.state), VOCConfig(seed=seed))
+
+        def of_rows(episodes: Episodes) -> np.ndarray:
+            assert episodes.state is not None
+            return goal(episodes.state)
+
+        reward = reward_of(voc, data.episodes, data.tokens, of_rows, VOCConfig(seed=seed))
     return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES, reward), sampling(), seed)
 
 

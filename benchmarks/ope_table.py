@@ -112,7 +112,9 @@ def table(found: Mapping[str, Any]) -> str:
                 numbers += [f"{row[c]:.2f}" for c in COLUMNS[4:]]
                 strata = [f"{row[f'mae_{s}']:.3f}" if f"mae_{s}" in row else "–" for s in STRATA]
                 cpu = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "–"
-                parts.append(f"| `{method}` | {WHAT[method]} | {' | '.join([*numbers, *strata, str(row['seeds']), cpu])} |")
+                parts.append(
+                    f"| `{method}` | {WHAT[method]} | {' | '.join([*numbers, *strata, str(row['seeds']), cpu])} |"
+                )
             parts.append("")
     return "\n".join(parts)
 
