@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from voc_rl.benchmarks.results import hardware
+from voc_rl.checkpoints import lock
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
-from voc_rl.runs import cpu_seconds, lock
+from voc_rl.runs import cpu_seconds
 
 Cell = Mapping[str, Any]
 Work = Callable[[Cell], Mapping[str, Any]]

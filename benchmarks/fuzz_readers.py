@@ -63,21 +63,25 @@ class FuzzReport:
 
 
 def fuzz_readers(
-    mutations: int, seed: int = 0, timeout: float = 10.0, work: Callable[[Any, int], None] | None = None
+    mutations: int,
+    seed: int = 0,
+    timeout: float = 10.0,
+    work: Callable[[Any, int], None] | None = None,
+    first: int = 0,
 ) -> FuzzReport:
     """Try that many mutated files, dealt to the formats in turn.
 
     Args:
         mutations: how many. seed: of all the damage. timeout: processor seconds that one file may take; twelve times
             as many by the clock, if it waits for something else.
-        work: what the other process does; for tests of the counts.
+        work: what the other process does; for tests of the counts. first: number of the first mutation.
     """
     check_positive(mutations, "mutations")
     report = FuzzReport()
     work = work or _work
     worker = _Worker(work, seed)
     try:
-        for index in range(mutations):
+        for index in range(first, first + mutations):
             outcome, what = worker.ask(index, timeout)
             report.add(outcome, f"{_format(index)}, seed {seed}, mutation {index}: {what}")
             if outcome in ("crashes", "hangs"):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import h5py
 import numpy as np
 
 from voc_rl.benchmarks.cells import finished
-from voc_rl.checkpoints import load_tensors, load_torch_file, read_json
+from voc_rl.checkpoints import load_tensors, load_torch_file, read_json, write_json
 from voc_rl.errors import VOCError
 from voc_rl.pipeline import Say
 
-KILLS_IN_A_ROW = 3  # at most, before a run may end
+KILLS_IN_A_ROW = 4  # at most, before a run may end
 LIMIT = 900.0  # seconds; a run that takes longer hangs
 _SETTINGS = ("--gamma", "0.5", "--quantizer-steps", "30", "--steps", "40", "--threads", "1")
 _CLI, _BENCHMARK = ("voc_rl.cli",), ("voc_rl.benchmarks.quantizers",)
@@ -69,61 +69,70 @@ class KillReport:
         self.failures.append(f"{kind}: {words}")
 
 
-def kill_and_resume(
-    kills: int, folder: Path, seed: int = 0, jobs: Sequence[str] = tuple(JOBS), say: Say = print
-) -> KillReport:
-    """Kill commands until ``kills`` of them have died, in turn; each is resumed and compared with one left alone."""
-    rng, report = np.random.default_rng([seed, 101]), KillReport()
-    if kills == 0:
-        return report
-    whole, seconds = _references(folder / "whole", jobs, say)
-    turn = 0
-    while report.kills < kills:
-        name = jobs[turn % len(jobs)]
-        out = folder / f"trial_{turn:04d}"
-        before = JOBS[name].after
+def references(folder: Path, jobs: Sequence[str], say: Say = print) -> dict[str, float]:
+    """Run commands, and what they go on from, without a kill: seconds of each; those that are there are kept.
+
+    Folder ``folder/whole/NAME`` is the run as it was after command NAME.
+
+    Raises:
+        VOCError: a command that fails by itself.
+    """
+    note = folder / "seconds.json"
+    seconds: dict[str, float] = read_json(note) if note.exists() else {}
+    for name in dict.fromkeys(_needed(jobs)):
+        if name in seconds:
+            continue
+        out, before = _whole(folder, name), JOBS[name].after
+        shutil.rmtree(out, ignore_errors=True)  # of a benchmark that was cut
         if before is not None:
-            shutil.copytree(whole[before], out)
-        for _ in range(int(rng.integers(1, KILLS_IN_A_ROW + 1))):
-            if not _killed(_command(name, whole, out), float(rng.uniform(0.0, seconds[name])), report):
+            shutil.copytree(_whole(folder, before), out)
+        started = time.monotonic()
+        done = subprocess.run(_command(name, folder, out), capture_output=True, text=True, timeout=LIMIT)
+        if done.returncode:
+            raise VOCError(f"{name} fails when nobody kills it: {done.stderr.strip().splitlines()[-1]}")
+        seconds[name] = round(time.monotonic() - started, 2)
+        write_json(note, seconds)
+        say(f"{name}, left alone: {seconds[name]:.0f} s")
+    return seconds
+
+
+def kill_and_resume(name: str, kills: int, folder: Path, seconds: float, rng: np.random.Generator) -> KillReport:
+    """Kill a command until ``kills`` of its processes have died; resume it after at most ``KILLS_IN_A_ROW``, and
+    compare the end with that of the run of ``references(folder, ...)`` which was left alone.
+
+    Args:
+        seconds: what it takes when it is left alone; a kill comes after 0 to so many. rng: of the moments.
+    """
+    report, out, before = KillReport(), folder / "trial", JOBS[name].after
+    while report.kills < kills:
+        shutil.rmtree(out, ignore_errors=True)
+        if before is not None:
+            shutil.copytree(_whole(folder, before), out)
+        for _ in range(min(int(rng.integers(1, KILLS_IN_A_ROW + 1)), kills - report.kills)):
+            if not _killed(_command(name, folder, out), float(rng.uniform(0.0, seconds)), report):
                 break
             for words in partial_files(out):
                 report.add("partial_files", f"{name}, {words}")
-        _resume(name, whole, out, report)
-        shutil.rmtree(out, ignore_errors=True)
-        turn += 1
-        say(f"{name}: {report.kills} of {kills} kills, {report.resumes} resumes, {len(report.failures)} failures")
+        _resume(name, folder, out, report)
+    shutil.rmtree(out, ignore_errors=True)
     return report
 
 
-def _references(folder: Path, jobs: Sequence[str], say: Say) -> tuple[dict[str, Path], dict[str, float]]:
-    """Folders of uninterrupted runs, each as it was after its job, and how long each took."""
-    needed = dict.fromkeys(("collect", *_needed(jobs)))
-    whole: dict[str, Path] = {}
-    seconds: dict[str, float] = {}
-    for name in needed:
-        out, before = folder / name, JOBS[name].after
-        if before is not None:
-            shutil.copytree(whole[before], out)
-        started = time.monotonic()
-        done = subprocess.run(_command(name, whole, out), capture_output=True, text=True, timeout=LIMIT)
-        if done.returncode:
-            raise VOCError(f"{name} fails when nobody kills it: {done.stderr.strip().splitlines()[-1]}")
-        whole[name], seconds[name] = out, time.monotonic() - started
-        say(f"{name}, left alone: {seconds[name]:.0f} s")
-    return whole, seconds
+def _whole(folder: Path, name: str) -> Path:
+    return folder / "whole" / name
 
 
 def _needed(jobs: Sequence[str]) -> list[str]:
+    """The commands, each behind what it goes on from; with the episodes that ``collect`` makes."""
     found: list[str] = []
     for name in jobs:
         before = JOBS[name].after
-        found += [*(_needed([before]) if before is not None else []), name]
+        found += [*(_needed([before]) if before is not None else ["collect"]), name]
     return found
 
 
-def _command(name: str, whole: Mapping[str, Path], out: Path) -> list[str]:
-    places = {"data": str(whole.get("collect", "")), "out": str(out)}
+def _command(name: str, folder: Path, out: Path) -> list[str]:
+    places = {"data": str(_whole(folder, "collect")), "out": str(out)}
     job = JOBS[name]
     return [sys.executable, "-m", job.module, *(word.format(**places) for word in job.arguments)]
 
@@ -141,9 +150,9 @@ def _killed(command: list[str], after: float, report: KillReport) -> bool:
     return False
 
 
-def _resume(name: str, whole: Mapping[str, Path], out: Path, report: KillReport) -> None:
+def _resume(name: str, folder: Path, out: Path, report: KillReport) -> None:
     try:
-        done = subprocess.run(_command(name, whole, out), capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(_command(name, folder, out), capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         report.add("hangs", f"{name} did not end in {LIMIT:.0f} s after a kill")
         return
@@ -152,7 +161,7 @@ def _resume(name: str, whole: Mapping[str, Path], out: Path, report: KillReport)
         last = (done.stderr.strip().splitlines() or [""])[-1]
         report.add("crashes", f"{name} after a kill: exit code {done.returncode}, {last}")
         return
-    expected, found = contents(whole[name]), contents(out)
+    expected, found = contents(_whole(folder, name)), contents(out)
     for file in sorted(set(expected) | set(found)):
         if expected.get(file) != found.get(file):
             report.add("unequal_resumes", f"{name}: {file} is not that of an uninterrupted run")

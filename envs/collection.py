@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from voc_rl.checkpoints import read_json, write_json
+from voc_rl.checkpoints import hold_folder, read_json, write_json
 from voc_rl.data import DataSpec, Episode, write_episode
 from voc_rl.envs.make import make_env
 from voc_rl.errors import VOCError, check_choice, check_positive
@@ -81,7 +82,8 @@ def collect(
         The number of episodes collected by this call.
 
     Raises:
-        VOCError: bad arguments, a folder that was collected with other settings, or a worker that was killed.
+        VOCError: bad arguments, a folder that is in use or was collected with other settings, or a worker that was
+            killed.
     """
     if not isinstance(policy, BehaviourPolicy):
         raise VOCError(
@@ -93,17 +95,16 @@ def collect(
     check_positive(processes, "processes")
     if seed < 0:
         raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
-    env = make_env(task, size, _STACK, action_repeat, render, max_episode_steps)
-    try:
+    with ExitStack() as stack:
+        env = stack.enter_context(closing(make_env(task, size, _STACK, action_repeat, render, max_episode_steps)))
         job = _Job(Path(out), policy, seed, _spec(env, policy))
+        stack.enter_context(hold_folder(job.out, "folder for episodes"))
         _claim(job)
         todo = [index for index in range(episodes) if not job.path(index).exists()]
         done = _in_workers(job, processes, todo) if processes > 1 else _in_this_process(job, env, todo)
         there = episodes - len(todo)
         for _ in tqdm(done, task, total=episodes, initial=there, unit="episode", disable=not progress):
             pass
-    finally:
-        env.close()
     return len(todo)
 
 

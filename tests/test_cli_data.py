@@ -116,3 +116,34 @@ def test_convert_draws_states_and_goes_on_after_a_cut(
     assert (dataset.ends - dataset.starts).tolist() == [4, 3]
     assert dataset.frame_shape == (3, 16, 16)
     np.testing.assert_array_equal(dataset.reward, [0, 0, 1, 2, 0, 1000, 1001])
+
+
+SHORT = ["--gamma", "0.5", "--quantizer-steps", "4", "--threads", "1"]
+
+
+def test_commands_train_on_every_format(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """V-D4RL's 64 px, Minari's datasets and D4RL's states, which are drawn into the run folder once."""
+    pytest.importorskip("minari")
+    from voc_rl.data.minari_data import write_minari_folder
+
+    folder, episodes = tmp_path / "64px", [toy_episode(i, 40, frames=noise(i, 40)) for i in range(3)]
+    for i, episode in enumerate(episodes):
+        write_64px(folder / f"{i}.npz", episode)
+    write_minari_folder(tmp_path / "minari", "toy-v0", load_dataset(folder))
+    rng, rows = np.random.default_rng(0), 80
+    states = {**d4rl_arrays((40, 40)), "actions": np.zeros((rows, 6))}
+    states |= {key: 0.1 * rng.normal(size=(rows, 9)) for key in ("infos/qpos", "infos/qvel")}
+    write_d4rl(tmp_path / "walker2d-x.hdf5", states)
+    for source in (folder, f"minari:{tmp_path / 'minari'}", f"d4rl:{tmp_path / 'walker2d-x.hdf5'}"):
+        out = tmp_path / "runs" / str(source).split(":")[0].replace("/", "_")
+        for _ in range(2):  # the second time what was drawn is there
+            main(["train-quantizer", "--data", str(source), "--out", str(out), *SHORT])
+        assert "quantizer: done already, skipped" in capsys.readouterr().out
+    write_d4rl(tmp_path / "walker2d-y.hdf5", states)
+    with pytest.raises(SystemExit):
+        main(["train-quantizer", "--data", f"d4rl:{tmp_path / 'walker2d-y.hdf5'}", "--out", str(out), *SHORT])
+    assert "walker2d-x.hdf5, not from d4rl:" in capsys.readouterr().err
+
+
+def noise(seed: int, rows: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(rows, 3, 24, 24), dtype=np.uint8)

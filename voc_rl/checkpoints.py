@@ -7,6 +7,8 @@ generators) as a torch file that is only ever read with ``weights_only=True``.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -15,7 +17,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from voc_rl.errors import VOCError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -42,8 +45,57 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except VOCError:
+        raise
+    except Exception as error:
+        reason = unwritable(error, path.parent)
+        if reason is None:
+            raise
+        raise VOCError(f"{path} cannot be written ({reason}); nothing of it is kept, run again once it can.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unwritable(error: Exception, folder: Path) -> str | None:
+    """Why the disk would not take what was written, or None where the error is of another kind.
+
+    h5py, PyTorch and safetensors each raise their own error on a full disk, some of them without the system's number.
+    """
+    number = getattr(error, "errno", None)
+    if number in _UNWRITABLE:
+        return os.strerror(number)
+    written = isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError"
+    if written and os.statvfs(folder).f_bavail == 0:
+        return os.strerror(errno.ENOSPC)
+    return None
+
+
+def hold_folder(folder: Path, kind: str) -> IO[Any]:
+    """Make a folder this process's own until the returned file is closed; ``kind`` is what messages call it.
+
+    Raises:
+        VOCError: another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115  the caller closes it
+    except OSError as error:
+        raise VOCError(f"{folder} cannot be used as a {kind} ({error.strerror}); choose another --out.") from error
+    lock(file, f"{folder} is in use by another run; wait for it, or choose another --out.")
+    return file
+
+
+def lock(file: IO[Any], refusal: str) -> None:
+    """Hold an open file for this process until it is closed; the end of the process, a kill too, lets go of it.
+
+    Raises:
+        VOCError: ``refusal``, where another process holds it; the file is closed then.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise VOCError(refusal) from None
 
 
 def _umask() -> int:

@@ -98,8 +98,8 @@ class Collect:
 class Settings:
     """What the stages of one run share; give the same words to each of them."""
 
-    data: Path
-    """An HDF5 file or a folder of them (ours, or V-D4RL's 84 px files)."""
+    data: str
+    """A path, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; D4RL's states are drawn into the run folder."""
     out: Path
     """Run folder."""
     gamma: float = 0.9
@@ -235,8 +235,8 @@ class Evaluate:
 class Ope:
     """What policies are worth on logged episodes: values with intervals, best first."""
 
-    data: Path
-    """An HDF5 file or a folder of them."""
+    data: str
+    """A path, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; D4RL's states are drawn into --out."""
     policy: tuple[str, ...]
     """Policies: a shipped actor, an actor's .safetensors, a SAC .zip of Stable-Baselines3, or module:callable (which
     runs that module's code)."""
@@ -262,7 +262,7 @@ class Ope:
         from voc_rl.agents import Deterministic, policy_of
         from voc_rl.benchmarks.ope_report import write_ope_report
         from voc_rl.checkpoints import write_json
-        from voc_rl.data import Episodes
+        from voc_rl.conversion import open_with_frames
         from voc_rl.policy_estimate import format_estimates
         from voc_rl.policy_evaluation import EvaluationConfig, evaluate_policy
         from voc_rl.precision import choose_device
@@ -274,7 +274,7 @@ class Ope:
         policies = {name: policy_of(name) for name in self.policy}
         if self.deterministic:
             policies = {name: Deterministic(policy) for name, policy in policies.items()}
-        dataset = Episodes.open(self.data)
+        dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn")
         starts = None
         if self.starts:
             check_positive(self.starts, "starts")

@@ -7,8 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voc_rl.data import DataSpec, Episode, load_dataset, write_minari, write_vd4rl
-from voc_rl.data.convert import write_folder
+from voc_rl.checkpoints import read_json
+from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_minari, write_vd4rl
+from voc_rl.data.convert import SETTINGS, write_folder
 from voc_rl.data.registry import parse, stream_dataset
 from voc_rl.data.trial import read_in_child
 from voc_rl.errors import VOCError, check_choice
@@ -17,6 +18,28 @@ if TYPE_CHECKING:
     from voc_rl.envs.states import StateCheck
 
 TARGETS = ("minari", "vd4rl", "voc")
+
+
+def open_with_frames(source: str | Path, folder: Path | None = None) -> Episodes:
+    """Open a dataset of any format to train on its frames. D4RL's states are drawn into ``folder`` first, once.
+
+    Args:
+        source: as in ``load_dataset``. folder: for what is drawn; a drawing that was cut goes on.
+
+    Raises:
+        VOCError: what ``load_dataset`` and ``convert_dataset`` refuse, states without a ``folder``, or a ``folder``
+            that was drawn from something else.
+    """
+    name, place = parse(source)
+    if name != "d4rl":
+        return load_dataset(f"{name}:{place}")
+    if folder is None:
+        raise VOCError(f"{source} holds states, whose pictures are drawn into a folder; --out is needed.")
+    if not folder.exists():
+        convert_dataset(str(source), str(folder), progress=True)
+    if (drawn := read_json(folder / SETTINGS, "settings of a conversion").get("source")) != f"d4rl:{place}":
+        raise VOCError(f"{folder} was drawn from {drawn}, not from d4rl:{place}; choose another --out.")
+    return Episodes.open(folder)
 
 
 def convert_dataset(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import to_dict
+from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
@@ -54,13 +55,14 @@ class Pipeline:
     """One run on one dataset.
 
     Args:
-        run: the run folder, already entered. data: an HDF5 file or a folder of them. config: what is trained.
+        run: the run folder, already entered. data: as in ``voc_rl.data.load_dataset``; D4RL's states are drawn into the
+            run folder. config: what is trained.
         held_out: share of the episodes that are never trained on. say: takes one line about what is skipped.
         force: stages that are done anew even when they are finished. device: where networks are trained and asked.
     """
 
     run: RunFolder
-    data: Path
+    data: str | Path
     config: VOCConfig
     held_out: float = 0.2
     say: Say = lambda line: None
@@ -73,7 +75,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise VOCError(f"held_out is {self.held_out}; a share of the episodes between 0 and 1 is needed.")
-        self.dataset = Episodes.open(self.data)
+        self.dataset = open_with_frames(self.data, self.run.path / "drawn")
         if len(self.dataset) * np.prod(self.dataset.frame_shape) <= FRAMES_IN_MEMORY:
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
@@ -266,7 +268,7 @@ class Pipeline:
         codes = self.tokenize()[0].numpy()
         peaks = {name: int(peak) for name, peak in self.run.measured("peak_memory_bytes").items()}
         return {
-            "task": self.dataset.spec.task or self.data.name,
+            "task": self.dataset.spec.task or Path(self.data).name,
             "gamma": self.config.occupancy.gamma,
             "methods": methods,
             "seconds": self.run.measured("seconds"),

@@ -8,7 +8,6 @@ checkpoints/    states of unfinished training
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import platform
@@ -19,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from voc_rl.checkpoints import atomic_path, read_json, write_json
+from voc_rl.checkpoints import atomic_path, hold_folder, read_json, unwritable, write_json
 from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints
@@ -63,14 +62,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         if not self.writes:
             return self
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")
-        except OSError as error:
-            raise VOCError(
-                f"{self.path} cannot be used as a run folder ({error.strerror}); choose another --out."
-            ) from error
-        lock(self._lock, f"{self.path} is in use by another run; wait for it, or choose another --out.")
+        self._lock = hold_folder(self.path, "run folder")
         for leftover in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         self._end_last_line()
@@ -90,8 +82,13 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         if not self.writes:
             return
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
+        except OSError as error:
+            reason = unwritable(error, self.path) or error.strerror
+            raise VOCError(f"{path} cannot be written ({reason}); run again once it can.") from error
         for listener in self.listeners:
             listener(stage, step, numbers)
         if self._clock is not None and self._clock.due():  # so that a killed stage's seconds are not lost
@@ -206,19 +203,6 @@ class _Clock:
             "cpu_seconds": round(self.before.get("cpu_seconds", 0.0) + cpu_seconds() - self.cpu, 3),
             "peak_memory_bytes": max(self.before.get("peak_memory_bytes", 0), peak_memory_bytes()),
         }
-
-
-def lock(file: IO[Any], refusal: str) -> None:
-    """Hold an open file for this process until it is closed; the end of the process, a kill too, lets go of it.
-
-    Raises:
-        VOCError: ``refusal``, where another process holds it; the file is closed then.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise VOCError(refusal) from None
 
 
 def versions() -> dict[str, str]:

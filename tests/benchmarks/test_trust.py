@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
 from voc_rl.benchmarks import trust_kills
 from voc_rl.benchmarks.trust import Trust
-from voc_rl.benchmarks.trust_kills import Job, contents, kill_and_resume, partial_files
+from voc_rl.benchmarks.trust_kills import Job, contents, kill_and_resume, partial_files, references
 from voc_rl.checkpoints import save_tensors, write_json
 from voc_rl.errors import VOCError
 
@@ -30,11 +31,10 @@ def save(name, text):
     os.replace(out / ("." + name), out / name)
 for i in range(10):
     {write}
-    time.sleep(0.05)
 save("metrics.json", '{{"score": ' + {score} + ', "seconds": ' + str(time.time()) + "}}")
 """
-WHOLE = 'save(f"{i}.json", "{}")'
-TORN = '(out / f"{i}.json").write_text("{"); time.sleep(0.05); save(f"{i}.json", "{}")'
+WHOLE = 'save(f"{i}.json", "{}"); time.sleep(0.04)'
+TORN = '(out / f"{i}.json").write_text("{"); time.sleep(0.04); save(f"{i}.json", "{}")'
 
 
 @pytest.mark.parametrize(
@@ -53,23 +53,29 @@ def test_each_kind_of_failure_is_counted(
     script.write_text(WORKER.format(write=write, score=score))
     monkeypatch.setattr(trust_kills, "JOBS", {"collect": Job("worker", ())})
     monkeypatch.setattr(trust_kills, "_command", lambda name, whole, out: [sys.executable, str(script), str(out)])
-    report = kill_and_resume(12, tmp_path / "work", seed=1, jobs=("collect",), say=lambda line: None)
-    assert report.kills >= 12
+    work = tmp_path / "work"
+    seconds = references(work, ("collect",), say=lambda line: None)
+    report = kill_and_resume("collect", 6, work, seconds["collect"], np.random.default_rng(1))
+    assert report.kills == 6
     assert len(report.failures) == sum(getattr(report, kind) for kind in wrong)
     assert {line.split(":")[0] for line in report.failures} == wrong
-    assert list((tmp_path / "work").iterdir()) == [tmp_path / "work" / "whole"]
+    assert sorted(path.name for path in work.iterdir()) == ["seconds.json", "whole"]
 
 
 def test_a_job_that_fails_by_itself_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust_kills, "JOBS", {"collect": Job("nothing", ())})
     monkeypatch.setattr(trust_kills, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit('out of luck')"])
     with pytest.raises(VOCError, match="collect fails when nobody kills it: out of luck"):
-        kill_and_resume(1, tmp_path, jobs=("collect",), say=lambda line: None)
+        references(tmp_path, ("collect",), say=lambda line: None)
 
 
-def test_no_kills_run_nothing(tmp_path: Path) -> None:
-    assert kill_and_resume(0, tmp_path / "work").kills == 0
-    assert not (tmp_path / "work").exists()
+def test_finished_cells_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = Trust(kills=0, mutations=20, out=tmp_path, results=tmp_path)
+    assert trust.run()["mutations"] == 20
+    assert not (tmp_path / "whole").exists()  # no kills run nothing
+    monkeypatch.setattr("voc_rl.benchmarks.trust.fuzz_readers", None)
+    assert trust.run()["mutations"] == 20
+    assert "| readers of files | 0 | 0 | 20 |" in (tmp_path / "trust.md").read_text()
 
 
 def test_contents_are_numbers_without_times(tmp_path: Path) -> None:
@@ -98,10 +104,10 @@ def test_files_that_are_cut_are_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_short_form(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real commands and real kills; the long form is `python -m voc_rl.benchmarks.trust`."""
-    found = Trust(kills=3, mutations=30, jobs=("collect",)).run()
-    assert found["kills"] >= 3
+    found = Trust(kills=3, mutations=30, jobs=("collect",), out=tmp_path, results=tmp_path).run()
+    assert found["kills"] == 3
     assert found["mutations"] == found["loaded"] + found["refused"] == 30
     wrong = {name: found[name] for name in ("crashes", "hangs", "silent_misreads", "unequal_resumes", "partial_files")}
     assert set(wrong.values()) == {0}, capsys.readouterr().out
@@ -109,4 +115,4 @@ def test_short_form(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_commands_are_refused() -> None:
     with pytest.raises(VOCError, match="Unknown command 'sleep'"):
-        Trust(kills=1, jobs=("sleep",)).run()
+        Trust(kills=1, jobs=("sleep",), out=Path("none")).run()

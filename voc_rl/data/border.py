@@ -105,6 +105,22 @@ def _check_array(array: h5py.Dataset, key: str, path: Path) -> None:
         )
 
 
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Size and time of the last change of a file, which tell whether it is still the one that was read."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(path: Path, stamp: tuple[int, int] | None) -> None:
+    """Refuse a file that is not what it was at ``stamp``: its frames would not be those of the rows in memory.
+
+    Raises:
+        VOCError: the file is gone or has changed.
+    """
+    if stamp is not None and (not Path(path).exists() or file_stamp(path) != stamp):
+        raise VOCError(f"{path} has changed since it was opened; run again once nobody writes to it.")
+
+
 def check_memory(needed: int, what: str) -> None:
     """Refuse what the machine's memory cannot hold, before it is taken.
 

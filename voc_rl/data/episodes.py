@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from voc_rl.data.border import check_memory, reading
+from voc_rl.data.border import check_memory, check_unchanged, reading
 from voc_rl.data.hdf5 import (
     COLUMNS,
     FIRST,
@@ -43,6 +43,7 @@ class Episodes:
         check_positive(stack, "stack")
         rows = np.array([shard.rows for shard in shards])
         self._paths = [shard.path for shard in shards]
+        self._stamps = [shard.stamp for shard in shards]
         self._shard = np.repeat(np.arange(len(shards)), rows)
         self._row_in_shard = np.concatenate([np.arange(n) for n in rows])
         self._handles: dict[Path, h5py.File] = {}
@@ -215,9 +216,10 @@ class Episodes:
         """Decompress every frame of the opened dataset into memory (len x 3 x H x W bytes); returns itself."""
         if self._memory is None:
             parts = []
-            for path in self._paths:
+            for shard, path in enumerate(self._paths):
                 with reading(path, "HDF5", "a file whose every frame can be read"), h5py.File(path, "r") as file:
                     parts.append(file[FRAMES][()])
+                check_unchanged(path, self._stamps[shard])
             self._memory = np.concatenate(parts)
         return self
 
@@ -225,7 +227,7 @@ class Episodes:
         """Single frames, uint8 (..., 3, H, W), of ``rows`` of any shape; each distinct frame is read once.
 
         Raises:
-            VOCError: a dataset without frames, or a frame that cannot be read.
+            VOCError: a dataset without frames, a frame that cannot be read, or a file that changed since it was opened.
         """
         rows = np.asarray(rows)
         if not self.has_frames:
@@ -237,6 +239,8 @@ class Episodes:
         for i, row in enumerate(distinct):
             with reading(self._paths[self._shard[row]], "HDF5", "a file whose every frame can be read"):
                 self._file(self._shard[row])[FRAMES].read_direct(out, np.s_[self._row_in_shard[row]], np.s_[i])
+        for shard in np.unique(self._shard[distinct]):
+            check_unchanged(self._paths[shard], self._stamps[shard])
         return out[inverse.reshape(rows.shape)]
 
     def _file(self, shard: int) -> h5py.File:

@@ -15,8 +15,9 @@ One chunk holds one frame, so that a random frame costs one small read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import h5py
 import numpy as np
 
 from voc_rl.checkpoints import atomic_path
-from voc_rl.data.border import data_files, read_numbers, reading, stored_array
+from voc_rl.data.border import data_files, file_stamp, read_numbers, reading, stored_array
 from voc_rl.errors import VOCError
 
 FIRST, MID, LAST = 0, 1, 2
@@ -109,6 +110,20 @@ def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
     return small
 
 
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file in memory, written to ``path`` in one step when the block ends well.
+
+    Not on disk from the start: where the disk is full libhdf5 cannot close its file and ends the interpreter.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False, block_size=2**22) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(image)
+
+
 def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
     """Write one episode as one file, in one step.
 
@@ -118,7 +133,7 @@ def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
     small, frames = checked_episode(episode, str(path)), episode.frames
     if frames.size == 0:
         raise VOCError(f"{path}: the episode has no frames; render its states first (voc_rl.envs.render_states).")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         file.attrs[SPEC_ATTRIBUTE] = json.dumps(asdict(spec))
         file.create_dataset(
             FRAMES,
@@ -192,6 +207,7 @@ class Shard:
     frame_shape: tuple[int, int, int]
     arrays: dict[str, np.ndarray]
     spec: DataSpec
+    stamp: tuple[int, int] | None = None  # of the file, as it was read; None where nothing is read from it later
 
 
 def hdf5_files(path: Path, untrusted: bool = False) -> list[Path]:
@@ -217,8 +233,10 @@ def read_shard(path: Path, check: Check = checked_columns) -> Shard:
         VOCError: the file is missing, truncated or not HDF5, lacks a key, or holds wrong shapes, dtypes or NaN.
     """
     needed = f"an HDF5 file with {FRAMES}, action, reward, ..."
-    with reading(path, "HDF5", needed), h5py.File(path, "r") as file:
-        return _read_shard(Path(path), file, check)
+    with reading(path, "HDF5", needed):
+        stamp = file_stamp(path)
+        with h5py.File(path, "r") as file:
+            return replace(_read_shard(Path(path), file, check), stamp=stamp)
 
 
 def _read_shard(path: Path, file: h5py.File, check: Check) -> Shard:

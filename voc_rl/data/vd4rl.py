@@ -10,13 +10,11 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from voc_rl.checkpoints import atomic_path
 from voc_rl.data.border import data_files
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import FIRST, FRAMES, LAST, MID, check_shape, checked_columns, hdf5_files, read_shard
+from voc_rl.data.hdf5 import FIRST, FRAMES, LAST, MID, check_shape, checked_columns, hdf5_files, new_hdf5, read_shard
 from voc_rl.data.vd4rl_npz import open_npz
 from voc_rl.errors import VOCError
 
@@ -129,6 +127,8 @@ def without(dataset: Episodes, malformed: dict[int, str], path: Path) -> Episode
 def write_vd4rl(path: str | Path, dataset: Episodes, extra: dict[str, np.ndarray] | None = None) -> None:
     """Write a dataset as one shard with exactly the keys and dtypes of V-D4RL's 84 px files, in one step.
 
+    The compressed shard is in memory once.
+
     States, log-probabilities and the like have no place there and are lost; ``extra`` adds arrays with a row for
     every frame.
 
@@ -144,7 +144,7 @@ def write_vd4rl(path: str | Path, dataset: Episodes, extra: dict[str, np.ndarray
         "step_type": dataset.step_type.astype(np.float64),  # as in V-D4RL's files
         **(extra or {}),
     }
-    with atomic_path(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(Path(path)) as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
         shape = (len(dataset), *dataset.frame_shape)
