@@ -130,8 +130,8 @@ def test_commands_train_on_every_format(capsys: pytest.CaptureFixture[str], tmp_
     for i, episode in enumerate(episodes):
         write_64px(folder / f"{i}.npz", episode)
     write_minari_folder(tmp_path / "minari", "toy-v0", load_dataset(folder))
-    rng, rows = np.random.default_rng(0), 80
-    states = {**d4rl_arrays((40, 40)), "actions": np.zeros((rows, 6))}
+    rng, rows = np.random.default_rng(0), 120
+    states = {**d4rl_arrays((40, 40, 40)), "actions": np.zeros((rows, 6))}
     states |= {key: 0.1 * rng.normal(size=(rows, 9)) for key in ("infos/qpos", "infos/qvel")}
     write_d4rl(tmp_path / "walker2d-x.hdf5", states)
     for source in (folder, f"minari:{tmp_path / 'minari'}", f"d4rl:{tmp_path / 'walker2d-x.hdf5'}"):
