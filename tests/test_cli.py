@@ -73,8 +73,8 @@ def test_the_command_is_installed_and_exits_with_2(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert run.stdout == b""
     assert run.stderr.decode() == (
-        f"voc-rl: {tmp_path / 'none'} does not exist; a path, or FORMAT:PLACE with one of the formats d4rl, minari, vd4rl, "
-        "voc, is needed.\n"
+        f"voc-rl: {tmp_path / 'none'} does not exist; a path, or FORMAT:PLACE with one of the formats d4rl, minari, "
+        "vd4rl, voc, is needed.\n"
     )
     run = subprocess.run([COMMAND, "evaluate", "--help"], capture_output=True, check=False)
     assert run.returncode == 0
