@@ -65,7 +65,6 @@ def _remarks(dataset: Episodes) -> list[str]:
 def summary(dataset: Episodes) -> dict[str, str]:
     """What a dataset holds, as words for a table."""
     lengths = dataset.ends - dataset.starts - 1
-    returns = np.add.reduceat(dataset.reward.astype(np.float64), dataset.starts)
     keys = [key for key in COLUMNS if getattr(dataset, key) is not None]
     channels, height, width = dataset.frame_shape
     made = {key: value for key, value in asdict(dataset.spec).items() if value not in ("", 0, -1)}
@@ -74,7 +73,7 @@ def summary(dataset: Episodes) -> dict[str, str]:
         "episodes": f"{len(lengths)} ({ended} terminated, {len(lengths) - ended} cut by a time limit)",
         "steps": f"{lengths.sum()}",
         "steps of an episode": _spread(lengths),
-        "return of an episode": _spread(returns),
+        "return of an episode": _spread(dataset.returns),
         "reward of a step": _spread(np.delete(dataset.reward, dataset.starts)),
         "frames": f"{channels} x {height} x {width} uint8" if dataset.has_frames else "none",
         "arrays": ", ".join(f"{key} {list(getattr(dataset, key).shape[1:]) or ''}".strip() for key in keys),

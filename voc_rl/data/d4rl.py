@@ -30,7 +30,7 @@ import numpy as np
 
 from voc_rl.data.border import read_numbers, reading, stored_array
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import FIRST, LAST, MID, DataSpec, Shard, checked_columns
+from voc_rl.data.hdf5 import DataSpec, Shard, checked_columns, whole_step_types
 from voc_rl.errors import VOCError, check_positive
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -88,8 +88,6 @@ def _dataset(arrays: Mapping[str, Any], path: Path, stack: int, max_episode_step
     shown = np.insert(np.arange(steps), ends + 1, ends)
     first, last = starts + np.arange(len(starts)), ends + 1 + np.arange(len(ends))
     led = np.delete(np.arange(len(shown)), first)  # rows that an action led to, in the order of the actions
-    step_type = np.full(len(shown), MID, np.uint8)
-    step_type[first], step_type[last] = FIRST, LAST
     discount = np.ones(len(shown), np.float32)
     discount[last] = ~flat["terminals"][ends]
     state = flat["observations"].astype(np.float64)[shown]  # what comes from next_observations may be no whole number
@@ -99,7 +97,7 @@ def _dataset(arrays: Mapping[str, Any], path: Path, stack: int, max_episode_step
         "action": _at(led, flat["actions"], len(shown)),
         "reward": _at(led, flat["rewards"], len(shown)),
         "discount": discount,
-        "step_type": step_type,
+        "step_type": np.concatenate([whole_step_types(rows) for rows in last - first + 1]),
         "state": state,
     }
     if "infos/qpos" in flat and "infos/qvel" in flat:
@@ -187,5 +185,4 @@ def normalized_scores(dataset: Episodes, reference: tuple[float, float] | None =
     random, expert = reference
     if random == expert:
         raise VOCError(f"The reference returns are both {random}; two different ones are needed.")
-    returns = np.add.reduceat(dataset.reward.astype(np.float64), dataset.starts)
-    return 100 * (returns - random) / (expert - random)
+    return 100 * (dataset.returns - random) / (expert - random)

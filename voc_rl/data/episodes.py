@@ -167,14 +167,18 @@ class Episodes:
         return len(self.reward)
 
     def __repr__(self) -> str:
-        name = self.spec.task or self._paths[0].name
-        size = f"{len(self.starts)} episodes, {len(self)} rows"
+        name, size = self.spec.task or self._paths[0].name, f"{len(self.starts)} episodes, {len(self)} rows"
         return f"Episodes({name}: {size}, frames {self.frame_shape}, stack {self.stack})"
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """The files behind the dataset, in the order of the rows that were opened (``source_rows``)."""
         return tuple(self._paths)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of every episode, float64 (E,)."""
+        return np.add.reduceat(self.reward.astype(np.float64), self.starts)
 
     @property
     def has_frames(self) -> bool:

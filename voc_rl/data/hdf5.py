@@ -93,6 +93,13 @@ class Episode:
         return f"Episode({len(self.reward)} rows, return {self.reward.sum():.4g}, {ends})"
 
 
+def whole_step_types(rows: int) -> np.ndarray:
+    """Step types of one whole episode, uint8 (rows,): first, mid ..., last."""
+    step_type = np.full(rows, MID, np.uint8)
+    step_type[0], step_type[-1] = FIRST, LAST
+    return step_type
+
+
 def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
     """The small arrays of one whole episode by name, in the dtypes that they have on disk; frames are looked at too.
 

@@ -27,7 +27,7 @@ import numpy as np
 from voc_rl.checkpoints import read_json
 from voc_rl.data.border import check_memory, check_tree, data_files, reading
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import COLUMNS, FIRST, LAST, MID, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec
+from voc_rl.data.hdf5 import COLUMNS, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec, whole_step_types
 from voc_rl.errors import VOCError
 
 # what our rows hold beyond Minari's own arrays; written as infos
@@ -150,8 +150,6 @@ def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high:
         raise VOCError(f"{where}: {len(frames)} observations for {steps} steps; {rows} are needed.")
     if not ((low == -1).all() and (high == 1).all()):
         actions = 2 * (actions.astype(np.float64) - low) / (high - low) - 1
-    step_type = np.full(rows, MID, np.uint8)
-    step_type[0], step_type[-1] = FIRST, LAST
     discount = np.ones(rows, np.float32)
     discount[-1] = not terminations[-1]
     infos = raw.get("infos") or {}
@@ -163,7 +161,7 @@ def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high:
         frames=frames,
         action=np.concatenate([np.zeros((1, len(low)), actions.dtype), actions]),
         reward=np.concatenate([np.zeros(1, rewards.dtype), rewards]),
-        step_type=step_type,
+        step_type=whole_step_types(rows),
         **columns,
     )
 

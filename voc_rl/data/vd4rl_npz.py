@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 
 from voc_rl.data.border import MAX_EXPANSION, check_memory, reading
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import FIRST, LAST, MID, DataSpec, Episode, checked_episode
+from voc_rl.data.hdf5 import DataSpec, Episode, checked_episode, whole_step_types
 from voc_rl.errors import VOCError
 
 _KEYS = ("image", "action", "reward", "discount", "is_first", "is_last")
@@ -133,14 +133,12 @@ def _episode(arrays: dict[str, np.ndarray], path: Path) -> Episode:
     terminal = arrays.get("is_terminal", discount == 0).astype(bool)
     if discount.shape != (rows,) or terminal.shape != (rows,) or (terminal[1:] != (discount == 0)[1:]).any():
         raise VOCError(f"{path}: is_terminal is not true where discount is 0, and there alone.")
-    step_type = np.full(rows, MID, np.uint8)
-    step_type[0], step_type[-1] = FIRST, LAST
     episode = Episode(
         frames=np.ascontiguousarray(image.transpose(0, 3, 1, 2)),
         action=arrays["action"],
         reward=arrays["reward"],
         discount=discount,
-        step_type=step_type,
+        step_type=whole_step_types(rows),
     )
     checked_episode(episode, str(path))
     return episode
