@@ -19,6 +19,7 @@ from voc_rl.occupancy import (
     PolicyTraining,
     StitchedChain,
     StitchedTargets,
+    going_rows,
     hops,
     sample_futures,
     train_policies,
@@ -35,11 +36,8 @@ def logged_chain(dataset: Episodes, features: Tensor) -> StitchedChain:
 
     A time limit is no end: its last row goes on where the row with the nearest frame did.
     """
-    rows = np.arange(len(dataset))
+    rows, going = np.arange(len(dataset)), going_rows(dataset)
     last = np.flatnonzero(dataset.steps_left == 0)
-    going = np.flatnonzero(dataset.steps_left > 0)
-    if len(going) == 0:
-        raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
     view = features.float()
     nearest = torch.cdist(view[torch.from_numpy(last)], view[torch.from_numpy(going)]).argmin(1).cpu().numpy()
     arrival = rows + 1

@@ -25,7 +25,7 @@ LARGEST_WEIGHT = 20.0
 
 def top_episodes(dataset: Episodes, share: float = 0.1) -> np.ndarray:
     """Weights float32 (N,): 1 for rows of the ``share`` of episodes with the largest returns, at least one; else 0."""
-    returns = np.add.reduceat(dataset.reward, dataset.starts)
+    returns = dataset.returns
     best = np.argsort(-returns, kind="stable")[: max(round(share * len(returns)), 1)]
     return np.isin(dataset.episode, best).astype(np.float32)
 

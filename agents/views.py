@@ -12,8 +12,7 @@ from torch import Tensor
 
 from voc_rl.agents.networks import FrozenEncoder
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError
-from voc_rl.occupancy import taken_actions
+from voc_rl.occupancy import going_rows, taken_actions
 from voc_rl.precision import device_of
 from voc_rl.quantizers import tokenize
 from voc_rl.quantizers.shift import random_shift
@@ -35,9 +34,7 @@ class View:
 def view_of(agent: Any, dataset: Episodes, tokens: tuple[Tensor, Tensor] | None) -> View:
     """The view of an agent (``OfflineAgent``); ``tokens`` as in its ``learn``."""
     device = device_of(agent.actor)
-    going = np.flatnonzero(dataset.steps_left > 0)
-    if len(going) == 0:
-        raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
+    going = going_rows(dataset)
     taken = torch.from_numpy(taken_actions(dataset)).to(device)
     if isinstance(agent.encoder, FrozenEncoder):
         return View(dataset, going, taken, _frozen(agent, dataset, tokens, device))

@@ -129,7 +129,7 @@ class Control:
         task, method, seed, scale = cell["task"], cell["method"], cell["seed"], SCALES[self.scale]
         data, device = self.data(task), choose_device(self.device)
         if method == "behaviour":
-            return {"returns": np.add.reduceat(data.episodes.reward, data.episodes.starts).astype(float).tolist()}
+            return {"returns": data.episodes.returns.tolist()}
         policy = policy_of(method, data, seed, scale, device)
         returns, frames, states = played(task, policy, scale.played, scale.steps, seed)
         result: dict[str, Any] = {"returns": returns.tolist()}

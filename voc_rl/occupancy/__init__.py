@@ -3,7 +3,7 @@
 from voc_rl.occupancy.batches import arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition, OccupancyConfig
 from voc_rl.occupancy.heads import ValueHead
-from voc_rl.occupancy.policy_actions import PolicyActions, policy_actions, taken_actions
+from voc_rl.occupancy.policy_actions import PolicyActions, going_rows, policy_actions, taken_actions
 from voc_rl.occupancy.policy_targets import CoupledTargets, PolicyTargets, StitchedTargets, TargetSource
 from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
 from voc_rl.occupancy.sampling import (
@@ -40,6 +40,7 @@ __all__ = [
     "draw_targets",
     "end_probability",
     "find_candidates",
+    "going_rows",
     "hops",
     "log_probabilities",
     "n_step_returns",

@@ -31,6 +31,18 @@ class PolicyActions:
         return len(self.drawn)
 
 
+def going_rows(dataset: Episodes) -> np.ndarray:
+    """Rows int64 at which an action was taken: those with a step left.
+
+    Raises:
+        VOCError: there is none.
+    """
+    going = np.flatnonzero(dataset.steps_left > 0)
+    if len(going) == 0:
+        raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
+    return going
+
+
 def taken_actions(dataset: Episodes) -> np.ndarray:
     """The action taken at each row, float32 (N, A): stored in the next row; 0 at the last rows of episodes."""
     taken = np.zeros_like(dataset.action)

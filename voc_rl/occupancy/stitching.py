@@ -17,7 +17,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_gamma
-from voc_rl.occupancy.policy_actions import taken_actions
+from voc_rl.occupancy.policy_actions import going_rows, taken_actions
 
 COMPONENTS = 48  # of the frames' features, in which rows are compared
 CANDIDATES = 128  # nearest rows by frame, among which the action decides
@@ -124,9 +124,7 @@ def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES
         )
     if not bool(features.isfinite().all()):
         raise VOCError("Features hold NaN or infinity; finite features are needed.")
-    going = torch.from_numpy(np.flatnonzero(dataset.steps_left > 0)).to(features.device)
-    if len(going) == 0:
-        raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
+    going = torch.from_numpy(going_rows(dataset)).to(features.device)
     count = min(count, len(going))
     view = principal_components(features, COMPONENTS)
     others = view[going]
