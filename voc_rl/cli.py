@@ -154,7 +154,7 @@ class Settings:
         return Pipeline(run, self.data, config, self.held_out, say, progress=True, force=force, device=device)
 
     def do(self, stage: str, work: Any, listener: Any = None) -> None:
-        from voc_rl.distributed import join, leave
+        from voc_rl.distributed import join
         from voc_rl.precision import choose_device, device_name
         from voc_rl.runs import RunFolder
 
@@ -165,7 +165,6 @@ class Settings:
             if listener is not None and run.writes:
                 run.listeners.append(listener())
             work(pipeline)
-        leave()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ writes, can be gone on from by another number of processes.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -78,12 +79,12 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    atexit.register(_leave)  # an interpreter that ends with open connections can abort
     return device
 
 
-def leave() -> None:
-    """Say goodbye to the other processes."""
-    if dist.is_available() and dist.is_initialized():
+def _leave() -> None:
+    if dist.is_initialized():  # a script may have done so itself
         dist.destroy_process_group()
 
 

@@ -51,7 +51,7 @@ def rewards(futures: Tensor) -> Tensor:
 def rolled(monkeypatch: pytest.MonkeyPatch, gamma: float, budget: int, last: int | None = None) -> tuple[Any, Ring]:
     ring = Ring(last)
     monkeypatch.setattr(one_step, "sample_futures", ring.sample)
-    voc: Any = SimpleNamespace(gamma=gamma, rewards=rewards)
+    voc: Any = SimpleNamespace(gamma=gamma, rewards=rewards, device=torch.device("cpu"))
     codes = torch.arange(STATES, dtype=torch.int16)[:, None]
     estimate = roll_out(ring, voc, codes, torch.zeros(STATES, 3), budget, torch.Generator())  # type: ignore[arg-type]
     return estimate, ring

@@ -143,13 +143,13 @@ def test_speed_is_what_an_encoder_takes(monkeypatch: pytest.MonkeyPatch) -> None
     clock = iter(np.arange(100) * 0.5)  # half a CPU second between looks at the clock
     monkeypatch.setattr(quantizers.time, "process_time", lambda: next(clock))
 
-    class Counting:
+    class Counting(torch.nn.Linear):
         calls = 0
 
         def encode(self, obs: torch.Tensor) -> None:
             self.calls += 1
 
-    encoder = Counting()
+    encoder = Counting(1, 1)
     speed = quantizers.encoding_speed(encoder, torch.zeros(10, 9, 4, 4), 2.0)  # type: ignore[arg-type]
     assert encoder.calls == 1 + 3  # the first is not counted
     assert speed == 30 / 2.0

@@ -66,9 +66,10 @@ def test_scores_of_estimates_by_hand() -> None:
     }
     record = {
         "cell": {"task": "walker-walk", "method": "voc", "part": "test", "seed": 0},
-        "result": {"estimates": estimates}, "cpu_seconds": 3.0,
+        "result": {"estimates": estimates}, "cpu_seconds": 3.0, "hardware": "2 CPUs",
     }  # fmt: skip
     found = results_of([record], {"walker-walk": {"stand": true}}, "smoke", 0.9)
+    assert found["hardware"] == "2 CPUs"
     methods = found["tasks"]["walker-walk"]["rewards"]["stand"]["methods"]
     assert methods["voc"]["mae"] == pytest.approx(0.1)
     assert methods["voc_density"] | {"regret@1": 0} == {
