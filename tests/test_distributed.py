@@ -102,7 +102,8 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / name).mkdir()
     monkeypatch.setattr(OccupancyTrainee, "after_step", OccupancyTrainee.after_step)  # put back afterwards
     train(tmp_path / "alone")
-    assert [code for code, _ in two(tmp_path / "together")] == [0, 0]
+    ended = two(tmp_path / "together")
+    assert [code for code, _ in ended] == [0, 0], ended
     assert_close(tmp_path / "together", tmp_path / "alone")
 
     first, second = two(tmp_path / "lost", 41)
