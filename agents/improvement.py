@@ -15,7 +15,15 @@ from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
-from voc_rl.occupancy import PolicyTraining, StitchedChain, find_candidates, policy_actions, stitch, taken_actions
+from voc_rl.occupancy import (
+    PolicyTraining,
+    StitchedChain,
+    find_candidates,
+    going_rows,
+    policy_actions,
+    stitch,
+    taken_actions,
+)
 from voc_rl.precision import device_of
 from voc_rl.training import VOCConfig
 
@@ -47,7 +55,7 @@ def weighted_clone(
             f"The data's actions have size {size}; this VOC reads actions of size {voc.occupancy.config.action_dim}."
         )
     advantages = ActionValues(voc).advantages(*tokens, torch.from_numpy(taken_actions(dataset))).numpy()
-    weights = advantage_weights(advantages, np.flatnonzero(dataset.steps_left > 0), config.temperature)
+    weights = advantage_weights(advantages, going_rows(dataset), config.temperature)
     agent = OfflineAgent(dataset.observation_shape, size, config.agent, voc.quantizer, seed, name="voc_awr")
     return agent.learn(dataset, partial(Cloning, weights=weights), tokens)
 

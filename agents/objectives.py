@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from voc_rl.agents.networks import Critic
 from voc_rl.agents.views import View
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_gamma
 from voc_rl.loop import step_seed
+from voc_rl.occupancy import going_rows, n_step_returns
 from voc_rl.precision import device_of, seeded
 
 LARGEST_WEIGHT = 20.0
+RIDGE = 1e-4  # on the weights of standardised features, per row
 
 
 def top_episodes(dataset: Episodes, share: float = 0.1) -> np.ndarray:
@@ -37,6 +39,30 @@ def advantage_weights(advantages: np.ndarray, rows: np.ndarray, temperature: flo
     """
     standard = (advantages - advantages[rows].mean()) / max(float(advantages[rows].std()), 1e-6)
     return np.minimum(np.exp(np.clip(standard / temperature, -50, 50)), LARGEST_WEIGHT).astype(np.float32)
+
+
+def return_advantages(dataset: Episodes, features: Tensor, gamma: float) -> np.ndarray:
+    """Discounted returns to go less a linear value of the features (N, F), float64 (N,): advantages without a model.
+
+    Where a time limit cut an episode, its returns go on with the linear value of its last row. So the value is fitted
+    to returns that contain it: one linear system (LSTD(1), Bradtke and Barto 1996), and no row is left out.
+
+    Raises:
+        VOCError: no row has a step left, or gamma outside [0, 1).
+    """
+    check_gamma(gamma)
+    rows = going_rows(dataset)
+    returns = n_step_returns(dataset, gamma, int(dataset.steps_left.max()))
+    found = features.double().cpu()
+    standard = (found - found.mean(0)) / found.std(0).clamp(min=1e-6)
+    seen = np.column_stack([standard.numpy(), np.ones(len(standard))])
+    later = returns.weight[:, None] * seen[returns.bootstrap]
+    own = seen[rows]
+    penalty = np.diag(np.append(np.full(seen.shape[1] - 1, RIDGE), 0.0))
+    weights = np.linalg.solve(
+        own.T @ (own - later[rows]) / len(rows) + penalty, own.T @ returns.partial[rows] / len(rows)
+    )
+    return returns.partial + (later - seen) @ weights
 
 
 class _Trainee:
@@ -104,16 +130,10 @@ class TD3BC(_Trainee):
             self.critic = Critic(agent.encoder.width, agent.action_size, agent.config.width).to(device)
         self.slow = copy.deepcopy(self.critic).requires_grad_(False)
         self.modules |= {"critic": self.critic, "slow": self.slow}
-        dataset, rows = view.dataset, np.arange(len(view.dataset))
-        steps = np.minimum(n, dataset.steps_left)
-        total, gamma = np.zeros(len(dataset)), agent.config.gamma
-        for k in range(1, n + 1):
-            inside = steps >= k
-            total[inside] += gamma ** (k - 1) * dataset.reward[rows[inside] + k]
-        self.later = rows + steps
-        self.reward = torch.from_numpy(total).float().to(device)
-        discount = np.where(dataset.terminal[self.later], 0.0, gamma**steps)
-        self.discount = torch.from_numpy(discount).float().to(device)
+        returns = n_step_returns(view.dataset, agent.config.gamma, n)
+        self.later = returns.bootstrap
+        self.reward = torch.from_numpy(returns.partial).to(device)
+        self.discount = torch.from_numpy(returns.weight).to(device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         view, actor = self.view, self.agent.actor

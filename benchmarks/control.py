@@ -19,7 +19,7 @@ import tyro
 
 from voc_rl.agents.action_values import ActionValues, RollOutScores, reward_of
 from voc_rl.agents.improvement import ImprovementConfig, policy_voc, weighted_clone
-from voc_rl.agents.objectives import TD3BC, Cloning, top_episodes
+from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, return_advantages, top_episodes
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
 from voc_rl.benchmarks.cells import Cell, grid, run_cells
@@ -43,6 +43,7 @@ from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.data import Episodes
 from voc_rl.errors import check_choice, check_choices
+from voc_rl.occupancy import going_rows
 from voc_rl.precision import choose_device
 from voc_rl.training import VOCConfig
 
@@ -53,8 +54,8 @@ SCALES = {
 MODELS = ("bc", "voc", "one_step")
 SAMPLES = 16
 METHODS = (
-    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "td3bc_tokens", "drqv2bc", "voc_awr",
-    "voc_awr_2", "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
+    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "td3bc_tokens", "drqv2bc", "mc_awr",
+    "voc_awr", "voc_awr_2", "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
 )  # fmt: skip
 NEEDS = {
     "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_2": ("voc",), "planner": ("voc", "bc"),
@@ -160,6 +161,10 @@ def policy_of(method: str, data: ControlData, seed: int, scale: ControlScale, de
         return data.member(MIXES[data.mix][-1])
     if method == "bc_top10":
         return clone(data, common, seed, device, partial(Cloning, weights=top_episodes(data.episodes)), method)
+    if method == "mc_awr":
+        advantages = return_advantages(data.episodes, data.tokens[1], GAMMA)
+        weights = advantage_weights(advantages, going_rows(data.episodes), ImprovementConfig().temperature)
+        return clone(data, common, seed, device, partial(Cloning, weights=weights), method)
     if method in ("td3bc", "td3bc_tokens", "drqv2bc"):
         inputs = {"td3bc": critic, "td3bc_tokens": replace(critic, inputs="tokens"), "drqv2bc": frames}[method]
         return clone(data, inputs, seed, device, TD3BC, method)

@@ -23,6 +23,7 @@ WHAT = {
     "td3bc": "TD3+BC on features",
     "td3bc_tokens": "TD3+BC on token vectors",
     "drqv2bc": "DrQ-v2+BC from frames",
+    "mc_awr": "clone weighted by logged returns less a linear value of the features, no VOC; else as voc_awr",
     "voc_awr": "clone weighted by VOC advantages",
     "voc_awr_2": "the same once more, on a VOC of that clone",
     "planner": "planner, Q by the head",
