@@ -117,7 +117,8 @@ def estimates_of(
     if method == "voc":
         return _voc(evaluator_of(data, targets, gamma, scale, seed, there))
     if method == "one_step":
-        return {"estimates": _one_step(data, evaluator_of(data, targets, 0.0, scale, seed, there), gamma)}
+        evaluator = evaluator_of(data, targets, 0.0, scale, seed, there, head_members=0)
+        return {"estimates": _one_step(data, evaluator, gamma)}
     result: dict[str, Any] = {"estimates": BASELINES[method](data, targets, gamma, seed, there)}
     if method == "wis":
         sizes = {name: effective_starts(data, policy, gamma) for name, policy in targets.items()}
@@ -143,11 +144,12 @@ def evaluator_of(
     scale: str,
     seed: int,
     device: torch.device,
-    null_context: bool = False,
+    **size: Any,
 ) -> PolicyEvaluator:
-    """The evaluator of a cell, with the settings that were chosen on development policies."""
+    """The evaluator of a cell, with the settings that were chosen on development policies; ``size``: of its network,
+    what is not usual (``NetworkSize``)."""
     config = _config(scale, gamma, seed)
-    network = replace(config.voc.network, null_context=null_context)
+    network = replace(config.voc.network, **size)
     return PolicyEvaluator(
         data.episodes, targets, gamma, data.starts, replace(config, voc=replace(config.voc, network=network)),
         quantizer=data.quantizer, tokens=data.tokens, device=device, progress=True,

@@ -171,6 +171,28 @@ def test_density_gives_no_number_where_few_rows_count(evaluator: PolicyEvaluator
     assert evaluator.estimate("right", "density").diagnostics["effective_rows"] > 50
 
 
+def test_sampled_futures_need_no_critic_and_no_head(
+    evaluator: PolicyEvaluator, data: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a critic was fitted")
+
+    monkeypatch.setattr("voc_rl.policy_evaluation.fitted_q", unwanted)
+    loop = LoopConfig(steps=20, batch_size=32)
+    config = replace(evaluator.config, training=PolicyTraining(occupancy=OccupancyTraining(loop=loop)), samples=8)
+    rest: dict[str, Any] = {"quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
+    for estimator in ("sample", "density", "mve", "stitch"):
+        found = evaluate_policy(data, Walk(1.0), GAMMA, estimator, config=config, **rest)  # type: ignore[arg-type]
+        assert np.isfinite([found.value, found.low, found.high]).all()
+    with pytest.raises(AssertionError, match="a critic was fitted"):
+        evaluate_policy(data, Walk(1.0), GAMMA, "head", config=config, **rest)
+    bare = replace(config, voc=replace(config.voc, network=replace(config.voc.network, head_members=0)))
+    without = PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, config=bare, **rest)
+    assert without.model.head is None
+    with pytest.raises(VOCError, match="has no value head"):
+        without.estimate("right", "head")
+
+
 def test_several_policies_are_ranked(evaluator: PolicyEvaluator, data: Episodes) -> None:
     assert data.state is not None
     starts = np.flatnonzero(data.state[:, 0] == 4)[:20]  # from here right pays sooner than left

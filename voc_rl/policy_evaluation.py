@@ -47,7 +47,7 @@ class EvaluationConfig:
 
     stitching: of the chains. samples: futures per start, for ``sample`` and ``mve``. density_rows: rows that
     ``density`` weighs. critic: of the chains' jumps. training: of the policies' network. voc: quantizer, sizes of the
-    network, reward head and seed.
+    network, reward head and seed; without ``head_members`` no value head is trained, and ``head`` cannot be asked.
     """
 
     stitching: StitchingConfig = field(default_factory=StitchingConfig)
@@ -129,22 +129,27 @@ class PolicyEvaluator:
 
     @cached_property
     def model(self) -> PolicyModel:
-        """Occupancy network of all the policies, trained on their chains, and its head, on their corrected values."""
+        """Occupancy network of all the policies, trained on their chains, and its head, on their corrected values.
+
+        Without a head no critic is fitted: sampled futures need neither.
+        """
         codes, features = self.tokens
-        # the value head answers for ``head``: it cannot be left out, and one member has no spread
-        size = replace(self.config.voc.network, head_members=max(self.config.voc.network.head_members, 2))
+        size = self.config.voc.network
+        if size.head_members == 1:  # one member has no spread
+            size = replace(size, head_members=2)
         network, head = fresh_networks(
             self.quantizer, replace(self.config.voc, network=size), bool(self.dataset.terminal.any()),
             self.dataset.action.shape[1], len(self.policies),
         )  # fmt: skip
         chains = [self.chains.whole(name) for name in self.policies]
-        values = [self.chains.values(name, self.dataset.reward, self.gamma, self.critic) for name in self.policies]
+        values = None
+        if head is not None:
+            own = self.dataset.reward
+            values = np.stack([self.chains.values(name, own, self.gamma, self.critic) for name in self.policies])
         trained, trained_head = train_policies(
             network, head, self.dataset, codes, features, StitchedTargets(self.dataset, chains, self.gamma),
-            self.config.training, self.seed, values=np.stack(values), starts=self.starts, log=self.log,
-            progress=self.progress,
+            self.config.training, self.seed, values=values, starts=self.starts, log=self.log, progress=self.progress,
         )  # fmt: skip
-        assert trained_head is not None
         return PolicyModel(
             trained, trained_head, self.quantizer, self.dataset, self.tokens, list(self.policies), self.starts,
             self.gamma, self.seed,
@@ -195,7 +200,7 @@ class PolicyEvaluator:
 
         Raises:
             VOCError: an unknown policy or estimator, rewards that do not fit, a discount that the estimator does not
-                reach, or an effective sample size (``density``) below 50.
+                reach, ``head`` without one, or an effective sample size (``density``) below 50.
         """
         check_choice(name, self.policies, "policy")
         check_choice(estimator, ESTIMATORS, "estimator")
@@ -206,6 +211,8 @@ class PolicyEvaluator:
                 f"estimator={estimator!r} knows the data's reward at gamma {self.gamma:g} only; use 'sample' or "
                 "'stitch' for others."
             )
+        if estimator == "head" and not self.config.voc.network.head_members:
+            raise VOCError("The network has no value head (head_members is 0); use 'corrected', 'sample' or 'stitch'.")
         critic = self.critic if estimator in OWN_REWARD else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
         found = Found(float(chained.mean()), 0.0, chained)
@@ -261,8 +268,12 @@ def evaluate_policy(
     several = isinstance(policy, Mapping)
     policies = policy if several else {getattr(policy, "name", "") or "policy": policy}
     config = config or EvaluationConfig()
-    if estimator == "density":
-        config = replace(config, voc=replace(config.voc, network=replace(config.voc.network, null_context=True)))
+    size = config.voc.network
+    size = replace(
+        size, null_context=size.null_context or estimator == "density",
+        head_members=size.head_members if estimator == "head" else 0,
+    )  # fmt: skip
+    config = replace(config, voc=replace(config.voc, network=size))
     evaluator = PolicyEvaluator(
         dataset, policies, gamma, starts, config, quantizer=quantizer, tokens=tokens, device=device, progress=progress
     )

@@ -48,7 +48,8 @@ class PolicyModel:
     """A trained network of several policies on the rows of one dataset.
 
     Args:
-        network, head: trained for discount ``gamma``; policies are told apart by their place in ``names``.
+        network, head: trained for discount ``gamma``; policies are told apart by their place in ``names``. Without a
+            head, ``by_head`` cannot be asked.
         tokens: codes and features of every row of ``dataset``. starts: rows int64 (S,) that are averaged over.
         seed: of everything that is drawn. What is drawn once serves every reward.
     """
@@ -56,7 +57,7 @@ class PolicyModel:
     def __init__(
         self,
         network: OccupancyTransformer,
-        head: ValueHead,
+        head: ValueHead | None,
         quantizer: Quantizer,
         dataset: Episodes,
         tokens: tuple[Tensor, Tensor],
@@ -97,6 +98,7 @@ class PolicyModel:
     def by_head(self, name: str, gamma: float) -> Found:
         """The head's values, in one pass."""
         self._reached(gamma, False)
+        assert self.head is not None
         codes, features, condition = self.contexts(name, self.starts)
         with torch.no_grad(), autocast(device_of(self.network), len(codes)):
             context = self.network.prefix(codes, features, condition=condition).last
