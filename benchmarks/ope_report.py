@@ -26,6 +26,7 @@ SUPPORT = {
     "value_elsewhere": ("elsewhere", "The same over all rows. Far apart: the starts are unlike the rest of the data."),
     "effective_rows": ("effective rows", "How many rows the density weights really use; below 50 there is no number."),
 }
+COUNTS = ("rows_used", "effective_rows")
 
 
 def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str) -> None:
@@ -50,8 +51,9 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
     more = f"Not told apart from it: {', '.join(rivals)}." if rivals else ""
     write_page(
         path, f"voc_rl report · discount γ = {first.gamma:g} · estimator {first.estimator}",
-        f"What are policies worth on {data}?",
-        f'<p class="verdict">{escape(best)}</p><p class="more">{escape(more)}</p>', sections,
+        "What are these policies worth?",
+        f'<p class="verdict">{escape(best)}</p><p class="more">{escape(more)}</p>'
+        f'<p class="more">By the logged episodes of {escape(data)}.</p>', sections,
     )  # fmt: skip
 
 
@@ -74,7 +76,8 @@ def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
 
 def _support(estimates: Sequence[PolicyEstimate]) -> str:
     known = [name for name in SUPPORT if all(name in e.diagnostics for e in estimates)]
-    rows = [[e.policy, *(f"{e.diagnostics[name]:.3g}" for name in known)] for e in estimates]
+    shown = {name: ",.0f" if name in COUNTS else ".3g" for name in known}
+    rows = [[e.policy, *(format(e.diagnostics[name], shown[name]) for name in known)] for e in estimates]
     told = "".join(f"<dt>{escape(SUPPORT[name][0])}</dt><dd>{escape(SUPPORT[name][1])}</dd>" for name in known)
     warned = "".join(f'<p class="more">{escape(e.warning)}</p>' for e in estimates if e.warning)
     return warned + _table(["policy", *(SUPPORT[name][0] for name in known)], rows) + f"<dl>{told}</dl>"

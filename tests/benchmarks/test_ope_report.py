@@ -12,7 +12,7 @@ from voc_rl.policy_estimate import COVERS, PolicyEstimate
 
 
 def estimate(name: str, value: float, half: float, warning: str = "") -> PolicyEstimate:
-    diagnostics = {"match_distance": 1.234, "rows_used": 321.0, "value_at_starts": value, "value_elsewhere": 4.0}
+    diagnostics = {"match_distance": 1.234, "rows_used": 1321.0, "value_at_starts": value, "value_elsewhere": 4.0}
     return PolicyEstimate(
         name, value, half / 2, value - half, value + half, 0.9, 0.95, "corrected", COVERS, np.full(7, value),
         diagnostics, warning,
@@ -34,7 +34,8 @@ def test_the_report_holds_ranking_support_and_warnings(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "The data hardly support far." in text
     assert "1.23" in text
-    assert "321" in text
+    assert "<td>1,321</td>" in text
+    assert "By the logged episodes of runs/data." in text
     assert "averaged over 7 starts" in text
     assert text.count("data:image/png;base64,") == 2  # light and dark
     assert "effective rows" not in text  # not known of these
