@@ -16,6 +16,7 @@ from voc_rl.loop import StepLog
 from voc_rl.model import VOC
 from voc_rl.occupancy import (
     Condition,
+    OccupancyTransformer,
     PolicyTraining,
     StitchedChain,
     StitchedTargets,
@@ -96,7 +97,19 @@ def train_action_voc(
 class ActionScores(Protocol):
     """What a planner asks: scores float (B, M) of M actions (B, M, A) at each of B contexts (codes and features)."""
 
-    def __call__(self, codes: Tensor, features: Tensor, actions: Tensor) -> Tensor: ...
+    def __call__(self, codes: Tensor, features: Tensor | None, actions: Tensor) -> Tensor: ...
+
+
+def _contexts(
+    model: OccupancyTransformer, codes: Tensor, features: Tensor | None, copies: int = 1
+) -> tuple[Tensor, Tensor | None]:
+    """Codes and features where the network is, each row ``copies`` times; no features where it reads none."""
+    device = device_of(model)
+    contexts = codes.to(device).long().repeat_interleave(copies, 0)
+    if not model.config.feature_dim:
+        return contexts, None
+    assert features is not None
+    return contexts, features.to(device).float().repeat_interleave(copies, 0)
 
 
 class ActionValues:
@@ -129,14 +142,15 @@ class ActionValues:
         self.voc, self.estimator, self.samples, self.caution, self.seed = voc, estimator, samples, caution, seed
         self.reward = reward or voc.reward_head
 
-    @torch.no_grad()
-    def __call__(self, codes: Tensor, features: Tensor, actions: Tensor) -> Tensor:
-        """Scores float32 (B, M) of actions (B, M, A) at codes (B, n_tokens) and features (B, feature_dim)."""
+    def __call__(self, codes: Tensor, features: Tensor | None, actions: Tensor) -> Tensor:
+        """Scores float32 (B, M) of actions (B, M, A) at codes (B, n_tokens) and features (B, feature_dim).
+
+        The head's have gradients; wrap the call in ``torch.no_grad()`` where none are wanted.
+        """
         model, device, (B, M, size) = self.voc.occupancy, device_of(self.voc.occupancy), actions.shape
         if size != model.config.action_dim:
             raise VOCError(f"Actions have size {size}, but this VOC reads actions of size {model.config.action_dim}.")
-        contexts = codes.to(device).long().repeat_interleave(M, 0)
-        seen = features.to(device).float().repeat_interleave(M, 0) if model.config.feature_dim else None
+        contexts, seen = _contexts(model, codes, features, M)
         condition = Condition(actions.to(device).flatten(0, 1))
         if self.estimator == "head":
             assert self.voc.value_head is not None
@@ -146,11 +160,12 @@ class ActionValues:
             spread = members.std(1) if self.caution else torch.zeros_like(members[:, 0])
             return (members.mean(1) - self.caution * spread).view(B, M)
         noise = uniforms(model, 1, self.samples, generator_on(device, self.seed))
-        with autocast(device):
-            futures = sample_futures(
-                model, contexts, seen, self.samples, generator_on(device, self.seed), noise, condition
-            )
-        rewards = rewards_of_futures(futures, self.voc.quantizer.embed, self.reward, model.config.end_code)
+        with torch.no_grad():
+            with autocast(device):
+                futures = sample_futures(
+                    model, contexts, seen, self.samples, generator_on(device, self.seed), noise, condition
+                )
+            rewards = rewards_of_futures(futures, self.voc.quantizer.embed, self.reward, model.config.end_code)
         return rewards.mean(1).view(B, M)
 
     @torch.no_grad()
@@ -163,8 +178,7 @@ class ActionValues:
         model, head, device = voc.occupancy, voc.value_head, device_of(voc.occupancy)
         assert head is not None
         for some in torch.arange(len(codes)).split(4096):
-            context = codes[some].to(device).long()
-            seen = features[some].to(device).float() if model.config.feature_dim else None
+            context, seen = _contexts(model, codes[some], features[some])
             with autocast(device):
                 with_action = model.prefix(context, seen, condition=Condition(actions[some].to(device))).last
                 without = model.prefix(context, seen).last
@@ -207,11 +221,10 @@ class RollOutScores:
         self.voc, self.weights, self.paths, self.seed = voc, gamma ** np.arange(steps), paths, seed
 
     @torch.no_grad()
-    def __call__(self, codes: Tensor, features: Tensor, actions: Tensor) -> Tensor:
+    def __call__(self, codes: Tensor, features: Tensor | None, actions: Tensor) -> Tensor:
         """Scores float32 (B, M), as ``ActionScores``: (1 - gamma) times the discounted rewards, so far as they go."""
         model, device, (B, M, _) = self.voc.occupancy, device_of(self.voc.occupancy), actions.shape
-        contexts = codes.to(device).long().repeat_interleave(M, 0)
-        seen = features.to(device).float().repeat_interleave(M, 0) if model.config.feature_dim else None
+        contexts, seen = _contexts(model, codes, features, M)
         condition = Condition(actions.to(device).flatten(0, 1))
         generator = generator_on(device, self.seed)
         total = torch.zeros(B * M, device=device)

@@ -16,3 +16,11 @@ def square_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from square import train_square_voc
 
     return train_square_voc(tmp_path_factory.mktemp("square"))
+
+
+@pytest.fixture(scope="session")
+def square_actions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with logged walks of the square, ``data``, and a small VOC that reads actions, ``voc``; read it only."""
+    from square import train_square_actions
+
+    return train_square_actions(tmp_path_factory.mktemp("square_actions"))

@@ -7,11 +7,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from worlds import CELLS, picture, small_config, write_world
+from worlds import CELLS, loop, picture, small_config, write_world
 
 import voc_rl
-from voc_rl.data import DataSpec
+from voc_rl.agents import train_action_voc
+from voc_rl.data import DataSpec, Episode, Episodes, write_episode
+from voc_rl.data.hdf5 import FIRST, LAST, MID
 from voc_rl.envs import PixelObservation
+from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 
 SIDE = 36  # the smallest frame that Stable-Baselines3's own convolutions take
 SPEC = DataSpec(task="square", size=SIDE, render="fast", mujoco="3.0", action_repeat=1)
@@ -77,3 +80,34 @@ def train_square_voc(folder: Path, gamma: float = 0.5) -> Path:
     config = small_config(gamma, quantizer=100, steps=150)
     voc_rl.train(voc_rl.Episodes.open(folder / "data").load_frames(), config).save(folder / "voc")
     return folder / "voc"
+
+
+def write_square_walks(folder: Path, episodes: int = 8, rows: int = 40) -> Path:
+    """Write episodes of ``Square`` under uniform actions, one file each; returns their folder."""
+    rng = np.random.default_rng(0)
+    for i in range(episodes):
+        world = Square(rows)
+        world.reset(seed=i)
+        actions = rng.uniform(-1, 1, (rows, 1)).astype(np.float32)
+        actions[0] = 0
+        cells, rewards = [world.cell], [0.0]
+        for action in actions[1:]:
+            rewards.append(world.step(action)[1])
+            cells.append(world.cell)
+        step_type = np.full(rows, MID, np.uint8)
+        step_type[0], step_type[-1] = FIRST, LAST
+        episode = Episode(
+            frames=picture(np.array(cells), SIDE), action=actions, reward=np.array(rewards, np.float32),
+            discount=np.ones(rows, np.float32), step_type=step_type,
+        )  # fmt: skip
+        write_episode(folder / f"episode_{i:06d}.hdf5", episode, SPEC)
+    return folder
+
+
+def train_square_actions(folder: Path, gamma: float = 0.5) -> Path:
+    """Train a small VOC that reads actions on such walks; returns a folder with ``data`` and its run folder ``voc``."""
+    dataset = Episodes.open(write_square_walks(folder / "data")).load_frames()
+    occupancy = OccupancyTraining(gamma=gamma, loop=loop(150))
+    training = PolicyTraining(occupancy=occupancy, action_share=0.7, start_share=0.0)
+    train_action_voc(dataset, training, small_config(gamma, quantizer=100)).save(folder / "voc")
+    return folder

@@ -44,7 +44,8 @@ def open_voc(voc: VOC | str | Path) -> VOC:
 
 @lru_cache(maxsize=4)
 def _load(folder: Path, changed: tuple[int, ...]) -> VOC:
-    return VOC.load(folder)
+    with torch.random.fork_rng(devices=[]):  # a seeded agent is the same whether the VOC is loaded now or was before
+        return VOC.load(folder)
 
 
 def check_space(space: Any, shape: tuple[int, int, int], whose: str) -> None:

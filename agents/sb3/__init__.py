@@ -1,4 +1,4 @@
-"""A VOC inside Stable-Baselines3: features for its policies, a callback, offline training, values of its agents."""
+"""A VOC inside Stable-Baselines3: features, a critic, a callback, offline training, values of its agents."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ except ImportError as error:
     ) from error
 
 from voc_rl.agents.sb3.callback import VOCValueCallback
+from voc_rl.agents.sb3.critic import VOCCritic
 from voc_rl.agents.sb3.evaluation import PolicyValue, evaluate_policy_value
 from voc_rl.agents.sb3.features import VOCFeaturesExtractor
 from voc_rl.agents.sb3.offline import fill_replay_buffer, train_offline
@@ -17,6 +18,7 @@ from voc_rl.envs import VecVOCValue
 
 __all__ = [
     "PolicyValue",
+    "VOCCritic",
     "VOCFeaturesExtractor",
     "VOCValueCallback",
     "VecVOCValue",

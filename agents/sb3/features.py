@@ -17,6 +17,17 @@ from voc_rl.model import VOC
 from voc_rl.plugin import Features, check_space, feature_size, feature_vectors, open_voc
 
 
+def open_path(voc: Any) -> VOC:
+    """The VOC of a run folder (``open_voc``), given as a path, which is what a saved agent can hold.
+
+    Raises:
+        VOCError: something else, or no VOC there.
+    """
+    if isinstance(voc, VOC):
+        raise VOCError("voc is a VOC; the path of its run folder is needed, because saved agents hold the path.")
+    return open_voc(voc)
+
+
 class VOCFeaturesExtractor(BaseFeaturesExtractor):
     """Features of stacked frames from a trained VOC, for the policies of PPO, A2C, SAC, TD3 and DQN.
 
@@ -48,9 +59,7 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         frozen: bool = True,
         normalized: bool = True,
     ) -> None:
-        if isinstance(voc, VOC):
-            raise VOCError("voc is a VOC; the path of its run folder is needed, because saved agents hold the path.")
-        model = open_voc(voc)
+        model = open_path(voc)
         check_space(observation_space, model.observation_shape, "The policy's")
         if features == "successor" and not frozen:
             raise VOCError("features 'successor' are sampled and cannot be trained; use frozen=True.")

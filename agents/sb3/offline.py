@@ -37,7 +37,7 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
     buffer = _plain_buffer(model)
     _check_steps(buffer)
     read = _reader(model, dataset)
-    _check_actions(model, dataset)
+    check_actions(model.action_space, dataset.action.shape[1], "the data hold")
     rows = np.flatnonzero(dataset.steps_left > 0)
     rows = rows[: len(rows) // buffer.n_envs * buffer.n_envs]  # whole buffer rows only
     filled = buffer.size() * buffer.n_envs
@@ -155,11 +155,15 @@ def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarra
     )
 
 
-def _check_actions(model: OffPolicyAlgorithm, dataset: Episodes) -> None:
-    space, size = model.action_space, dataset.action.shape[1]
+def check_actions(space: gym.Space[Any], size: int, holder: str) -> None:
+    """Refuse actions other than Box(-1, 1, (size,)), which is what ``holder`` ("the data hold") has.
+
+    Raises:
+        VOCError: another space.
+    """
     fits = isinstance(space, gym.spaces.Box) and space.shape == (size,)
     if not (fits and (space.low == -1).all() and (space.high == 1).all()):  # type: ignore[attr-defined]
-        raise VOCError(f"The agent's actions are {space}; the data hold Box(-1.0, 1.0, ({size},), float32).")
+        raise VOCError(f"The agent's actions are {space}; {holder} Box(-1.0, 1.0, ({size},), float32).")
 
 
 def _state_memory(buffer: ReplayBuffer, transitions: int, say: Callable[[str], None] | None) -> None:

@@ -45,9 +45,7 @@ class ValueTraces:
     def __init__(self, voc: VOC, env: VecEnv, estimator: Estimator) -> None:
         self.voc, self.estimator = voc, estimator
         self._pixels_key = _pixels_key(env, voc)
-        normalize = unwrap_vec_normalize(env)
-        if isinstance(normalize, VecNormalize) and normalize.norm_reward:
-            raise VOCError("VecNormalize scales the rewards, which then cannot be compared; use norm_reward=False.")
+        check_raw_rewards(env)
         self._horizon = horizon(voc.gamma)
         self._values: list[list[float]] = [[] for _ in range(env.num_envs)]
         self._rewards: list[list[float]] = [[] for _ in range(env.num_envs)]
@@ -98,6 +96,17 @@ class ValueTraces:
 
     def _read(self, frames: np.ndarray) -> np.ndarray:
         return self.voc.value(frames, estimator=self.estimator, common=True).mean
+
+
+def check_raw_rewards(env: VecEnv) -> None:
+    """Refuse rewards in other units than the VOC's.
+
+    Raises:
+        VOCError: normalised rewards.
+    """
+    normalize = unwrap_vec_normalize(env)
+    if isinstance(normalize, VecNormalize) and normalize.norm_reward:
+        raise VOCError("VecNormalize scales the rewards, which then cannot be compared; use norm_reward=False.")
 
 
 def _pixels_key(env: VecEnv, voc: VOC) -> str | None:

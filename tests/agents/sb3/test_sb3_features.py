@@ -99,6 +99,15 @@ def test_frozen_extractors_share_one_voc_and_tuned_ones_do_not(square_voc: Path)
     assert len({id(extractor.voc) for extractor in frozen + tuned}) == 3
 
 
+def test_loading_a_voc_draws_no_random_numbers(square_voc: Path, tmp_path: Path) -> None:
+    VOC.load(square_voc).save(tmp_path / "new")  # no process has loaded it yet
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    VOCFeaturesExtractor(SPACE, tmp_path / "new")
+    assert torch.equal(torch.rand(4), expected)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_voc_stays_in_evaluation_mode_and_keeps_its_weights(frozen: bool, square_voc: Path) -> None:
     extractor = VOCFeaturesExtractor(SPACE, square_voc, frozen=frozen)

@@ -1,0 +1,146 @@
+"""TD3 whose critic is drawn towards a VOC's Q, or that follows the VOC's Q alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import TD3
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
+from stable_baselines3.td3.policies import TD3Policy
+from torch import Tensor
+
+from voc_rl.agents.action_values import ActionValues
+from voc_rl.agents.sb3.features import open_path
+from voc_rl.agents.sb3.offline import check_actions
+from voc_rl.agents.sb3.traces import check_raw_rewards
+from voc_rl.errors import VOCError
+from voc_rl.model import VOC
+from voc_rl.plugin import check_space
+
+
+class VOCCritic(TD3):
+    """TD3 with a VOC of the futures of actions (``train_action_voc``) beside its critic.
+
+    The critic's loss is mse(Q, y) + voc_weight mse(Q, Q_voc), at the replay buffer's states and actions, y TD3's own
+    target. It is computed as (1 + voc_weight) mse(Q, (y + voc_weight Q_voc) / (1 + voc_weight)), and divided by that
+    factor, which Adam does not see. With ``voc_weight=math.inf`` the VOC takes the critic's place: the actor follows
+    the gradient of Q_voc itself, through the value head, and the critic only copies Q_voc.
+
+    Q_voc is of the policy that made the VOC's data, acting after the action, in reward units: the head's (1 - gamma) Q,
+    divided by 1 - gamma. So the agent has to have the VOC's discount and the rewards of the VOC's data. There is no SAC
+    twin: its Q counts entropy, which Q_voc does not.
+
+    The agent sees the VOC's frames; everything else is TD3's: policies (also with ``VOCFeaturesExtractor``), ``learn``,
+    ``train_offline``, ``save``, ``load``. The zip holds the path of the VOC and not its weights;
+    ``VOCCritic.load(path, voc=...)`` names another path.
+
+    Args:
+        voc: run folder of the VOC. voc_weight: from 0 (TD3, number for number) to infinity.
+        gamma: None: the VOC's. settings: TD3's own, by name.
+
+    Raises:
+        VOCError: no VOC there, or one without action input or value head; other frames, actions or discount than the
+            VOC's; a weight below zero; when it learns, rewards that ``VecNormalize`` scales.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[TD3Policy],
+        env: GymEnv | str,
+        voc: str | Path | None = None,
+        voc_weight: float = 1.0,
+        gamma: float | None = None,
+        *,
+        _init_setup_model: bool = True,
+        **settings: Any,
+    ) -> None:
+        if _init_setup_model:  # not where a saved agent is read, whose attributes come afterwards
+            env = maybe_make_env(env, settings.get("verbose", 0))
+            known = open_path(voc)
+            _check_voc_actions(env.action_space, known)  # before TD3, which asserts
+            gamma = known.gamma if gamma is None else gamma
+        super().__init__(policy, env, gamma=0.99 if gamma is None else gamma, _init_setup_model=False, **settings)
+        self.voc, self.voc_weight = str(voc), voc_weight
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        known = open_path(self.voc)
+        _check_voc_actions(self.action_space, known)
+        check_space(self.observation_space, known.observation_shape, "The agent's")
+        if abs(self.gamma - known.gamma) > 1e-9:
+            raise VOCError(f"The agent's gamma is {self.gamma}, the VOC's {known.gamma}; leave gamma out to take its.")
+        if not self.voc_weight >= 0:
+            raise VOCError(f"voc_weight is {self.voc_weight}; a number from 0 to infinity is needed.")
+        self._q_voc = _ActionQ(known, self.device)
+        super()._setup_model()
+
+    def _create_aliases(self) -> None:
+        super()._create_aliases()
+        if math.isinf(self.voc_weight):  # what the actor's loss asks
+            self.critic.q1_forward = self._q_voc  # type: ignore[method-assign]
+
+    def q_voc(self, obs: Any, actions: Any) -> Tensor:
+        """Q_voc float32 (B, 1), in reward units, of actions (B, A) at frames uint8 (B, 3K, H, W)."""
+        with torch.no_grad():
+            return self._q_voc(torch.as_tensor(obs), torch.as_tensor(actions))
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """TD3's gradient steps, on targets that are drawn towards Q_voc."""
+        if self.env is not None:
+            check_raw_rewards(self.env)
+        buffer = self.replay_buffer
+        assert buffer is not None
+        share = 1.0 if math.isinf(self.voc_weight) else self.voc_weight / (1.0 + self.voc_weight)
+        self.replay_buffer = _Towards(buffer, self._q_voc, share, self.gamma)  # type: ignore[assignment]
+        try:
+            super().train(gradient_steps, batch_size)
+        finally:
+            self.replay_buffer = buffer
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_q_voc"]
+
+
+class _ActionQ:
+    """Q of a frozen copy of a VOC, (B, 1) in reward units; its gradient reaches the actions."""
+
+    def __init__(self, voc: VOC, device: torch.device) -> None:
+        self.voc = copy.deepcopy(voc).to(device)
+        self.score = ActionValues(self.voc)
+        for part in (self.voc.quantizer, self.voc.occupancy, self.voc.value_head):
+            assert part is not None
+            part.requires_grad_(False)
+
+    def __call__(self, obs: Tensor, actions: Tensor) -> Tensor:
+        with torch.no_grad():
+            codes, features = self.voc.context(obs)
+        return self.score(codes, features, actions[:, None]) / (1.0 - self.voc.gamma)
+
+
+class _Towards:
+    """A replay buffer's batches with rewards and discounts of the targets (1 - share) y + share Q_voc."""
+
+    def __init__(self, buffer: ReplayBuffer, q_voc: _ActionQ, share: float, gamma: float) -> None:
+        self.buffer, self.q_voc, self.share, self.gamma = buffer, q_voc, share, gamma
+
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        batch = self.buffer.sample(batch_size, env)
+        if not self.share:
+            return batch
+        discounts = torch.full_like(batch.rewards, self.gamma) if batch.discounts is None else batch.discounts
+        with torch.no_grad():
+            drawn = self.q_voc(batch.observations, batch.actions)
+        rewards = (1.0 - self.share) * batch.rewards + self.share * drawn
+        return batch._replace(rewards=rewards, discounts=(1.0 - self.share) * discounts)
+
+
+def _check_voc_actions(space: Any, voc: VOC) -> None:
+    ActionValues(voc)  # refuses a VOC that reads no actions
+    check_actions(space, voc.occupancy.config.action_dim, "this VOC reads")
