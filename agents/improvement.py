@@ -40,22 +40,32 @@ class ImprovementConfig:
     voc: VOCConfig = field(default_factory=VOCConfig)
 
 
+def action_weights(
+    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], temperature: float = ImprovementConfig.temperature
+) -> np.ndarray:
+    """``advantage_weights`` float32 (N,) of the logged actions, with the advantages of ``voc``'s head.
+
+    Raises:
+        VOCError: a VOC without action input or value head, or for actions of another size.
+    """
+    size, reads = dataset.action.shape[1], voc.occupancy.config.action_dim
+    if reads not in (0, size):
+        raise VOCError(f"The data's actions have size {size}; this VOC reads actions of size {reads}.")
+    advantages = ActionValues(voc).advantages(*tokens, torch.from_numpy(taken_actions(dataset))).numpy()
+    return advantage_weights(advantages, going_rows(dataset), temperature)
+
+
 def weighted_clone(
     voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None, seed: int = 0
 ) -> OfflineAgent:
     """Advantage-weighted regression (Peng et al. 2019) with the advantages of ``voc``, which has an action input.
 
     Raises:
-        VOCError: a VOC without action input or value head, or for actions of another size.
+        VOCError: as ``action_weights``.
     """
     config = config or ImprovementConfig()
+    weights = action_weights(voc, dataset, tokens, config.temperature)
     size = dataset.action.shape[1]
-    if voc.occupancy.config.action_dim not in (0, size):
-        raise VOCError(
-            f"The data's actions have size {size}; this VOC reads actions of size {voc.occupancy.config.action_dim}."
-        )
-    advantages = ActionValues(voc).advantages(*tokens, torch.from_numpy(taken_actions(dataset))).numpy()
-    weights = advantage_weights(advantages, going_rows(dataset), config.temperature)
     agent = OfflineAgent(dataset.observation_shape, size, config.agent, voc.quantizer, seed, name="voc_awr")
     return agent.learn(dataset, partial(Cloning, weights=weights), tokens)
 

@@ -18,16 +18,18 @@ import torch
 import tyro
 
 from voc_rl.agents.action_values import ActionValues, RollOutScores, reward_of
-from voc_rl.agents.improvement import ImprovementConfig, policy_voc, weighted_clone
+from voc_rl.agents.improvement import ImprovementConfig, action_weights, policy_voc, weighted_clone
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, return_advantages, top_episodes
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
 from voc_rl.benchmarks.cells import Cell, grid, run_cells
 from voc_rl.benchmarks.control_data import (
+    FILM_STEP,
     GAMMA,
     MIXES,
     ControlData,
     ControlScale,
+    Curve,
     agent_config,
     clone,
     control_data,
@@ -37,7 +39,8 @@ from voc_rl.benchmarks.control_data import (
     played,
     voc_training,
 )
-from voc_rl.benchmarks.control_table import results_of, save_plot, save_sheet, table
+from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, save_plot, save_sheet
+from voc_rl.benchmarks.control_table import results_of, table
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.reward_functions import REWARDS
@@ -83,6 +86,8 @@ class Control:
     """Where networks are trained and asked."""
     processes: int = 1
     """Cells that are done at once."""
+    curve: int = 0
+    """How often an agent plays three episodes while it learns, for its curve (each takes some ten seconds)."""
 
     def run(self) -> dict[str, Any]:
         """Do the models and cells that are missing, then write table, plot and pictures of all that were asked for."""
@@ -91,16 +96,18 @@ class Control:
             self.data(task).prepare()
         needed = [model for model in MODELS if any(model in NEEDS.get(method, ()) for method in self.methods)]
         models = grid(task=self.tasks, mix=(self.mix,), model=needed, seed=self.seeds)
-        run_cells(models, self.make, self.out / "models.jsonl", processes=self.processes)
+        made = run_cells(models, self.make, self.out / "models.jsonl", processes=self.processes)
         records = run_cells(cells, self.work, self.out / "cells.jsonl", processes=self.processes)
-        found = results_of(records, self.scale)
+        found = results_of(records, self.scale, made)
         found["command"] += options({
             "tasks": (self.tasks, TASKS), "mix": ((self.mix,), ("mixed",)), "methods": (self.methods, METHODS),
-            "seeds": (self.seeds, (0, 1, 2)),
+            "seeds": (self.seeds, (0, 1, 2)), "curve": ((self.curve,), (0,)),
         })  # fmt: skip
         folder = write_results("control", found, table(found), self.results)
         save_plot(folder / "control.png", found)
+        save_curves(folder / "control_curves.png", found)
         save_sheet(folder / "control_frames.png", self.out / "frames")
+        save_film(folder / "control.gif", self.out / "frames", self.tasks)
         return found
 
     def cells(self) -> list[Cell]:
@@ -121,8 +128,10 @@ class Control:
     def make(self, cell: Cell) -> dict[str, Any]:
         """Train a model and keep it."""
         torch.set_num_threads(1)
-        make_model(self.data(cell["task"]), cell["model"], cell["seed"], SCALES[self.scale], choose_device(self.device))
-        return {}
+        data, seed = self.data(cell["task"]), cell["seed"]
+        curve = Curve(data, seed, self.curve)
+        make_model(data, cell["model"], seed, SCALES[self.scale], choose_device(self.device), curve)
+        return {"curve": curve.points}
 
     def work(self, cell: Cell) -> dict[str, Any]:
         """The returns of a method, and what else is worth keeping."""
@@ -130,10 +139,15 @@ class Control:
         task, method, seed, scale = cell["task"], cell["method"], cell["seed"], SCALES[self.scale]
         data, device = self.data(task), choose_device(self.device)
         if method == "behaviour":
-            return {"returns": data.episodes.returns.tolist()}
-        policy = policy_of(method, data, seed, scale, device)
+            episodes, middle = data.episodes, int(np.argsort(data.episodes.returns)[len(data.episodes.returns) // 2])
+            rows = np.arange(episodes.starts[middle] + 1, episodes.ends[middle], FILM_STEP)
+            self._film(cell, episodes.frames(rows))
+            return {"returns": episodes.returns.tolist()}
+        curve = Curve(data, seed, self.curve)
+        policy = policy_of(method, data, seed, scale, device, curve)
         returns, frames, states = played(task, policy, scale.played, scale.steps, seed)
-        result: dict[str, Any] = {"returns": returns.tolist()}
+        self._film(cell, np.stack(frames))
+        result: dict[str, Any] = {"returns": returns.tolist(), "curve": curve.points}
         if isinstance(policy, VOCPlanner):
             each = {part: 1000 * seconds / policy.calls for part, seconds in policy.seconds.items()}
             result |= {"outside_support": policy.below_floor, "milliseconds": each, "decisions": scale.played}
@@ -145,30 +159,32 @@ class Control:
                 "goal": ZERO_SHOT[task], "goal_reward": goal(states).mean(0).tolist(),
                 "goal_reward_data": float(goal(logged).mean()),
             }  # fmt: skip
-        if seed == 0 and method in ("bc_top10", "voc_awr", "planner"):
-            path = self.out / "frames" / f"{task}_{method}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.stack(frames[:: max(len(frames) // 8, 1)][:8]))
         return result
 
+    def _film(self, cell: Cell, frames: np.ndarray) -> None:
+        """Keep frames uint8 (F, 3, H, W) of the first seed of methods that are shown."""
+        if cell["seed"] == self.seeds[0] and cell["method"] in (*FILM, "bc_top10"):
+            path = self.out / "frames" / f"{cell['task']}_{cell['method']}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, frames)
 
-def policy_of(method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device) -> Any:
-    """The policy of a method; models of ``MODELS`` are read."""
+
+def policy_of(
+    method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device, curve: Curve | None = None
+) -> Any:
+    """The policy of a method; models of ``MODELS`` are read. ``curve``: of the agents that are trained here."""
     common = agent_config(scale.agent)
     critic = replace(common, gamma=0.97, loop=replace(common.loop, steps=2 * scale.agent, weight_decay=0.0, clip=10.0))
     frames = replace(critic, inputs="frames", loop=replace(critic.loop, steps=scale.frames, learning_rate=3e-4))
     if method == "best_logged":
         return data.member(MIXES[data.mix][-1])
-    if method == "bc_top10":
-        return clone(data, common, seed, device, partial(Cloning, weights=top_episodes(data.episodes)), method)
-    if method == "mc_awr":
-        advantages = return_advantages(data.episodes, data.tokens[1], GAMMA)
-        weights = advantage_weights(advantages, going_rows(data.episodes), ImprovementConfig().temperature)
-        return clone(data, common, seed, device, partial(Cloning, weights=weights), method)
     if method in ("td3bc", "td3bc_tokens", "drqv2bc"):
         inputs = {"td3bc": critic, "td3bc_tokens": replace(critic, inputs="tokens"), "drqv2bc": frames}[method]
-        return clone(data, inputs, seed, device, TD3BC, method)
-    if method in ("voc_awr", "voc_awr_2", "planner_awr"):
+        return clone(data, inputs, seed, device, TD3BC, method, curve)
+    if method in ("bc_top10", "mc_awr", "voc_awr"):
+        objective = partial(Cloning, weights=_weights(method, data, seed, device))
+        return clone(data, common, seed, device, objective, method, curve)
+    if method in ("voc_awr_2", "planner_awr"):
         return _improved(method, data, seed, scale, device)
     prior = OfflineAgent.load(model_path(data, "bc", seed))
     prior.networks.to(device)
@@ -192,6 +208,16 @@ def policy_of(method: str, data: ControlData, seed: int, scale: ControlScale, de
     return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES, reward), sampling(), seed)
 
 
+def _weights(method: str, data: ControlData, seed: int, device: torch.device) -> np.ndarray:
+    """Weights (N,) of the rows in a clone."""
+    if method == "bc_top10":
+        return top_episodes(data.episodes)
+    if method == "voc_awr":
+        return action_weights(load_voc(data, "voc", seed, device), data.episodes, data.tokens)
+    advantages = return_advantages(data.episodes, data.tokens[1], GAMMA)
+    return advantage_weights(advantages, going_rows(data.episodes), ImprovementConfig.temperature)
+
+
 def sampling() -> PlannerConfig:
     """Fewer candidates where every one costs samples."""
     return PlannerConfig(candidates=32, rounds=2)
@@ -204,10 +230,8 @@ def _improved(method: str, data: ControlData, seed: int, scale: ControlScale, de
     agent = weighted_clone(voc, data.episodes, data.tokens, config, seed)
     if method == "planner_awr":
         return VOCPlanner(agent, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
-    if method == "voc_awr_2":
-        voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
-        agent = weighted_clone(voc, data.episodes, data.tokens, config, seed)
-    return agent
+    voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
+    return weighted_clone(voc, data.episodes, data.tokens, config, seed)
 
 
 class Sampled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from voc_rl.benchmarks.ope_data import Scale, TaskData
 from voc_rl.benchmarks.ope_protocol import EPSILON, LOGGED, SIGMA, SWITCH
 from voc_rl.data import Episodes
 from voc_rl.envs import collect, make_env
-from voc_rl.loop import LoopConfig
+from voc_rl.loop import LoopConfig, StepLog
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.training import VOCConfig
@@ -34,6 +35,8 @@ MIXES: dict[str, tuple[int, ...]] = {
     "mixed": LOGGED,
 }
 GAMMA = 0.95
+FILM_STEP = 4  # steps between two frames that are kept
+CURVE_EPISODES = 3
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,35 @@ def voc_training(steps: int, gamma: float) -> tuple[PolicyTraining, VOCConfig]:
     return PolicyTraining(occupancy=occupancy, action_share=0.7, start_share=0.0), config
 
 
-def make_model(data: ControlData, model: str, seed: int, scale: ControlScale, device: torch.device) -> None:
-    """Train ``voc``, ``one_step`` or ``bc`` and keep it; one that is there already stays."""
+class Curve:
+    """Returns of an agent while it learns: ``points``, (step, mean return) at ``count`` evenly spaced steps."""
+
+    def __init__(self, data: ControlData, seed: int, count: int) -> None:
+        self.data, self.seed, self.count = data, seed, count
+        self.points: list[tuple[int, float]] = []
+
+    def of(self, agent: OfflineAgent) -> StepLog:
+        """A log for the training of ``agent`` that lets it play, and leaves it as it was."""
+        total = agent.config.loop.steps
+
+        def log(stage: str, step: int, numbers: Mapping[str, float]) -> None:
+            if step * self.count // total > len(self.points):
+                agent.networks.eval()
+                returns = played(self.data.task, agent, CURVE_EPISODES, self.data.scale.steps, self.seed)[0]
+                agent.networks.train()
+                self.points.append((step, float(returns.mean())))
+
+        return log
+
+
+def make_model(
+    data: ControlData, model: str, seed: int, scale: ControlScale, device: torch.device, curve: Curve | None = None
+) -> None:
+    """Train ``voc``, ``one_step`` or ``bc`` and keep it; one that is there already stays. ``curve``: of ``bc``."""
     if model_path(data, model, seed).exists():
         return
     if model == "bc":
-        agent = clone(data, agent_config(scale.agent), seed, device)
+        agent = clone(data, agent_config(scale.agent), seed, device, curve=curve)
         _keep(agent, model_path(data, model, seed))
         return
     training, config = voc_training(scale.voc, 0.0 if model == "one_step" else GAMMA)
@@ -114,13 +140,14 @@ def make_model(data: ControlData, model: str, seed: int, scale: ControlScale, de
 
 
 def clone(
-    data: ControlData, config: AgentConfig, seed: int, device: torch.device, objective: Any = Cloning, name: str = "bc"
-) -> OfflineAgent:
+    data: ControlData, config: AgentConfig, seed: int, device: torch.device, objective: Any = Cloning, name: str = "bc",
+    curve: Curve | None = None,
+) -> OfflineAgent:  # fmt: skip
     """An agent trained on the data, by cloning or by another objective."""
     dataset = data.episodes
     size = dataset.action.shape[1]
     agent = OfflineAgent(dataset.observation_shape, size, config, data.quantizer, seed, device, name)
-    return agent.learn(dataset, objective, data.tokens, progress=True)
+    return agent.learn(dataset, objective, data.tokens, log=curve.of(agent) if curve else None, progress=True)
 
 
 def model_path(data: ControlData, model: str, seed: int) -> Path:
@@ -144,7 +171,7 @@ def _keep(model: VOC | OfflineAgent, path: Path) -> None:
 def played(
     task: str, policy: Any, episodes: int, steps: int, seed: int
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """Episodes played side by side: returns (E,), every tenth frame of the first, and its flat states (steps, S)."""
+    """Episodes played side by side: returns (E,), every ``FILM_STEP``-th frame of the first, states (steps, E, S)."""
     envs = [make_env(task, max_episode_steps=steps) for _ in range(episodes)]
     first = [env.reset(seed=1_000_000 + 1000 * seed + i) for i, env in enumerate(envs)]
     seen, infos = [o for o, _ in first], [i for _, i in first]
@@ -159,7 +186,7 @@ def played(
         for i, env in enumerate(envs):
             seen[i], reward, _, _, infos[i] = env.step(actions[i])
             returns[i] += float(reward)
-        if step % 10 == 0:
+        if step % FILM_STEP == 0:
             frames.append(seen[0][-3:])
         states.append(np.stack([i["state"] for i in infos]))
     for env in envs:

@@ -1,15 +1,13 @@
-"""Numbers, table and pictures of the control benchmark."""
+"""Numbers and table of the control benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from voc_rl.benchmarks.results import hardware
-from voc_rl.checkpoints import atomic_path
 from voc_rl.runs import versions
 from voc_rl.values.statistics import student_interval
 
@@ -46,14 +44,29 @@ def interval_of(returns: Sequence[Sequence[float]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def results_of(records: Sequence[Mapping[str, Any]], scale: str) -> dict[str, Any]:
-    """What is committed."""
+def curve_of(curves: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """Steps, and at each the mean of several seeds, of curves of (step, return) at the same steps."""
+    points = np.array(curves, float)
+    return {"steps": points[0, :, 0].astype(int).tolist(), "returns": points[..., 1].mean(0).round(1).tolist()}
+
+
+def results_of(
+    records: Sequence[Mapping[str, Any]], scale: str, models: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """What is committed, of the records of cells; ``models``: those of models, of which a clone has a curve."""
     tasks: dict[str, Any] = {}
+    curves: dict[tuple[str, str], list[Any]] = {}
+    for record in [*models, *records]:
+        if record["result"].get("curve"):
+            cell = record["cell"]
+            curves.setdefault((cell["task"], cell.get("method", cell.get("model"))), []).append(
+                record["result"]["curve"]
+            )
     for record in records:
         cell, result = record["cell"], record["result"]
         methods = tasks.setdefault(cell["task"], {}).setdefault("methods", {})
         methods.setdefault(cell["method"], []).append(result)
-    for task in tasks.values():
+    for task_name, task in tasks.items():
         for name, found in task["methods"].items():
             # the data are the same for all seeds
             returns = [r["returns"] for r in found[: 1 if name == "behaviour" else None]]
@@ -70,6 +83,8 @@ def results_of(records: Sequence[Mapping[str, Any]], scale: str) -> dict[str, An
             if "goal" in found[0]:
                 own["goal"] = found[0]["goal"]
                 own["goal_reward"] = interval_of([r["goal_reward"] for r in found])
+            if (task_name, name) in curves:
+                own["curve"] = curve_of(curves[task_name, name])
             task["methods"][name] = own
     return {
         "what": "Returns of policies learned from logged pixels; 90 % intervals of the mean, over seeds where there "
@@ -105,51 +120,3 @@ def table(found: Mapping[str, Any]) -> str:
                 lines += ["", f"{said}; in the data {own['goal_reward_data']:.3f}."]
         lines.append("")
     return "\n".join(lines).rstrip()
-
-
-def save_plot(path: Path, found: Mapping[str, Any]) -> None:
-    """Returns by method with their intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks = found["tasks"]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4.5), squeeze=False)
-    for axis, (name, task) in zip(axes[0], tasks.items(), strict=True):
-        methods = list(task["methods"])
-        means = np.array([task["methods"][m]["mean"] for m in methods])
-        low, high = (np.array([task["methods"][m][end] for m in methods]) for end in ("low", "high"))
-        colours = ["tab:orange" if m.startswith(("voc", "planner")) else "tab:gray" for m in methods]
-        errors = np.maximum([means - low, high - means], 0)
-        axis.barh(methods, means, xerr=errors, color=colours)
-        axis.invert_yaxis()
-        axis.set_xlim(left=0)
-        axis.set_title(name)
-        axis.set_xlabel("return of an episode")
-    figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
-    plt.close(figure)
-
-
-def save_sheet(path: Path, folder: Path) -> None:
-    """Frames of the first episode of some methods, one row each; nothing where none were kept."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    files = sorted(folder.glob("*.npy"))
-    if not files:
-        return
-    rows = [np.load(file, allow_pickle=False) for file in files]
-    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 1.25 * len(rows)), squeeze=False)
-    for axis, file, frames in zip(axes[:, 0], files, rows, strict=True):
-        axis.imshow(np.concatenate(list(frames.transpose(0, 2, 3, 1)), 1))
-        axis.set_title(file.stem.replace("_", ", ", 1), fontsize=7, loc="left", pad=2)
-        axis.axis("off")
-    figure.tight_layout(pad=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
-    plt.close(figure)

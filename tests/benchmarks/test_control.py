@@ -1,10 +1,26 @@
-"""Numbers and table of the control benchmark, without a simulator."""
+"""The control benchmark: numbers, curves and pictures without a simulator, and a small run in two processes."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import SPEC, numbered_frames, toy_episode
+
+from voc_rl.agents import AgentConfig, Cloning, OfflineAgent
+from voc_rl.benchmarks import control_data
+from voc_rl.benchmarks.cells import finished
+from voc_rl.benchmarks.control import METHODS, Control
+from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film
 from voc_rl.benchmarks.control_table import WHAT, interval_of, results_of, table
+from voc_rl.benchmarks.plots import MAX_BYTES
+from voc_rl.data import Episodes, write_episode
+from voc_rl.loop import LoopConfig
 from voc_rl.values.statistics import student_interval
 
 
@@ -23,3 +39,90 @@ def test_table_tells_every_method_and_the_other_goal():
     assert set(found["tasks"]["walker-walk"]["methods"]) == set(WHAT)
     assert found["tasks"]["walker-walk"]["methods"]["planner"]["mean"] == 1.5
     assert "mean reward of the goal 0.600" in table(found)
+
+
+def test_every_method_is_said_in_words():
+    assert set(METHODS) == set(WHAT)
+
+
+def test_curves_are_means_over_seeds_at_each_step(tmp_path: Path):
+    def record(points: list[tuple[int, float]], seed: int, **which: str) -> dict[str, Any]:
+        cell = {"task": "walker-walk", "mix": "mixed", "seed": seed, **which}
+        return {"cell": cell, "result": {"returns": [1.0], "curve": points}}
+
+    models = [record([(5, 1.0), (10, 3.0)], 0, model="bc"), record([(5, 2.0), (10, 5.0)], 1, model="bc")]
+    models.append(record([], 0, model="voc"))
+    cells = [record([], 0, method="bc"), record([(8, 2.0)], 0, method="td3bc"), record([], 0, method="planner")]
+    found = results_of(cells, "cpu", models)
+    methods = found["tasks"]["walker-walk"]["methods"]
+    assert methods["bc"]["curve"] == {"steps": [5, 10], "returns": [1.5, 4.0]}
+    assert methods["td3bc"]["curve"] == {"steps": [8], "returns": [2.0]}
+    assert "curve" not in methods["planner"]
+    save_curves(tmp_path / "curves.png", found)
+    assert Image.open(tmp_path / "curves.png").size[0] > 300
+    save_curves(tmp_path / "none.png", results_of(cells[2:], "cpu"))
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_an_agent_that_plays_while_it_learns_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_episode(tmp_path / "e.hdf5", toy_episode(0, 9, frames=numbered_frames(0, 9, 24, 24)), SPEC)
+    dataset, training = Episodes.open(tmp_path), []
+    data: Any = SimpleNamespace(task="walker-walk", scale=SimpleNamespace(steps=9))
+
+    def play(task: str, policy: OfflineAgent, episodes: int, steps: int, seed: int) -> Any:
+        training.append(policy.networks.training)
+        assert (task, episodes, steps, seed) == ("walker-walk", 3, 9, 4)
+        policy.predict(dataset.observations(np.arange(2)), deterministic=True)
+        return np.array([1.0, 2.0, 6.0]), [], np.zeros(0)
+
+    monkeypatch.setattr(control_data, "played", play)
+    config = AgentConfig(inputs="frames", width=8, shift=0, loop=LoopConfig(steps=110, batch_size=4))
+    curve, agents = control_data.Curve(data, 4, 2), []
+    for log in (None, curve):
+        agent = OfflineAgent(dataset.observation_shape, 2, config)
+        agents.append(agent.learn(dataset, Cloning, log=log.of(agent) if log else None))
+    assert curve.points == [(100, 3.0), (110, 3.0)]  # logs come every 50 steps, and at the end
+    assert training == [False, False]
+    for plain, watched in zip(*(agent.networks.state_dict().values() for agent in agents), strict=True):
+        assert torch.equal(plain, watched)
+
+
+def test_the_film_shows_policies_side_by_side_and_stays_small(tmp_path: Path):
+    rng, shade = np.random.default_rng(0), {"behaviour": 40, "planner": 220}
+    for method, value in shade.items():
+        np.save(tmp_path / f"walker-walk_{method}.npy", np.full((30 + value, 3, 84, 84), value, np.uint8))
+    save_film(tmp_path / "plain.gif", tmp_path, ("walker-walk", "cheetah-run"))
+    film: Any = Image.open(tmp_path / "plain.gif")
+    assert film.size == (2 * 84, 84 + 12)
+    seen = np.asarray(film.convert("RGB"))
+    assert (seen[12:, :84] == 40).all()
+    assert (seen[12:, 84:] == 220).all()
+    for method in FILM:  # noise, which hardly compresses
+        np.save(tmp_path / f"walker-walk_{method}.npy", rng.integers(256, size=(30, 3, 84, 84), dtype=np.uint8))
+    save_film(tmp_path / "noise.gif", tmp_path, ("walker-walk",))
+    assert (tmp_path / "noise.gif").stat().st_size <= MAX_BYTES
+    assert 5 < Image.open(tmp_path / "noise.gif").n_frames < 30  # type: ignore[attr-defined]
+    save_film(tmp_path / "none.gif", tmp_path / "nothing", ("walker-walk",))
+    assert not (tmp_path / "none.gif").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path: Path):
+    """The real benchmark at scale smoke: the same numbers, each cell once, and everything written."""
+    methods = ("behaviour", "bc", "bc_top10", "mc_awr")
+    words: dict[str, Any] = {
+        "scale": "smoke", "out": tmp_path, "tasks": ("walker-walk",), "methods": methods, "seeds": (0,), "curve": 1,
+        "device": "cpu",
+    }  # fmt: skip
+    two = Control(**words, results=tmp_path / "two", processes=2).run()["tasks"]["walker-walk"]["methods"]
+    assert len(finished(tmp_path / "cells.jsonl")) == len(methods)
+    for name in ("cells.jsonl", "models.jsonl"):
+        (tmp_path / name).rename(tmp_path / f"{name}.two")
+    (tmp_path / "walker-walk" / "bc_0").rename(tmp_path / "bc_0")
+    one = Control(**words, results=tmp_path / "one").run()["tasks"]["walker-walk"]["methods"]
+    assert one == two
+    assert list(one) == list(methods)
+    assert [own["curve"]["steps"] for own in one.values() if "curve" in own] == [[20]] * 3
+    kinds = {path.name for path in (tmp_path / "one").iterdir()}
+    pictures = {"control.png", "control_curves.png", "control_frames.png", "control.gif"}
+    assert kinds == {"control.json", "control.md", *pictures}
