@@ -27,8 +27,8 @@ from voc_rl.occupancy import (
     uniforms,
 )
 from voc_rl.precision import autocast, device_of, generator_on
-from voc_rl.quantizers import Quantizer, tokenize, train_quantizer
-from voc_rl.training import VOCConfig, fit_reward_head, fresh_networks, fresh_quantizer
+from voc_rl.quantizers import Quantizer, tokenize
+from voc_rl.training import VOCConfig, check_tokens, fit_reward_head, fresh_networks, ready_quantizer
 from voc_rl.values import RewardHead, rewards_of_futures
 
 
@@ -72,12 +72,8 @@ def train_action_voc(
         VOCError: tokens without the quantizer that made them.
     """
     training, config = training or PolicyTraining(action_share=0.7, start_share=0.0), config or VOCConfig()
-    if tokens is not None and quantizer is None:
-        raise VOCError("Tokens were given without the quantizer that made them; give both.")
-    if quantizer is None:
-        fresh = fresh_quantizer(dataset, config).to(device or torch.device("cpu"))
-        quantizer = train_quantizer(fresh, dataset, config.quantizer_training, config.seed, log=log, progress=progress)
-    quantizer = quantizer.to(device or device_of(quantizer))
+    check_tokens(tokens, quantizer)
+    quantizer = ready_quantizer(quantizer, dataset, config, device, log=log, progress=progress)
     codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
     chain = chain or logged_chain(dataset, features)
     gamma = training.occupancy.gamma
@@ -202,10 +198,7 @@ def reward_of(
     Raises:
         VOCError: rewards of another shape, or NaN.
     """
-    reward = np.asarray(function(dataset), np.float32)
-    if reward.shape != (len(dataset),):
-        raise VOCError(f"The reward function returned shape {reward.shape}; one per row, ({len(dataset)},), is needed.")
-    return fit_reward_head(voc.quantizer, tokens[0], dataset, reward, config or VOCConfig())
+    return fit_reward_head(voc.quantizer, tokens[0], dataset, function(dataset), config or VOCConfig())
 
 
 class RollOutScores:

@@ -32,10 +32,10 @@ from voc_rl.errors import VOCError, check_choice, check_choices, check_positive
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, default_n
 from voc_rl.precision import keep_freed_memory
-from voc_rl.quantizers import QUANTIZERS, codebook_use, train_quantizer
+from voc_rl.quantizers import QUANTIZERS, codebook_use
 from voc_rl.runs import cpu_seconds, fingerprint
 from voc_rl.sizes import with_recipe
-from voc_rl.training import VOCConfig, fresh_quantizer, train
+from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import discounted_returns, mean_return
 
 SCALES = {
@@ -145,10 +145,10 @@ class Bench:
         return steps[cell["method"]](cell)
 
     def _quantizer(self, cell: Cell) -> dict[str, Any]:
-        seed, training = cell["seed"], self.data.training(cell["seed"])
-        config = quantizer_config(cell["quantizer"], self.data.scale.steps, seed)
+        training = self.data.training(cell["seed"])
+        config = quantizer_config(cell["quantizer"], self.data.scale.steps, cell["seed"])
         started = cpu_seconds()
-        quantizer = train_quantizer(fresh_quantizer(training, config), training, config.quantizer_training, seed)
+        quantizer = ready_quantizer(None, training, config)
         seconds = cpu_seconds() - started
         codes = self.data.keep_quantizer(quantizer, _name(cell))
         use = codebook_use(codes.numpy(), quantizer.codebook_size)

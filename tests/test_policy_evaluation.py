@@ -222,9 +222,11 @@ def test_what_does_not_fit_is_refused(evaluator: PolicyEvaluator, data: Episodes
         with pytest.raises(VOCError, match=message):
             PolicyEvaluator(data, policies, GAMMA, starts, evaluator.config)
     with pytest.raises(VOCError, match="one per row"):
-        evaluator.check_reward(np.zeros(3))
+        evaluator.estimate("right", "stitch", np.zeros(3))
     with pytest.raises(VOCError, match="NaN"):
-        evaluator.check_reward(np.full(len(data), np.nan))
+        evaluator.fit_reward(np.full(len(data), np.nan))
+    with pytest.raises(VOCError, match="without the quantizer"):
+        PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, config=evaluator.config, tokens=evaluator.tokens)
     with pytest.raises(VOCError, match="Unknown policy"):
         evaluator.estimate("up")
 

@@ -30,10 +30,9 @@ from voc_rl.quantizers import (
     load_quantizer,
     save_quantizer,
     tokenize,
-    train_quantizer,
 )
 from voc_rl.runs import RunFolder, fingerprint
-from voc_rl.training import VOCConfig, fresh_quantizer, train
+from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import ValueEstimate, discounted_returns, mean_return, scores
 
 Say = Callable[[str], None]
@@ -122,9 +121,8 @@ class Pipeline:
             "quantizer_config": config.quantizer_config, **to_dict(config.quantizer_training),
         }  # fmt: skip
         with self.run.stage("quantizer", mark, settings):
-            quantizer = train_quantizer(
-                fresh_quantizer(self.training, config).to(self.device), self.training, config.quantizer_training,
-                config.seed, log=self.run.log,
+            quantizer = ready_quantizer(
+                None, self.training, config, self.device, log=self.run.log,
                 checkpoints=self.run.checkpoints("quantizer", mark, config.quantizer_training.steps),
                 progress=self.progress,
             )  # fmt: skip

@@ -30,9 +30,9 @@ from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig
 from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of
 from voc_rl.policy_model import Found, PolicyModel
-from voc_rl.quantizers import Quantizer, tokenize, train_quantizer
-from voc_rl.training import VOCConfig, fit_reward_head, fresh_networks, fresh_quantizer
-from voc_rl.values import FittedQ, FQEConfig, RewardHead, fitted_q, members_of
+from voc_rl.quantizers import Quantizer, tokenize
+from voc_rl.training import VOCConfig, check_tokens, fit_reward_head, fresh_networks, ready_quantizer
+from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
 from voc_rl.values.statistics import student_interval
 
@@ -87,8 +87,7 @@ class PolicyEvaluator:
     ) -> None:
         if not policies:
             raise VOCError("No policy was given; at least one is needed.")
-        if not np.isfinite(dataset.reward).all():
-            raise VOCError("The data's rewards hold NaN or infinity; finite rewards are needed.")
+        check_rewards(dataset.reward, len(dataset))
         self.dataset, self.policies, self.gamma = dataset, dict(policies), check_gamma(gamma)
         self.starts = dataset.starts if starts is None else np.asarray(starts)
         if self.starts.ndim != 1 or len(self.starts) == 0 or self.starts.min() < 0 or self.starts.max() >= len(dataset):
@@ -98,8 +97,7 @@ class PolicyEvaluator:
         self.config = replace(config, training=replace(config.training, occupancy=occupancy))
         self.seed, self.log, self.progress = config.voc.seed, log, progress
         self._quantizer, self._tokens, self.device = quantizer, tokens, device or torch.device("cpu")
-        if tokens is not None and quantizer is None:
-            raise VOCError("Tokens were given without the quantizer that made them; give both.")
+        check_tokens(tokens, quantizer)
         # before anything is trained, so that a policy that does not fit is refused at once
         self.chains = PolicyChains(
             dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.tokens[1].to(self.device)
@@ -107,11 +105,10 @@ class PolicyEvaluator:
 
     @cached_property
     def quantizer(self) -> Quantizer:
-        if self._quantizer is not None:
-            return self._quantizer.to(self.device)
-        fresh = fresh_quantizer(self.dataset, self.config.voc).to(self.device)
-        loop = self.config.voc.quantizer_training
-        return train_quantizer(fresh, self.dataset, loop, self.seed, log=self.log, progress=self.progress)
+        """The one that was given, or a trained one."""
+        return ready_quantizer(
+            self._quantizer, self.dataset, self.config.voc, self.device, log=self.log, progress=self.progress
+        )
 
     @cached_property
     def tokens(self) -> tuple[Tensor, Tensor]:
@@ -161,19 +158,9 @@ class PolicyEvaluator:
         Raises:
             VOCError: NaN, or another number of rewards than of rows.
         """
-        reward = self.check_reward(reward)
         return fit_reward_head(
             self.quantizer, self.tokens[0], self.dataset, reward, self.config.voc, log=self.log, progress=self.progress
         )
-
-    def check_reward(self, reward: np.ndarray) -> np.ndarray:
-        """Rewards as float32 (N,), one per row and finite."""
-        reward = np.asarray(reward, np.float32)
-        if reward.shape != (len(self.dataset),):
-            raise VOCError(f"Rewards have shape {reward.shape}; one per row, ({len(self.dataset)},), is needed.")
-        if not np.isfinite(reward).all():
-            raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
-        return reward
 
     @cached_property
     def reward_head(self) -> RewardHead:
@@ -205,7 +192,7 @@ class PolicyEvaluator:
         check_choice(name, self.policies, "policy")
         check_choice(estimator, ESTIMATORS, "estimator")
         gamma = self.gamma if gamma is None else check_gamma(gamma)
-        own = self.dataset.reward if reward is None else self.check_reward(reward)
+        own = self.dataset.reward if reward is None else check_rewards(reward, len(self.dataset))
         if estimator in OWN_REWARD and (reward is not None or gamma != self.gamma):
             raise VOCError(
                 f"estimator={estimator!r} knows the data's reward at gamma {self.gamma:g} only; use 'sample' or "
@@ -277,7 +264,7 @@ def evaluate_policy(
     evaluator = PolicyEvaluator(
         dataset, policies, gamma, starts, config, quantizer=quantizer, tokens=tokens, device=device, progress=progress
     )
-    reward = None if reward_fn is None else evaluator.check_reward(reward_fn(dataset))
+    reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset))
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None
     estimates = [evaluator.estimate(name, estimator, reward, head, level) for name in policies]
     for estimate in estimates:

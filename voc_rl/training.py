@@ -30,17 +30,8 @@ from voc_rl.occupancy import (
     train_occupancy,
 )
 from voc_rl.precision import device_of, seeded
-from voc_rl.quantizers import (
-    Quantizer,
-    build_quantizer,
-    tokenize,
-    train_quantizer,
-)
-from voc_rl.values import (
-    RewardConfig,
-    RewardHead,
-    train_reward_head,
-)
+from voc_rl.quantizers import Quantizer, build_quantizer, tokenize, train_quantizer
+from voc_rl.values import RewardConfig, RewardHead, check_rewards, train_reward_head
 
 OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
 
@@ -109,25 +100,22 @@ def train(
         progress: show bars with the time left.
     """
     config = config or VOCConfig()
-    if tokens is not None and quantizer is None:
-        raise VOCError("Tokens were given without the quantizer that made them; give both.")
+    check_tokens(tokens, quantizer)
     if tokens is not None and config.joint is not None:
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
     networks = partial(fresh_networks, config=config, ends=bool(dataset.terminal.any()))
-    given = quantizer
-    quantizer = given or fresh_quantizer(dataset, config)
-    quantizer = quantizer if device is None else quantizer.to(device)
     if config.joint is not None:
+        start = quantizer or fresh_quantizer(dataset, config)
+        start = start if device is None else start.to(device)
         quantizer, model, trained_head, codes, features = train_joint(
-            quantizer, networks, dataset, config.joint, config.quantizer_training, config.occupancy, config.seed,
+            start, networks, dataset, config.joint, config.quantizer_training, config.occupancy, config.seed,
             log=log, checkpoints=checkpoints and checkpoints("joint"), progress=progress,
         )  # fmt: skip
     else:
-        if given is None:
-            quantizer = train_quantizer(
-                quantizer, dataset, config.quantizer_training, config.seed,
-                log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
-            )  # fmt: skip
+        quantizer = ready_quantizer(
+            quantizer, dataset, config, device,
+            log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
+        )  # fmt: skip
         codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
         model, trained_head = train_occupancy(
             *networks(quantizer), dataset, codes, features, config.occupancy, config.seed,
@@ -150,11 +138,45 @@ def fit_reward_head(
     """Fit rewards float (N,) on arrival at the rows of ``dataset``, logged or others, to their codes (N, n_tokens).
 
     Where the quantizer is.
+
+    Raises:
+        VOCError: NaN rewards, or another shape than one per row.
     """
+    reward = check_rewards(reward, len(dataset))
     arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
     with torch.no_grad():
         vectors = quantizer.embed(codes[arrived.to(codes.device)].to(device_of(quantizer)).long())
     return train_reward_head(vectors, reward[arrived.numpy()], config.reward, config.seed, log=log, progress=progress)
+
+
+def check_tokens(tokens: tuple[Tensor, Tensor] | None, quantizer: Quantizer | None) -> None:
+    """Refuse codes and features whose quantizer is not known.
+
+    Raises:
+        VOCError: tokens without a quantizer.
+    """
+    if tokens is not None and quantizer is None:
+        raise VOCError("Tokens were given without the quantizer that made them; give both.")
+
+
+def ready_quantizer(
+    given: Quantizer | None,
+    dataset: Episodes,
+    config: VOCConfig,
+    device: torch.device | None = None,
+    *,
+    log: StepLog | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: bool = False,
+) -> Quantizer:
+    """The quantizer that was given, or one trained on ``dataset``; on ``device`` (None: where it is, or the CPU)."""
+    quantizer = given or fresh_quantizer(dataset, config)
+    quantizer = quantizer if device is None else quantizer.to(device)
+    if given is not None:
+        return quantizer
+    return train_quantizer(
+        quantizer, dataset, config.quantizer_training, config.seed, log=log, checkpoints=checkpoints, progress=progress
+    )
 
 
 def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:

@@ -152,8 +152,10 @@ def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(t
         OfflineAgent(dataset.observation_shape, 3, FEW, voc.quantizer).learn(dataset, Cloning)
     with pytest.raises(VOCError, match="use estimator='sample'"):
         ActionValues(voc, reward=voc.reward_head)
-    with pytest.raises(VOCError, match="returned shape \\(11, 1\\); one per row, \\(11,\\)"):
+    with pytest.raises(VOCError, match=r"have shape \(11, 1\); one per row, \(11,\)"):
         reward_of(voc, dataset, (codes, features), lambda d: d.reward[:, None])
+    with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):  # at a first row, where no reward arrives, too
+        reward_of(voc, dataset, (codes, features), lambda d: np.where(d.step_type == 0, np.nan, d.reward))
     with pytest.raises(VOCError, match="not indices of discrete ones"):
         dataset.action[3] = 4.0
         OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer).learn(dataset, Cloning)

@@ -96,7 +96,7 @@ def test_training_repeats_with_its_seed_alone() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_rewards(bad: float) -> None:
     vectors, rewards = data(100)
-    with pytest.raises(VOCError, match="99 rewards do not fit 100 rows"):
+    with pytest.raises(VOCError, match=r"shape \(99,\); one per row, \(100,\)"):
         train_reward_head(vectors, rewards[1:], RewardConfig())
     rewards[7] = bad
     with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):

@@ -4,7 +4,7 @@ from voc_rl.values.density import density, from_weights, future_weights
 from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, rewards_of_futures
 from voc_rl.values.fitted_q import FittedQ, FQEConfig, fitted_q, members_of
 from voc_rl.values.mve import mve
-from voc_rl.values.rewards import RewardConfig, RewardHead, train_reward_head
+from voc_rl.values.rewards import RewardConfig, RewardHead, check_rewards, train_reward_head
 from voc_rl.values.statistics import scores
 from voc_rl.values.successor import successor_features
 from voc_rl.values.truth import discounted_returns, horizon, mean_return, returns_to_go
@@ -15,6 +15,7 @@ __all__ = [
     "RewardConfig",
     "RewardHead",
     "ValueEstimate",
+    "check_rewards",
     "density",
     "discounted_returns",
     "fitted_q",

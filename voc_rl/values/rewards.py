@@ -72,6 +72,20 @@ class _RewardTrainee:
         self.head.load_state_dict(state)
 
 
+def check_rewards(rewards: np.ndarray, rows: int) -> np.ndarray:
+    """Rewards as float32 (rows,), one per row and finite.
+
+    Raises:
+        VOCError: they are not.
+    """
+    rewards = np.asarray(rewards, np.float32)
+    if rewards.shape != (rows,):
+        raise VOCError(f"Rewards have shape {rewards.shape}; one per row, ({rows},), is needed.")
+    if not np.isfinite(rewards).all():
+        raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
+    return rewards
+
+
 def train_reward_head(
     vectors: Tensor,
     rewards: np.ndarray,
@@ -86,15 +100,12 @@ def train_reward_head(
     Raises:
         VOCError: NaN rewards, or another number of rewards than of vectors.
     """
-    if len(rewards) != len(vectors):
-        raise VOCError(f"{len(rewards)} rewards do not fit {len(vectors)} rows of codes; one per row is needed.")
-    if not np.isfinite(rewards).all():
-        raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
+    rewards = check_rewards(rewards, len(vectors))
     with seeded(torch.device("cpu"), seed):
         head = RewardHead(vectors.shape[1], vectors.shape[2], config)
     low, high = float(rewards.min()), float(rewards.max())
     head.centres.copy_(torch.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), config.bins))
-    goals = torch.from_numpy(rewards).float().to(vectors.device)
+    goals = torch.from_numpy(rewards).to(vectors.device)
     trainee = _RewardTrainee(head.to(vectors.device), vectors, goals, config.loop.batch_size)
     optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
     return head.eval()
