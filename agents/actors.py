@@ -74,8 +74,12 @@ class GaussianActor:
 
     def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Actions, float32 (A,) or (B, A), of one state or a batch."""
+        return self.draws(observation, 1, rng)[0]
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""
         mean, std = self.distribution(observation)
-        return np.tanh(mean + std * rng.standard_normal(mean.shape)).astype(np.float32)
+        return np.tanh(mean + std * rng.standard_normal((count, *mean.shape))).astype(np.float32)
 
     def start_episode(self, rng: np.random.Generator) -> None:
         """Nothing to draw: every step is the same actor's."""

@@ -54,7 +54,12 @@ class NoisyPolicy:
 
     def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Unclipped actions, float32 (A,) or (B, A), of one observation or a batch."""
-        return self._draw(self.policy.predict(observation, deterministic=True)[0], rng)
+        return self.draws(observation, 1, rng)[0]
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""
+        mean, _ = self.policy.predict(observation, deterministic=True)
+        return self._draw(np.broadcast_to(mean, (count, *mean.shape)), rng)
 
     def start_episode(self, rng: np.random.Generator) -> None:
         """Nothing to draw: every step is the same policy's."""
@@ -116,7 +121,11 @@ class StepMixture:
 
     def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Unclipped actions, float32 (A,) or (B, A), of one observation or a batch."""
-        actions = np.stack([policy.draw(observation, rng) for policy in self.policies])
+        return self.draws(observation, 1, rng)[0]
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``count`` draws, float32 (count, A) or (count, B, A), of one pass of each member."""
+        actions = np.stack([policy.draws(observation, count, rng) for policy in self.policies])
         acting = rng.integers(len(self.policies), size=(1, *actions.shape[1:-1], 1))
         return np.take_along_axis(actions, acting, 0)[0]
 

@@ -39,6 +39,11 @@ class Deterministic:
         """The wrapped policy's deterministic actions."""
         return self.policy.predict(observation, state, episode_start, deterministic=True)
 
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """The same actions ``count`` times, (count, A) or (count, B, A)."""
+        actions = np.asarray(self.predict(observation)[0])
+        return np.broadcast_to(actions, (count, *actions.shape))
+
 
 def policy_of(name: str) -> Any:
     """A policy by name: a shipped actor, an actor's ``.safetensors``, a SAC ``.zip``, or ``module:callable``.

@@ -157,11 +157,15 @@ class OfflineAgent:
 
     def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Unclipped actions float32 (A,) or (B, A)."""
+        return self.draws(observation, 1, rng)[0]
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""
         obs = np.asarray(observation)
         found = self.distribution(obs[None] if obs.ndim == 3 else obs)
         mean, std = (part.float().cpu().numpy() for part in found)
-        actions = (mean + std * rng.standard_normal(mean.shape)).astype(np.float32)
-        return actions[0] if obs.ndim == 3 else actions
+        actions = (mean + std * rng.standard_normal((count, *mean.shape))).astype(np.float32)
+        return actions[:, 0] if obs.ndim == 3 else actions
 
     def save(self, folder: str | Path) -> None:
         """Write the agent into ``folder``: agent.json, agent.safetensors, and its quantizer."""

@@ -94,6 +94,17 @@ def test_sample_says_what_log_prob_says(actor):
         assert log_prob == actor.log_prob(state, action)
 
 
+def test_draws_of_one_pass_are_from_the_density():
+    actor = constant_actor([0.7, -0.2], [0.5, 0.3])
+    drawn = actor.draws(np.zeros((5, 1)), 1000, np.random.default_rng(4))
+    assert drawn.shape == (1000, 5, 2)
+    for entry, (mean, std) in enumerate(((0.7, 0.5), (-0.2, 0.3))):
+        noise = (np.arctanh(drawn[..., entry].ravel().astype(float)) - mean) / std
+        assert stats.kstest(noise, stats.norm.cdf).pvalue > 0.01
+    assert abs(np.corrcoef(drawn[:, 0, 0], drawn[:, 1, 0])[0, 1]) < 0.1  # rows and draws have their own noise
+    assert abs(np.corrcoef(drawn[:-1, 0, 0], drawn[1:, 0, 0])[0, 1]) < 0.1
+
+
 def test_predict_is_stable_baselines_for_one_and_many(actor):
     many, state = actor.predict(STATES, deterministic=True)
     assert many.shape == (16, 6)

@@ -135,7 +135,11 @@ def test_densities_integrate_to_one_and_draws_have_their_moments(policy):
     assert mass.sum() == pytest.approx(1, abs=1e-3)
     mean = mass @ actions
     covariance = (actions - mean).T @ ((actions - mean) * mass[:, None])
-    drawn = policy.draw(states[:40_000], np.random.default_rng(0))
+    draws = policy.draws(states[:10_000], 4, np.random.default_rng(0))
+    assert draws.shape == (4, 10_000, 2)
+    between = np.corrcoef(draws[..., 0]) - np.eye(4)
+    assert np.abs(between).max() < 4 / np.sqrt(10_000)  # draws of one row are independent
+    drawn = draws.reshape(-1, 2)
     error = 5 / np.sqrt(40_000)  # five standard errors, of spreads below 1
     np.testing.assert_allclose(drawn.mean(0), mean, atol=error * np.sqrt(covariance[0, 0]))
     np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=2 * error * covariance[0, 0])

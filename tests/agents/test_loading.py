@@ -101,4 +101,6 @@ def test_a_callable_and_the_deterministic_wrapper(monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     policy = Deterministic(policy_of("test_loading:walker"))
     states = np.ones((2, 24))
-    np.testing.assert_array_equal(policy.predict(states)[0], walker().predict(states, deterministic=True)[0])  # type: ignore[attr-defined]
+    acted = walker().predict(states, deterministic=True)[0]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(policy.predict(states)[0], acted)
+    np.testing.assert_array_equal(policy.draws(states, 3, np.random.default_rng(0)), [acted] * 3)

@@ -82,6 +82,12 @@ def test_planner_stays_on_the_support_of_the_prior():
     assert bound.below_floor == 0.0
     assert free.below_floor > 0.5
     assert free.predict(obs[0])[0].shape == (2,)
+    rng = np.random.default_rng(0)
+    standard = (prior.draws(obs, 1000, rng) - mean) / std
+    assert standard.shape == (1000, 4, 2)
+    np.testing.assert_allclose(standard.mean(0), 0, atol=0.13)  # four standard errors
+    np.testing.assert_allclose(standard.std(0), 1, atol=0.1)
+    assert prior.draws(obs[0], 3, rng).shape == (3, 2)
 
 
 def test_weights_pick_the_best_episodes_and_grow_with_the_advantage(tmp_path):

@@ -51,10 +51,11 @@ def taken_actions(dataset: Episodes) -> np.ndarray:
     return taken
 
 
-def actions_at(policy: Any, dataset: Episodes, rng: np.random.Generator) -> np.ndarray:
-    """One drawn action of a policy at each row, float32 (N, A) in [-1, 1].
+def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Drawn actions of a policy at each row, float32 (N, draws, A) in [-1, 1].
 
-    From ``policy.draw(observation, rng)`` where there is one, else from Stable-Baselines3's ``predict`` with its noise.
+    All from one pass of ``policy.draws(observation, count, rng)``, (count, B, A), where there is one; else from
+    ``policy.draw(observation, rng)`` or Stable-Baselines3's ``predict`` with its noise, a pass per draw.
 
     Raises:
         VOCError: no ``predict``, a policy of the state where the data hold none, or actions that do not fit the data's.
@@ -65,32 +66,35 @@ def actions_at(policy: Any, dataset: Episodes, rng: np.random.Generator) -> np.n
     if kind == "state":
         if dataset.state is None:
             raise VOCError(f"{policy!r} observes the flat state, which these data do not hold.")
-        actions = _draw(policy, dataset.state, rng)
+        actions = _draws(policy, dataset.state, draws, rng)
     elif kind == "pixels":
         parts = [
-            _draw(policy, dataset.observations(np.arange(first, min(first + ROWS_AT_ONCE, len(dataset)))), rng)
+            _draws(policy, dataset.observations(np.arange(first, min(first + ROWS_AT_ONCE, len(dataset)))), draws, rng)
             for first in range(0, len(dataset), ROWS_AT_ONCE)
         ]
-        actions = np.concatenate(parts)
+        actions = np.concatenate(parts, 1)
     else:
         raise VOCError(f"{policy!r} says that it observes {kind!r}; 'state' or 'pixels' is needed.")
-    if actions.shape != dataset.action.shape:
+    if actions.shape != (draws, *dataset.action.shape):
         raise VOCError(
-            f"{policy!r} gave actions of shape {actions.shape[1:]}; the data have {dataset.action.shape[1:]}."
+            f"{policy!r} gave actions of shape {actions.shape}; {(draws, *dataset.action.shape)} is needed "
+            "(draws, rows of the data, size of their actions)."
         )
     if not np.isfinite(actions).all() or np.abs(actions).max() > 1.0 + 1e-6:
         raise VOCError(f"{policy!r} gave actions outside [-1, 1]; rescale them as the data's are.")
-    return actions.astype(np.float32)
+    return actions.swapaxes(0, 1).astype(np.float32, order="C")
 
 
-def _draw(policy: Any, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draws(policy: Any, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, B, A): clipped, but for those of ``predict``, which promises actions in the space."""
+    if hasattr(policy, "draws"):
+        return np.clip(np.asarray(policy.draws(observation, count, rng)), -1.0, 1.0)
     if hasattr(policy, "draw"):
-        return np.clip(np.asarray(policy.draw(observation, rng)), -1.0, 1.0)
-    return np.asarray(policy.predict(observation, deterministic=False)[0])
+        return np.clip([policy.draw(observation, rng) for _ in range(count)], -1.0, 1.0)
+    return np.stack([policy.predict(observation, deterministic=False)[0] for _ in range(count)])
 
 
 def policy_actions(policies: Sequence[Any], dataset: Episodes, draws: int, rng: np.random.Generator) -> PolicyActions:
     """``draws`` actions of each policy at every row; densities are not asked for."""
     check_positive(draws, "draws")
-    drawn = [np.stack([actions_at(policy, dataset, rng) for _ in range(draws)], 1) for policy in policies]
-    return PolicyActions(np.stack(drawn))
+    return PolicyActions(np.stack([actions_at(policy, dataset, draws, rng) for policy in policies]))

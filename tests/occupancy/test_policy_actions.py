@@ -1,0 +1,82 @@
+"""What policies would do at the logged rows: rows and draws in their places, one pass where a policy offers it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small import toy_dataset
+
+from voc_rl.errors import VOCError
+from voc_rl.occupancy import policy_actions
+
+
+class Predicts:
+    """Acts by the mean of the newest frame; the second entry of the action is how often it was asked."""
+
+    observation = "pixels"
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def _act(self, observation: np.ndarray) -> np.ndarray:
+        self.passes += 1
+        place = observation[:, -3:].mean((1, 2, 3)) / 255
+        return np.stack([place, np.full(len(place), self.passes / 100)], 1)
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        assert not deterministic
+        return self._act(observation), state
+
+
+class Draws(Predicts):
+    """Draw m is 3 m further: out of the range from the first on."""
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        return self._act(observation) + 3.0 * np.arange(count)[:, None, None]
+
+
+class DrawsOnce(Predicts):
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self._act(observation) + rng.normal(size=(len(observation), 2))
+
+
+def test_rows_and_draws_are_in_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = toy_dataset(tmp_path, (5, 6))
+    monkeypatch.setattr(sys.modules["voc_rl.occupancy.policy_actions"], "ROWS_AT_ONCE", 4)
+    place = dataset.observations(np.arange(11))[:, -3:].mean((1, 2, 3)) / 255
+    assert len(np.unique(place)) == 11
+    one_pass, passes = Draws(), Predicts()
+    found = policy_actions([one_pass, passes], dataset, 3, np.random.default_rng(0)).drawn
+    assert found.shape == (2, 11, 3, 2)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0, :, 0, 0], place, rtol=1e-6)
+    np.testing.assert_array_equal(found[0, :, 1:], 1.0)  # clipped
+    assert one_pass.passes == 3  # of 4, 4 and 3 rows, whatever the number of draws
+    np.testing.assert_allclose(found[1, :, :, 0], place[:, None].repeat(3, 1), rtol=1e-6)
+    assert passes.passes == 9
+    np.testing.assert_allclose(found[1, :4, :, 1], [[0.01, 0.02, 0.03]] * 4, rtol=1e-6)
+
+
+def test_a_policy_of_single_draws_is_asked_for_each(tmp_path: Path) -> None:
+    dataset, policy = toy_dataset(tmp_path, (5, 6)), DrawsOnce()
+    found = policy_actions([policy], dataset, 3, np.random.default_rng(0)).drawn[0]
+    again, rng = DrawsOnce(), np.random.default_rng(0)
+    for m in range(3):
+        expected = np.clip(again.draw(dataset.observations(np.arange(11)), rng), -1, 1)
+        np.testing.assert_allclose(found[:, m], expected, rtol=1e-6)
+    assert policy.passes == 3
+
+
+def test_draws_of_another_number_are_refused(tmp_path: Path) -> None:
+    class Fewer(Draws):
+        def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+            return super().draws(observation, count, rng)[1:]
+
+    with pytest.raises(VOCError, match=r"gave actions of shape \(2, 11, 2\); \(3, 11, 2\) is needed"):
+        policy_actions([Fewer()], toy_dataset(tmp_path, (5, 6)), 3, np.random.default_rng(0))
