@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from chains import values, walks
 
 from voc_rl.data import DataSpec, Episode, write_episode
 from voc_rl.data.hdf5 import FIRST, LAST, MID
+from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
 from voc_rl.training import NetworkSize, VOCConfig
@@ -91,6 +93,15 @@ def small_config(gamma: float = 0.5, quantizer: int = 60, steps: int = 60, seed:
 def one_sentence(text: str) -> bool:
     """Whether a message is one line that ends like a sentence, without another sentence in it."""
     return text.count("\n") == 0 and text.endswith((".", "?")) and not re.search(r"\. [A-Z][a-z]+ ", text)
+
+
+def refusal(call: object, *args: object, **kwargs: object) -> str:
+    """What a call says that has to raise a VOCError: one sentence."""
+    with pytest.raises(VOCError) as caught:
+        call(*args, **kwargs)  # type: ignore[operator]
+    assert one_sentence(str(caught.value)), str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
 
 
 def kill_when(path: Path, command: list[str], timeout: float = 120) -> None:

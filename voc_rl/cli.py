@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from voc_rl.cli_data import Data
-from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, check_seed, prepare
+from voc_rl.errors import VOCError, check_positive
 
 
 @dataclass(frozen=True)
@@ -95,142 +94,6 @@ class Collect:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the stages of one run share; give the same words to each of them."""
-
-    data: str
-    """A path, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; D4RL's states are drawn into the run folder."""
-    out: Path
-    """Run folder."""
-    gamma: float = 0.9
-    n: int | None = None
-    """Real steps per target; default 4 / (1 - gamma), 1 is the paper's one-step target."""
-    size: str = "tiny"
-    """tiny, small or paper: the network, its tokens and how long it trains."""
-    recipe: str = "voc"
-    """voc, or paper: trained and sampled as the paper's public code ran, defects included, as a baseline."""
-    quantizer: str = "vqvae"
-    """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch)."""
-    held_out: float = 0.2
-    """Share of the episodes that is never trained on."""
-    seed: int = 0
-    threads: int | None = None
-    """Threads for the arithmetic; default: the cores that are free now, at most 4."""
-    device: str = "auto"
-    """cpu, cuda, or auto: a GPU where there is one."""
-    force: bool = False
-    """Do this stage anew."""
-    joint: bool = False
-    """Train quantizer and occupancy network at once, from pixels, instead of one after the other."""
-    quantizer_steps: int | None = None
-    """Optimiser steps; default by size."""
-    steps: int | None = None
-    """Optimiser steps of the occupancy network; default by size."""
-
-    def pipeline(self, run: Any, stage: str) -> Any:
-        from voc_rl.joint import JointTraining
-        from voc_rl.pipeline import Pipeline
-        from voc_rl.precision import choose_device
-        from voc_rl.sizes import RECIPES, sized, with_recipe
-
-        config = sized(self.size, self.quantizer)
-        recipe: Any = check_choice(self.recipe, RECIPES, "recipe")
-        if self.n is not None:
-            check_positive(self.n, "n")
-        check_seed(self.seed)
-        occupancy = replace(config.occupancy, gamma=self.gamma, n=self.n)
-        if self.steps is not None:
-            occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
-        if self.quantizer_steps is not None:
-            config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
-        joint = JointTraining() if self.joint else None
-        config = replace(config, occupancy=occupancy, joint=joint, seed=self.seed)
-        if recipe == "paper" and self.n not in (None, 1):
-            raise VOCError(f"n is {self.n}, but the recipe paper has one-step targets; leave n out.")
-        config = with_recipe(config, recipe)
-        force = frozenset({stage}) if self.force else frozenset()
-        device = choose_device(self.device)
-        say = print if run.writes else lambda line: None
-        return Pipeline(run, self.data, config, self.held_out, say, progress=True, force=force, device=device)
-
-    def do(self, stage: str, work: Any, listener: Any = None) -> None:
-        from voc_rl.distributed import join
-        from voc_rl.precision import choose_device, device_name
-        from voc_rl.runs import RunFolder
-
-        prepare(self.threads)
-        device = join(choose_device(self.device))
-        with RunFolder(self.out, device_name(device)) as run:
-            pipeline = self.pipeline(run, stage)
-            if listener is not None and run.writes:
-                run.listeners.append(listener())
-            work(pipeline)
-
-
-@dataclass(frozen=True)
-class TrainQuantizer:
-    """Train the quantizer on the frames of a dataset."""
-
-    settings: tyro.conf.OmitArgPrefixes[Settings]
-
-    def run(self) -> None:
-        if self.settings.joint:
-            raise VOCError("Joint training has no stage for the quantizer alone; use voc-rl train --joint.")
-        self.settings.do("quantizer", lambda pipeline: pipeline.train_quantizer())
-
-
-@dataclass(frozen=True)
-class Tokenize:
-    """Turn every frame of a dataset into codes."""
-
-    settings: tyro.conf.OmitArgPrefixes[Settings]
-
-    def run(self) -> None:
-        self.settings.do("tokenize", lambda pipeline: pipeline.tokenize())
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train the occupancy network, the value head and the reward head; with --joint the quantizer too."""
-
-    settings: tyro.conf.OmitArgPrefixes[Settings]
-    wandb: Literal["online", "offline"] | None = None
-    """Also log to Weights & Biases; offline needs no account."""
-
-    def run(self) -> None:
-        listener = None
-        if self.wandb is not None:
-            from voc_rl.wandb_log import wandb_listener
-
-            listener = partial(wandb_listener, self.wandb, self.settings.out)
-
-        def work(pipeline: Any) -> None:
-            pipeline.train()
-            pipeline.tokenize()  # in joint training it comes last
-
-        self.settings.do("train", work, listener)
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Score the values of held-out states against their true returns."""
-
-    settings: tyro.conf.OmitArgPrefixes[Settings]
-    samples: int = 100
-    """Futures per state."""
-    max_states: int = 600
-
-    def run(self) -> None:
-        from voc_rl.benchmarks.report import format_table
-
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise VOCError("States are evaluated by one process; start it without torchrun.")
-        self.settings.do(
-            "evaluate", lambda pipeline: print(format_table(pipeline.evaluate(self.samples, self.max_states)))
-        )
-
-
-@dataclass(frozen=True)
 class Ope:
     """What policies are worth on logged episodes: values with intervals, best first."""
 
@@ -300,24 +163,6 @@ Command = (
     | Annotated[Ope, tyro.conf.subcommand("ope")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
-
-
-def check_seed(seed: int) -> None:
-    """Zero or a positive number."""
-    if seed < 0:
-        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
-
-
-def prepare(threads: int | None) -> None:
-    """Choose the number of threads, and keep freed memory for reuse."""
-    import torch
-
-    from voc_rl.precision import free_cores, keep_freed_memory
-
-    if threads is not None:
-        check_positive(threads, "threads")
-    keep_freed_memory()
-    torch.set_num_threads(threads or free_cores())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

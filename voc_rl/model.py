@@ -17,13 +17,7 @@ from torch import Tensor
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
 from voc_rl.model_files import Parts, load_parts, save_parts
-from voc_rl.occupancy import (
-    OccupancyTransformer,
-    ValueHead,
-    compose,
-    sample_futures,
-    uniforms,
-)
+from voc_rl.occupancy import OccupancyTransformer, ValueHead, compose, sample_futures, uniforms
 from voc_rl.precision import autocast, device_of, generator_on
 from voc_rl.quantizers import Quantizer
 from voc_rl.quantizers.base import check_codes

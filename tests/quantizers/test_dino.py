@@ -9,16 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from worlds import one_sentence, write_world
 
 from voc_rl.checkpoints import load_tensors
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig
+from voc_rl.loop import LoopConfig
 from voc_rl.quantizers import build_quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
-from voc_rl.quantizers.codebook import CosineCodebook
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.vqvae import scale
 
@@ -258,61 +256,6 @@ def test_tokenize(trained: tuple[DINOTokenizer, list[float]], dataset: Episodes)
     assert codes.shape == (320, 48)
     assert features.shape == (320, 96)
     assert (codes.long() == quantizer.encode(observations(dataset))).float().mean() > 0.9  # bfloat16 against float32
-
-
-class KilledError(Exception):
-    pass
-
-
-def test_training_resumes_bit_for_bit(dataset: Episodes, tmp_path: Path) -> None:
-    config = LoopConfig(steps=60, batch_size=16)
-    checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=20)
-    plain = train_quantizer(fresh(1), dataset, config, seed=3)
-
-    def kill(stage: str, step: int, numbers: object) -> None:
-        if stage == "quantizer":
-            raise KilledError
-
-    with pytest.raises(KilledError):  # at step 50, 10 steps after the last checkpoint
-        train_quantizer(fresh(1), dataset, config, seed=3, checkpoints=checkpoints, log=kill)
-    torch.manual_seed(99)  # nothing may depend on torch's own generator
-    resumed = train_quantizer(fresh(2), dataset, config, seed=3, checkpoints=checkpoints)
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor), name
-    other = train_quantizer(fresh(1), dataset, config, seed=4)
-    for name in ("teacher.transformer.pos_embed", "codebook.vectors", "to_code.0.weight"):
-        assert not torch.equal(other.state_dict()[name], plain.state_dict()[name])
-
-
-def test_codebook_finds_directions() -> None:
-    """Four bundles of directions: k-means puts a vector on each, and an unused vector moves to a bundle without one."""
-    axes = torch.eye(4)
-    noise = torch.randn(400, 4, generator=generator()) * 0.05
-    latents = (axes.repeat(100, 1) + noise) * torch.rand(400, 1, generator=generator(1)).add(0.1)
-    torch.manual_seed(0)
-    book = CosineCodebook(16, 4, decay=0.9)
-    book.fit(latents, generator())
-    assert (F.normalize(latents, dim=-1) * book.vectors[book.nearest(latents)]).sum(1).min() > 0.97
-    torch.testing.assert_close(book.vectors.norm(dim=1), torch.ones(16))
-    book.vectors.copy_(F.normalize(torch.tensor([[1.0, 0.1, 0, 0]]), dim=1).expand(16, 4))
-    for step in range(150):
-        book.follow(latents, book.nearest(latents), generator(step))
-    assert len(book.nearest(axes).unique()) == 4
-    assert (book.vectors[book.nearest(axes)] * axes).sum(1).min() > 0.97
-    few = CosineCodebook(16, 4, decay=0.9)
-    few.fit(latents[:3], generator())
-    assert len(few.nearest(latents[:3]).unique()) == 3
-
-
-def test_codebook_follows_at_its_decay() -> None:
-    book = CosineCodebook(2, 2, decay=0.75)
-    book.vectors.copy_(torch.eye(2))
-    latents = F.normalize(torch.tensor([[2.0, 1.0], [2.0, -0.5]]), dim=1)
-    book.follow(latents * 7, torch.tensor([0, 0]), generator())
-    mean = F.normalize(latents.mean(0), dim=0)
-    torch.testing.assert_close(book.vectors[0], F.normalize(0.75 * torch.tensor([1.0, 0]) + 0.25 * mean, dim=0))
-    assert torch.equal(book.vectors[1], torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(book.share, torch.tensor([0.515, 0.485]))
 
 
 def test_frames_of_other_sizes() -> None:

@@ -15,7 +15,7 @@ from worlds import CELLS, SPEC, one_sentence, picture, write_world
 from voc_rl.data import Episode, Episodes, write_episode
 from voc_rl.data.hdf5 import FIRST, LAST, MID
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig
+from voc_rl.loop import LoopConfig
 from voc_rl.quantizers import VQVAE, load_quantizer, save_quantizer, tokenize, train_quantizer
 from voc_rl.quantizers.musik import MUSIK, ActionEnergy, MUSIKBatch, MUSIKConfig, candidate_actions, info_nce
 
@@ -89,60 +89,6 @@ def trained(request: pytest.FixtureRequest, walled: Walled) -> tuple[MUSIK, list
 def pairs(walled: Walled, config: MUSIKConfig = SMALL, count: int = 64) -> MUSIKBatch:
     rng = np.random.default_rng(0)
     return fresh(config).batch(walled.dataset, walled.dataset.sample_rows(count, rng), rng)
-
-
-# -- pairs
-
-
-def test_pairs_are_aligned_and_never_cross_an_episode(tmp_path: Path) -> None:
-    dataset = toy_dataset(tmp_path, (6, 2, 9), terminated=(1,))
-    rows = np.tile(np.arange(len(dataset)), 40)
-    batch = fresh(TINY, size=2).batch(dataset, rows, np.random.default_rng(0))
-    assert [t.dtype for t in batch] == [torch.uint8, torch.uint8, torch.float32, torch.int64]
-    assert batch.obs.shape == batch.later.shape == (len(rows), 9, 2, 2)
-    obs, later = (x[:, ::3, 0, 0].long().numpy() for x in (batch.obs, batch.later))
-    # the frame of row t of episode e is 40 e + t
-    episode, t = obs[:, -1] // 40, obs[:, -1] % 40
-    steps, length = batch.steps.numpy(), np.array([6, 2, 9])[obs[:, -1] // 40]
-    np.testing.assert_array_equal(later[:, -1], 40 * episode + t + steps)
-    for stack, newest in ((obs, t), (later, t + steps)):
-        for back in (1, 2):
-            np.testing.assert_array_equal(stack[:, -1 - back], 40 * episode + np.maximum(newest - back, 0))
-    # the action taken at t stands in row t + 1
-    np.testing.assert_allclose(batch.action.numpy(), np.stack([episode, t + 1], 1) / 100, atol=1e-6)
-    assert steps.min() == 1
-    assert steps.max() == TINY.horizon
-    assert (t + steps <= length - 1).all()
-    # rows with a step left are taken as they come; the last rows of episodes are drawn anew
-    kept = dataset.steps_left[rows] > 0
-    np.testing.assert_array_equal((40 * dataset.episode + _time(dataset))[rows[kept]], obs[kept, -1])
-    assert len(np.unique(obs[~kept, -1])) == 14  # any row but the three last ones
-    assert {0, 40, 80} <= set(obs[:, -1])
-    assert {5, 41, 88} <= set(later[:, -1])
-
-
-def _time(dataset: Episodes) -> np.ndarray:
-    return np.arange(len(dataset)) - dataset.starts[dataset.episode]
-
-
-def test_k_is_uniform_where_the_episode_is_long_enough(tmp_path: Path) -> None:
-    dataset = toy_dataset(tmp_path, (30,))
-    steps = fresh(TINY, size=2).batch(dataset, np.zeros(5000, np.int64), np.random.default_rng(0)).steps
-    counts = torch.bincount(steps)
-    assert counts[0] == 0
-    assert len(counts) == TINY.horizon + 1
-    assert (abs(counts[1:] - 1000) < 120).all()  # four standard deviations
-    late = fresh(TINY, size=2).batch(dataset, np.full(500, 27), np.random.default_rng(0)).steps
-    assert set(late.tolist()) == {1, 2}
-
-
-def test_large_actions_are_brought_to_one(tmp_path: Path) -> None:
-    dataset = toy_dataset(tmp_path, (6, 6))
-    dataset.action = dataset.action * np.array([1, -60], np.float32)  # the second reaches -3
-    rows = np.arange(5)
-    action = fresh(TINY, size=2).batch(dataset, rows, np.random.default_rng(0)).action.numpy()
-    np.testing.assert_allclose(action, dataset.action[rows + 1] / [1, 3], rtol=1e-6)
-    assert action.min() == pytest.approx(-1)
 
 
 # -- the contrastive loss
@@ -322,29 +268,6 @@ def test_saved_and_loaded_gives_the_same_codes(
     assert torch.equal(loaded.features(obs), quantizer.features(obs))
     batch = pairs(walled)
     assert float(loaded.loss(batch, generator())[0].detach()) == float(quantizer.loss(batch, generator())[0].detach())
-
-
-class KilledError(Exception):
-    pass
-
-
-def test_training_resumes_bit_for_bit(walled: Walled, tmp_path: Path) -> None:
-    small = dataclasses.replace(SMALL, shift=2)
-    config = LoopConfig(steps=70, batch_size=16)
-    checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=20)
-    plain = train_quantizer(fresh(small, 1), walled.dataset, config, seed=3)
-
-    def kill(stage: str, step: int, numbers: object) -> None:
-        raise KilledError
-
-    with pytest.raises(KilledError):  # at step 50, 10 steps after the last checkpoint
-        train_quantizer(fresh(small, 1), walled.dataset, config, seed=3, checkpoints=checkpoints, log=kill)
-    resumed = train_quantizer(fresh(small, 2), walled.dataset, config, seed=3, checkpoints=checkpoints)
-    assert plain.state_dict().keys() == resumed.state_dict().keys()
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor), name
-    other = train_quantizer(fresh(small, 1), walled.dataset, config, seed=4)
-    assert not torch.equal(other.state_dict()["encoder.0.weight"], plain.state_dict()["encoder.0.weight"])
 
 
 def refusal(dataset: Episodes) -> str:

@@ -22,7 +22,7 @@ from worlds import one_sentence, write_world
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig
+from voc_rl.loop import LoopConfig
 from voc_rl.quantizers import build_quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
 from voc_rl.quantizers.vqgan import VQGAN, VQGANConfig
 
@@ -226,26 +226,6 @@ def test_tokenize_takes_codes_and_no_features(trained: tuple[VQGAN, list[float]]
     codes, features = tokenize(trained[0], dataset.subset([0]), batch_size=16)
     assert codes.shape == (40, 108)
     assert features.shape == (40, 0)
-
-
-class KilledError(Exception):
-    pass
-
-
-def test_training_resumes_bit_for_bit(dataset: Episodes, tmp_path: Path) -> None:
-    config = LoopConfig(steps=52, batch_size=2)
-    small = VQGANConfig(**{**vars(TINY), "channels": 4})
-    checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=40)
-    plain = train_quantizer(fresh(1, config=small), dataset, config, seed=3)
-
-    def kill(stage: str, step: int, numbers: object) -> None:
-        raise KilledError
-
-    with pytest.raises(KilledError):  # at step 50, 10 steps after the checkpoint
-        train_quantizer(fresh(1, config=small), dataset, config, seed=3, checkpoints=checkpoints, log=kill)
-    resumed = train_quantizer(fresh(2, config=small), dataset, config, seed=3, checkpoints=checkpoints)
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
 # ---- arguments that are refused

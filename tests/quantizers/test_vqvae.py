@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +10,13 @@ import torch
 from small import SPEC, toy_episode
 from torch import Tensor
 
-from voc_rl.checkpoints import load_tensors, save_tensors, write_json
 from voc_rl.data import Episodes, write_episode
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig
+from voc_rl.loop import LoopConfig
 from voc_rl.quantizers import (
     VQVAE,
     VQVAEConfig,
     build_quantizer,
-    code_counts,
-    codebook_use,
     load_quantizer,
     save_quantizer,
     tokenize,
@@ -230,41 +225,6 @@ def test_saved_and_loaded_gives_the_same_codes(
     assert torch.equal(loaded.features(obs), quantizer.features(obs))
 
 
-def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(VOCError, match=r"quantizer description .*quantizer\.json does not exist"):
-        load_quantizer(tmp_path)
-    save_quantizer(fresh(), tmp_path)
-    path, weights = tmp_path / "quantizer.json", tmp_path / "quantizer.safetensors"
-    good, tensors = json.loads(path.read_text()), load_tensors(weights)
-    for changed, said in [
-        ({"format_version": 99}, "has format version 99; this voc_rl reads version 1"),
-        ({"name": "magic"}, "Unknown quantizer 'magic'; accepted: .*vqvae"),
-        ({"config": {**good["config"], "colour": 3}}, r"unknown key\(s\) colour"),
-        ({"config": 3}, "config"),
-        ({"observation_shape": [9, 13, 12]}, "multiples of 6"),
-        ({"observation_shape": "large"}, "observation_shape"),
-        ({"observation_shape": [9, 12]}, "observation_shape"),
-    ]:
-        write_json(path, {**good, **changed})
-        with pytest.raises(VOCError, match=said):
-            load_quantizer(tmp_path)
-    for key in ("name", "config", "observation_shape"):
-        write_json(path, {k: v for k, v in good.items() if k != key})
-        with pytest.raises(VOCError, match=rf"{re.escape(str(path))} lacks the key '{key}'"):
-            load_quantizer(tmp_path)
-    write_json(path, good)
-    save_quantizer(fresh(config=VQVAEConfig(**{**good["config"], "levels": (5, 4), "hidden": 16})), tmp_path)
-    write_json(path, good)
-    with pytest.raises(VOCError, match=r"quantizer\.safetensors: .* has shape .*16.*32.* is needed"):
-        load_quantizer(tmp_path)
-    save_tensors(weights, {k: v for k, v in tensors.items() if k != "to_pixels.bias"})
-    with pytest.raises(VOCError, match=r"does not fit VQVAE: missing to_pixels\.bias"):
-        load_quantizer(tmp_path)
-    weights.unlink()
-    with pytest.raises(VOCError, match="does not exist"):
-        load_quantizer(tmp_path)
-
-
 def test_bad_arguments() -> None:
     quantizer = fresh()
     with pytest.raises(VOCError, match="dtype float32; uint8"):
@@ -289,19 +249,6 @@ def test_bad_arguments() -> None:
     assert built.config == VQVAEConfig(patch=3, levels=(5, 4))
 
 
-def test_codebook_use() -> None:
-    codes = np.array([[0, 2], [0, 3], [1, 2], [1, 3], [0, 2], [0, 3], [1, 2], [1, 3]])
-    np.testing.assert_array_equal(code_counts(codes, 8)[:, :4], [[4, 4, 0, 0], [0, 0, 4, 4]])
-    assert code_counts(codes, 8).shape == (2, 8)
-    assert codebook_use(codes, 8) == pytest.approx({"use": 0.5, "perplexity": 2.0})
-    one = np.zeros((5, 3), np.int64)
-    assert codebook_use(one, 4) == pytest.approx({"use": 0.25, "perplexity": 1.0})
-    mixed = np.array([[0, 0], [0, 1], [0, 2], [0, 3]])  # perplexities 1 and 4
-    assert codebook_use(mixed, 4) == pytest.approx({"use": 1.0, "perplexity": 2.5})
-    skewed = np.array([[0]] * 3 + [[1]])
-    assert codebook_use(skewed, 2)["perplexity"] == pytest.approx(np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)))
-
-
 def test_tokenize_keeps_the_order_of_rows(trained: tuple[VQVAE, list[float]], dataset: Episodes) -> None:
     quantizer, _ = trained
     codes, features = tokenize(quantizer, dataset, batch_size=7)
@@ -319,27 +266,3 @@ def test_tokenize_keeps_the_order_of_rows(trained: tuple[VQVAE, list[float]], da
     part = dataset.subset([3])
     assert torch.equal(tokenize(quantizer, part, batch_size=7)[0].float().mean(0).isfinite(), torch.ones(3).bool())
     assert len(tokenize(quantizer, part)[0]) == 20
-
-
-class KilledError(Exception):
-    pass
-
-
-def test_training_resumes_bit_for_bit(dataset: Episodes, tmp_path: Path) -> None:
-    config = LoopConfig(steps=70, batch_size=16)
-    checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=20)
-    plain = train_quantizer(fresh(1), dataset, config, seed=3)
-
-    def kill(stage: str, step: int, numbers: object) -> None:
-        raise KilledError
-
-    with pytest.raises(KilledError):  # at step 50, 10 steps after the last checkpoint
-        train_quantizer(fresh(1), dataset, config, seed=3, checkpoints=checkpoints, log=kill)
-    resumed = train_quantizer(fresh(2), dataset, config, seed=3, checkpoints=checkpoints)
-    assert plain.state_dict().keys() == resumed.state_dict().keys()
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor), name
-    other = train_quantizer(fresh(1), dataset, config, seed=4)
-    assert not torch.equal(other.state_dict()["to_pixels.weight"], plain.state_dict()["to_pixels.weight"])
-    with pytest.raises(VOCError, match="other settings or data"):
-        train_quantizer(fresh(1), dataset, config, seed=3, checkpoints=Checkpoints(checkpoints.path, "b"))

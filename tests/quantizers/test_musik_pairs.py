@@ -1,0 +1,74 @@
+"""What MUSIK's classifier is shown: frames some steps apart and the action between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import toy_dataset
+
+from voc_rl.data import Episodes
+from voc_rl.quantizers.musik import MUSIK, MUSIKBatch, MUSIKConfig
+
+TINY = MUSIKConfig(
+    n_tokens=2, levels=(4, 3), components=2, hidden=32, decoder_width=8, patch=1, horizon=5, negatives=32,
+    energy_hidden=32,
+)  # fmt: skip
+
+
+def drawn(dataset: Episodes, rows: np.ndarray) -> MUSIKBatch:
+    torch.manual_seed(0)
+    return MUSIK((9, 2, 2), TINY).batch(dataset, rows, np.random.default_rng(0))
+
+
+def test_pairs_are_aligned_and_never_cross_an_episode(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (6, 2, 9), terminated=(1,))
+    rows = np.tile(np.arange(len(dataset)), 40)
+    batch = drawn(dataset, rows)
+    assert [t.dtype for t in batch] == [torch.uint8, torch.uint8, torch.float32, torch.int64]
+    assert batch.obs.shape == batch.later.shape == (len(rows), 9, 2, 2)
+    obs, later = (x[:, ::3, 0, 0].long().numpy() for x in (batch.obs, batch.later))
+    # the frame of row t of episode e is 40 e + t
+    episode, t = obs[:, -1] // 40, obs[:, -1] % 40
+    steps, length = batch.steps.numpy(), np.array([6, 2, 9])[obs[:, -1] // 40]
+    np.testing.assert_array_equal(later[:, -1], 40 * episode + t + steps)
+    for stack, newest in ((obs, t), (later, t + steps)):
+        for back in (1, 2):
+            np.testing.assert_array_equal(stack[:, -1 - back], 40 * episode + np.maximum(newest - back, 0))
+    # the action taken at t stands in row t + 1
+    np.testing.assert_allclose(batch.action.numpy(), np.stack([episode, t + 1], 1) / 100, atol=1e-6)
+    assert steps.min() == 1
+    assert steps.max() == TINY.horizon
+    assert (t + steps <= length - 1).all()
+    # rows with a step left are taken as they come; the last rows of episodes are drawn anew
+    kept = dataset.steps_left[rows] > 0
+    np.testing.assert_array_equal((40 * dataset.episode + _time(dataset))[rows[kept]], obs[kept, -1])
+    assert len(np.unique(obs[~kept, -1])) == 14  # any row but the three last ones
+    assert {0, 40, 80} <= set(obs[:, -1])
+    assert {5, 41, 88} <= set(later[:, -1])
+
+
+def _time(dataset: Episodes) -> np.ndarray:
+    return np.arange(len(dataset)) - dataset.starts[dataset.episode]
+
+
+def test_k_is_uniform_where_the_episode_is_long_enough(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (30,))
+    steps = drawn(dataset, np.zeros(5000, np.int64)).steps
+    counts = torch.bincount(steps)
+    assert counts[0] == 0
+    assert len(counts) == TINY.horizon + 1
+    assert (abs(counts[1:] - 1000) < 120).all()  # four standard deviations
+    late = drawn(dataset, np.full(500, 27)).steps
+    assert set(late.tolist()) == {1, 2}
+
+
+def test_large_actions_are_brought_to_one(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (6, 6))
+    dataset.action = dataset.action * np.array([1, -60], np.float32)  # the second reaches -3
+    rows = np.arange(5)
+    action = drawn(dataset, rows).action.numpy()
+    np.testing.assert_allclose(action, dataset.action[rows + 1] / [1, 3], rtol=1e-6)
+    assert action.min() == pytest.approx(-1)

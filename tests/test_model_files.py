@@ -1,0 +1,150 @@
+"""A saved model: loaded it is the same; damaged, foreign and mixed files are refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from worlds import SPEC, refusal, small_config, write_world
+
+from voc_rl import VOC, Episodes
+from voc_rl.training import fresh_quantizer, train
+
+GAMMA = 0.5
+CONFIG = small_config(GAMMA, quantizer=30, steps=30)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    return Episodes.open(folder).load_frames()
+
+
+@pytest.fixture(scope="module")
+def voc(dataset: Episodes) -> VOC:
+    return train(dataset, CONFIG)
+
+
+@pytest.fixture
+def saved(voc: VOC, tmp_path: Path) -> Path:
+    voc.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def obs(dataset: Episodes) -> np.ndarray:
+    return dataset.observations(np.arange(5, 29))
+
+
+def generator(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_saved_and_loaded_is_the_same(voc: VOC, saved: Path, obs: np.ndarray) -> None:
+    other = VOC.load(saved)
+    assert (other.gamma, other.spec) == (voc.gamma, voc.spec) == (GAMMA, SPEC)
+    for estimator in ("head", "sample"):
+        a, b = (
+            v.value(obs, estimator=estimator, generator=generator())  # type: ignore[arg-type]
+            for v in (voc, other)
+        )
+        for name in ("mean", "stderr", "low", "high"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    np.testing.assert_array_equal(
+        voc.value(obs, 0.8, "sample", generator=generator()).mean,
+        other.value(obs, 0.8, "sample", generator=generator()).mean,
+    )
+    np.testing.assert_array_equal(voc.tokens(obs), other.tokens(obs))
+    np.testing.assert_array_equal(
+        voc.successor_features(obs, 20, generator()), other.successor_features(obs, 20, generator())
+    )
+    modules = (other.quantizer, other.occupancy, other.reward_head, other.value_head)
+    assert not any(module.training for module in modules if module is not None)
+
+
+@pytest.mark.parametrize("name", ["voc.json", "voc.safetensors", "quantizer.json", "quantizer.safetensors"])
+def test_damaged_files(saved: Path, name: str) -> None:
+    path = saved / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert name in refusal(VOC.load, saved)
+    path.write_bytes(b"")
+    assert name in refusal(VOC.load, saved)
+    path.unlink()
+    assert "does not exist" in refusal(VOC.load, saved)
+
+
+def test_code_in_a_file_is_not_run(saved: Path) -> None:
+    import pickle
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path(saved / "trap").touch, ())
+
+    for name in ("voc.safetensors", "quantizer.safetensors"):
+        (saved / name).write_bytes(pickle.dumps(Trap()))
+    refusal(VOC.load, saved)
+    assert not (saved / "trap").exists()
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize("name", ["voc.json", "quantizer.json"])
+def test_another_version(saved: Path, name: str) -> None:
+    change(saved / name, format_version=99)
+    message = refusal(VOC.load, saved)
+    assert "99" in message
+    assert name in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gamma", 1.0), ("gamma", "0.9"), ("value", 5), ("value", {"hidden": 32}),
+        ("spec", {"planet": "mars"}),
+        ("occupancy", {"codebook_size": 12}), ("reward", 3), ("occupancy", {"colour": 1}),
+    ],
+)  # fmt: skip
+def test_damaged_descriptions(saved: Path, key: str, value: object) -> None:
+    change(saved / "voc.json", **{key: value})
+    refusal(VOC.load, saved)
+
+
+def test_lacking_keys(saved: Path) -> None:
+    description = json.loads((saved / "voc.json").read_text())
+    for key in ("gamma", "spec", "occupancy", "reward", "value"):
+        (saved / "voc.json").write_text(json.dumps({k: v for k, v in description.items() if k != key}))
+        assert key in refusal(VOC.load, saved)
+
+
+def test_a_quantizer_of_another_size(voc: VOC, saved: Path, dataset: Episodes) -> None:
+    config = replace(CONFIG, quantizer_config={**CONFIG.quantizer_config, "n_tokens": 3})
+    other = VOC(fresh_quantizer(dataset, config), voc.occupancy, voc.reward_head, voc.value_head, GAMMA, SPEC)
+    other.save(saved.parent / "other")
+    for name in ("quantizer.json", "quantizer.safetensors"):
+        shutil.copy(saved.parent / "other" / name, saved / name)
+    assert "belong to different models" in refusal(VOC.load, saved)
+
+
+def test_a_quantizer_of_the_same_size_but_other_weights(voc: VOC, saved: Path, dataset: Episodes) -> None:
+    """Its codes would mean something else, and every value would be wrong without a word."""
+    other = fresh_quantizer(dataset, replace(CONFIG, seed=1))
+    VOC(other, voc.occupancy, voc.reward_head, voc.value_head, GAMMA, SPEC).save(saved.parent / "other")
+    shutil.copy(saved.parent / "other" / "quantizer.safetensors", saved / "quantizer.safetensors")
+    assert "belong to different models" in refusal(VOC.load, saved)
+
+
+def test_missing_and_unexpected_parts(voc: VOC, saved: Path) -> None:
+    change(saved / "voc.json", value=None)
+    assert "unexpected parts: value" in refusal(VOC.load, saved)
+    VOC(voc.quantizer, voc.occupancy, voc.reward_head, None, GAMMA, SPEC).save(saved)
+    change(saved / "voc.json", value={"hidden": 32, "members": 3})
+    assert "missing" in refusal(VOC.load, saved)

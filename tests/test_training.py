@@ -1,0 +1,81 @@
+"""Training a VOC: one seed gives one model, parts that are given are used, every stage is logged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from worlds import picture, refusal, small_config, write_world
+
+from voc_rl import VOC, Episodes
+from voc_rl.quantizers import tokenize
+from voc_rl.training import fresh_networks, fresh_quantizer, train
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, rows=60)
+    return Episodes.open(folder).load_frames()
+
+
+def equal_states(one: VOC, two: VOC) -> bool:
+    pairs = [
+        (one.quantizer, two.quantizer),
+        (one.occupancy, two.occupancy),
+        (one.reward_head, two.reward_head),
+    ]
+    assert one.value_head is not None
+    assert two.value_head is not None
+    pairs.append((one.value_head, two.value_head))  # type: ignore[arg-type]
+    return all(
+        torch.equal(a, b)
+        for x, y in pairs
+        for a, b in zip(x.state_dict().values(), y.state_dict().values(), strict=True)
+    )
+
+
+def test_one_seed_gives_one_model(episodes: Episodes) -> None:
+    config = small_config(quantizer=20, steps=30)
+    dataset = episodes.subset([0, 1, 2, 3])
+    torch.manual_seed(1)
+    one = train(dataset, config)
+    torch.manual_seed(2)  # the global state has no say
+    two = train(dataset, config)
+    assert equal_states(one, two)
+    assert not equal_states(one, train(dataset, replace(config, seed=1)))
+
+
+def test_training_takes_a_quantizer_and_tokens(episodes: Episodes) -> None:
+    config = small_config(quantizer=20, steps=30)
+    dataset = episodes.subset([0, 1, 2, 3])
+    whole = train(dataset, config)
+    tokens = tokenize(whole.quantizer, dataset)
+    assert equal_states(whole, train(dataset, config, quantizer=whole.quantizer, tokens=tokens))
+    assert "quantizer" in refusal(train, dataset, config, tokens=tokens)
+    assert "tokenise this dataset" in refusal(train, episodes, config, quantizer=whole.quantizer, tokens=tokens)
+
+
+def test_training_logs_every_stage(episodes: Episodes) -> None:
+    lines: list[tuple[str, int, dict[str, float]]] = []
+    config = small_config(quantizer=60, steps=50)
+    train(
+        episodes.subset([0, 1, 2]),
+        config,
+        log=lambda stage, step, numbers: lines.append((stage, step, dict(numbers))),
+    )
+    assert {stage for stage, _, _ in lines} == {"quantizer", "occupancy", "reward"}
+    assert [step for stage, step, _ in lines if stage == "quantizer"] == [50, 60]
+    assert all(np.isfinite(list(numbers.values())).all() for _, _, numbers in lines)
+
+
+def test_pictures_and_networks_of_one_seed_repeat(episodes: Episodes) -> None:
+    config = small_config()
+    quantizer = fresh_quantizer(episodes, config)
+    a, b = fresh_networks(quantizer, config), fresh_networks(quantizer, config)
+    for one, two in zip(a, b, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one.parameters(), two.parameters(), strict=True))
+    frames = picture(np.array([0, 3]), 24)
+    assert frames[0, 0, 9, 2] == frames[1, 0, 9, 20] == 240
