@@ -9,24 +9,23 @@ that of all episodes, for every method. Cells (task, share, method, seed) are ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
-from voc_rl.benchmarks.cells import Cell, grid, run_cells
+from voc_rl.benchmarks.cell_benchmark import CellBenchmark
+from voc_rl.benchmarks.cells import Cell, grid
 from voc_rl.benchmarks.data_efficiency_table import results_of, save_plot, table
 from voc_rl.benchmarks.ope import SCALES, estimates_of
 from voc_rl.benchmarks.ope_data import TaskData, task_data
-from voc_rl.benchmarks.ope_protocol import TASKS
-from voc_rl.benchmarks.results import options, write_results
 from voc_rl.data import Episodes
-from voc_rl.errors import check_choices
 from voc_rl.quantizers import Quantizer
 
 SHARES = {"smoke": (0.25, 1.0), "cpu": (0.05, 0.1, 0.25, 0.5, 1.0)}
@@ -82,52 +81,38 @@ def part_of_data(task: str, out: Path, scale: str, share: float) -> PartOfData:
 
 
 @dataclass(frozen=True)
-class DataEfficiency:
+class DataEfficiency(CellBenchmark):
     """Errors of policy evaluation against the number of episodes."""
 
-    scale: Literal["smoke", "cpu"] = "cpu"
-    out: Path = Path("runs/ope")
-    """Folder of ``ope``, for data, truth and finished cells."""
-    results: Path | None = None
-    """Folder for data_efficiency.json, .md and .png; default benchmarks/results."""
-    tasks: tuple[str, ...] = TASKS
+    name, file = "data_efficiency", "data_efficiency.jsonl"
+
     methods: tuple[str, ...] = METHODS
     seeds: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks are trained."""
-    processes: int = 1
-    """Cells that are done at once."""
-
-    def run(self) -> dict[str, Any]:
-        """Do the cells that are missing, then write table and plot."""
-        cells = self.cells()
-        whole = [part_of_data(task, self.out, self.scale, 1.0) for task in self.tasks]
-        for data in whole:
-            data.prepare()
-        records = run_cells(cells, self.work, self.out / "data_efficiency.jsonl", processes=self.processes)
-        gamma = SCALES[self.scale].gammas[0]
-        truth = {data.task: {name: data.true_j(gamma)[name] for name in data.targets(False)} for data in whole}
-        found = results_of(records, truth, self.scale, gamma, SCALES[self.scale].episodes)
-        found["command"] += options({
-            "tasks": (self.tasks, TASKS), "methods": (self.methods, METHODS), "seeds": ((self.seeds,), (1,)),
-        })  # fmt: skip
-        folder = write_results("data_efficiency", found, table(found), self.results)
-        save_plot(folder / "data_efficiency.png", found)
-        return found
 
     def cells(self) -> list[Cell]:
-        """All cells that were asked for, small shares first.
-
-        Raises:
-            VOCError: unknown words.
-        """
-        check_choices(self.tasks, TASKS, "task")
-        check_choices(self.methods, METHODS, "method")
+        self.check_words("tasks", "methods")
         gammas, shares = SCALES[self.scale].gammas[:1], SHARES[self.scale]
         return grid(share=shares, task=self.tasks, gamma=gammas, method=self.methods, seed=range(self.seeds))
 
+    def data(self, task: str) -> PartOfData:
+        """All episodes of a task."""
+        return part_of_data(task, self.out, self.scale, 1.0)
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        scale, truth = SCALES[self.scale], {}
+        gamma = scale.gammas[0]
+        for task in self.tasks:
+            data = self.data(task)
+            truth[task] = {name: data.true_j(gamma)[name] for name in data.targets(False)}
+        return results_of(records, truth, self.scale, gamma, scale.episodes)
+
+    def table(self, found: Mapping[str, Any]) -> str:
+        return table(found)
+
+    def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
+        save_plot(path, found)
+
     def work(self, cell: Cell) -> dict[str, Any]:
-        """The result of a cell."""
         torch.set_num_threads(1)
         data = part_of_data(cell["task"], self.out, self.scale, cell["share"])
         targets = data.targets(development=False)

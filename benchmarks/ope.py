@@ -7,22 +7,22 @@ Cells (task, discount, method, part, seed) are kept as they finish; the same com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 
-from voc_rl.benchmarks.cells import Cell, grid, run_cells
+from voc_rl.benchmarks.cell_benchmark import CellBenchmark
+from voc_rl.benchmarks.cells import Cell, grid
 from voc_rl.benchmarks.ope_baselines import BASELINES, Estimates, effective_starts
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData, task_data
-from voc_rl.benchmarks.ope_protocol import TASKS, Target
+from voc_rl.benchmarks.ope_protocol import Target
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
-from voc_rl.benchmarks.results import options, write_results
-from voc_rl.errors import VOCError, check_choices
+from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, PolicyTraining, hops
 from voc_rl.policy_chains import StitchingConfig
@@ -42,41 +42,16 @@ ROLLED_OUT = 4  # roll-outs per start of the one-step model
 
 
 @dataclass(frozen=True)
-class OPE:
+class OPE(CellBenchmark):
     """Policy evaluation against the truth and baselines."""
 
-    scale: Literal["smoke", "cpu"] = "cpu"
-    out: Path = Path("runs/ope")
-    """Folder for data, truth and finished cells."""
-    results: Path | None = None
-    """Folder for ope.json, .md and .png; default benchmarks/results."""
-    tasks: tuple[str, ...] = TASKS
+    name, file = "ope", "cells.jsonl"
+
     methods: tuple[str, ...] = METHODS
     parts: tuple[str, ...] = PARTS
     gammas: tuple[float, ...] = ()
     """Discounts; none named: those of the scale."""
     seeds: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks are trained."""
-    processes: int = 1
-    """Cells that are done at once."""
-
-    def run(self) -> dict[str, Any]:
-        """Do the cells that are missing, then write table and plot of all that were asked for."""
-        cells = self.cells()
-        for task in self.tasks:
-            self.data(task).prepare()
-        records = run_cells(cells, self.work, self.out / "cells.jsonl", processes=self.processes)
-        truth = {(task, gamma): self.data(task).true_j(gamma) for task in self.tasks for gamma in self.discounts}
-        found = results_of(records, truth, self.scale)
-        found["command"] += options({
-            "tasks": (self.tasks, TASKS), "parts": (self.parts, PARTS),
-            "gammas": (self.discounts, SCALES[self.scale].gammas), "methods": (self.methods, METHODS),
-            "seeds": ((self.seeds,), (1,)),
-        })  # fmt: skip
-        folder = write_results("ope", found, table(found), self.results)
-        save_plot(folder / "ope.png", records, truth, self.discounts[0])
-        return found
 
     @property
     def discounts(self) -> tuple[float, ...]:
@@ -84,25 +59,29 @@ class OPE:
         return self.gammas or SCALES[self.scale].gammas
 
     def cells(self) -> list[Cell]:
-        """All cells that were asked for.
-
-        Raises:
-            VOCError: unknown words, or a discount that the truth does not reach.
-        """
-        check_choices(self.tasks, TASKS, "task")
-        check_choices(self.methods, METHODS, "method")
-        check_choices(self.parts, PARTS, "part")
+        self.check_words("tasks", "methods", "parts")
         reached = max(SCALES[self.scale].gammas)
         if max(self.discounts) > reached:
             raise VOCError(f"The truth of scale {self.scale} reaches to gamma {reached}, not {max(self.discounts)}.")
         return grid(task=self.tasks, part=self.parts, gamma=self.discounts, method=self.methods, seed=range(self.seeds))
 
     def data(self, task: str) -> TaskData:
-        """Data, quantizer and truth of a task, in the folder ``out``."""
         return task_data(task, self.out, SCALES[self.scale])
 
+    def truth(self) -> dict[tuple[str, float], dict[str, float]]:
+        """J of every policy by task and discount."""
+        return {(task, gamma): self.data(task).true_j(gamma) for task in self.tasks for gamma in self.discounts}
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return results_of(records, self.truth(), self.scale)
+
+    def table(self, found: Mapping[str, Any]) -> str:
+        return table(found)
+
+    def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
+        save_plot(path, records, self.truth(), self.discounts[0])
+
     def work(self, cell: Cell) -> dict[str, Any]:
-        """The result of a cell."""
         torch.set_num_threads(1)
         data = self.data(cell["task"])
         targets = data.targets(cell["part"] == "development")

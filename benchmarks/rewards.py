@@ -8,24 +8,23 @@ finish. Rewards: benchmarks/reward_functions.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 
-from voc_rl.benchmarks.cells import Cell, grid, run_cells
+from voc_rl.benchmarks.cell_benchmark import CellBenchmark
+from voc_rl.benchmarks.cells import Cell, grid
 from voc_rl.benchmarks.ope import PARTS, SCALES, evaluator_of
 from voc_rl.benchmarks.ope_baselines import DRAWS
 from voc_rl.benchmarks.ope_data import TaskData, discounted_mean, task_data
-from voc_rl.benchmarks.ope_protocol import TASKS
-from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.benchmarks.rewards_table import results_of, save_plot, table
-from voc_rl.errors import VOCError, check_choices
+from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_evaluation import PolicyEvaluator
@@ -42,57 +41,41 @@ Estimates = dict[str, dict[str, dict[str, float | None]]]
 
 
 @dataclass(frozen=True)
-class Rewards:
+class Rewards(CellBenchmark):
     """Values of policies under new rewards, against true roll-outs."""
 
-    scale: Literal["smoke", "cpu"] = "cpu"
-    out: Path = Path("runs/ope")
-    """Folder of ``ope``, for data, truth and finished cells."""
-    results: Path | None = None
-    """Folder for rewards.json, .md and .png; default benchmarks/results."""
-    tasks: tuple[str, ...] = TASKS
+    name, file = "rewards", "rewards.jsonl"
+
     methods: tuple[str, ...] = METHODS
     parts: tuple[str, ...] = PARTS
     seeds: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks are trained."""
-    processes: int = 1
-    """Cells that are done at once."""
 
-    def run(self) -> dict[str, Any]:
-        """Do the cells that are missing, then write table and plot."""
-        cells, gamma = self.cells(), SCALES[self.scale].gammas[0]
-        for task in self.tasks:
-            self.data(task).prepare()
-        records = run_cells(cells, self.work, self.out / "rewards.jsonl", processes=self.processes)
-        truth = {task: true_values(self.data(task), gamma) for task in self.tasks}
-        found = results_of(records, truth, self.scale, gamma)
-        found["command"] += options({
-            "tasks": (self.tasks, TASKS), "parts": (self.parts, PARTS), "methods": (self.methods, METHODS),
-            "seeds": ((self.seeds,), (1,)),
-        })  # fmt: skip
-        folder = write_results("rewards", found, table(found), self.results)
-        save_plot(folder / "rewards.png", records, truth)
-        return found
+    @property
+    def gamma(self) -> float:
+        """The first discount of the scale."""
+        return SCALES[self.scale].gammas[0]
 
     def cells(self) -> list[Cell]:
-        """All cells that were asked for.
-
-        Raises:
-            VOCError: unknown words.
-        """
-        check_choices(self.tasks, TASKS, "task")
-        check_choices(self.methods, METHODS, "method")
-        check_choices(self.parts, PARTS, "part")
-        gammas = SCALES[self.scale].gammas[:1]
-        return grid(task=self.tasks, part=self.parts, gamma=gammas, method=self.methods, seed=range(self.seeds))
+        self.check_words("tasks", "methods", "parts")
+        return grid(task=self.tasks, part=self.parts, gamma=[self.gamma], method=self.methods, seed=range(self.seeds))
 
     def data(self, task: str) -> TaskData:
-        """Data, quantizer and truth of a task, in the folder ``out``."""
         return task_data(task, self.out, SCALES[self.scale])
 
+    def truth(self) -> dict[str, dict[str, dict[str, float]]]:
+        """J of every policy by task and reward."""
+        return {task: true_values(self.data(task), self.gamma) for task in self.tasks}
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return results_of(records, self.truth(), self.scale, self.gamma)
+
+    def table(self, found: Mapping[str, Any]) -> str:
+        return table(found)
+
+    def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
+        save_plot(path, records, self.truth())
+
     def work(self, cell: Cell) -> dict[str, Any]:
-        """The result of a cell."""
         torch.set_num_threads(1)
         data, device = self.data(cell["task"]), choose_device(self.device)
         targets, gamma, seed = data.targets(cell["part"] == "development"), cell["gamma"], cell["seed"]

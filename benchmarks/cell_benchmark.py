@@ -1,0 +1,99 @@
+"""A benchmark made of cells, as a command: the options, the run and the checks that such benchmarks share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from voc_rl.benchmarks.cells import Cell, run_cells
+from voc_rl.benchmarks.ope_protocol import TASKS
+from voc_rl.benchmarks.results import options, write_results
+from voc_rl.errors import check_choices
+
+UNSAID = ("scale", "out", "results", "device", "processes")  # options that do not choose which cells there are
+
+
+@dataclass(frozen=True)
+class CellBenchmark(ABC):
+    """Options and run of a benchmark. Cells are kept as they finish; the same command goes on where it stopped.
+
+    Options that list words (``tasks``, ``methods``) have all words as their default.
+
+    name: of the results (NAME.json, .md and .png). file: of the finished cells, in the folder ``out``.
+    """
+
+    name: ClassVar[str]
+    file: ClassVar[str]
+
+    scale: Literal["smoke", "cpu"] = "cpu"
+    out: Path = Path("runs/ope")
+    """Folder for data, truth and finished cells."""
+    results: Path | None = None
+    """Folder for table and plot; default benchmarks/results."""
+    tasks: tuple[str, ...] = TASKS
+    methods: tuple[str, ...] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained."""
+    processes: int = 1
+    """Cells that are done at once."""
+
+    def run(self) -> dict[str, Any]:
+        """Do the cells that are missing, then write table and plot of all that were asked for.
+
+        Raises:
+            VOCError: unknown words, or other options that do not fit.
+        """
+        cells = self.cells()
+        self.prepare()
+        records = run_cells(cells, self.work, self.out / self.file, processes=self.processes)
+        found = self.summary(records)
+        found["command"] += options(self._said())
+        folder = write_results(self.name, found, self.table(found), self.results)
+        self.draw(folder / f"{self.name}.png", records, found)
+        return found
+
+    @abstractmethod
+    def cells(self) -> list[Cell]:
+        """All cells that were asked for; raises where options do not fit."""
+
+    @abstractmethod
+    def data(self, task: str) -> Any:
+        """What the cells of a task share, in the folder ``out``."""
+
+    @abstractmethod
+    def work(self, cell: Cell) -> dict[str, Any]:
+        """The result of a cell."""
+
+    @abstractmethod
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the results hold, of the records of all cells; ``command`` without its options but the scale."""
+
+    @abstractmethod
+    def table(self, found: Mapping[str, Any]) -> str:
+        """The results as Markdown."""
+
+    @abstractmethod
+    def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
+        """Write the plot of the results."""
+
+    def prepare(self) -> None:
+        """Make what all cells share, so that several processes can read it."""
+        for task in self.tasks:
+            self.data(task).prepare()
+
+    def check_words(self, *names: str) -> None:
+        """Refuse words that are not among the default of the options ``names``."""
+        for name in names:
+            check_choices(getattr(self, name), getattr(type(self), name), name.removesuffix("s"))
+
+    def _said(self) -> dict[str, tuple[Sequence[Any], Sequence[Any]]]:
+        """What was chosen and the default, by option."""
+        chosen = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.name not in UNSAID}
+        return {name: (_listed(own), _listed(usual)) for name, (own, usual) in chosen.items()}
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
