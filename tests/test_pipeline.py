@@ -62,6 +62,10 @@ def skipped(said: list[str]) -> list[str]:
     return [line.split(":")[0] for line in said if "done already, skipped" in line]
 
 
+def redone_anew(said: list[str]) -> set[str]:
+    return {line.split(":")[0] for line in said if "with other data or settings; done anew" in line}
+
+
 def test_metrics(tmp_path: Path, data: Path) -> None:
     said, metrics = run_all(tmp_path, data)
     assert said == []
@@ -122,14 +126,26 @@ def test_another_setting_redoes_what_follows(
     said, _ = run_all(tmp_path, data, change(CONFIG))
     assert changed(before, times(tmp_path)) == redone
     assert set(skipped(said)) == set(FILES) - redone
+    assert redone_anew(said) == redone
     assert run_all(tmp_path, data, change(CONFIG))[0] != []  # and is remembered
 
 
 def test_other_held_out_episodes_redo_everything(tmp_path: Path, data: Path) -> None:
     run_all(tmp_path, data)
     said, metrics = run_all(tmp_path, data, held_out=0.4)
-    assert said == []
+    assert skipped(said) == []
+    assert redone_anew(said) == set(FILES)
     assert metrics["episodes"] == {"training": 4, "held_out": 2}
+
+
+def test_data_that_changed_redo_everything_and_say_so(tmp_path: Path) -> None:
+    write_world(tmp_path / "data", 4, 20)
+    run_all(tmp_path / "run", tmp_path / "data")
+    write_world(tmp_path / "data", 5, 20)
+    said, metrics = run_all(tmp_path / "run", tmp_path / "data")
+    assert redone_anew(said) == set(FILES)
+    assert skipped(said) == []
+    assert metrics["episodes"] == {"training": 4, "held_out": 1}
 
 
 def test_evaluation_of_other_samples_is_done_again(tmp_path: Path, data: Path) -> None:

@@ -103,6 +103,8 @@ class Pipeline:
         if self.run.finished(stage, mark):
             self.say(f"{stage}: done already, skipped (--force does it again)")
             return True
+        if self.run.outdated(stage, mark):
+            self.say(f"{stage}: done before, but with other data or settings; done anew")
         return False
 
     def train_quantizer(self) -> Quantizer:

@@ -116,6 +116,10 @@ class RunFolder:
         """Whether a stage was finished with the same fingerprint."""
         return agreed(self._stages().get(stage, {}).get("fingerprint") == mark)
 
+    def outdated(self, stage: str, mark: str) -> bool:
+        """Whether a stage was finished with another fingerprint."""
+        return self._stages().get(stage, {}).get("fingerprint", mark) != mark
+
     def forget(self, stage: str) -> None:
         """Make a stage unfinished: its record, curve and checkpoint go."""
         if not self.writes:

@@ -189,5 +189,16 @@ def test_a_cut_conversion_goes_on(tmp_path: Path) -> None:
     assert (dataset.ends - dataset.starts).tolist() == [3, 4, 5, 6]
     with pytest.raises(VOCError, match="exists already"):
         write_folder(out, episodes(), {"source": "x"})  # type: ignore[arg-type]
+    assert not (out / ".lock").exists()
     with pytest.raises(VOCError, match="gave no episode"):
         write_folder(tmp_path / "none", lambda first: iter(()), {"source": "x"})
+
+
+def test_one_conversion_at_a_time(tmp_path: Path) -> None:
+    def meanwhile(first: int) -> Iterator[tuple[Episode, DataSpec]]:
+        with pytest.raises(VOCError, match=r"\.out\.part is in use by another run"):
+            write_folder(tmp_path / "out", episodes(), {"source": "x"})  # type: ignore[arg-type]
+        yield toy_episode(0, 3), SPEC
+
+    assert write_folder(tmp_path / "out", meanwhile, {"source": "x"}) == 1
+    assert len(load_dataset(tmp_path / "out")) == 3  # the refused one changed nothing

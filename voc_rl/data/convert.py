@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from voc_rl.checkpoints import read_json, write_json
+from voc_rl.checkpoints import hold_folder, read_json, write_json
 from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
 from voc_rl.errors import VOCError
 
@@ -29,12 +29,25 @@ def write_folder(
         The number of episodes.
 
     Raises:
-        VOCError: a folder that exists, a cut conversion of something else, or episodes that are malformed or none.
+        VOCError: a folder that exists or that another process is writing, a cut conversion of something else, or
+            episodes that are malformed or none.
     """
     out = Path(out)
+    partial = out.parent / f".{out.name}.part"
+    _check_free(out)
+    with hold_folder(partial, "folder for episodes"):
+        _check_free(out)  # another conversion may have ended since
+        return _write(out, partial, episodes, settings)
+
+
+def _check_free(out: Path) -> None:
     if out.exists():
         raise VOCError(f"{out} exists already; choose another folder.")
-    partial = out.parent / f".{out.name}.part"
+
+
+def _write(
+    out: Path, partial: Path, episodes: Callable[[int], Iterator[tuple[Episode, DataSpec]]], settings: dict[str, Any]
+) -> int:
     if not _file(partial, 0).exists():
         write_json(partial / SETTINGS, settings)
     elif read_json(partial / SETTINGS, "settings of a conversion") != settings:
@@ -47,7 +60,7 @@ def write_folder(
         count += 1
     if count == 0:
         raise VOCError(f"{settings} gave no episode; at least one is needed.")
-    for leftover in partial.glob(".episode_*.part"):
+    for leftover in (*partial.glob(".episode_*.part"), partial / ".lock"):
         leftover.unlink(missing_ok=True)
     os.replace(partial, out)
     return count
