@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.special import log_ndtr
 
+from voc_rl.agents.drawing import Drawing
 from voc_rl.errors import VOCError
 
 SHIPPED = Path(__file__).parent / "policies"
@@ -17,7 +18,7 @@ _PARTS = ("layers.0", "layers.1", "mu", "log_std")
 _LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
-class GaussianActor:
+class GaussianActor(Drawing):
     """Soft actor-critic's actor: a = tanh(u), u ~ N(mean(s), exp(log_std(s))^2).
 
         h = relu(layers.0 s); h = relu(layers.1 h); mean = mu h; log_std = clip(log_std h, -20, 2)
@@ -60,21 +61,9 @@ class GaussianActor:
     def _linear(self, part: str, values: np.ndarray) -> np.ndarray:
         return values @ self._tensors[f"{part}.weight"].T + self._tensors[f"{part}.bias"]
 
-    def predict(
-        self,
-        observation: np.ndarray,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        """Actions, float32 (A,) or (B, A) in [-1, 1], as Stable-Baselines3 returns them."""
-        if not deterministic:
-            return self.draw(observation, self._rng), state
-        return np.tanh(self.distribution(observation)[0]).astype(np.float32), state
-
-    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Actions, float32 (A,) or (B, A), of one state or a batch."""
-        return self.draws(observation, 1, rng)[0]
+    def mode(self, observation: np.ndarray) -> np.ndarray:
+        """The mean's actions, float32 (A,) or (B, A)."""
+        return np.tanh(self.distribution(observation)[0]).astype(np.float32)
 
     def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from voc_rl.agents.drawing import Drawing
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.policy import BehaviourPolicy, Policy
 
 
-class NoisyPolicy:
+class NoisyPolicy(Drawing):
     """A policy with noise: (1 - epsilon) N(a*(s), sigma^2 I) + epsilon Uniform[-1, 1]^A, before clipping.
 
     a*(s) is the wrapped policy's deterministic action. The choice between the two parts falls once per step,
@@ -40,25 +41,13 @@ class NoisyPolicy:
     def __repr__(self) -> str:
         return f"NoisyPolicy({self.policy!r}, sigma={self.sigma:g}, epsilon={self.epsilon:g})"
 
-    def predict(
-        self,
-        observation: np.ndarray,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        """Actions, float32 (A,) or (B, A) in [-1, 1]; the deterministic ones are the wrapped policy's."""
-        if not deterministic:
-            return np.clip(self.draw(observation, self._rng), -1, 1), state
-        return self.policy.predict(observation, state, episode_start, deterministic=True)
-
-    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Unclipped actions, float32 (A,) or (B, A), of one observation or a batch."""
-        return self.draws(observation, 1, rng)[0]
+    def mode(self, observation: np.ndarray) -> np.ndarray:
+        """The wrapped policy's deterministic actions."""
+        return self.policy.predict(observation, deterministic=True)[0]
 
     def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""
-        mean, _ = self.policy.predict(observation, deterministic=True)
+        mean = self.mode(observation)
         return self._draw(np.broadcast_to(mean, (count, *mean.shape)), rng)
 
     def start_episode(self, rng: np.random.Generator) -> None:
@@ -66,13 +55,13 @@ class NoisyPolicy:
 
     def sample(self, observation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, int]:
         """The unclipped action float32 (A,) at one observation, its log-density, and the policy id 0."""
-        mean, _ = self.policy.predict(observation, deterministic=True)
+        mean = self.mode(observation)
         action = self._draw(mean, rng)
         return action, float(self._log_density(action, mean)), 0
 
     def log_prob(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         """Log-density, float64 () or (B,), of *unclipped* actions of shape (A,) or (B, A)."""
-        mean, _ = self.policy.predict(observation, deterministic=True)
+        mean = self.mode(observation)
         return self._log_density(np.asarray(action), mean)
 
     def _draw(self, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -89,7 +78,7 @@ class NoisyPolicy:
             return np.logaddexp(np.log1p(-self.epsilon) + gaussian, np.log(self.epsilon) + uniform)
 
 
-class StepMixture:
+class StepMixture(Drawing):
     """A Markov mixture: at every step one of several policies, drawn anew, acts.
 
     Its density is the mean of the members' densities, unlike that of ``StickyMixture``, whose member stays.
@@ -106,22 +95,9 @@ class StepMixture:
     def __repr__(self) -> str:
         return f"StepMixture({self.policies!r})"
 
-    def predict(
-        self,
-        observation: np.ndarray,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        """Actions, float32 (A,) or (B, A) in [-1, 1]; the deterministic ones are the mean of the members'."""
-        if not deterministic:
-            return np.clip(self.draw(observation, self._rng), -1, 1), state
-        actions = [policy.predict(observation, deterministic=True)[0] for policy in self.policies]
-        return np.stack(actions).mean(0).astype(np.float32), state
-
-    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Unclipped actions, float32 (A,) or (B, A), of one observation or a batch."""
-        return self.draws(observation, 1, rng)[0]
+    def mode(self, observation: np.ndarray) -> np.ndarray:
+        """The mean of the members' deterministic actions."""
+        return np.stack([policy.mode(observation) for policy in self.policies]).mean(0).astype(np.float32)
 
     def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """``count`` draws, float32 (count, A) or (count, B, A), of one pass of each member."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from voc_rl.agents.drawing import Drawing
 from voc_rl.agents.networks import Actor, ConvEncoder, FrozenEncoder
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import from_dict, to_dict
@@ -53,7 +54,7 @@ class AgentConfig:
         check_positive(self.width, "width")
 
 
-class OfflineAgent:
+class OfflineAgent(Drawing):
     """An actor that sees frames: Stable-Baselines3's ``predict``, so that everything that takes policies takes it.
 
     Args:
@@ -141,31 +142,21 @@ class OfflineAgent:
         check_observations(obs, self.observation_shape)
         return self.actor(self.encoder(torch.as_tensor(obs).to(device_of(self.actor))))
 
-    def predict(
-        self,
-        observation: np.ndarray,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        """Actions float32 (A,) or (B, A) in [-1, 1], of one observation or a batch, as Stable-Baselines3 gives them."""
-        if not deterministic:
-            return np.clip(self.draw(observation, self._rng), -1, 1), state
-        obs = np.asarray(observation)
-        mean = self.distribution(obs[None] if obs.ndim == 3 else obs)[0].float().cpu().numpy()
-        return (mean[0] if obs.ndim == 3 else mean), state
-
-    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Unclipped actions float32 (A,) or (B, A)."""
-        return self.draws(observation, 1, rng)[0]
+    def mode(self, observation: np.ndarray) -> np.ndarray:
+        """The actor's mean, float32 (A,) or (B, A)."""
+        return self._moments(observation)[0]
 
     def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""
+        mean, std = self._moments(observation)
+        return (mean + std * rng.standard_normal((count, *mean.shape))).astype(np.float32)
+
+    def _moments(self, observation: np.ndarray) -> list[np.ndarray]:
+        """``distribution`` of one observation or a batch, as numpy (A,) or (B, A)."""
         obs = np.asarray(observation)
-        found = self.distribution(obs[None] if obs.ndim == 3 else obs)
-        mean, std = (part.float().cpu().numpy() for part in found)
-        actions = (mean + std * rng.standard_normal((count, *mean.shape))).astype(np.float32)
-        return actions[:, 0] if obs.ndim == 3 else actions
+        one = obs.ndim == 3
+        found = (part.float().cpu().numpy() for part in self.distribution(obs[None] if one else obs))
+        return [part[0] if one else part for part in found]
 
     def save(self, folder: str | Path) -> None:
         """Write the agent into ``folder``: agent.json, agent.safetensors, and its quantizer."""
