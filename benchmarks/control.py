@@ -8,6 +8,7 @@ it stopped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from voc_rl.agents.improvement import ImprovementConfig, action_weights, policy_
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, return_advantages, top_episodes
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
+from voc_rl.benchmarks.cell_benchmark import CellBenchmark
 from voc_rl.benchmarks.cells import Cell, grid, run_cells
 from voc_rl.benchmarks.control_data import (
     FILM_STEP,
@@ -41,12 +43,11 @@ from voc_rl.benchmarks.control_data import (
 )
 from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, save_plot, save_sheet
 from voc_rl.benchmarks.control_table import results_of, table
-from voc_rl.benchmarks.ope_protocol import TASKS
-from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.data import Episodes
-from voc_rl.errors import check_choice, check_choices
+from voc_rl.errors import check_choice
 from voc_rl.occupancy import going_rows
+from voc_rl.pipeline import Say
 from voc_rl.precision import choose_device
 from voc_rl.training import VOCConfig
 
@@ -69,61 +70,49 @@ ZERO_SHOT = {"walker-walk": "stand", "cheetah-run": "backward"}
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(CellBenchmark):
     """Returns of policies that were learned from logged pixels."""
 
-    scale: Literal["smoke", "cpu"] = "cpu"
+    name, file = "control", "cells.jsonl"
+
     out: Path = Path("runs/control")
     """Folder for data, models and finished cells."""
-    results: Path | None = None
-    """Folder for control.json, .md and .png; default benchmarks/results."""
-    tasks: tuple[str, ...] = TASKS
+    methods: tuple[str, ...] = METHODS
     mix: str = "mixed"
     """What made the data: mixed, random, medium, medium-replay or expert."""
-    methods: tuple[str, ...] = METHODS
     seeds: tuple[int, ...] = (0, 1, 2)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks are trained and asked."""
-    processes: int = 1
-    """Cells that are done at once."""
     curve: int = 0
     """How often an agent plays three episodes while it learns, for its curve (each takes some ten seconds)."""
 
-    def run(self) -> dict[str, Any]:
-        """Do the models and cells that are missing, then write table, plot and pictures of all that were asked for."""
-        cells = self.cells()
-        for task in self.tasks:
-            self.data(task).prepare()
-        needed = [model for model in MODELS if any(model in NEEDS.get(method, ()) for method in self.methods)]
-        models = grid(task=self.tasks, mix=(self.mix,), model=needed, seed=self.seeds)
-        made = run_cells(models, self.make, self.out / "models.jsonl", processes=self.processes)
-        records = run_cells(cells, self.work, self.out / "cells.jsonl", processes=self.processes)
-        found = results_of(records, self.scale, made)
-        found["command"] += options({
-            "tasks": (self.tasks, TASKS), "mix": ((self.mix,), ("mixed",)), "methods": (self.methods, METHODS),
-            "seeds": (self.seeds, (0, 1, 2)), "curve": ((self.curve,), (0,)),
-        })  # fmt: skip
-        folder = write_results("control", found, table(found), self.results)
-        save_plot(folder / "control.png", found)
-        save_curves(folder / "control_curves.png", found)
-        save_sheet(folder / "control_frames.png", self.out / "frames")
-        save_film(folder / "control.gif", self.out / "frames", self.tasks)
-        return found
-
     def cells(self) -> list[Cell]:
-        """All cells that were asked for.
-
-        Raises:
-            VOCError: unknown words.
-        """
-        check_choices(self.tasks, TASKS, "task")
-        check_choices(self.methods, METHODS, "method")
+        self.check_words("tasks", "methods")
         check_choice(self.mix, MIXES, "mix")
         return grid(task=self.tasks, mix=(self.mix,), seed=self.seeds, method=self.methods)
 
     def data(self, task: str) -> ControlData:
-        """Data and quantizer of a task, in the folder ``out``."""
         return control_data(task, self.mix, self.out, SCALES[self.scale])
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.models()
+
+    def models(self, say: Say = print) -> list[dict[str, Any]]:
+        """Train the models that the methods need and that are missing; returns the records of all."""
+        needed = [model for model in MODELS if any(model in NEEDS.get(method, ()) for method in self.methods)]
+        cells = grid(task=self.tasks, mix=(self.mix,), model=needed, seed=self.seeds)
+        return run_cells(cells, self.make, self.out / "models.jsonl", say, self.processes)
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return results_of(records, self.scale, self.models(say=lambda line: None))
+
+    def table(self, found: Mapping[str, Any]) -> str:
+        return table(found)
+
+    def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
+        save_plot(path, found)
+        save_curves(path.with_name("control_curves.png"), found)
+        save_sheet(path.with_name("control_frames.png"), self.out / "frames")
+        save_film(path.with_suffix(".gif"), self.out / "frames", self.tasks)
 
     def make(self, cell: Cell) -> dict[str, Any]:
         """Train a model and keep it."""
