@@ -20,6 +20,7 @@ from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film
 from voc_rl.benchmarks.control_table import WHAT, interval_of, results_of, table
 from voc_rl.benchmarks.plots import MAX_BYTES
 from voc_rl.data import Episodes, write_episode
+from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.values.statistics import student_interval
 
@@ -43,6 +44,19 @@ def test_table_tells_every_method_and_the_other_goal():
 
 def test_every_method_is_said_in_words():
     assert set(METHODS) == set(WHAT)
+
+
+def test_only_models_that_methods_need_are_made_and_unknown_words_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Control, "make", lambda self, cell: {})
+    bench = Control(out=tmp_path, tasks=("walker-walk",), methods=("bc_top10", "planner"), seeds=(3,))
+    made = [record["cell"] for record in bench.models()]
+    assert [(cell["model"], cell["seed"]) for cell in made] == [("bc", 3), ("voc", 3)]
+    assert [cell["method"] for cell in bench.cells()] == ["bc_top10", "planner"]
+    for odd in ({"mix": "worst"}, {"methods": ("sac",)}, {"tasks": ("walker",)}):
+        with pytest.raises(VOCError, match=next(iter(odd)).removesuffix("s")):
+            Control(**odd).cells()  # type: ignore[arg-type]
 
 
 def test_curves_are_means_over_seeds_at_each_step(tmp_path: Path):
