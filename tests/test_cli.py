@@ -1,4 +1,4 @@
-"""The command line: help, bad input in one sentence, and the stages on a real small collection."""
+"""The command line: help, and the stages on a real small collection."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import os
 import subprocess
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from worlds import COMMAND, kill_when, one_sentence, write_world
+from commands import COMMANDS, POLICY, SHORT, final_files, refused, train
+from worlds import COMMAND, write_world
 
 from voc_rl import VOC, Episodes
 from voc_rl.cli import main
 from voc_rl.runs import RunFolder
-
-COMMANDS = ("demo", "collect", "train-quantizer", "tokenize", "train", "evaluate")
-SHORT = ["--gamma", "0.5", "--quantizer-steps", "20", "--steps", "24", "--threads", "1"]
-POLICY = ["--policy", "walker-walk/step_60000"]
 
 
 @pytest.fixture(scope="module")
@@ -27,29 +23,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_world(folder, episodes=5, rows=30)
     return folder
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one sentence with which a command is refused, exit code 2."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    assert caught.value.code == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.split("\n") if line]
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("voc-rl: ")
-    assert one_sentence(lines[0]), lines[0]
-    return lines[0]
-
-
-def train(data: Path, out: Path, *more: object) -> list[object]:
-    return ["train", "--data", data, "--out", out, *SHORT, *more]
-
-
-def final_files(folder: Path) -> list[str]:
-    """What is there besides the lock and the notes of what was asked."""
-    notes = {".lock", "config.json", "stages.json", "metrics.jsonl"}
-    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name not in notes)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -64,176 +37,6 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
         assert word in out
     if command == "train":
         assert "--wandb" in out
-
-
-def test_the_command_is_installed_and_exits_with_2(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [COMMAND, *map(str, train(tmp_path / "none", tmp_path / "run"))], capture_output=True, check=False
-    )
-    assert run.returncode == 2
-    assert run.stdout == b""
-    assert run.stderr.decode() == (
-        f"voc-rl: {tmp_path / 'none'} does not exist; a path, or FORMAT:PLACE with one of the formats d4rl, minari, "
-        "vd4rl, voc, is needed.\n"
-    )
-    run = subprocess.run([COMMAND, "evaluate", "--help"], capture_output=True, check=False)
-    assert run.returncode == 0
-    run = subprocess.run([COMMAND, "dance"], capture_output=True, check=False)
-    assert run.returncode == 2
-
-
-# --- bad input
-
-
-def test_bad_collections(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out = tmp_path / "data"
-    for arguments, words in (
-        (["--task", "walker-fly", *POLICY], "walker-fly"),
-        (["--task", "walker-walk", "--policy", "walker-walk/step_1"], "walker-walk/step_60000"),
-        (["--task", "walker-walk", *POLICY, "--episodes", "0"], "episodes is 0"),
-        (["--task", "walker-walk", *POLICY, "--processes", "0"], "processes is 0"),
-        (["--task", "walker-walk", *POLICY, "--max-episode-steps", "0"], "max_episode_steps is 0"),
-        (["--task", "walker-walk", *POLICY, "--seed", "-1"], "seed is -1"),
-        (["--task", "walker-walk", *POLICY, "--epsilon", "2", "--sigma", "1"], "epsilon is 2"),
-        (["--task", "walker-walk", *POLICY, "--action-repeat", "0"], "action_repeat is 0"),
-    ):
-        assert words in refused(capsys, "collect", "--out", out, *arguments)
-        assert not out.exists()
-
-
-def test_force_does_not_cost_the_episodes_of_a_mistyped_command(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    write_world(tmp_path, episodes=2, rows=20)
-    refused(capsys, "collect", "--task", "walker-fly", *POLICY, "--out", tmp_path, "--force")
-    refused(capsys, "collect", "--task", "walker-walk", "--policy", "none", "--out", tmp_path, "--force")
-    assert len(list(tmp_path.glob("*.hdf5"))) == 2
-
-
-def test_bad_demos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert "cheetah-run, walker-walk" in refused(capsys, "demo", "--task", "hopper-hop", "--out", out)
-    assert "episodes is 0" in refused(capsys, "demo", "--episodes", 0, "--out", out)
-    assert "at least 3" in refused(capsys, "demo", "--episodes", 2, "--out", out)
-    assert "seed is -1" in refused(capsys, "demo", "--seed", -1, "--out", out)
-    assert "threads is 0" in refused(capsys, "demo", "--threads", 0, "--out", out)
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--gamma", "1.0"], "gamma is 1.0"),
-        (["--gamma", "-0.5"], "gamma is -0.5"),
-        (["--size", "giant"], "small, tiny"),
-        (["--quantizer", "magic"], "Unknown quantizer 'magic'; accepted: dino, musik, vqgan, vqvae"),
-        (["--held-out", "1"], "held_out is 1"),
-        (["--n", "0"], "n is 0"),
-        (["--steps", "0"], "steps is 0"),
-        (["--quantizer-steps", "-3"], "steps is -3"),
-        (["--seed", "-1"], "seed is -1"),
-        (["--threads", "-1"], "threads is -1"),
-    ],
-)
-def test_bad_settings(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, arguments: list[str], words: str
-) -> None:
-    for command in ("train-quantizer", "train"):
-        assert words in refused(capsys, command, "--data", world, "--out", tmp_path, *SHORT, *arguments)
-    assert final_files(tmp_path) == []
-
-
-def broken(world: Path, folder: Path, key: str | None = None, **change: object) -> Path:
-    """A copy of the data in which the third episode is broken."""
-    folder.mkdir()
-    for file in world.glob("*.hdf5"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    third = folder / "episode_000002.hdf5"
-    if key is None:
-        third.write_bytes(third.read_bytes()[: third.stat().st_size // 2])
-        return third
-    with h5py.File(third, "r+") as file:
-        array = file[key][()]
-        array = change["to"](array)  # type: ignore[operator]
-        del file[key]
-        file[key] = array
-    return third
-
-
-def test_bad_data(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-
-    def nan(array: np.ndarray) -> np.ndarray:
-        array[7] = np.nan
-        return array
-
-    for name, words, arguments in (
-        ("truncated", "is not a whole HDF5 file", {}),
-        ("nan", "reward holds NaN or infinity (first at row 7)", {"key": "reward", "to": nan}),
-        ("shape", "frames of shape (3, 12, 24)", {"key": "observation", "to": lambda a: a[:, :, ::2]}),
-        (
-            "channels last",
-            "uint8 (N, 3, H, W) is needed",
-            {"key": "observation", "to": lambda a: a.transpose(0, 2, 3, 1)},
-        ),
-        ("dtype", "float32", {"key": "observation", "to": lambda a: a.astype(np.float32)}),
-        ("length", "action", {"key": "action", "to": lambda a: a[:-1]}),
-    ):
-        file = broken(world, tmp_path / name, **arguments)  # type: ignore[arg-type]
-        for command in ("train-quantizer", "evaluate"):
-            message = refused(capsys, command, "--data", tmp_path / name, "--out", out, *SHORT)
-            assert words in message
-            assert str(file) in message
-    (tmp_path / "empty").mkdir()
-    assert "zero episodes" in refused(capsys, *train(tmp_path / "empty", out))
-    assert "does not exist" in refused(capsys, *train(tmp_path / "missing.hdf5", out))
-    assert final_files(out) == []
-
-
-def test_frames_that_no_quantizer_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    write_world(tmp_path / "data", 3, 30, size=20)
-    message = refused(capsys, *train(tmp_path / "data", tmp_path / "run"))
-    assert "(9, 20, 20)" in message
-    assert "multiples of 12" in message
-    assert final_files(tmp_path / "run") == []
-
-
-def test_too_short_for_the_discount(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
-    """Said before the training, not after it."""
-    arguments = ["evaluate", "--data", world, "--out", tmp_path, *SHORT]
-    assert "known return at gamma 0.9" in refused(capsys, *arguments, "--gamma", "0.9")
-    assert "max_states is 1" in refused(capsys, *arguments, "--max-states", "1")
-    assert final_files(tmp_path) == []
-
-
-def test_a_folder_in_use(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
-    with RunFolder(tmp_path):
-        for command in COMMANDS:
-            arguments = [
-                "--out",
-                tmp_path,
-                *(["--threads", "1"] if command == "demo" else ["--data", world, *SHORT]),
-            ]
-            if command != "collect":
-                assert "is in use by another run" in refused(capsys, command, *arguments)
-    assert final_files(tmp_path) == []
-
-
-def test_a_checkpoint_of_other_settings(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    long = ["--data", str(world), "--out", str(out), *SHORT, "--quantizer-steps", "400"]
-    kill_when(out / "checkpoints" / "quantizer.pt", [str(COMMAND), "train-quantizer", *long])
-    before = (out / "checkpoints" / "quantizer.pt").read_bytes()
-    with pytest.raises(SystemExit) as caught:
-        main(["train-quantizer", *long, "--seed", "5"])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.rstrip().endswith("use --force to start anew, or another --out.")
-    assert (out / "checkpoints" / "quantizer.pt").read_bytes() == before
-    main(["train-quantizer", *long, "--seed", "5", "--quantizer-steps", "20", "--force"])
-    assert (out / "quantizer.safetensors").exists()
-
-
-# --- what it does
 
 
 def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
@@ -269,11 +72,6 @@ def test_wandb_offline(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert logged.stat().st_size > 500
     assert b"occupancy/loss" in logged.read_bytes()
     assert {row["stage"] for row in RunFolder(out).curve()} == {"occupancy", "reward"} | {"quantizer"}
-
-
-def test_no_wandb_run_for_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    refused(capsys, *train(tmp_path / "none", tmp_path / "run", "--wandb", "offline"))
-    assert not list((tmp_path / "run").glob("wandb*"))
 
 
 @pytest.mark.slow
