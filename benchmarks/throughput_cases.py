@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -125,23 +127,21 @@ class Case:
     def training(self, rates: dict[str, float]) -> dict[str, Any]:
         """A training step of both, alternating: the same batch, discount and one-step targets, sampling included."""
         rounds, device = self.rounds, self.device
-        descent = Descent(self._trainee(), self._training().loop, 0)
-        context, following = self.contexts(BATCH), self.contexts(BATCH)
-        done, reference, ours = 0, [], []
-
-        def steps() -> None:
-            nonlocal done
-            for _ in range(rounds.steps):
-                descent.step(done)
-                done += 1
-
-        for _ in range(3 if device.type == "cuda" else 0):
-            steps()
+        steps, context, following = self._steps(), self.contexts(BATCH), self.contexts(BATCH)
+        reference, ours, without = [], [], []
+        if cuda := device.type == "cuda":
+            plain = self._steps(graphs=False)
+        for _ in range(3 if cuda else 0):
+            steps(rounds.steps)
+            plain(rounds.steps)
             self.reference.step(context, following, GAMMA)
         _reset(device)
         for _ in range(max(rounds.rounds - 1, 1)):
-            ours.append(machine.seconds(steps, device) / rounds.steps)
+            ours.append(machine.seconds(lambda: steps(rounds.steps), device) / rounds.steps)
             reference.append(machine.seconds(lambda: self.reference.step(context, following, GAMMA), device))
+            if cuda:
+                without.append(machine.seconds(lambda: plain(rounds.steps), device) / rounds.steps)
+        first, *others = (machine.seconds(lambda: steps(1), device) for _ in range(REFILL))
         median, flops = float(np.median(ours)), machine.training_flops(self.config, BATCH, GAMMA)
         return {
             "training_batch": BATCH, "training_gamma": GAMMA,
@@ -149,6 +149,8 @@ class Case:
             "training_speedup": float(np.median(reference)) / median,
             "training_flops": flops, "training_roofline": flops / rates["matmul_flops"] / median,
             "training_peak_memory_bytes": _peak(device),
+            "training_seconds_between_refills": spread(others), "refill_seconds": first - float(np.median(others)),
+            **({"training_seconds_without_graph": spread(without)} if without else {}),
         }  # fmt: skip
 
     def scaling(self, what: str, value: int) -> dict[str, Any]:
@@ -169,11 +171,18 @@ class Case:
         loop = LoopConfig(steps=1000, batch_size=BATCH, learning_rate=3e-4, weight_decay=0.1)
         return OccupancyTraining(gamma=GAMMA, n=1, futures=1, refill=REFILL, loop=loop)
 
-    def _trainee(self) -> OccupancyTrainee:
-        dataset = made_up_episodes(20, 50)
-        return OccupancyTrainee(
-            self.model, None, dataset, self.contexts(len(dataset)).to(torch.int16), None, self._training(), 0
-        )
+    def _steps(self, graphs: bool = True) -> Callable[[int], None]:
+        """Takes so many training steps more, with a network of its own."""
+        dataset, model, taken = made_up_episodes(20, 50), copy.deepcopy(self.model), itertools.count()
+        codes = self.contexts(len(dataset)).to(torch.int16)
+        trainee = OccupancyTrainee(model, None, dataset, codes, None, self._training(), 0)
+        descent = Descent(trainee, self._training().loop, 0, graphs)
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                descent.step(next(taken))
+
+        return steps
 
 
 def made_up_episodes(episodes: int, rows: int) -> Episodes:

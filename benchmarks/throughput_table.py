@@ -21,6 +21,7 @@ def table(results: Mapping[str, Any]) -> str:
         rates = part["machine"]
         lines += ["", f"{part['device']}: matrix products at {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, copies at "
                   f"{rates['copy_bytes'] / 1e9:.0f} GB/s (measured)."]  # fmt: skip
+        lines += [_steps(size, part[size]) for size in SIZES if "refill_seconds" in part.get(size, {})]
         lines += _scaling(part.get("scaling", []))
         lines += _storage(part.get("storage", {}))
     return "\n".join(lines)
@@ -32,6 +33,16 @@ def _scaling(rows: list[Mapping[str, Any]]) -> list[str]:
     threads = f"{rows[0]['threads']} threads" if rows[0]["threads"] > 1 else "1 thread"
     points = ", ".join(f"{row['what']} {row['value']}: {row['seconds']:.3g}" for row in rows)
     return ["", f"Seconds of our sampler with one number changed ({threads}): {points}."]
+
+
+def _steps(size: str, own: Mapping[str, Any]) -> str:
+    line = (
+        f"A training step of size {size}: {_spread(own['training_seconds_between_refills'])} s between refills; a "
+        f"refill, the sampled targets of 8 steps: {own['refill_seconds']:.3f} s"
+    )
+    if "training_seconds_without_graph" in own:
+        line += f"; without a CUDA graph {_spread(own['training_seconds_without_graph'])} s a step"
+    return line + "."
 
 
 def _storage(found: Mapping[str, Any]) -> list[str]:

@@ -33,9 +33,9 @@ def networks() -> tuple[OccupancyTransformer, ValueHead]:
 
 def train(folder: Path, lost_at: int | None = None, batch: int = 16) -> None:
     """Train in ``folder`` to the end, going on from its checkpoint; the first process writes. At ``lost_at`` the last
-    one is gone."""
+    one is gone. Two processes also compute their shares in two parts."""
     config = training(STEPS, n=1)
-    config = replace(config, loop=replace(config.loop, batch_size=batch))
+    config = replace(config, loop=replace(config.loop, batch_size=batch, accumulate=ranks().size))
     after, lines = OccupancyTrainee.after_step, []
 
     def after_step(self: OccupancyTrainee, step: int) -> None:

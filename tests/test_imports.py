@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("data", "quantizers", "occupancy", "values")
-FOUNDATION = {"errors", "checkpoints", "configs", "precision", "policy", "loop", "distributed"}
+FOUNDATION = {"errors", "checkpoints", "configs", "precision", "policy", "loop", "graphs", "distributed"}
 # who may import whom, of the modules and rooms below voc_rl; what is not listed is at the top and may import all
 LINE = [*ROOMS, "model_files", "model", "joint", "training", "plugin", "envs", "agents"]
 FOREIGN = (

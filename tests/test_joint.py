@@ -168,8 +168,8 @@ def test_the_network_is_shown_the_codes_of_the_vocabulary(dataset: Episodes, mon
     asked: list[tuple[np.ndarray, Tensor]] = []
     original = OccupancyTrainee._codes
 
-    def recorded(self: OccupancyTrainee, rows: np.ndarray) -> Tensor:
-        asked.append((rows, original(self, rows)))
+    def recorded(self: OccupancyTrainee, rows: np.ndarray, at: Tensor | None = None) -> Tensor:
+        asked.append((rows, original(self, rows, at)))
         return asked[-1][1]
 
     monkeypatch.setattr(OccupancyTrainee, "_codes", recorded)

@@ -111,13 +111,13 @@ class _PixelTrainee(OccupancyTrainee):
         super().__init__(model, head, vocabulary.dataset, vocabulary.codes, vocabulary.features, config, seed)
         self.vocabulary = vocabulary
 
-    def _codes(self, rows: np.ndarray) -> Tensor:
+    def _codes(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor:
         self.vocabulary.make(rows)
-        return super()._codes(rows)
+        return super()._codes(rows, at)
 
-    def _features(self, rows: np.ndarray) -> Tensor | None:
+    def _features(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor | None:
         self.vocabulary.make(rows)
-        return super()._features(rows)
+        return super()._features(rows, at)
 
 
 class JointSteps:

@@ -7,10 +7,11 @@ the numbers of an uninterrupted one (on one machine, with one thread count).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from tqdm import tqdm
 from voc_rl.checkpoints import load_torch_file, save_training_state
 from voc_rl.distributed import average_gradients, ranks
 from voc_rl.errors import VOCError, check_positive
-from voc_rl.precision import device_of, generator_on
+from voc_rl.graphs import Inputs, StepGraph, add_gradients
+from voc_rl.precision import device_of, generator_on, seeded
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class LoopConfig:
 
     steps: optimiser steps. batch_size: rows per step. learning_rate: its peak, after a linear warm-up over the share
     ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on matrices only. betas: AdamW's. clip:
-    largest norm of a gradient.
+    largest norm of a gradient. accumulate: equal parts in which a batch is computed, one after another: the same
+    gradient (but for dropout, drawn for each part) in about so many times less memory. Of the networks here the
+    occupancy network's batches have parts; the others' losses and codebooks are made from whole ones.
     """
 
     steps: int
@@ -39,9 +43,10 @@ class LoopConfig:
     warmup: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "clip"):
+        for name in ("steps", "batch_size", "learning_rate", "clip", "accumulate"):
             check_positive(getattr(self, name), name)
 
 
@@ -59,6 +64,15 @@ class Trainee(Protocol):
     def after_step(self, step: int) -> None: ...
     def state(self) -> dict[str, Any]: ...
     def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class PreparedTrainee(Trainee, Protocol):
+    """A trainee whose loss is a function of tensors that are made ready before it: it can be computed in parts, and on
+    a GPU as one graph (``voc_rl.graphs``)."""
+
+    def prepare(self, step: int, generator: torch.Generator) -> Inputs: ...
+    def loss_of(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -86,24 +100,61 @@ class Steps(Protocol):
 class Descent:
     """AdamW on a trainee, one step at a time: its schedule, its clipping, and its own randomness per step."""
 
-    def __init__(self, trainee: Trainee, config: LoopConfig, seed: int) -> None:
+    def __init__(self, trainee: Trainee, config: LoopConfig, seed: int, graphs: bool = True) -> None:
+        """``graphs``: a GPU is given loss and gradients as one graph, where the trainee prepares its inputs.
+
+        Raises:
+            VOCError: a batch that cannot be computed in as many equal parts as are asked for.
+        """
         self.trainee, self.config, self.seed = trainee, config, seed
         self.optimizer = make_optimizer(trainee.parameters(), config)
+        self.graphs = graphs and isinstance(trainee, PreparedTrainee) and device_of(trainee).type == "cuda"
+        self._graph: StepGraph[Any] | None = None
+        if config.accumulate > 1:
+            _check_parts(trainee, config)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimiser step, the ``step``-th of ``config.steps``."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * schedule(step, self.config)
         generator = generator_on(device_of(self.trainee), step_seed(self.seed, step))
-        loss, numbers = self.trainee.loss(step, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        numbers = {"loss": loss.detach(), **numbers}
+        self.optimizer.zero_grad(set_to_none=self._graph is None)  # a graph adds to gradients where they are
+        if self.graphs or self.config.accumulate > 1:
+            numbers = self._in_parts(step, generator)
+        else:
+            loss, numbers = self.trainee.loss(step, generator)
+            loss.backward()
+            numbers = {"loss": loss.detach(), **numbers}
         average_gradients(self.trainee.parameters(), numbers.values())
         nn.utils.clip_grad_norm_(self.trainee.parameters(), self.config.clip)
         self.optimizer.step()
         self.trainee.after_step(step)
         return numbers
+
+    def _in_parts(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Gradients of a batch, part by part; the means of the parts' numbers."""
+        assert isinstance(self.trainee, PreparedTrainee)
+        inputs, parts = self.trainee.prepare(step, generator), self.config.accumulate
+        size = len(inputs) // parts
+        with seeded(device_of(self.trainee), step_seed(self.seed, step)):  # dropout knows no generator
+            found = [self._add_gradients(inputs[i * size : (i + 1) * size]) for i in range(parts)]
+        return {name: torch.stack([numbers[name] for numbers in found]).mean(0) for name in found[0]}
+
+    def _add_gradients(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Those of one part, on a GPU by a graph from the first call on; without one where none can be captured."""
+        assert isinstance(self.trainee, PreparedTrainee)
+        scale, loss_of = 1.0 / self.config.accumulate, self.trainee.loss_of
+        if self.graphs and self._graph is None:
+            device = device_of(self.trainee)
+            try:
+                with seeded(device, self.seed):  # what is drawn on the way is drawn again
+                    self._graph = StepGraph(loss_of, self.trainee.parameters(), inputs, scale)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"No CUDA graph of the training step ({reason}); it runs slower without.", stacklevel=2)
+                self.graphs = False
+                self.optimizer.zero_grad()
+        return add_gradients(loss_of, inputs, scale) if self._graph is None else self._graph(inputs)
 
     def state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "trainee": self.trainee.state()}
@@ -184,6 +235,20 @@ def schedule(step: int, config: LoopConfig) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(config.steps - warmup, 1)))
+
+
+def _check_parts(trainee: Trainee, config: LoopConfig) -> None:
+    if not isinstance(trainee, PreparedTrainee):
+        raise VOCError(
+            f"accumulate is {config.accumulate}, but of the networks here only the occupancy network's batches can be "
+            "computed in parts; leave it at 1 for the others."
+        )
+    needed = ranks().size * config.accumulate
+    if config.batch_size % needed:
+        raise VOCError(
+            f"A batch of {config.batch_size} rows cannot be computed in {config.accumulate} equal parts by "
+            f"{ranks().size} process(es); a multiple of {needed} is needed."
+        )
 
 
 def _resume(work: Steps, checkpoints: Checkpoints) -> int:

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from voc_rl.errors import VOCError, check_choice
 
@@ -53,6 +55,12 @@ def device_of(module: Any) -> torch.device:
 def generator_on(device: torch.device, seed: int) -> torch.Generator:
     """Random numbers of a seed, drawn on a device."""
     return torch.Generator(device).manual_seed(seed)
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device. A GPU is not waited for: the copy is made from memory that the system cannot move."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @contextmanager

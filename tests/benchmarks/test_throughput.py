@@ -61,13 +61,21 @@ def test_results_of_two_devices_and_of_parts(tmp_path: Path, monkeypatch: pytest
     first = main(own)
     found = json.loads(path.read_text())
     assert found["cpu"]["tiny"]["sampler_speedup"] == first["cpu"]["tiny"]["sampler_speedup"] > 0
-    for key in ("training_speedup", "sampler_roofline", "peak_memory_bytes", "threads", "sampler_flops"):
+    for key in (
+        "training_speedup",
+        "sampler_roofline",
+        "peak_memory_bytes",
+        "threads",
+        "sampler_flops",
+        "refill_seconds",
+    ):
         assert found["cpu"]["tiny"][key] > 0
     path.write_text(json.dumps({**found, "cuda": {**found["cpu"], "device": "a card"}}))
     again = main(Args(scale="smoke", device="cpu", sizes=("tiny",), parts=("scaling",), threads=1, out=tmp_path))
     assert again["cpu"]["tiny"] == found["cpu"]["tiny"]  # left as it was
     assert again["cuda"]["device"] == "a card"
     text = table(again)
+    assert "A training step of size tiny: " in text
     assert "| a card | tiny | 1 | 2 x 3 |" in text
     assert "Seconds of our sampler with one number changed (1 thread): samples 2: " in text
     assert (tmp_path / "throughput.png").stat().st_size > 5000

@@ -152,3 +152,55 @@ def test_training_goes_down_and_resumes(tmp_path: object) -> None:
     descent.load_state(state)
     again = [float(descent.step(step)["loss"]) for step in range(20, 30)]
     np.testing.assert_allclose(again, losses[20:30], rtol=2e-2)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_as_a_graph_trains_as_the_step_itself(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, past refills and a refresh of the slow values; the graph was really captured."""
+    off = torch.autocast("cuda", enabled=False)
+    monkeypatch.setattr("voc_rl.occupancy.training.autocast", lambda device: off)
+    made = []
+    for graphs in (True, False):
+        first = trainee(CUDA)
+        loop = LoopConfig(steps=60, batch_size=64, accumulate=parts)
+        config = OccupancyTraining(gamma=0.9, n=1, refill=2, loop=loop)
+        own = OccupancyTrainee(first.model, first.head, first.dataset, first.codes, first.features, config, 0)
+        made.append(Descent(own, loop, 0, graphs=graphs))
+    for step in range(60):
+        found, expected = ({k: float(v) for k, v in descent.step(step).items()} for descent in made)
+        assert found == pytest.approx(expected, rel=2e-2 if step > 30 else 1e-3)  # sums in another order
+    assert made[0]._graph is not None
+    assert made[1]._graph is None
+    state = deepcopy(made[0].state())
+    here = {k: float(v) for k, v in made[0].step(58).items()}
+    made[0].load_state(state)  # weights are put back where they are, so the graph still sees them
+    assert {k: float(v) for k, v in made[0].step(58).items()} == pytest.approx(here, rel=1e-3)
+
+
+def test_dropout_in_a_graph_is_drawn_anew_at_each_step() -> None:
+    first = trainee(CUDA)
+    model = OccupancyTransformer(OccupancyConfig(4, 2, n_layer=2, n_head=2, width=16, dropout=0.5)).to(CUDA)
+    loop = LoopConfig(steps=10, batch_size=64, learning_rate=1e-9)
+    own = OccupancyTrainee(model, None, first.dataset, first.codes, None, OccupancyTraining(gamma=0.0, loop=loop), 0)
+    descent = Descent(own, loop, 0)
+    losses = [float(descent.step(step)["loss"]) for step in (0, 1, 2, 0)]
+    assert descent._graph is not None
+    assert len(set(losses[:3])) == 3
+    assert losses[3] == pytest.approx(losses[0], rel=1e-3)  # and alike at the same step
+    eager = Descent(own, loop, 0, graphs=False)
+    assert float(eager.step(0)["loss"]) == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_between_refills_the_gpu_is_not_waited_for() -> None:
+    for graphs in (True, False):
+        first = trainee(CUDA)
+        config = OccupancyTraining(gamma=0.9, n=1, refill=8, loop=LoopConfig(steps=60, batch_size=64))
+        own = OccupancyTrainee(first.model, first.head, first.dataset, first.codes, first.features, config, 0)
+        descent = Descent(own, config.loop, 0, graphs=graphs)
+        descent.step(0)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in range(1, 8):
+                descent.step(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from test_sampling import CODES, TOKENS, generator, network
 
 from voc_rl.occupancy import uniforms
 from voc_rl.occupancy.contexts import Cache
-from voc_rl.occupancy.decoding import Decoder, TorchKernels, kept_decoder
+from voc_rl.occupancy.decoding import KEPT, Decoder, TorchKernels, fitting, kept_decoder, room
 from voc_rl.occupancy.sampling import sample_plainly
 
 
@@ -49,10 +50,22 @@ def test_the_same_hidden_numbers_as_the_networks_own() -> None:
 def test_decoders_are_kept_and_shared_by_nearly_equal_numbers_of_states() -> None:
     model = network()
     one = kept_decoder(model, 201, 1, torch.float32)
-    assert kept_decoder(model, 208, 1, torch.float32) is one
-    assert one.states == 208
-    assert kept_decoder(model, 193, 1, torch.float32).states == 208
-    assert [kept_decoder(network(), n, 1, torch.float32).states for n in (1, 7, 8, 17, 33)] == [1, 7, 8, 18, 36]
+    assert kept_decoder(model, 256, 1, torch.float32) is one
+    assert one.states == 256
+    assert [room(states, 1) for states in (1, 7, 8, 17, 33, 512)] == [1, 8, 8, 32, 64, 512]
+    assert [room(states, 10) for states in (32, 33, 60, 64, 65)] == [32, 36, 60, 64, 72]  # many: an eighth at most
+    for samples in (1, 10, 700):
+        for most in (1, 5, 63, 64, 300, 1000):
+            states = fitting(most, samples)
+            assert room(states, samples) <= most
+            assert all(room(more, samples) > most for more in range(states + 1, most + 1))
+
+
+def test_the_targets_of_training_share_few_decoders() -> None:
+    """What is drawn at a refill varies; made anew each time, decoders would cost more than what they do."""
+    rng = np.random.default_rng(0)
+    for rows, share in ((256, 0.8), (2048, 0.02), (1024, 0.8)):
+        assert len({room(int(count), 1) for count in rng.binomial(rows, share, size=200)}) <= KEPT
 
 
 INTERPRETED = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from chains import episodes_of
 
 from voc_rl.loop import LoopConfig, optimise
 from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
-from voc_rl.occupancy.batches import Batch
+from voc_rl.occupancy.batches import Batch, StepInputs
 from voc_rl.occupancy.training import OccupancyTrainee
 
 
@@ -75,9 +77,14 @@ def test_the_loss_weighs_episodes_and_bootstraps_by_hand() -> None:
         head.weight_3.normal_()
         context = torch.randn(3, 8)
         rows = np.array([0, 1, 4])
-        batch = Batch(rows, codes[rows][:, None], Condition())
-        found = trainee._head_loss(batch, context, None)
-        assert trainee._head_loss(batch, context, None, torch.ones(len(rows), dtype=torch.bool)) == 0  # nothing shown
+        at = torch.from_numpy(rows)
+        batch = Batch(rows, at, codes[at][:, None], Condition())
+        shown = torch.ones(len(rows), dtype=torch.bool)
+        inputs = StepInputs(codes[at], batch.futures, shown, Condition())
+        goals, weights = trainee._head_goals(batch, None)
+        found = trainee._head_loss(replace(inputs, goals=goals, weights=weights), context)
+        goals, weights = trainee._head_goals(batch, shown)  # here: where nothing is shown
+        assert trainee._head_loss(replace(inputs, goals=goals, weights=weights), context) == 0
         # row 0: two steps, then the value of row 2; row 1: two steps to the termination; row 4: two steps to the cut
         goals = torch.stack([
             0.5 * (1 + 0.5 * 2) + 0.25 * trainee.values[2],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,52 @@ NULL_SHARE = 0.1  # of a batch that is shown no context, where the network learn
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts and targets of one step: rows int64 (B,), futures int64 (B, M, n_tokens), and whose futures they are."""
+    """Contexts and targets of one step: rows int64 (B,), on the host and where the network is (``at``), futures int64
+    (B, M, n_tokens), and whose futures they are."""
 
     rows: np.ndarray
+    at: Tensor
     futures: Tensor
     condition: Condition
 
-    def __getitem__(self, some: slice) -> Batch:
-        return Batch(self.rows[some], self.futures[some], self.condition[some])
+
+@dataclass(frozen=True)
+class StepInputs:
+    """All that the loss of a step depends on, beside weights.
+
+    codes int64 (B, n_tokens), the contexts; features float32 (B, F); shown bool (B,), where features are shown; nothing
+    bool (B,), where no context is; futures int64 (B, M, n_tokens); goals float32 (B, members or 1) of the value head,
+    in reward units, and weights float32 (B, members) of its members' errors.
+    """
+
+    codes: Tensor
+    futures: Tensor
+    shown: Tensor
+    condition: Condition
+    features: Tensor | None = None
+    nothing: Tensor | None = None
+    goals: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, some: slice) -> StepInputs:
+        return self._each(lambda part: part[some])
+
+    def tensors(self) -> list[Tensor]:
+        """Those that there are, in a fixed order."""
+        parts = [vars(self)[own.name] for own in fields(self)]
+        own, condition = (part for part in parts if isinstance(part, Tensor)), vars(self.condition).values()
+        return [*own, *(part for part in condition if part is not None)]
+
+    def copy(self) -> StepInputs:
+        return self._each(Tensor.clone)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
+        parts = {name: change(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        condition = {name: change(part) for name, part in vars(self.condition).items() if part is not None}
+        return replace(self, condition=Condition(**condition), **parts)
 
 
 def arrived_rows(dataset: Episodes) -> Tensor:

@@ -230,23 +230,38 @@ class TorchKernels(Kernels):
 
 # the last decoders of each network on a GPU: they hold a graph
 _DECODERS: WeakKeyDictionary[OccupancyTransformer, dict[tuple[int, int, torch.dtype], Decoder]] = WeakKeyDictionary()
-KEPT = 2
+KEPT, FEW = 2, 512
 
 
 def decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
-    """A decoder for at least ``states`` contexts; on a GPU a kept one where there is one.
-
-    States are then rounded up by at most an eighth, so that numbers of states that are nearly alike share one.
-    """
+    """A decoder for at least ``states`` contexts; on a GPU a kept one where there is one (``room``)."""
     if not model.codes.weight.is_cuda:
         return Decoder(model, states, samples, dtype, TorchKernels())
     return kept_decoder(model, states, samples, dtype)
 
 
+def room(states: int, samples: int) -> int:
+    """How many contexts a decoder for ``states`` of them has room for, so that numbers that are nearly alike share one.
+
+    Where futures are few (``FEW``), more of them cost a GPU nothing: the next power of two. Training draws another
+    number of targets at each refill, and making a decoder and its graph takes longer than using it. Where they are
+    many, at most an eighth more.
+    """
+    above = 2 ** (states - 1).bit_length()
+    if above * samples <= FEW:
+        return above
+    step = max(2 ** (states.bit_length() - 1) // 8, 1)
+    return math.ceil(states / step) * step
+
+
+def fitting(most: int, samples: int) -> int:
+    """The largest number of contexts whose decoder has ``room`` for at most ``most``."""
+    return next(states for states in range(most, 0, -1) if room(states, samples) <= most)
+
+
 def kept_decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
     """The decoder that is kept for such a number of states, or a new one that is kept from now on."""
-    step = max(2 ** (states.bit_length() - 1) // 8, 1)
-    key = (math.ceil(states / step) * step, samples, dtype)
+    key = (room(states, samples), samples, dtype)
     kept = _DECODERS.setdefault(model, {})
     if key not in kept:
         while len(kept) >= KEPT:

@@ -100,8 +100,8 @@ class PolicyTrainee(OccupancyTrainee):
             return Condition(policy=policy if model.policies else None)
         return Condition(action, shown, policy if model.policies else None)
 
-    def _head_goal(self, batch: Batch) -> Tensor:
-        rows = self._on_device(batch.rows)
+    def _goals(self, batch: Batch) -> Tensor:
+        rows = batch.at
         policy = batch.condition.policy
         policy = torch.zeros_like(rows) if policy is None else policy
         goal = self.own[policy, rows]

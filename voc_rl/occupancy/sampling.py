@@ -9,7 +9,7 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.contexts import Cache, Condition, OccupancyConfig, Prefix
-from voc_rl.occupancy.decoding import decoder, sample_codes
+from voc_rl.occupancy.decoding import decoder, fitting, sample_codes
 from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import device_of
 
@@ -75,13 +75,15 @@ def states_at_once(model: OccupancyTransformer, states: int, samples: int) -> in
     """
     if not isinstance(model, OccupancyTransformer):
         return max(states, 1)
-    memory, one = model.memory or default_memory(device_of(model)), bytes_of_state(model.config, samples)
+    device, one = device_of(model), bytes_of_state(model.config, samples)
+    memory = model.memory or default_memory(device)
     if memory < one:
         raise VOCError(
             f"The budget of {memory / 1e6:.0f} MB for sampling is too small for one state with {samples} samples, "
             f"which takes {one / 1e6:.0f} MB; raise it, or draw fewer samples."
         )
-    parts = -(-states // (memory // one))
+    most = memory // one
+    parts = -(-states // (fitting(most, samples) if device.type == "cuda" else most))
     return -(-states // max(parts, 1)) or 1
 
 

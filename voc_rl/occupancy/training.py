@@ -19,13 +19,13 @@ from voc_rl.data import Episodes
 from voc_rl.distributed import gather, ranks
 from voc_rl.errors import VOCError, check_gamma
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
-from voc_rl.occupancy.batches import Batch, arrived_rows, without_context
+from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.sampling import sample_futures, uniforms
 from voc_rl.occupancy.targets import default_n, draw_targets, n_step_returns
 from voc_rl.occupancy.transformer import OccupancyTransformer
-from voc_rl.precision import autocast, device_of, generator_on, seeded
+from voc_rl.precision import autocast, device_of, generator_on, on_device, seeded
 
 ROWS_AT_ONCE = 2048
 
@@ -91,7 +91,6 @@ class OccupancyTrainee:
                 head.fit_features(self.features)
         self.n = config.n or default_n(config.gamma)
         self.ema = config.ema if config.ema is not None else 1.0 - min(max(20.0 / config.loop.steps, 1e-3), 1.0)
-        self.returns = n_step_returns(dataset, config.gamma, self.n)
         # a row at which the episode terminated is a context too: nothing but END follows it
         self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
         if len(self.contexts) == 0:
@@ -102,6 +101,10 @@ class OccupancyTrainee:
         if head is not None:
             # mean reward: the value of a constant reward, in reward units
             head.set_bias(float(dataset.reward[dataset.step_type > 0].mean()))
+            returns = n_step_returns(dataset, config.gamma, self.n)
+            self.refreshed = np.unique(returns.bootstrap)
+            parts = (dataset.episode, returns.bootstrap, returns.partial, returns.weight)
+            self.episode, self.later, self.partial, self.later_weight = map(self._on_device, parts)
             weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
             self.weights = weights.to(self.device)
             self.values = torch.full((len(dataset), head.members), float(head.bias_value), device=self.device)
@@ -111,7 +114,8 @@ class OccupancyTrainee:
     def parameters(self) -> list[nn.Parameter]:
         return [*self.model.parameters(), *(self.head.parameters() if self.head else [])]
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def prepare(self, step: int, generator: torch.Generator) -> StepInputs:
+        """This process's share of the batch of a step. Between two refills a GPU is not waited for, nor copied to."""
         self.model.train()
         if step % self.config.refill == 0:
             self._refill(step)
@@ -119,26 +123,36 @@ class OccupancyTrainee:
                 self._refresh_values()
         batch = self.stock[step % self.config.refill]
         drawn = torch.rand(len(batch.rows), generator=generator, device=generator.device).to(self.device)
-        shown = drawn >= self.config.feature_dropout
-        own = ranks().equal_share(len(batch.rows))  # random numbers are drawn for the whole batch by every process
-        with seeded(self.device, step_seed(self.seed, step)), autocast(self.device):  # dropout knows no generator
-            features = self._noisy(self._features(batch.rows), generator)
-            nothing, futures = None, batch.futures
-            if self.model.config.null_context:
-                nothing, futures = without_context(futures, self.codes, self.arrived, generator)
-            batch, shown, futures = batch[own], shown[own], futures[own]
-            features, nothing = (None if part is None else part[own] for part in (features, nothing))
-            prefix = self.model.prefix(self._codes(batch.rows), features, shown, batch.condition, nothing)
-            logits = self.model.future_logits(prefix, futures)
-            loss = F.cross_entropy(logits.float().flatten(0, 2), futures.flatten())
+        features = self._noisy(self._features(batch.rows, batch.at), generator)
+        nothing, futures = None, batch.futures
+        if self.model.config.null_context:
+            nothing, futures = without_context(futures, self.codes, self.arrived, generator)
+        inputs = StepInputs(
+            self._codes(batch.rows, batch.at), futures, drawn >= self.config.feature_dropout, batch.condition,
+            features, nothing, *(self._head_goals(batch, nothing) if self.head is not None else ()),
+        )  # fmt: skip
+        return inputs[ranks().equal_share(len(inputs))]  # every process draws random numbers for the whole batch
+
+    def loss_of(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of prepared inputs, and its parts; depends on nothing else but weights (and dropout)."""
+        with autocast(self.device):
+            shown, nothing = inputs.shown, inputs.nothing
+            prefix = self.model.prefix(inputs.codes, inputs.features, shown, inputs.condition, nothing)
+            logits = self.model.future_logits(prefix, inputs.futures)
+            loss = F.cross_entropy(logits.float().flatten(0, 2), inputs.futures.flatten())
             numbers = {"cross_entropy": loss.detach()}
             if self.config.context_loss:
-                loss = self._loss_of_all(self._codes(batch.rows), loss)
+                loss = self._loss_of_all(inputs.codes, loss)
             if self.head is not None:
-                head_loss = self._head_loss(batch, prefix.last, features, nothing)
+                head_loss = self._head_loss(inputs, prefix.last)
                 numbers["head"] = head_loss.detach()
                 loss = loss + self.config.head_weight * head_loss
         return loss, numbers
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        inputs = self.prepare(step, generator)
+        with seeded(self.device, step_seed(self.seed, step)):  # dropout knows no generator
+            return self.loss_of(inputs)
 
     def _loss_of_all(self, context: Tensor, future_loss: Tensor) -> Tensor:
         """Mean cross-entropy of the n codes of a future and of the n - 1 codes that follow another in the context."""
@@ -154,22 +168,23 @@ class OccupancyTrainee:
         noise = torch.randn(features.shape, generator=generator, device=generator.device).to(self.device)
         return features + self.config.feature_noise * (noise * self.model.feature_std)
 
-    def _head_loss(
-        self, batch: Batch, context: Tensor, features: Tensor | None, nothing: Tensor | None = None
-    ) -> Tensor:
+    def _head_loss(self, inputs: StepInputs, context: Tensor) -> Tensor:
         assert self.head is not None
-        weight = self.weights[self._on_device(self.dataset.episode[batch.rows])]
-        if nothing is not None:
-            weight = weight * ~nothing[:, None]
-        error = (self.head(context, features).float() - self._head_goal(batch)) / self.head.spread
-        return (error.square() * weight).mean()
+        assert inputs.goals is not None
+        assert inputs.weights is not None
+        error = (self.head(context, inputs.features).float() - inputs.goals) / self.head.spread
+        return (error.square() * inputs.weights).mean()
 
-    def _head_goal(self, batch: Batch) -> Tensor:
+    def _head_goals(self, batch: Batch, nothing: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the head learns, float (B, members or 1), in reward units, and weights float (B, members)."""
+        weights = self.weights[self.episode[batch.at]]
+        return self._goals(batch), weights if nothing is None else weights * ~nothing[:, None]
+
+    def _goals(self, batch: Batch) -> Tensor:
         """n-step returns times 1 - gamma, float (B, members), in reward units."""
-        rows, returns = batch.rows, self.returns
-        later = self.values[self._on_device(returns.bootstrap[rows])]
-        partial = self._on_device(returns.partial[rows])[:, None] * (1.0 - self.config.gamma)
-        return partial + self._on_device(returns.weight[rows])[:, None] * later
+        later = self.values[self.later[batch.at]]
+        partial = self.partial[batch.at, None] * (1.0 - self.config.gamma)
+        return partial + self.later_weight[batch.at, None] * later
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -222,27 +237,30 @@ class OccupancyTrainee:
         """Stock the batches of the next ``refill`` steps."""
         count = self.config.loop.batch_size
         parts = [slice(i * count, (i + 1) * count) for i in range(self.config.refill)]
-        self.stock = [Batch(rows[p], futures[p], condition[p] if condition else Condition()) for p in parts]
+        at, condition = self._on_device(rows), condition or Condition()
+        self.stock = [Batch(rows[p], at[p], futures[p], condition[p]) for p in parts]
 
     @torch.no_grad()
     def _refresh_values(self) -> None:
         """Value of every row under the slow networks: where the n-step returns continue."""
         assert self.target_head is not None
-        needed = np.unique(self.returns.bootstrap)
-        for first in range(0, len(needed), ROWS_AT_ONCE):
-            rows = needed[first : first + ROWS_AT_ONCE]
+        for first in range(0, len(self.refreshed), ROWS_AT_ONCE):
+            rows = self.refreshed[first : first + ROWS_AT_ONCE]
             with autocast(self.device):
                 context = self.target.prefix(self._codes(rows), self._features(rows)).last
                 self.values[self._on_device(rows)] = self.target_head(context, self._features(rows)).float()
 
-    def _codes(self, rows: np.ndarray) -> Tensor:
-        return self.codes[self._on_device(rows)].long()
+    def _codes(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor:
+        """Codes int64 of ``rows``; ``at``: the same rows where the network is, if they are there already."""
+        return self.codes[self._on_device(rows) if at is None else at].long()
 
-    def _features(self, rows: np.ndarray) -> Tensor | None:
-        return None if self.features is None else self.features[self._on_device(rows)].float()
+    def _features(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor | None:
+        if self.features is None:
+            return None
+        return self.features[self._on_device(rows) if at is None else at].float()
 
     def _on_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return on_device(array, self.device)
 
     def _places(self, where: np.ndarray) -> tuple[Tensor, ...]:
         """Indices of the places where bool ``where`` is true; found here, so that no GPU is waited for."""
@@ -268,10 +286,11 @@ class OccupancyTrainee:
             if module is not None:
                 module.load_state_dict(state[name])
         self.values = state["values"].to(self.device)
-        self.stock = [
-            Batch(b["rows"].numpy(), b["futures"].to(self.device), Condition(**b["condition"]).to(self.device))
-            for b in state["stock"]
-        ]
+        self.stock = []
+        for kept in state["stock"]:
+            condition = Condition(**kept["condition"]).to(self.device)
+            rows, futures = kept["rows"], kept["futures"].to(self.device)
+            self.stock.append(Batch(rows.numpy(), rows.to(self.device), futures, condition))
 
 
 def train_occupancy(
