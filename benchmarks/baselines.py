@@ -22,7 +22,7 @@ from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig, StepLog, make_optimizer, schedule, step_seed
 from voc_rl.occupancy.targets import n_step_returns
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, device_of, on_device
 from voc_rl.runs import cpu_seconds
 from voc_rl.values import discounted_returns
 
@@ -78,10 +78,13 @@ def train_critic(
     budget: Budget,
     seed: int = 0,
     *,
+    device: torch.device | None = None,
     log: StepLog | None = None,
     progress: bool = False,
 ) -> Critic:
     """Train the baseline ``mc`` or ``td`` (with ``n`` real steps per target) on the episodes of ``dataset``.
+
+    ``device``: where; None is the CPU.
 
     Raises:
         VOCError: no training or validation state has a known return.
@@ -93,7 +96,7 @@ def train_critic(
     checked = np.flatnonzero(known)[::4]
     if not len(checked) or not len(goals.rows):
         raise VOCError(f"No state has a known return at gamma {gamma}; longer or more episodes are needed for {kind}.")
-    network = _fresh(dataset, goals, seed)
+    network = _fresh(dataset, goals, seed).to(device or torch.device("cpu"))
     slow = copy.deepcopy(network).requires_grad_(False)
     best, best_error = slow, np.inf
     for step in _steps(kind, budget, network, slow, training, goals, seed, log, progress):
@@ -147,7 +150,7 @@ def _steps(
 ) -> Iterator[int]:
     """Optimise; yields the step at the end of every period."""
     config = LoopConfig(steps=1000, batch_size=BATCH, learning_rate=LEARNING_RATE)
-    optimizer = make_optimizer(list(network.parameters()), config)
+    optimizer, device = make_optimizer(list(network.parameters()), config), device_of(network)
     started, step, share, reported = cpu_seconds(), 0, 0.0, 0
     with tqdm(total=100, desc=kind, unit="%", disable=not progress, mininterval=1.0) as bar:
         while share < 1.0:
@@ -155,8 +158,8 @@ def _steps(
                 group["lr"] = LEARNING_RATE * schedule(int(share * config.steps), config)
             rng = np.random.default_rng([seed, step, 13])
             rows = goals.rows[rng.integers(len(goals.rows), size=BATCH)]
-            obs = _shifted(torch.from_numpy(dataset.observations(rows)), rng)
-            loss = F.mse_loss(network(obs), goals(rows)) / goals.spread**2
+            obs = _shifted(on_device(dataset.observations(rows), device), rng)
+            loss = F.mse_loss(network(obs), goals(rows).to(device)) / goals.spread**2
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -191,5 +194,6 @@ def _shifted(obs: Tensor, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def _predict(network: ConvolutionalCritic, dataset: Episodes, rows: np.ndarray) -> np.ndarray:
-    parts = [network(torch.from_numpy(dataset.observations(rows[i : i + 128]))) for i in range(0, len(rows), 128)]
-    return torch.cat(parts).double().numpy()
+    device, parts = device_of(network), [rows[i : i + 128] for i in range(0, len(rows), 128)]
+    values = [network(on_device(dataset.observations(part), device)) for part in parts]
+    return torch.cat(values).cpu().double().numpy()

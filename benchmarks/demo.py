@@ -25,6 +25,7 @@ from voc_rl.envs import collect
 from voc_rl.errors import VOCError, check_choice, check_positive
 from voc_rl.occupancy import default_n
 from voc_rl.pipeline import Pipeline, Say
+from voc_rl.precision import device_name
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.training import VOCConfig
 from voc_rl.values import ValueEstimate, scores
@@ -65,16 +66,18 @@ def run_demo(
     out: Path,
     *,
     processes: int = 2,
+    device: torch.device | None = None,
     force: bool = False,
     progress: bool = True,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Run or resume the demo in the folder ``out``; returns what metrics.json holds."""
-    started = time.perf_counter()
-    with RunFolder(out) as run:
+    """Run or resume the demo in the folder ``out``; returns what metrics.json holds. ``device``: None is the CPU."""
+    started, device = time.perf_counter(), device or torch.device("cpu")
+    with RunFolder(out, device_name(device)) as run:
         data = _collect(run, config, processes, force, progress, say)
         stages = ("quantizer", "tokenize", "train", "evaluate", "mc", "td", "one_step", "report")
-        pipeline = Pipeline(run, data, config.voc, say=say, progress=progress, force=frozenset(stages if force else ()))
+        anew = frozenset(stages if force else ())
+        pipeline = Pipeline(run, data, config.voc, say=say, progress=progress, force=anew, device=device)
         pipeline.test_states(config.max_states)  # before training: bad input is refused at once
         pipeline.constant_value()
         pipeline.train()
@@ -145,8 +148,9 @@ def _critic(pipeline: Pipeline, config: DemoConfig, rows: np.ndarray, kind: Any)
     gamma = config.voc.occupancy.gamma
     n = config.voc.occupancy.n or default_n(gamma)
     critic = train_critic(
-        kind, pipeline.training, gamma, n, budget, config.voc.seed, log=pipeline.run.log, progress=pipeline.progress
-    )
+        kind, pipeline.training, gamma, n, budget, config.voc.seed,
+        device=pipeline.device, log=pipeline.run.log, progress=pipeline.progress,
+    )  # fmt: skip
     return _without_interval(critic.values(pipeline.test, rows))
 
 

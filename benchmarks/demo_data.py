@@ -43,7 +43,7 @@ def report_data(
     pictures = rng.choice(len(test), size=min(PICTURES, len(test)), replace=False)
     originals, decoded = (
         test.observations(pictures),
-        voc.quantizer.decode(codes[pictures].long()).detach().numpy(),
+        voc.quantizer.decode(codes[pictures].long().to(voc.device)).detach().cpu().numpy(),
     )
     squared = float(np.mean((originals.astype(float) - decoded) ** 2))
     shown = {**metrics, "quantizer": {**metrics["quantizer"], "psnr": 10 * np.log10(255**2 / max(squared, 1e-9))},
@@ -99,6 +99,6 @@ def _futures(
         real.append(test.frames(contexts[:, None] + np.sort(k, 1)))
         drawn = voc.futures_of_codes(codes[contexts], features[contexts], FUTURES, gamma, generator)
         drawn = drawn.clamp(max=voc.quantizer.codebook_size - 1).flatten(0, 1)
-        pictures = voc.quantizer.decode(drawn).detach().numpy()[:, -3:]
+        pictures = voc.quantizer.decode(drawn).detach().cpu().numpy()[:, -3:]
         sampled.append(pictures.reshape(len(contexts), FUTURES, *pictures.shape[1:]))
     return contexts, np.stack(real, 1), np.stack(sampled, 1)

@@ -40,7 +40,15 @@ def train_one_step(
     )
     network, _ = fresh_networks(voc.quantizer, config, voc.occupancy.config.ends)
     model, _ = train_occupancy(
-        network, None, dataset, *tokens, training, config.seed, stage="one_step", log=log, progress=progress
+        network.to(voc.device),
+        None,
+        dataset,
+        *tokens,
+        training,
+        config.seed,
+        stage="one_step",
+        log=log,
+        progress=progress,
     )
     return model
 
@@ -60,6 +68,7 @@ def roll_out(
     """
     steps = horizon(voc.gamma)
     count = max(token_budget // steps, 2)
+    codes, features = codes.to(voc.device), features.to(voc.device)
     with autocast(voc.device):
         state = sample_futures(model, codes.long(), features, count, generator).flatten(0, 1)
         total = np.zeros(len(state))

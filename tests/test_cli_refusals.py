@@ -71,6 +71,7 @@ def test_bad_demos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "at least 3" in refused(capsys, "demo", "--episodes", 2, "--out", out)
     assert "seed is -1" in refused(capsys, "demo", "--seed", -1, "--out", out)
     assert "threads is 0" in refused(capsys, "demo", "--threads", 0, "--out", out)
+    assert "Unknown device 'tpu'; accepted: auto, cpu, cuda" in refused(capsys, "demo", "--device", "tpu", "--out", out)
     assert not out.exists()
 
 

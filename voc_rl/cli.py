@@ -30,6 +30,8 @@ class Demo:
     """Threads for the arithmetic; default: the cores that are free now, at most 4."""
     processes: int = 2
     """Processes that collect."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU where there is one."""
     episodes: int = 80
     episode_steps: int = 250
     force: bool = False
@@ -37,13 +39,15 @@ class Demo:
 
     def run(self) -> None:
         from voc_rl.benchmarks.demo import DemoConfig, run_demo
+        from voc_rl.precision import choose_device
         from voc_rl.sizes import sized
 
         check_seed(self.seed)
         voc = replace(sized("tiny", self.quantizer), seed=self.seed)
         config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps, voc=voc)
+        device = choose_device(self.device)
         prepare(self.threads)
-        run_demo(config, self.out, processes=self.processes, force=self.force)
+        run_demo(config, self.out, processes=self.processes, device=device, force=self.force)
 
 
 @dataclass(frozen=True)
