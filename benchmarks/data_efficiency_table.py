@@ -79,6 +79,8 @@ def table(found: Mapping[str, Any]) -> str:
 
 def save_plot(path: Path, found: Mapping[str, Any]) -> None:
     """MAE against episodes, a panel per task, both axes logarithmic."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     figure = new_figure(4.2, LIGHT)
     panels = figure.subplots(1, len(found["tasks"]), squeeze=False)[0]
     for axes, (task, entry) in zip(panels, found["tasks"].items(), strict=True):
@@ -93,6 +95,8 @@ def save_plot(path: Path, found: Mapping[str, Any]) -> None:
         axes.set_yscale("log")
         counts = sorted({row["episodes"] for rows in entry["methods"].values() for row in rows})
         axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # errors often lie within one decade
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.minorticks_off()
         axes.set_xlabel("episodes")
         axes.set_title(task, color=LIGHT.text, fontsize=11, fontweight="bold", loc="left")

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
 
 from voc_rl.benchmarks import data_efficiency, rewards
 from voc_rl.benchmarks.data_efficiency import DataEfficiency
+from voc_rl.benchmarks.data_efficiency_table import COLOURS, ORDER
 from voc_rl.benchmarks.ope import METHODS, OPE
 from voc_rl.benchmarks.ope_protocol import DEVELOPMENT, LOGGED, MIXED, UNSEEN, development_policies, target_policies
 from voc_rl.benchmarks.reward_functions import REWARDS
@@ -113,7 +116,10 @@ def test_shares_of_the_data_are_nested_and_value_the_same_states(shared: Path, t
         assert all(0 < row["mae"] < 0.5 for row in scored)
     truth = np.array(list(whole.true_j(0.8).values())[-24:])  # the test policies come last
     assert entry["constant_mae"] == pytest.approx(np.abs(truth - np.median(truth)).mean())
-    assert (tmp_path / "results/data_efficiency.png").stat().st_size > 10_000
+    picture = np.asarray(Image.open(tmp_path / "results/data_efficiency.png").convert("RGB"), float)
+    for method, colour in zip(ORDER, COLOURS, strict=True):
+        drawn = (np.abs(picture - 255 * np.array(to_rgb(colour))).max(-1) < 8).sum()
+        assert (drawn > 500) == (method in entry["methods"]), method
 
 
 def test_other_words_are_refused(tmp_path: Path) -> None:
