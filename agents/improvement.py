@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.agents.action_values import ActionValues, train_action_voc
+from voc_rl.agents.networks import ConvEncoder
 from voc_rl.agents.objectives import Cloning, advantage_weights
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes
@@ -56,9 +57,13 @@ def action_weights(
 
 
 def weighted_clone(
-    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None, seed: int = 0
-) -> OfflineAgent:
+    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None, seed: int = 0,
+    encoder: ConvEncoder | None = None,
+) -> OfflineAgent:  # fmt: skip
     """Advantage-weighted regression (Peng et al. 2019) with the advantages of ``voc``, which has an action input.
+
+    Args:
+        encoder: the convolutions of another agent, through which this one is to see (``inputs="frames"``).
 
     Raises:
         VOCError: as ``action_weights``.
@@ -66,7 +71,8 @@ def weighted_clone(
     config = config or ImprovementConfig()
     weights = action_weights(voc, dataset, tokens, config.temperature)
     size = dataset.action.shape[1]
-    agent = OfflineAgent(dataset.observation_shape, size, config.agent, voc.quantizer, seed, name="voc_awr")
+    shape = dataset.observation_shape
+    agent = OfflineAgent(shape, size, config.agent, voc.quantizer, seed, name="voc_awr", encoder=encoder)
     return agent.learn(dataset, partial(Cloning, weights=weights), tokens)
 
 

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from voc_rl.precision import autocast
 from voc_rl.quantizers import Quantizer
 
 LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
@@ -72,12 +73,20 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(),
             nn.Flatten(),
         )  # fmt: skip
+        self.convolutions.to(memory_format=torch.channels_last)  # twice as fast on CPUs with bfloat16
         with torch.no_grad():
             flat = self.convolutions(torch.zeros(1, *shape)).shape[1]
         self.trunk = nn.Sequential(nn.Linear(flat, self.width), nn.LayerNorm(self.width), nn.Tanh())
 
+    @property
+    def learns(self) -> bool:
+        """Whether it is trained with the agent that has it."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
     def forward(self, obs: Tensor) -> Tensor:
-        return self.trunk(self.convolutions(obs.float() / 255 - 0.5))
+        with autocast(obs.device):
+            scaled = (obs.float() / 255 - 0.5).contiguous(memory_format=torch.channels_last)
+            return self.trunk(self.convolutions(scaled)).float()
 
 
 class Actor(nn.Module):

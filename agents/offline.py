@@ -1,7 +1,7 @@
 """Offline agents with Stable-Baselines3's manners: ``learn``, ``predict``, ``save``, ``load``.
 
-An agent is an encoder of frames (frozen features, code vectors, or convolutions that learn), an actor, and an objective
-(``voc_rl.agents.objectives``). All are trained by the library's one loop.
+An agent is an encoder of frames (frozen features, code vectors, or convolutions, its own or another agent's), an actor,
+and an objective (``voc_rl.agents.objectives``). All are trained by the library's one loop.
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ class OfflineAgent(Drawing):
     Args:
         observation_shape: (3K, H, W). action_size: of actions in [-1, 1]. quantizer: whose features it sees; not
             needed for ``inputs="frames"``. device: where it is; None: where the quantizer is, or the CPU.
+        encoder: for ``inputs="frames"``, the convolutions that another agent learned; they stay as they are, so that
+            learning on them takes seconds.
 
     Raises:
-        VOCError: no quantizer where one is needed.
+        VOCError: no quantizer where one is needed, or convolutions where none are asked.
     """
 
     observation: Literal["state", "pixels"] = "pixels"
@@ -76,15 +78,20 @@ class OfflineAgent(Drawing):
         seed: int = 0,
         device: torch.device | None = None,
         name: str = "",
+        encoder: ConvEncoder | None = None,
     ) -> None:
         self.config = config or AgentConfig()
         self.observation_shape, self.action_size, self.seed, self.name = observation_shape, action_size, seed, name
         self._rng = np.random.default_rng([seed, 71])
+        if self.config.inputs != "frames" and encoder is not None:
+            raise VOCError(f"inputs={self.config.inputs!r} does not see through convolutions; use inputs='frames'.")
         if self.config.inputs != "frames" and quantizer is None:
             raise VOCError(f"inputs={self.config.inputs!r} needs a quantizer; give one, or use inputs='frames'.")
         with seeded(torch.device("cpu"), step_seed(seed, 73)):
             self.encoder: FrozenEncoder | ConvEncoder
-            if quantizer is None or self.config.inputs == "frames":
+            if encoder is not None:
+                self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+            elif quantizer is None or self.config.inputs == "frames":
                 self.encoder = ConvEncoder(observation_shape)
             else:
                 self.encoder = FrozenEncoder(copy.deepcopy(quantizer), self.config.inputs == "tokens")

@@ -47,11 +47,15 @@ def _frozen(
     codes, features = tokens if tokens is not None else tokenize(agent.encoder.quantizer, dataset)
     codes, features = codes.to(device), features.to(device)
     agent.encoder.fit(codes, features)
-    inputs, noise = agent.encoder.inputs(codes, features), agent.config.noise
+    return _noisy(agent.encoder.inputs(codes, features), agent.config.noise)
+
+
+def _noisy(inputs: Tensor, noise: float | Tensor) -> Callable[[np.ndarray, torch.Generator], Tensor]:
+    """Known inputs (N, F) with Gaussian noise of a standard deviation, of all or of each (F,)."""
 
     def encoded(rows: np.ndarray, generator: torch.Generator) -> Tensor:
-        found = inputs[torch.from_numpy(rows).to(device)]
-        return found + noise * torch.randn(found.shape, generator=generator, device=generator.device).to(device)
+        found = inputs[torch.from_numpy(rows).to(inputs.device)]
+        return found + noise * torch.randn(found.shape, generator=generator, device=generator.device).to(found.device)
 
     return encoded
 
@@ -63,4 +67,9 @@ def _frames(agent: Any, dataset: Episodes, device: torch.device) -> Callable[[np
         obs = frames[torch.from_numpy(dataset.stacked_rows(rows)).to(device)].flatten(1, 2)
         return agent.encoder(random_shift(obs, agent.config.shift, generator))
 
-    return encoded
+    if agent.encoder.learns:
+        return encoded
+    stacked = torch.from_numpy(dataset.stacked_rows(np.arange(len(dataset)))).to(device)
+    with torch.no_grad():
+        known = torch.cat([agent.encoder(frames[some].flatten(1, 2)) for some in stacked.split(512)])
+    return _noisy(known, agent.config.noise * known.std(0))

@@ -20,6 +20,7 @@ import tyro
 
 from voc_rl.agents.action_values import ActionValues, RollOutScores, reward_of
 from voc_rl.agents.improvement import ImprovementConfig, action_weights, policy_voc, weighted_clone
+from voc_rl.agents.networks import ConvEncoder
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, return_advantages, top_episodes
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
@@ -52,19 +53,21 @@ from voc_rl.precision import choose_device
 from voc_rl.training import VOCConfig
 
 SCALES = {
-    "smoke": ControlScale(episodes=6, steps=40, played=2, voc=10, agent=20, frames=5, quantizer=20),
-    "cpu": ControlScale(episodes=80, steps=500, played=10, voc=1500, agent=4000, frames=6000, quantizer=500),
+    "smoke": ControlScale(episodes=6, steps=40, played=2, voc=10, agent=20, frames=5, conv=5, quantizer=20),
+    "cpu": ControlScale(episodes=80, steps=500, played=10, voc=1500, agent=4000, frames=6000, conv=2000, quantizer=500),
 }
-MODELS = ("bc", "voc", "one_step")
+MODELS = ("bc", "conv", "voc", "one_step")
 SAMPLES = 16
 METHODS = (
     "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "td3bc_tokens", "drqv2bc", "mc_awr",
-    "voc_awr", "voc_awr_2", "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
+    "voc_awr", "voc_awr_2", "bc_conv", "bc_top10_conv", "mc_awr_conv", "voc_awr_conv",
+    "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
 )  # fmt: skip
 NEEDS = {
     "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_2": ("voc",), "planner": ("voc", "bc"),
     "planner_awr": ("voc",), "planner_samples": ("voc", "bc"), "one_step_mppi": ("one_step", "bc"),
-    "zero_shot": ("voc", "bc"),
+    "zero_shot": ("voc", "bc"), "bc_conv": ("conv",), "bc_top10_conv": ("conv",), "mc_awr_conv": ("conv",),
+    "voc_awr_conv": ("voc", "conv"),
 }  # fmt: skip
 ZERO_SHOT = {"walker-walk": "stand", "cheetah-run": "backward"}
 
@@ -170,9 +173,16 @@ def policy_of(
     if method in ("td3bc", "td3bc_tokens", "drqv2bc"):
         inputs = {"td3bc": critic, "td3bc_tokens": replace(critic, inputs="tokens"), "drqv2bc": frames}[method]
         return clone(data, inputs, seed, device, TD3BC, method, curve)
-    if method in ("bc_top10", "mc_awr", "voc_awr"):
-        objective = partial(Cloning, weights=_weights(method, data, seed, device))
-        return clone(data, common, seed, device, objective, method, curve)
+    if method == "bc_conv":
+        return OfflineAgent.load(model_path(data, "conv", seed))
+    plain = method.removesuffix("_conv")
+    if plain in ("bc_top10", "mc_awr", "voc_awr"):
+        objective = partial(Cloning, weights=_weights(plain, data, seed, device))
+        if method == plain:
+            return clone(data, common, seed, device, objective, method, curve)
+        seen = OfflineAgent.load(model_path(data, "conv", seed)).encoder
+        assert isinstance(seen, ConvEncoder)
+        return clone(data, replace(common, inputs="frames"), seed, device, objective, method, curve, seen)
     if method in ("voc_awr_2", "planner_awr"):
         return _improved(method, data, seed, scale, device)
     prior = OfflineAgent.load(model_path(data, "bc", seed))

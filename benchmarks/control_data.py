@@ -15,6 +15,7 @@ import torch
 
 from voc_rl.agents import NoisyPolicy, StickyMixture, load_policy
 from voc_rl.agents.action_values import train_action_voc
+from voc_rl.agents.networks import ConvEncoder
 from voc_rl.agents.objectives import Cloning
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.benchmarks.ope_data import Scale, TaskData
@@ -42,7 +43,8 @@ CURVE_EPISODES = 3
 @dataclass(frozen=True)
 class ControlScale:
     """episodes, steps: of the data, and steps of the episodes that are played. played: episodes per seed. voc, agent,
-    frames: optimiser steps of the models, of agents on features, of agents from frames. quantizer: of the quantizer."""
+    frames, conv: optimiser steps of the models, of agents on features, of DrQ-v2+BC, of the clone whose convolutions
+    others see through. quantizer: of the quantizer."""
 
     episodes: int
     steps: int
@@ -50,6 +52,7 @@ class ControlScale:
     voc: int
     agent: int
     frames: int
+    conv: int
     quantizer: int
 
 
@@ -124,12 +127,18 @@ class Curve:
 def make_model(
     data: ControlData, model: str, seed: int, scale: ControlScale, device: torch.device, curve: Curve | None = None
 ) -> None:
-    """Train ``voc``, ``one_step`` or ``bc`` and keep it; one that is there already stays. ``curve``: of ``bc``."""
+    """Train a model and keep it; one that is there already stays.
+
+    ``voc``, ``one_step``; ``bc`` and ``conv``, clones of features and from frames, whose ``curve`` it is.
+    """
     if model_path(data, model, seed).exists():
         return
-    if model == "bc":
-        agent = clone(data, agent_config(scale.agent), seed, device, curve=curve)
-        _keep(agent, model_path(data, model, seed))
+    if model in ("bc", "conv"):
+        config = agent_config(scale.agent)
+        if model == "conv":
+            loop = replace(config.loop, steps=scale.conv, batch_size=128, learning_rate=5e-4)
+            config = replace(config, inputs="frames", loop=loop)
+        _keep(clone(data, config, seed, device, name=model, curve=curve), model_path(data, model, seed))
         return
     training, config = voc_training(scale.voc, 0.0 if model == "one_step" else GAMMA)
     voc = train_action_voc(
@@ -141,12 +150,12 @@ def make_model(
 
 def clone(
     data: ControlData, config: AgentConfig, seed: int, device: torch.device, objective: Any = Cloning, name: str = "bc",
-    curve: Curve | None = None,
+    curve: Curve | None = None, encoder: ConvEncoder | None = None,
 ) -> OfflineAgent:  # fmt: skip
-    """An agent trained on the data, by cloning or by another objective."""
+    """An agent trained on the data by an objective; ``encoder``: as ``OfflineAgent`` takes it."""
     dataset = data.episodes
     size = dataset.action.shape[1]
-    agent = OfflineAgent(dataset.observation_shape, size, config, data.quantizer, seed, device, name)
+    agent = OfflineAgent(dataset.observation_shape, size, config, data.quantizer, seed, device, name, encoder)
     return agent.learn(dataset, objective, data.tokens, log=curve.of(agent) if curve else None, progress=True)
 
 

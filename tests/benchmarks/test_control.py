@@ -102,7 +102,7 @@ def test_an_agent_that_plays_while_it_learns_learns_the_same(tmp_path: Path, mon
 
 
 def test_the_film_shows_policies_side_by_side_and_stays_small(tmp_path: Path):
-    rng, shade = np.random.default_rng(0), {"behaviour": 40, "planner": 220}
+    rng, shade = np.random.default_rng(0), {"behaviour": 40, "voc_awr": 220}
     for method, value in shade.items():
         np.save(tmp_path / f"walker-walk_{method}.npy", np.full((30 + value, 3, 84, 84), value, np.uint8))
     save_film(tmp_path / "plain.gif", tmp_path, ("walker-walk", "cheetah-run"))
