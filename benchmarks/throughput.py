@@ -33,14 +33,15 @@ from voc_rl.runs import versions
 
 Say = Callable[[str], None]
 NAME = "throughput"
-PARTS = ("sizes", "scaling", "storage")
+PARTS = ("sizes", "scaling", "storage", "memory")
 WHAT = "Sampling and training speed against Hugging Face's GPT-2 as the paper's public code uses it"
 
 
 @dataclass(frozen=True)
 class Scale:
     """rounds: per size. scaling: what is changed, one number at a time, and to what, at the first size asked for.
-    budget: seconds after which no further scaling is measured. storage: whether rendering and reading are timed too."""
+    budget: seconds after which no further scaling is measured. storage: whether rendering, reading and the memory
+    of training are measured too."""
 
     rounds: Mapping[str, Rounds]
     scaling: tuple[tuple[str, int], ...]
@@ -80,7 +81,7 @@ class Args:
     sizes: tuple[str, ...] = tuple(SIZES)
     """Of paper, small and tiny."""
     parts: tuple[str, ...] = PARTS
-    """Of sizes, scaling and storage; those that are left out stay as an earlier run left them."""
+    """Of sizes, scaling, storage and memory; those that are left out stay as an earlier run left them."""
     threads: int | None = None
     """For both; default: the number at which the reference is fastest."""
     out: Path | None = None
@@ -114,6 +115,10 @@ def main(args: Args) -> dict[str, Any]:
         from voc_rl.benchmarks.throughput_storage import storage
 
         part["storage"] = storage(say)
+    if scale.storage and "memory" in args.parts:
+        from voc_rl.benchmarks.throughput_memory import memory
+
+        part["memory"] = memory(say)
     results = _write(args, device, part)
     print(table(results))
     return results

@@ -36,19 +36,23 @@ def reading(episodes: int = 8, rows: int = 500, batch: int = 128) -> dict[str, f
     """Stacked observations a second, at random rows of freshly written HDF5 files of smooth frames."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(episodes):
-            picture = rng.integers(0, 256, (3, SIZE // 12, SIZE // 12), dtype=np.uint8).repeat(12, 1).repeat(12, 2)
-            frames = np.stack([np.roll(picture, t, 2) for t in range(rows)])
-            kinds = np.r_[FIRST, np.full(rows - 2, MID), LAST].astype(np.uint8)
-            zeros, action = np.zeros(rows, np.float32), np.zeros((rows, 6), np.float32)
-            write_episode(
-                Path(folder) / f"episode_{i:06d}.hdf5", Episode(frames, action, zeros, zeros + 1, kinds), DataSpec()
-            )
+        write_smooth_episodes(Path(folder), episodes, rows)
         dataset = Episodes.open(Path(folder))
         files = _rate(lambda: len(dataset.observations(dataset.sample_rows(batch, rng))))
         dataset.load_frames()
         memory = _rate(lambda: len(dataset.observations(dataset.sample_rows(batch, rng))))
     return {"observations_per_second_from_files": files, "observations_per_second_from_memory": memory}
+
+
+def write_smooth_episodes(folder: Path, episodes: int, rows: int) -> None:
+    """Episodes of smooth moving frames of the usual size, with rewards of zero, as HDF5 files."""
+    rng = np.random.default_rng(0)
+    for i in range(episodes):
+        picture = rng.integers(0, 256, (3, SIZE // 12, SIZE // 12), dtype=np.uint8).repeat(12, 1).repeat(12, 2)
+        frames = np.stack([np.roll(picture, t, 2) for t in range(rows)])
+        kinds = np.r_[FIRST, np.full(rows - 2, MID), LAST].astype(np.uint8)
+        zeros, action = np.zeros(rows, np.float32), np.zeros((rows, 6), np.float32)
+        write_episode(folder / f"episode_{i:06d}.hdf5", Episode(frames, action, zeros, zeros + 1, kinds), DataSpec())
 
 
 def rendering() -> dict[str, float]:

@@ -24,6 +24,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines += [_steps(size, part[size]) for size in SIZES if "refill_seconds" in part.get(size, {})]
         lines += _scaling(part.get("scaling", []))
         lines += _storage(part.get("storage", {}))
+        lines += _memory(part["memory"]) if "memory" in part else []
     return "\n".join(lines)
 
 
@@ -60,6 +61,15 @@ def _storage(found: Mapping[str, Any]) -> list[str]:
             f"({both['speedup']:.2f} x; load before: {both['load_before']:.1f} on {both['cores']} cores).",
         ]
     return ["", *lines] if lines else []
+
+
+def _memory(found: Mapping[str, Any]) -> list[str]:
+    peak = {stage: f"{used / 1e9:.1f} GB" for stage, used in found["peak_bytes"].items()}
+    return [
+        f"Memory of the host at its peak, {found['rows']} rows with {found['frames_bytes'] / 1e9:.1f} GB of frames on "
+        f"disk, size tiny: {peak['quantizer']} while the quantizer is trained, {peak['training']} while the networks "
+        f"are and values of 10,000 states are drawn; {peak['opening']} for Python, PyTorch and the opened files alone."
+    ]
 
 
 def _row(device: str, size: str, own: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from commands import SHORT
 from test_loop import chain_data, everything, training
+from worlds import write_world
 
-from voc_rl.checkpoints import load_tensors, save_tensors
+from voc_rl.checkpoints import load_tensors, read_json, save_tensors
 from voc_rl.cli import main
 from voc_rl.distributed import Ranks, agreed, gather, join, ranks
 from voc_rl.errors import VOCError
@@ -52,10 +55,17 @@ def train(folder: Path, lost_at: int | None = None, batch: int = 16) -> None:
         )  # fmt: skip
     if ranks().first:
         save_tensors(folder / "out.safetensors", {**everything(*trained), "logged": torch.cat(lines)})
+    if (folder / "run").exists():
+        with patch("voc_rl.pipeline.STATES_AT_ONCE", 5):
+            main(["evaluate", *evaluated(folder), "--samples", "10", "--max-states", "23"])
     own = ranks().share(7)
     whole = torch.arange(14, dtype=torch.int16).view(7, 2)
     assert torch.equal(gather(whole[own], 7), whole)
     assert agreed(ranks().first)
+
+
+def evaluated(folder: Path) -> list[str]:
+    return ["--data", str(folder.parent / "data"), "--out", str(folder / "run"), *SHORT]
 
 
 SCRIPT = """
@@ -101,10 +111,17 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in ("alone", "together", "lost"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(OccupancyTrainee, "after_step", OccupancyTrainee.after_step)  # put back afterwards
+    write_world(tmp_path / "data", episodes=5, rows=30)
+    main(["train", *evaluated(tmp_path / "alone")])
+    shutil.copytree(tmp_path / "alone" / "run", tmp_path / "together" / "run")
     train(tmp_path / "alone")
     ended = two(tmp_path / "together")
     assert [code for code, _ in ended] == [0, 0], ended
     assert_close(tmp_path / "together", tmp_path / "alone")
+    found, expected = (read_json(tmp_path / name / "run" / "metrics.json") for name in ("together", "alone"))
+    assert found["states"] == expected["states"] == 23  # five shares of states, three for the first process
+    for name, scores in expected["methods"].items():
+        assert found["methods"][name] == pytest.approx(scores, rel=1e-3)
 
     first, second = two(tmp_path / "lost", 41)
     assert second[0] == 9
@@ -123,13 +140,3 @@ def test_shares() -> None:
     assert [Ranks(rank, 3).equal_share(6) for rank in range(3)] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     with pytest.raises(VOCError, match=r"^A batch of 16 rows cannot be shared by 3 processes; a multiple is needed"):
         Ranks(0, 3).equal_share(16)
-
-
-def test_evaluation_is_not_shared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "--data", str(tmp_path), "--out", str(tmp_path)])
-    assert stop.value.code == 2
-    assert "States are evaluated by one process; start it without torchrun." in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -160,8 +159,9 @@ class Evaluate:
     def run(self) -> None:
         from voc_rl.benchmarks.report import format_table
 
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise VOCError("States are evaluated by one process; start it without torchrun.")
-        self.settings.do(
-            "evaluate", lambda pipeline: print(format_table(pipeline.evaluate(self.samples, self.max_states)))
-        )
+        def work(pipeline: Any) -> None:
+            metrics = pipeline.evaluate(self.samples, self.max_states)
+            if pipeline.run.writes:
+                print(format_table(metrics))
+
+        self.settings.do("evaluate", work)

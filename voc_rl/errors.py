@@ -39,6 +39,12 @@ def check_positive(value: int | float, name: str) -> None:
         raise VOCError(f"{name} is {value!r}; a number above zero is needed.")
 
 
+def check_samples(samples: int) -> None:
+    """A number of samples that has a standard error."""
+    if samples < 2:
+        raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
+
+
 def check_observations(obs: Any, shape: tuple[int, ...]) -> None:
     """uint8 observations of ``shape`` (3K, H, W), with one batch axis in front."""
     found = tuple(getattr(obs, "shape", ()))

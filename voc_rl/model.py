@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import DataSpec
-from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
+from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive, check_samples
 from voc_rl.model_files import Parts, load_parts, save_parts
 from voc_rl.occupancy import OccupancyTransformer, ValueHead, compose, sample_futures, uniforms
 from voc_rl.precision import autocast, device_of, generator_on
@@ -130,8 +130,7 @@ class VOC:
             raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
         if estimator == "head":
             return from_ensemble(self._head_members(codes, features, gamma), gamma, level)
-        if samples < 2:
-            raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
+        check_samples(samples)
         if estimator == "mve":
             with autocast(self.device):
                 return mve(

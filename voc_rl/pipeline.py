@@ -22,7 +22,9 @@ from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import to_dict
 from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError
+from voc_rl.distributed import agreed, gather, ranks
+from voc_rl.errors import VOCError, check_samples
+from voc_rl.loop import step_seed
 from voc_rl.model import VOC
 from voc_rl.quantizers import (
     Quantizer,
@@ -33,12 +35,13 @@ from voc_rl.quantizers import (
 )
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.training import VOCConfig, ready_quantizer, train
-from voc_rl.values import ValueEstimate, discounted_returns, mean_return, scores
+from voc_rl.values import ValueEstimate, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
 # whole datasets up to this size are decompressed into memory before training reads them at random
 FRAMES_IN_MEMORY = 2 * 1024**3
 FRAMES_IN_MARK = 64
+STATES_AT_ONCE = 64  # whose futures are drawn together, with random numbers of their own
 
 
 def data_mark(dataset: Episodes) -> str:
@@ -194,26 +197,37 @@ class Pipeline:
         constant = np.full(len(truth), self.constant_value())
         gamma = self.train().gamma
         path, settings = self.run.path / "metrics.json", {"samples": samples, "max_states": max_states}
-        there = path.exists() and "evaluate" not in self.force and self.finished("evaluate", settings)
+        there = agreed(path.exists() and "evaluate" not in self.force) and self.finished("evaluate", settings)
         values = {name: estimate.mean for name, estimate in self.estimates(rows, settings).items()}
         if there:
             return read_json(path)  # with what else was scored beside these
         methods = {name: scores(v, truth, gamma, self.r_max) for name, v in {**values, "constant": constant}.items()}
         metrics = self.metrics(methods, len(truth))
-        write_json(path, metrics)
+        if self.run.writes:
+            write_json(path, metrics)
         return metrics
 
     def estimates(self, rows: np.ndarray, settings: dict[str, Any]) -> dict[str, ValueEstimate]:
-        """Sampled values (stage ``evaluate``) and the head's of rows of the held-out episodes."""
+        """Sampled values (stage ``evaluate``) and the head's of rows of the held-out episodes.
+
+        States are sampled a few at a time, each time with random numbers of their own, so that several processes, of
+        which each takes its share, find what one would.
+        """
+        check_samples(settings["samples"])
         voc = self.train()
         codes, features = self.tokens_of(self.test)
         codes, features = codes[torch.from_numpy(rows)], features[torch.from_numpy(rows)]
 
         def sampled() -> ValueEstimate:
-            generator = torch.Generator().manual_seed(self.config.seed)
-            return voc.value_of_codes(
-                codes, features, estimator="sample", samples=settings["samples"], generator=generator
-            )
+            firsts, samples = range(0, len(rows), STATES_AT_ONCE), settings["samples"]
+            own = firsts[ranks().share(len(firsts))]
+            rewards = torch.zeros(len(own), STATES_AT_ONCE, samples)
+            for place, first in enumerate(own):
+                some = slice(first, first + STATES_AT_ONCE)
+                generator = torch.Generator().manual_seed(step_seed(self.config.seed, first))
+                futures = voc.futures_of_codes(codes[some], features[some], samples, generator=generator)
+                rewards[place, : len(futures)] = voc.rewards(futures).cpu()
+            return from_samples(gather(rewards, len(firsts)).flatten(0, 1)[: len(rows)].numpy(), voc.gamma)
 
         found = {"voc": self.estimate("evaluate", settings, sampled)}
         if voc.value_head is not None:
@@ -233,9 +247,10 @@ class Pipeline:
             return ValueEstimate(**stored, level=words["level"], covers=words["covers"])
         with self.run.stage(name, mark, settings, resumes=False):
             estimate = work()
-            arrays = {key: getattr(estimate, key) for key in ("mean", "stderr", "low", "high")}
-            save_tensors(path, {key: torch.from_numpy(array) for key, array in arrays.items()})
-            write_json(path.with_suffix(".json"), {"level": estimate.level, "covers": estimate.covers})
+            if self.run.writes:
+                arrays = {key: getattr(estimate, key) for key in ("mean", "stderr", "low", "high")}
+                save_tensors(path, {key: torch.from_numpy(array) for key, array in arrays.items()})
+                write_json(path.with_suffix(".json"), {"level": estimate.level, "covers": estimate.covers})
         return estimate
 
     @property

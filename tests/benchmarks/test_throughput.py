@@ -13,6 +13,7 @@ from voc_rl.benchmarks import throughput
 from voc_rl.benchmarks.throughput import Args, main
 from voc_rl.benchmarks.throughput_cases import SIZES, Case, Rounds
 from voc_rl.benchmarks.throughput_machine import matrix_weights, sampling_bytes, sampling_flops, training_flops
+from voc_rl.benchmarks.throughput_memory import memory
 from voc_rl.benchmarks.throughput_table import table
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer
@@ -79,5 +80,16 @@ def test_results_of_two_devices_and_of_parts(tmp_path: Path, monkeypatch: pytest
     assert "| a card | tiny | 1 | 2 x 3 |" in text
     assert "Seconds of our sampler with one number changed (1 thread): samples 2: " in text
     assert (tmp_path / "throughput.png").stat().st_size > 5000
-    with pytest.raises(VOCError, match="Unknown part 'speed'; accepted: scaling, sizes, storage"):
+    with pytest.raises(VOCError, match="Unknown part 'speed'; accepted: memory, scaling, sizes, storage"):
         main(Args(parts=("speed",), out=tmp_path))
+
+
+def test_memory_of_stages_in_processes_of_their_own() -> None:
+    said: list[str] = []
+    found = memory(said.append, episodes=6, rows=20)
+    assert found["rows"] == 120
+    assert found["frames_bytes"] == 120 * 3 * 84 * 84
+    peaks = found["peak_bytes"]
+    assert list(peaks) == ["opening", "quantizer", "training"]
+    assert 10**8 < peaks["opening"] < min(peaks["quantizer"], peaks["training"])
+    assert len(said) == 3

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from voc_rl.errors import VOCError, check_gamma, check_positive
+from voc_rl.errors import VOCError, check_gamma, check_positive, check_samples
 from voc_rl.occupancy import Condition, OccupancyTransformer, hops
 from voc_rl.values.estimators import SAMPLE_COVERS, ValueEstimate, from_samples
 
@@ -60,8 +60,7 @@ def mve(
     """
     check_gamma(new_gamma, "new_gamma")
     check_positive(count, "count")
-    if samples < 2:
-        raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
+    check_samples(samples)
     if new_gamma < gamma:
         raise VOCError(f"This model was trained for gamma {gamma}; it can answer for larger ones, not for {new_gamma}.")
     another = (new_gamma - gamma) / (1.0 - gamma)
