@@ -134,11 +134,11 @@ def make_model(
     if model_path(data, model, seed).exists():
         return
     if model in ("bc", "conv"):
-        config = agent_config(scale.agent)
+        seen = agent_config(scale.agent)
         if model == "conv":
-            loop = replace(config.loop, steps=scale.conv, batch_size=128, learning_rate=5e-4)
-            config = replace(config, inputs="frames", loop=loop)
-        _keep(clone(data, config, seed, device, name=model, curve=curve), model_path(data, model, seed))
+            loop = replace(seen.loop, steps=scale.conv, batch_size=128, learning_rate=5e-4)
+            seen = replace(seen, inputs="frames", loop=loop)
+        _keep(clone(data, seen, seed, device, name=model, curve=curve), model_path(data, model, seed))
         return
     training, config = voc_training(scale.voc, 0.0 if model == "one_step" else GAMMA)
     voc = train_action_voc(
