@@ -5,20 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from voc_rl.benchmarks.cells import Cell, run_cells
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.results import options, write_results
+from voc_rl.distributed import alone, join, meet, ranks
 from voc_rl.errors import check_choices
+from voc_rl.precision import choose_device
 
 UNSAID = ("scale", "out", "results", "device", "processes")  # options that do not choose which cells there are
+PATIENCE = timedelta(days=7)  # processes that joined wait for what others make, and for the last cell
 
 
 @dataclass(frozen=True)
 class CellBenchmark(ABC):
     """Options and run of a benchmark. Cells are kept as they finish; the same command goes on where it stopped.
+
+    Under ``torchrun --nproc-per-node N -m voc_rl.benchmarks.NAME ...`` N processes share the cells, each with a GPU of
+    its own where there are GPUs; on several machines ``out`` has to be a folder that they share.
 
     Options that list words (``tasks``, ``methods``) have all words as their default.
 
@@ -38,21 +45,28 @@ class CellBenchmark(ABC):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are trained."""
     processes: int = 1
-    """Cells that are done at once."""
+    """Cells that are done at once. On several GPUs or machines: 1, and torchrun --nproc-per-node N -m
+    voc_rl.benchmarks.NAME, of whose processes each does one cell at a time."""
 
     def run(self) -> dict[str, Any]:
-        """Do the cells that are missing, then write table and plot of all that were asked for.
+        """Do the cells that are missing, then write table and plot of all that were asked for, and print the table.
+
+        Of several processes that torchrun started, the first one writes and prints.
 
         Raises:
-            VOCError: unknown words, or other options that do not fit.
+            VOCError: unknown words, or other options that do not fit; another process was lost.
         """
         cells = self.cells()
+        join(choose_device(self.device), PATIENCE)
         self.prepare()
         records = run_cells(cells, self.work, self.out / self.file, processes=self.processes)
         found = self.summary(records)
         found["command"] += options(self._said())
-        folder = write_results(self.name, found, self.table(found), self.results)
-        self.draw(folder / f"{self.name}.png", records, found)
+        if ranks().first:
+            table = self.table(found)
+            folder = write_results(self.name, found, table, self.results)
+            self.draw(folder / f"{self.name}.png", records, found)
+            print(table)
         return found
 
     @abstractmethod
@@ -80,9 +94,12 @@ class CellBenchmark(ABC):
         """Write the plot of the results."""
 
     def prepare(self) -> None:
-        """Make what all cells share, so that several processes can read it."""
-        for task in self.tasks:
-            self.data(task).prepare()
+        """Make what all cells share, so that several processes can read it; the first one makes it."""
+        if ranks().first:
+            with alone():
+                for task in self.tasks:
+                    self.data(task).prepare()
+        meet()
 
     def check_words(self, *names: str) -> None:
         """Refuse words that are not among the default of the options ``names``."""

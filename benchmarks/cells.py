@@ -5,6 +5,10 @@
 A line is the whole record of a finished cell. It is written by one call and reaches the disk before the next cell
 starts, so a killed benchmark loses the cell that it was in and nothing else; a last line that a kill cut off is
 ignored, and removed by the next run.
+
+Processes that torchrun started (``voc_rl.distributed.join``), on machines that share a folder, deal the missing cells
+among them. The first one holds the file; each other one keeps its cells in a file beside it, which the first takes in
+at the end, or when a run begins whose last one was cut. So any number of processes can go on.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from voc_rl.benchmarks.results import hardware
 from voc_rl.checkpoints import lock
+from voc_rl.distributed import alone, dealt, meet, ranks
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
 from voc_rl.runs import cpu_seconds
@@ -40,6 +45,9 @@ def run_cells(
 ) -> list[dict[str, Any]]:
     """Do the cells that ``path`` does not hold yet, in order; returns the records of all ``cells``, in order.
 
+    Of several processes that joined, each calls this with the same arguments and gets all records; each cell is done by
+    one of them, alone.
+
     Args:
         cells: JSON-ready settings, all that tells one cell from another; the order of the keys does not matter. A key
             ``settings`` may hold a fingerprint of sizes and schedules: cells of other ones are then done anew.
@@ -47,40 +55,81 @@ def run_cells(
         path: the JSONL file, held by this run alone until it is done.
         say: is told of every cell and of the time left.
         processes: how many cells are done at once, each in a process of its own; ``work`` then has to pickle, and what
-            cells share has to be there before. 1 works in this process.
+            cells share has to be there before. 1 works in this process; the only choice where several joined.
 
     Raises:
-        VOCError: the file is in use by another run, is damaged, or cannot be written.
+        VOCError: the file is in use by another run, is damaged, or cannot be written; several that joined
+            were told to use ``processes``, have no common folder, or lost one.
     """
     check_positive(processes, "processes")
+    own, path = ranks(), Path(path)
+    if processes > 1 and own.size > 1:
+        raise VOCError(f"{own.size} processes share the cells already; choose 1 process, or start without torchrun.")
     keys = {_key(cell): cell for cell in cells}
-    with _held(Path(path)) as file:
-        done = {_key(record["cell"]): record for record in finished(path)}
-        todo = [key for key in keys if key not in done]
-        if len(todo) < len(keys):
-            say(f"{len(keys) - len(todo)} of {len(keys)} cells: done already, skipped")
-        started = time.perf_counter()
-        for count, record in enumerate(_records([keys[key] for key in todo], work, processes), 1):
-            line, key = json.dumps(record, allow_nan=False), _key(record["cell"])
-            file.write(line.encode() + b"\n")
-            os.fsync(file.fileno())
-            done[key] = json.loads(line)
-            left = (time.perf_counter() - started) / count * (len(todo) - count)
-            say(f"{describe(keys[key])}: {done[key]['seconds']:.0f} s; {count} of {len(todo)} cells, {left:.0f} s left")
+    with _held(path) if own.first else nullcontext() as file:
+        if file:
+            _take_in(path.parent.glob(f"{path.name}.rank*"), path, file)
+        meet()
+        if not path.exists():
+            raise VOCError(f"{path} is not there for every process; choose an --out that all machines share.")
+        with nullcontext(file) if file else _held(_beside(path, own.rank)) as kept:
+            _do_missing(keys, finished(path), work, kept, say, processes)
+        meet()
+        if file:  # by name: the listing of a folder on the network can be an old one
+            _take_in([_beside(path, rank) for rank in range(1, own.size)], path, file)
+    meet()
+    done = {_key(record["cell"]): record for record in finished(path)}
     return [done[key] for key in keys]
 
 
-def _records(cells: Sequence[Cell], work: Work, processes: int) -> Iterator[dict[str, Any]]:
-    """The records of cells, as they are done."""
+def _do_missing(
+    keys: Mapping[str, Cell], records: Iterable[Mapping[str, Any]], work: Work, file: IO[bytes], say: Say,
+    processes: int,
+) -> None:  # fmt: skip
+    """Do the cells, by key, of which there are no records."""
+    done = {_key(record["cell"]) for record in records}
+    todo = [cell for key, cell in keys.items() if key not in done]
+    if len(todo) < len(keys) and ranks().first:
+        say(f"{len(keys) - len(todo)} of {len(keys)} cells: done already, skipped")
+    started = time.perf_counter()
+    for count, record in _records(todo, work, processes):
+        _write(record, file)
+        left = (time.perf_counter() - started) / count * (len(todo) - count)
+        cell = keys[_key(record["cell"])]
+        say(f"{describe(cell)}: {record['seconds']:.0f} s; {count} of {len(todo)} cells, {left:.0f} s left")
+
+
+def _records(cells: Sequence[Cell], work: Work, processes: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of cells, as they are done, and how many were begun (by all processes that joined) or done."""
     if processes == 1:
-        yield from (_measured(cell, work) for cell in cells)
+        yield from ((place + 1, _measured(cells[place], work)) for place in dealt(len(cells)))
         return
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     try:
-        for future in as_completed([pool.submit(_measured, cell, work) for cell in cells]):
-            yield future.result()
+        futures = [pool.submit(_measured, cell, work) for cell in cells]
+        yield from enumerate((future.result() for future in as_completed(futures)), 1)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _write(record: Mapping[str, Any], file: IO[bytes]) -> None:
+    file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+    os.fsync(file.fileno())
+
+
+def _beside(path: Path, rank: int) -> Path:
+    """Where another process than the first keeps its records."""
+    return path.with_name(f"{path.name}.rank{rank}")
+
+
+def _take_in(others: Iterable[Path], path: Path, file: IO[bytes]) -> None:
+    """Move the records of other processes to the file of all, which is at ``path`` and open."""
+    there = finished(path)
+    for other in others:
+        for record in finished(other):
+            if record not in there:  # a run that was cut here has moved some
+                _write(record, file)
+        other.unlink()
 
 
 def finished(path: Path) -> list[dict[str, Any]]:
@@ -119,7 +168,8 @@ def describe(cell: Cell) -> str:
 
 def _measured(cell: Cell, work: Work) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), cpu_seconds()
-    result = dict(work(cell))
+    with alone():
+        result = dict(work(cell))
     seconds = {"seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(cpu_seconds() - cpu, 3)}
     return {"cell": dict(cell), "result": result, **seconds, "hardware": hardware()}
 

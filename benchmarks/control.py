@@ -250,7 +250,7 @@ class Sampled:
 
 def main() -> None:
     """Entry point; prints the table."""
-    print(table(tyro.cli(Control, description=__doc__).run()))
+    tyro.cli(Control, description=__doc__).run()
 
 
 if __name__ == "__main__":

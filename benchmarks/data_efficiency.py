@@ -121,7 +121,7 @@ class DataEfficiency(CellBenchmark):
 
 def main() -> None:
     """Entry point; prints the table."""
-    print(table(tyro.cli(DataEfficiency, description=__doc__).run()))
+    tyro.cli(DataEfficiency, description=__doc__).run()
 
 
 if __name__ == "__main__":

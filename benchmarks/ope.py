@@ -173,7 +173,7 @@ def _one_step(data: TaskData, evaluator: PolicyEvaluator, gamma: float) -> Estim
 
 def main() -> None:
     """Entry point; prints the table."""
-    print(table(tyro.cli(OPE, description=__doc__).run()))
+    tyro.cli(OPE, description=__doc__).run()
 
 
 if __name__ == "__main__":

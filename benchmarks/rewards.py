@@ -163,7 +163,7 @@ def _fit(
 
 def main() -> None:
     """Entry point; prints the table."""
-    print(table(tyro.cli(Rewards, description=__doc__).run()))
+    tyro.cli(Rewards, description=__doc__).run()
 
 
 if __name__ == "__main__":

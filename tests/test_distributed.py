@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import torch
 from commands import SHORT
 from test_loop import chain_data, everything, training
-from worlds import write_world
+from worlds import together, write_world
 
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors
 from voc_rl.cli import main
@@ -87,17 +85,7 @@ except VOCError as error:
 
 def two(folder: Path, *arguments: int) -> list[tuple[int, str]]:
     """Exit code and errors of two processes that train together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder), *map(str, arguments)]
-    around = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(command, env={**around, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in started]
-    return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
+    return together([sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder), *map(str, arguments)])
 
 
 def assert_close(one: Path, other: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -102,6 +104,20 @@ def refusal(call: object, *args: object, **kwargs: object) -> str:
     assert one_sentence(str(caught.value)), str(caught.value)
     assert isinstance(caught.value, ValueError)
     return str(caught.value)
+
+
+def together(command: list[str]) -> list[tuple[int, str]]:
+    """Exit code and errors of two processes that join, as under torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    around = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(command, env={**around, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
 
 
 def kill_when(path: Path, command: list[str], timeout: float = 120) -> None:

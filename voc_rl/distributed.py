@@ -7,11 +7,15 @@ Every process draws the same random numbers for the whole batch, computes its ow
 gradient of all: the same loss and the same weights as one process with that batch, but for rounding (and dropout, which
 each draws for its own rows). Prepared batches are whole in every process, so a checkpoint, which the first process
 writes, can be gone on from by another number of processes.
+
+Processes can also share pieces of work that have nothing to do with each other (``dealt``); inside one, each is
+``alone``.
 """
 
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +29,8 @@ from torch import Tensor, nn
 from voc_rl.errors import VOCError
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
+_alone = False
+_deals = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,28 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """This process among those that ``join`` found; alone where it was not called."""
-    if dist.is_available() and dist.is_initialized():
+    """This process among those that ``join`` found; by itself where it was not called, and inside ``alone``."""
+    if not _alone and dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks()
 
 
-def join(device: torch.device) -> torch.device:
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works by itself, whoever joined it: it trains, averages and writes as if it were the only
+    one."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def join(device: torch.device, patience: timedelta = PATIENCE) -> torch.device:
     """Find the other processes that torchrun started, if it did; returns this process's own device.
+
+    ``patience``: how long one waits for the others. One that is lost is noticed at once, unless its machine is, too.
 
     Raises:
         VOCError: fewer GPUs on this machine than processes.
@@ -78,7 +98,7 @@ def join(device: torch.device) -> torch.device:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience)
     atexit.register(_leave)  # an interpreter that ends with open connections can abort
     return device
 
@@ -119,6 +139,25 @@ def gather(own: Tensor, count: int) -> Tensor:
         with _others():  # as bytes, because not every type can be sent
             dist.all_gather([part.view(torch.uint8) for part in parts], padded.view(torch.uint8))
     return torch.cat(parts)[:count]
+
+
+def meet() -> None:
+    """Wait until all processes are here."""
+    average([torch.zeros(1)])
+
+
+def dealt(count: int) -> Iterator[int]:
+    """The numbers below ``count``, in order, each for one process: whoever asks first. All processes have to ask."""
+    if ranks().size == 1:
+        yield from range(count)
+        return
+    store, deal = dist.distributed_c10d._get_default_store(), f"deal {next(_deals)}"
+    while True:
+        with _others():
+            number = store.add(deal, 1) - 1
+        if number >= count:
+            return
+        yield number
 
 
 def agreed(answer: bool) -> bool:
