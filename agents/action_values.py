@@ -80,7 +80,10 @@ def train_action_voc(
     values = chain.values(dataset.reward, gamma) if values is None else values
     size = replace(config.network, head_members=max(config.network.head_members, 1))
     network, head = fresh_networks(
-        quantizer, replace(config, network=size), bool(dataset.terminal.any()), dataset.action.shape[1]
+        quantizer,
+        replace(config, network=size, occupancy=training.occupancy),
+        bool(dataset.terminal.any()),
+        dataset.action.shape[1],
     )
     model, trained_head = train_policies(
         network, head, dataset, codes, features, StitchedTargets(dataset, [chain], gamma), training, config.seed,

@@ -30,6 +30,7 @@ def train_one_step(
     training = dataclasses.replace(
         config.occupancy,
         gamma=0.0,
+        gammas=None,
         n=1,
         futures=1,  # at gamma 0 all targets of a context are the same
         loop=dataclasses.replace(
@@ -38,7 +39,9 @@ def train_one_step(
         ),
         feature_dropout=0.5,  # from the second step on it only sees its own codes
     )
-    network, _ = fresh_networks(voc.quantizer, config, voc.occupancy.config.ends)
+    network, _ = fresh_networks(
+        voc.quantizer, dataclasses.replace(config, occupancy=training), voc.occupancy.config.ends
+    )
     model, _ = train_occupancy(
         network.to(voc.device),
         None,

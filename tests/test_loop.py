@@ -166,14 +166,18 @@ def chain_data() -> tuple[Episodes, Tensor, Tensor]:
     return dataset, codes, features
 
 
-def networks(seed: int) -> tuple[OccupancyTransformer, ValueHead]:
+Range = tuple[float, float] | None
+
+
+def networks(seed: int, gammas: Range = None) -> tuple[OccupancyTransformer, ValueHead]:
     torch.manual_seed(seed)
-    model = OccupancyTransformer(OccupancyConfig(4, 2, feature_dim=3, n_layer=2, n_head=2, width=16, dropout=0.2))
-    return model, ValueHead(16, 3, hidden=8, members=3)
+    sizes = OccupancyConfig(4, 2, feature_dim=3, gammas=gammas, n_layer=2, n_head=2, width=16, dropout=0.2)
+    return OccupancyTransformer(sizes), ValueHead(16, 3, hidden=8, members=3)
 
 
-def training(steps: int = 60, n: int = 1) -> OccupancyTraining:
-    return OccupancyTraining(gamma=0.9, n=n, ema=0.9, refill=2, loop=LoopConfig(steps=steps, batch_size=16))
+def training(steps: int = 60, n: int = 1, gammas: Range = None) -> OccupancyTraining:
+    loop = LoopConfig(steps=steps, batch_size=16)
+    return OccupancyTraining(gamma=0.9, gammas=gammas, n=n, ema=0.9, refill=2, loop=loop)
 
 
 def everything(model: OccupancyTransformer, head: ValueHead | None) -> dict[str, Tensor]:
@@ -188,21 +192,21 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert not different
 
 
-@pytest.mark.parametrize("stop", [31, 44, 57])
-def test_occupancy_training_resumes_bit_for_bit(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize(("stop", "gammas"), [(31, None), (44, None), (57, None), (31, (0.5, 0.95)), (44, (0.5, 0.95))])
+def test_occupancy_training_resumes_bit_for_bit(tmp_path: Path, stop: int, gammas: Range) -> None:
     """Stopped between and at refills, and after the values were refreshed (step 50)."""
-    data, config = chain_data(), training()
-    whole = everything(*train_occupancy(*networks(0), *data, config, seed=5))
+    data, config = chain_data(), training(gammas=gammas)
+    whole = everything(*train_occupancy(*networks(0, gammas), *data, config, seed=5))
     checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=11)
-    model, head = networks(0)
+    model, head = networks(0, gammas)
     model.fit_features(data[2])
     head.fit_features(data[2])
     trainee = OccupancyTrainee(model, head, *data, config, 5)
     optimise(trainee, config.loop, 5, "occupancy", checkpoints=checkpoints, keep_going=lambda step: step < stop)
     assert load_torch_file(checkpoints.path)["step"] == stop - stop % 11
-    resumed = everything(*train_occupancy(*networks(9), *data, config, seed=5, checkpoints=checkpoints))
+    resumed = everything(*train_occupancy(*networks(9, gammas), *data, config, seed=5, checkpoints=checkpoints))
     assert_same(resumed, whole)
-    other = everything(*train_occupancy(*networks(0), *data, config, seed=6))
+    other = everything(*train_occupancy(*networks(0, gammas), *data, config, seed=6))
     assert not torch.equal(other["model.codes.weight"], whole["model.codes.weight"])
 
 

@@ -159,6 +159,39 @@ def test_another_discount_needs_no_new_model(evaluator: PolicyEvaluator, data: E
             evaluator.estimate("left", estimator, gamma=gamma)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+def test_one_network_for_a_range_of_discounts(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    """At both ends and between: the exact values there, which those of the other discounts are not."""
+    assert data.state is not None
+    loop = LoopConfig(steps=1000, batch_size=128, learning_rate=3e-3)
+    occupancy = replace(evaluator.config.training.occupancy, gamma=GAMMA, gammas=(0.5, 0.9), futures=4, loop=loop)
+    config = replace(evaluator.config, training=replace(evaluator.config.training, occupancy=occupancy))
+    policies = {"left": Walk(0.0), "right": Walk(1.0)}
+    known: dict[str, Any] = {"quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
+    several = PolicyEvaluator(data, policies, GAMMA, evaluator.starts, config, **known)
+    start = data.state[evaluator.starts, 0].astype(int)
+    for name, policy in policies.items():
+        exact_at = {gamma: values(moves(policy.right), pay(), gamma) for gamma in (0.5, GAMMA, 0.9)}
+        for gamma, V in exact_at.items():
+            found = several.estimate(name, "sample", gamma=gamma)
+            by_column = np.array([found.start_values[start == c].mean() for c in range(CELLS)])
+            error = {other: np.abs(by_column - U).max() / np.ptp(V) for other, U in exact_at.items()}
+            print(name, gamma, error)
+            assert abs(found.value - V[start].mean()) < 0.15 * np.ptp(V)
+            assert error.pop(gamma) < 0.3 < 0.5 < min(error.values())
+    model = several.model
+    assert several.estimate("left", "sample", gamma=0.95).gamma == 0.95
+    assert several.model is model
+    with pytest.raises(VOCError, match=r"answers for gamma 0\.5 to 0\.9 and larger ones, not for 0\.4; est.*'stitch'"):
+        several.estimate("left", "sample", gamma=0.4)
+    with pytest.raises(VOCError, match=r"answers for gamma 0\.5 to 0\.9 only, not for 0\.95"):
+        several.estimate("left", "density", gamma=0.95)
+    with pytest.raises(VOCError, match="has no value head"):
+        several.estimate("left", "head")
+    with pytest.raises(VOCError, match=r"gamma 0\.95 is outside the range"):
+        PolicyEvaluator(data, {"left": Walk(0.0)}, 0.95, config=config)
+
+
 def test_density_gives_no_number_where_few_rows_count(evaluator: PolicyEvaluator) -> None:
     few = replace(evaluator.config, density_rows=40)
     poor = PolicyEvaluator(

@@ -18,6 +18,12 @@ def check_gamma(gamma: float, name: str = "gamma") -> float:
     return float(gamma)
 
 
+def check_gammas(gammas: tuple[float, float], name: str = "gammas") -> None:
+    """A range of discounts in [0, 1): the smallest and the largest."""
+    if len(gammas) != 2 or not check_gamma(gammas[0], name) < check_gamma(gammas[1], name):
+        raise VOCError(f"{name} is {gammas!r}; the smallest and the largest of a range of discounts are needed.")
+
+
 def check_choice(value: str, choices: Iterable[str], name: str) -> str:
     """One of a few words."""
     choices = sorted(choices)

@@ -17,7 +17,16 @@ from torch import Tensor
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive, check_samples
 from voc_rl.model_files import Parts, load_parts, save_parts
-from voc_rl.occupancy import OccupancyTransformer, ValueHead, compose, sample_futures, uniforms
+from voc_rl.occupancy import (
+    Condition,
+    OccupancyTransformer,
+    ValueHead,
+    base_gamma,
+    compose,
+    sample_futures,
+    told,
+    uniforms,
+)
 from voc_rl.precision import autocast, device_of, generator_on
 from voc_rl.quantizers import Quantizer
 from voc_rl.quantizers.base import check_codes
@@ -41,7 +50,7 @@ class VOC:
 
     Attributes:
         quantizer, occupancy, reward_head, value_head (None when trained without): the parts, in eval mode.
-        gamma: the discount it was trained for. spec: how its training frames were made.
+        gamma: the discount that is meant where none is asked. spec: how its training frames were made.
 
     It answers where its networks are (``device``, ``to``), and takes inputs from anywhere.
     """
@@ -72,6 +81,15 @@ class VOC:
         return self
 
     @property
+    def gammas(self) -> tuple[float, float]:
+        """Smallest and largest discount that its network knows; hops reach larger ones."""
+        return self.occupancy.config.gammas or (self.gamma, self.gamma)
+
+    def condition(self, count: int, gamma: float | None = None) -> Condition:
+        """What tells the occupancy network a discount that it knows (None: ``gamma``) for ``count`` contexts."""
+        return told(self.occupancy, self.gamma if gamma is None else gamma, count)
+
+    @property
     def observation_shape(self) -> tuple[int, int, int]:
         """Shape of an observation, (3K, H, W)."""
         return self.quantizer.observation_shape
@@ -90,8 +108,8 @@ class VOC:
 
         Args:
             obs: uint8 (B, 3K, H, W).
-            gamma: the discount; None is the model's own. ``sample`` and ``mve`` also answer for larger ones, by feeding
-                futures back as contexts.
+            gamma: the discount, any of ``gammas``; None is the model's own. ``sample`` and ``mve`` also answer for
+                larger ones, by feeding futures back as contexts.
             estimator: ``head`` (one pass), ``sample`` (mean reward of sampled futures), or ``mve`` (for a larger
                 discount: rewards of a few hops of each sampled path, and the head behind them; see ``values.mve``).
                 ``density`` needs rows of the data: ``density_value``.
@@ -132,11 +150,13 @@ class VOC:
             return from_ensemble(self._head_members(codes, features, gamma), gamma, level)
         check_samples(samples)
         if estimator == "mve":
+            base = base_gamma(self.gammas, gamma)
             with autocast(self.device):
                 return mve(
-                    self.occupancy, codes, features, self.rewards, self.gamma, gamma,
+                    self.occupancy, codes, features, self.rewards, base, gamma,
                     generator or generator_on(self.device, 0),
-                    samples=samples, level=level, tail_value=self._tail_value(gamma), common=common,
+                    samples=samples, level=level, condition=self.condition(len(codes), base),
+                    tail_value=self._tail_value(gamma), common=common,
                 )  # fmt: skip
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
         return from_samples(self.rewards(futures).cpu().numpy(), gamma, level)
@@ -153,7 +173,8 @@ class VOC:
         head = self.value_head
         if head is None or self.occupancy.config.feature_dim:
             return None
-        return lambda codes, _: head(self.occupancy.prefix(codes).last).float().mean(1) / (1.0 - gamma)
+        read = self.occupancy.prefix
+        return lambda codes, at: head(read(codes, condition=at).last).float().mean(1) / (1.0 - gamma)
 
     @torch.no_grad()
     def density_value(
@@ -163,6 +184,7 @@ class VOC:
         rewards: np.ndarray,
         level: float = 0.9,
         groups: np.ndarray | None = None,
+        gamma: float | None = None,
     ) -> ValueEstimate:
         """Values of observations from real rewards of data, weighted by density ratios (``values.density``).
 
@@ -170,21 +192,27 @@ class VOC:
             obs: uint8 (B, 3K, H, W).
             codes: int (N, n_tokens) of rows drawn uniformly from those of the training data that a step arrived at; a
                 few thousand. rewards: (N,), their own. groups: int (N,), the rows' episodes.
+            gamma: any of ``gammas``; None is the model's own.
 
         Raises:
-            VOCError: a model trained without ``null_context``, or an effective sample size below 50 at every state.
+            VOCError: a model trained without ``null_context``, a discount that it does not know, or an effective sample
+                size below 50 at every state.
         """
+        gamma = base_gamma(self.gammas, self.gamma if gamma is None else gamma, hops=False)
         context, features = self.context(obs)
-        prefix = self.occupancy.prefix(context, features)  # no autocast: ratios need their digits
-        return density(self.occupancy, prefix, codes, rewards, self.gamma, level, groups)
+        # no autocast: ratios need their digits
+        prefix = self.occupancy.prefix(context, features, condition=self.condition(len(context), gamma))
+        return density(self.occupancy, prefix, codes, rewards, gamma, level, groups)
 
     def _head_members(self, codes: Tensor, features: Tensor | None, gamma: float) -> np.ndarray:
         if self.value_head is None:
             raise VOCError("This VOC was trained without a value head; use estimator='sample'.")
-        if gamma != self.gamma:
-            raise VOCError(f"The value head knows gamma {self.gamma} only, not {gamma}; use estimator='sample'.")
+        low, high = self.gammas
+        if not low <= gamma <= high:
+            known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            raise VOCError(f"The value head knows gamma {known} only, not {gamma}; use estimator='sample'.")
         with autocast(self.device, len(codes)):
-            context = self.occupancy.prefix(codes, features).last
+            context = self.occupancy.prefix(codes, features, condition=self.condition(len(codes), gamma)).last
             return self.value_head(context, features).float().cpu().numpy()
 
     def sample_futures(
@@ -216,16 +244,14 @@ class VOC:
         check_positive(n, "n")
         generator = generator or generator_on(self.device, 0)
         codes, features = self._here(codes, features)
-        gamma = self.gamma if gamma is None else check_gamma(gamma)
-        if gamma < self.gamma:
-            raise VOCError(
-                f"This VOC was trained for gamma {self.gamma}; it can answer for larger ones, not for {gamma}."
-            )
+        gamma = self.gamma if gamma is None else gamma
+        base = base_gamma(self.gammas, gamma)
+        condition = self.condition(len(codes), base)
         with autocast(self.device):
-            if gamma > self.gamma:
-                return compose(self.occupancy, codes, features, n, self.gamma, gamma, generator, common=common)
+            if gamma > base:
+                return compose(self.occupancy, codes, features, n, base, gamma, generator, 50, common, condition)
             noise = uniforms(self.occupancy, 1, n, generator) if common else None
-            return sample_futures(self.occupancy, codes, features, n, generator, noise=noise)
+            return sample_futures(self.occupancy, codes, features, n, generator, noise, condition)
 
     def rewards(self, futures: Tensor) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""

@@ -94,7 +94,12 @@ class PolicyEvaluator:
             raise VOCError(f"starts have to be rows of the data, 0 to {len(dataset) - 1}, at least one of them.")
         config = config or EvaluationConfig()
         occupancy = replace(config.training.occupancy, gamma=self.gamma)
-        self.config = replace(config, training=replace(config.training, occupancy=occupancy))
+        size = config.voc.network
+        if occupancy.gammas is not None:  # a head of policies knows one discount
+            size = replace(size, head_members=0)
+        self.config = replace(
+            config, training=replace(config.training, occupancy=occupancy), voc=replace(config.voc, network=size)
+        )
         self.seed, self.log, self.progress = config.voc.seed, log, progress
         self._quantizer, self._tokens, self.device = quantizer, tokens, device or torch.device("cpu")
         check_tokens(tokens, quantizer)
@@ -135,8 +140,8 @@ class PolicyEvaluator:
         if size.head_members == 1:  # one member has no spread
             size = replace(size, head_members=2)
         network, head = fresh_networks(
-            self.quantizer, replace(self.config.voc, network=size), bool(self.dataset.terminal.any()),
-            self.dataset.action.shape[1], len(self.policies),
+            self.quantizer, replace(self.config.voc, network=size, occupancy=self.config.training.occupancy),
+            bool(self.dataset.terminal.any()), self.dataset.action.shape[1], len(self.policies),
         )  # fmt: skip
         chains = [self.chains.whole(name) for name in self.policies]
         values = None
@@ -183,7 +188,8 @@ class PolicyEvaluator:
                 ``density`` (real rewards of logged rows; needs a network with ``null_context``).
             reward: other rewards (N,) on arrival than the data's. reward_head: one fitted to them, for ``sample`` and
                 ``mve``, where several policies are asked.
-            gamma: None is the network's; ``sample`` and ``mve`` answer for larger ones, ``stitch`` for any.
+            gamma: None is the evaluator's; ``sample``, ``mve`` and ``density`` answer for those that the network was
+                trained for (one, or a range), ``sample`` and ``mve`` for larger ones too, ``stitch`` for any.
 
         Raises:
             VOCError: an unknown policy or estimator, rewards that do not fit, a discount that the estimator does not
@@ -199,7 +205,10 @@ class PolicyEvaluator:
                 "'stitch' for others."
             )
         if estimator == "head" and not self.config.voc.network.head_members:
-            raise VOCError("The network has no value head (head_members is 0); use 'corrected', 'sample' or 'stitch'.")
+            raise VOCError(
+                "The network has no value head (head_members is 0, or gammas are learned); use 'corrected', 'sample' "
+                "or 'stitch'."
+            )
         critic = self.critic if estimator in OWN_REWARD else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
         found = Found(float(chained.mean()), 0.0, chained)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,16 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import step_seed
-from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead, arrived_rows, compose, sample_futures
+from voc_rl.occupancy import (
+    Condition,
+    OccupancyTransformer,
+    ValueHead,
+    arrived_rows,
+    base_gamma,
+    compose,
+    sample_futures,
+    told,
+)
 from voc_rl.precision import autocast, device_of
 from voc_rl.quantizers import Quantizer
 from voc_rl.values import (
@@ -48,8 +57,8 @@ class PolicyModel:
     """A trained network of several policies on the rows of one dataset.
 
     Args:
-        network, head: trained for discount ``gamma``; policies are told apart by their place in ``names``. Without a
-            head, ``by_head`` cannot be asked.
+        network, head: trained for discount ``gamma``, or the network alone for a range of them; policies are told apart
+            by their place in ``names``. Without a head, ``by_head`` cannot be asked.
         tokens: codes and features of every row of ``dataset``. starts: rows int64 (S,) that are averaged over.
         seed: of everything that is drawn. What is drawn once serves every reward.
     """
@@ -70,36 +79,41 @@ class PolicyModel:
         self.dataset, self.tokens, self.names, self.starts = dataset, tokens, list(names), starts
         self.gamma, self.seed = gamma, seed
         self._futures: dict[tuple[str, int, float], Tensor] = {}
-        self._weights: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._weights: dict[tuple[str, int, float], tuple[np.ndarray, np.ndarray]] = {}
 
     def sample_futures(
         self, name: str, rows: np.ndarray, samples: int, generator: torch.Generator, gamma: float | None = None
     ) -> Tensor:
         """Codes int64 (B, samples, n_tokens) at discounted future times of rows (B,), if policy ``name`` acts.
 
-        ``gamma``: a larger discount than the network's is reached by feeding futures back.
+        ``gamma``: a larger discount than the network knows is reached by feeding futures back.
         """
-        codes, features, condition = self.contexts(name, rows)
-        gamma = self._reached(gamma, True)
+        gamma = self.gamma if gamma is None else gamma
+        base = self._base(gamma)
+        codes, features, condition = self.contexts(name, rows, base)
         with autocast(device_of(self.network)):  # without gradients, as all sampling
-            if gamma > self.gamma:
-                return compose(
-                    self.network, codes, features, samples, self.gamma, gamma, generator, condition=condition
-                )
+            if gamma > base:
+                return compose(self.network, codes, features, samples, base, gamma, generator, condition=condition)
             return sample_futures(self.network, codes, features, samples, generator, condition=condition)
 
-    def contexts(self, name: str, rows: np.ndarray) -> tuple[Tensor, Tensor | None, Condition]:
-        """What the network reads of rows (B,) where ``name`` acts: codes, features and condition."""
+    def contexts(self, name: str, rows: np.ndarray, gamma: float) -> tuple[Tensor, Tensor | None, Condition]:
+        """What the network reads of rows (B,) where ``name`` acts: codes, features and condition.
+
+        ``gamma``: a discount that it knows.
+        """
         at, device = torch.from_numpy(np.asarray(rows)), device_of(self.network)
         policy = torch.full((len(at),), self.names.index(name), device=device)
         features = self.tokens[1][at].to(device).float() if self.network.config.feature_dim else None
-        return self.tokens[0][at].to(device).long(), features, Condition(policy=policy)
+        return (
+            self.tokens[0][at].to(device).long(),
+            features,
+            replace(told(self.network, gamma, len(at)), policy=policy),
+        )
 
     def by_head(self, name: str, gamma: float) -> Found:
         """The head's values, in one pass."""
-        self._reached(gamma, False)
         assert self.head is not None
-        codes, features, condition = self.contexts(name, self.starts)
+        codes, features, condition = self.contexts(name, self.starts, self._base(gamma, hops=False))
         with torch.no_grad(), autocast(device_of(self.network), len(codes)):
             context = self.network.prefix(codes, features, condition=condition).last
             members = self.head(context, features).float().cpu().numpy()
@@ -115,11 +129,12 @@ class PolicyModel:
 
     def by_mve(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:
         """Predicted rewards of a few hops of every path; all later ones are taken to be like the last."""
-        codes, features, condition = self.contexts(name, self.starts)
+        base = self._base(gamma)
+        codes, features, condition = self.contexts(name, self.starts, base)
         with autocast(device_of(self.network)):
             found = mve(
-                self.network, codes, features, lambda futures: self._rewards(futures, reward), self.gamma,
-                self._reached(gamma, True), self._generator(), samples=samples, condition=condition,
+                self.network, codes, features, lambda futures: self._rewards(futures, reward), base, gamma,
+                self._generator(), samples=samples, condition=condition,
             )  # fmt: skip
         return Found.of_states(found)
 
@@ -129,10 +144,10 @@ class PolicyModel:
         Raises:
             VOCError: an effective sample size below 50, or a network without null context.
         """
-        self._reached(gamma, False)
-        if (name, rows) not in self._weights:
-            self._weights[name, rows] = self._row_weights(name, rows)
-        some, weights = self._weights[name, rows]
+        key = (name, rows, self._base(gamma, hops=False))
+        if key not in self._weights:
+            self._weights[key] = self._row_weights(*key)
+        some, weights = self._weights[key]
         mean = weights.mean(0, keepdims=True)
         found = from_weights(mean, reward[some], gamma, groups=self.dataset.episode[some])
         return Found(
@@ -140,9 +155,9 @@ class PolicyModel:
             {"effective_rows": float(effective_size(mean)[0])},
         )  # fmt: skip
 
-    def _row_weights(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _row_weights(self, name: str, count: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) that a step arrived at, and their ``future_weights`` (S, n) after each start."""
-        codes, features, condition = self.contexts(name, self.starts)
+        codes, features, condition = self.contexts(name, self.starts, gamma)
         arrived = arrived_rows(self.dataset).numpy()
         rng = np.random.default_rng([self.seed, 59])
         rows = rng.choice(arrived, min(count, len(arrived)), replace=False)
@@ -150,12 +165,12 @@ class PolicyModel:
             prefix = self.network.prefix(codes, features, condition=condition)
         return rows, future_weights(self.network, prefix, self.tokens[0][torch.from_numpy(rows)])
 
-    def _reached(self, gamma: float | None, larger: bool) -> float:
-        gamma = self.gamma if gamma is None else gamma
-        if gamma < self.gamma or (gamma > self.gamma and not larger):
-            reach = f"gamma {self.gamma:g}" + (" and larger ones" if larger else "")
-            raise VOCError(f"This network answers for {reach}, not for {gamma:g}; estimator='stitch' does for any.")
-        return gamma
+    def _base(self, gamma: float, hops: bool = True) -> float:
+        """The discount at which the network is asked; ``base_gamma``, whose refusals name who can answer."""
+        try:
+            return base_gamma(self.network.config.gammas or (self.gamma, self.gamma), gamma, hops)
+        except VOCError as error:
+            raise VOCError(f"{str(error)[:-1]}; estimator='stitch' does for any.") from error
 
     def _rewards(self, futures: Tensor, reward: RewardHead) -> Tensor:
         return rewards_of_futures(futures, self.quantizer.embed, reward, self.network.config.end_code)

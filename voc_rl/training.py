@@ -190,15 +190,16 @@ def fresh_networks(
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
     """Untrained occupancy network and value head for the codes of ``quantizer``, where it is, drawn from the seed.
 
-    ``action_dim``, ``policies``: what the network is told of whose future is asked for (``OccupancyConfig``).
+    ``action_dim``, ``policies``: what the network is told of whose future is asked for (``OccupancyConfig``); which
+    discounts, ``config.occupancy`` says.
     """
     size = config.network
     occupancy = OccupancyConfig(
         codebook_size=quantizer.codebook_size, n_tokens=quantizer.n_tokens,
         feature_dim=quantizer.feature_dim if size.features else 0, null_context=size.null_context,
-        action_dim=action_dim, policies=policies, n_layer=size.n_layer, n_head=size.n_head,
-        width=size.width, dropout=size.dropout, attention_dropout=size.attention_dropout, ends=ends,
-        top_k=config.occupancy.top_k,
+        action_dim=action_dim, policies=policies, gammas=config.occupancy.gammas,
+        n_layer=size.n_layer, n_head=size.n_head, width=size.width, dropout=size.dropout,
+        attention_dropout=size.attention_dropout, ends=ends, top_k=config.occupancy.top_k,
     )  # fmt: skip
     with seeded(torch.device("cpu"), step_seed(config.seed, 1 << 43)):
         model = OccupancyTransformer(occupancy)

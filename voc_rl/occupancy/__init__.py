@@ -2,6 +2,7 @@
 
 from voc_rl.occupancy.batches import arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition, OccupancyConfig
+from voc_rl.occupancy.discounts import base_gamma, told
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import PolicyActions, going_rows, policy_actions, taken_actions
 from voc_rl.occupancy.policy_targets import CoupledTargets, PolicyTargets, StitchedTargets, TargetSource
@@ -16,7 +17,8 @@ from voc_rl.occupancy.sampling import (
 )
 from voc_rl.occupancy.stitching import Candidates, StitchedChain, find_candidates, stitch
 from voc_rl.occupancy.targets import Targets, default_n, draw_targets, n_step_returns
-from voc_rl.occupancy.training import OccupancyTraining, train_occupancy
+from voc_rl.occupancy.training import train_occupancy
+from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Targets",
     "ValueHead",
     "arrived_rows",
+    "base_gamma",
     "compose",
     "default_n",
     "draw_targets",
@@ -48,6 +51,7 @@ __all__ = [
     "sample_futures",
     "stitch",
     "taken_actions",
+    "told",
     "train_occupancy",
     "train_policies",
     "uniforms",

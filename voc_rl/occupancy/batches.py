@@ -19,12 +19,14 @@ NULL_SHARE = 0.1  # of a batch that is shown no context, where the network learn
 @dataclass(frozen=True)
 class Batch:
     """Contexts and targets of one step: rows int64 (B,), on the host and where the network is (``at``), futures int64
-    (B, M, n_tokens), and whose futures they are."""
+    (B, M, n_tokens), whose futures they are, and, where contexts have discounts of their own, what the value head
+    learns, float32 (B, members)."""
 
     rows: np.ndarray
     at: Tensor
     futures: Tensor
     condition: Condition
+    goals: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ class StepInputs:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
         parts = {name: change(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
-        condition = {name: change(part) for name, part in vars(self.condition).items() if part is not None}
-        return replace(self, condition=Condition(**condition), **parts)
+        return replace(self, condition=self.condition.each(change), **parts)
 
 
 def arrived_rows(dataset: Episodes) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_gammas
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,12 @@ class OccupancyConfig:
     codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so
     that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. action_dim: width
     of the action taken at the context, 0 for none. policies: number of policies whose futures are told apart by their
-    place in a list, 0 for the one that made the data. null_context: whether it also knows the law of all rows, without
-    any context, for density ratios. dropout: of embeddings and residual branches; attention_dropout: of attention
-    weights. ends: whether episodes can terminate;
-    where they cannot, END is never sampled. top_k: sample only the likeliest codes at each place (None: all); biased,
-    and there for the recipe ``paper``.
+    place in a list, 0 for the one that made the data. gammas: smallest and largest discount of a network that is told
+    which one is meant, and knows them all; None for one that knows a single discount. null_context: whether it also
+    knows the law of all rows, without any context, for density ratios. dropout: of embeddings and residual branches;
+    attention_dropout: of attention weights. ends: whether episodes can terminate; where they cannot, END is never
+    sampled. top_k: sample only the likeliest codes at each place (None: all); biased, and there for the recipe
+    ``paper``.
     """
 
     codebook_size: int
@@ -29,6 +31,7 @@ class OccupancyConfig:
     feature_dim: int = 0
     action_dim: int = 0
     policies: int = 0
+    gammas: tuple[float, float] | None = None
     null_context: bool = False
     n_layer: int = 3
     n_head: int = 4
@@ -41,6 +44,8 @@ class OccupancyConfig:
     def __post_init__(self) -> None:
         if self.width % self.n_head:
             raise VOCError(f"width {self.width} is not a multiple of n_head {self.n_head}.")
+        if self.gammas is not None:
+            check_gammas(self.gammas)
 
     @property
     def end_code(self) -> int:
@@ -54,19 +59,28 @@ class Condition:
 
     action: float (B, action_dim), the action taken at the context; None: one that the policy draws. shown: bool (B,),
     where the action is known; None: everywhere. policy: int64 (B,), who acts from then on; None: the first policy.
+    gamma: float (B,), the discounts, for a network that reads one; None for one that does not.
     """
 
     action: Tensor | None = None
     shown: Tensor | None = None
     policy: Tensor | None = None
+    gamma: Tensor | None = None
 
     def __getitem__(self, rows: slice | Tensor) -> Condition:
-        return Condition(*(None if part is None else part[rows] for part in (self.action, self.shown, self.policy)))
+        return self.each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> Condition:
         """The same on a device."""
-        parts = (self.action, self.shown, self.policy)
-        return Condition(*(None if part is None else part.to(device) for part in parts))
+        return self.each(lambda part: part.to(device))
+
+    def later(self, samples: int) -> Condition:
+        """That of ``samples`` futures of each context, (B * samples): from there the policy draws its own actions."""
+        return replace(self, action=None, shown=None).each(lambda part: part.repeat_interleave(samples, 0))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """The same with every part changed."""
+        return Condition(**{name: None if part is None else change(part) for name, part in vars(self).items()})
 
 
 class Prefix:

@@ -21,6 +21,7 @@ from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_gamma, check_positive
 from voc_rl.occupancy.policy_actions import PolicyActions
 from voc_rl.occupancy.stitching import StitchedChain, follow
+from voc_rl.occupancy.targets import geometric_times
 
 NOWHERE = -1
 
@@ -40,11 +41,13 @@ class PolicyTargets:
 
 class TargetSource(Protocol):
     """Draws targets: policies int64 (B,) and rows int64 (B,) of the contexts; known bool (B,): whether the first
-    action is the one that was taken (else the policy draws it, as it does at last rows, where none was taken)."""
+    action is the one that was taken (else the policy draws it, as it does at last rows, where none was taken); gamma
+    (B,): discounts of the contexts; None: the source's own."""
 
     def draw(
-        self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator
-    ) -> PolicyTargets: ...
+        self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator,
+        gamma: np.ndarray | None = None,
+    ) -> PolicyTargets: ...  # fmt: skip
 
 
 class StitchedTargets:
@@ -56,12 +59,14 @@ class StitchedTargets:
         self.arrival = np.stack([chain.arrival for chain in chains])  # (P, N, draws)
 
     def draw(
-        self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator
-    ) -> PolicyTargets:
+        self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator,
+        gamma: np.ndarray | None = None,
+    ) -> PolicyTargets:  # fmt: skip
         shape = (len(rows), per_row)
         known = known & (self.steps_left[rows] > 0)
         policies, rows, known = (np.broadcast_to(x[:, None], shape) for x in (policies, rows, known))
-        at = follow(self.arrival, self.terminal, policies, rows, self.gamma, rng, known)
+        discount = self.gamma if gamma is None else gamma[:, None]
+        at = follow(self.arrival, self.terminal, policies, rows, discount, rng, known)
         return PolicyTargets(at, np.full(shape, NOWHERE), np.zeros((*shape, self.action_size), np.float32))
 
 
@@ -82,10 +87,11 @@ class CoupledTargets:
         self.dataset, self.actions, self.gamma, self.n = dataset, actions, check_gamma(gamma), n
 
     def draw(
-        self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator
-    ) -> PolicyTargets:
+        self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator,
+        gamma: np.ndarray | None = None,
+    ) -> PolicyTargets:  # fmt: skip
         dataset, actions, shape = self.dataset, self.actions, (len(rows), per_row)
-        steps = rng.geometric(1.0 - self.gamma, size=shape)
+        steps = geometric_times(self.gamma if gamma is None else gamma, shape, rng)
         policy, at = (np.broadcast_to(x[:, None], shape).copy() for x in (policies, rows))
         row, bootstrap = np.full(shape, NOWHERE), np.full(shape, NOWHERE)
         action = np.zeros((*shape, actions.drawn.shape[-1]), np.float32)

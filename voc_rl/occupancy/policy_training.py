@@ -7,7 +7,7 @@ hops need.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
+from voc_rl.occupancy.discounts import draw_gammas
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import taken_actions
 from voc_rl.occupancy.policy_targets import TargetSource
-from voc_rl.occupancy.training import OccupancyTrainee, OccupancyTraining
+from voc_rl.occupancy.training import OccupancyTrainee
+from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
 
 
@@ -29,8 +31,9 @@ from voc_rl.occupancy.transformer import OccupancyTransformer
 class PolicyTraining:
     """How policies' futures are learned.
 
-    occupancy: discount, loop, target network (its ``n`` belongs to the target source). action_share: share of the
-    contexts that show the action taken. start_share: share of the contexts that are starts, where values are asked.
+    occupancy: discount, or range of discounts (which a value head does not learn), loop, target network (its ``n``
+    belongs to the target source). action_share: share of the contexts that show the action taken. start_share: share of
+    the contexts that are starts, where values are asked.
     """
 
     occupancy: OccupancyTraining = field(
@@ -70,6 +73,10 @@ class PolicyTrainee(OccupancyTrainee):
         # (P, N) and (P, N): (1 - gamma) V, of the policy's own action and of the action taken
         self.own, self.after = (torch.zeros(0), torch.zeros(0))
         if head is not None:
+            if config.occupancy.gammas is not None:
+                raise VOCError(
+                    "A value head of policies learns values at one discount; train without one, or leave gammas out."
+                )
             if values is None:
                 raise VOCError("A value head of policies learns from values of all rows; train without one otherwise.")
             goals = _head_goals(dataset, values, config.occupancy.gamma)
@@ -86,19 +93,17 @@ class PolicyTrainee(OccupancyTrainee):
         policies = rng.integers(self.policies, size=count)
         known = (rng.random(count) < self.settings.action_share) & (self.dataset.steps_left[rows] > 0)
         known &= self.model.config.action_dim > 0
-        targets = self.source.draw(policies, rows, known, config.futures, rng)
-        missing = targets.bootstrap >= 0
-        policy = self._on_device(np.broadcast_to(policies[:, None], missing.shape)[missing])
-        condition = self._condition(policy, self._on_device(targets.action[missing]))
-        futures = self._futures(step, targets.row, targets.bootstrap, condition)
-        taken, shown = self.taken[self._on_device(rows)], self._on_device(known)
-        self._keep(rows, futures, self._condition(self._on_device(policies), taken, shown))
-
-    def _condition(self, policy: Tensor, action: Tensor, shown: Tensor | None = None) -> Condition:
+        gamma = None if config.gammas is None else draw_gammas(config.gammas, count, rng)
+        targets = self.source.draw(policies, rows, known, config.futures, rng, gamma)
         model = self.model.config
-        if not model.action_dim:
-            return Condition(policy=policy if model.policies else None)
-        return Condition(action, shown, policy if model.policies else None)
+        asked = Condition() if gamma is None else self._told(gamma)
+        asked = replace(asked, policy=self._on_device(policies) if model.policies else None)
+        missing = targets.bootstrap >= 0
+        later, action = asked[self._on_device(np.nonzero(missing)[0])], self._on_device(targets.action[missing])
+        if model.action_dim:
+            later = replace(later, action=action)
+            asked = replace(asked, action=self.taken[self._on_device(rows)], shown=self._on_device(known))
+        self._keep(rows, self._futures(step, targets.row, targets.bootstrap, later), asked)
 
     def _goals(self, batch: Batch) -> Tensor:
         rows = batch.at

@@ -134,7 +134,8 @@ def compose(
 ) -> Tensor:
     """Futures int64 (B, samples, n_tokens) at a larger discount: hops of the model, fed back as contexts.
 
-    A first action in ``condition`` holds for the first hop; later ones are the policy's own.
+    A first action in ``condition`` holds for the first hop; later ones are the policy's own. A network that reads a
+    discount is told ``gamma`` in ``condition``.
 
     One more hop follows with probability (g' - g) / (1 - g); n hops thus have probability
     (1-g') (g'-g)^(n-1) / (1-g)^n (gamma-models, Janner et al. 2020). END stays END. At most ``max_hops``.
@@ -142,7 +143,7 @@ def compose(
     """
     noise = uniforms(model, 1, samples, generator) if common else None
     futures = sample_futures(model, context, features, samples, generator, noise, condition)
-    flat, policy = futures.flatten(0, 1), _policies(condition, samples)
+    flat, later = futures.flatten(0, 1), condition and condition.later(samples)
     another = (new_gamma - gamma) / (1.0 - gamma)
     going = torch.arange(len(flat), device=flat.device)
     for _ in range(max_hops - 1):
@@ -152,7 +153,7 @@ def compose(
         going = going[keep & (flat[going, 0] != model.config.end_code)]
         if len(going) == 0:
             break
-        _hop(model, flat, going, samples, policy, generator, common)
+        _hop(model, flat, going, samples, later, generator, common)
     return flat.view_as(futures)
 
 
@@ -174,28 +175,23 @@ def hops(
     noise = uniforms(model, 1, samples, generator) if common else None
     futures = sample_futures(model, context, features, samples, generator, noise, condition)
     yield futures
-    policy = _policies(condition, samples)
+    later = condition and condition.later(samples)
     for _ in range(count - 1):
         flat = futures.flatten(0, 1).clone()
         going = (flat[:, 0] != model.config.end_code).nonzero()[:, 0]
         if len(going):
-            _hop(model, flat, going, samples, policy, generator, common)
+            _hop(model, flat, going, samples, later, generator, common)
         futures = flat.view_as(futures)
         yield futures
 
 
-def _policies(condition: Condition | None, samples: int) -> Tensor | None:
-    return None if condition is None or condition.policy is None else condition.policy.repeat_interleave(samples)
-
-
 def _hop(
-    model: OccupancyTransformer, flat: Tensor, going: Tensor, samples: int, policy: Tensor | None,
+    model: OccupancyTransformer, flat: Tensor, going: Tensor, samples: int, later: Condition | None,
     generator: torch.Generator, common: bool,
 ) -> None:  # fmt: skip
     """One more hop of the places ``going`` of futures int64 (B * samples, n_tokens), in place; the policy acts."""
     noise = uniforms(model, 1, samples, generator)[:, 0, going % samples, None] if common else None
-    later = None if policy is None else Condition(policy=policy[going])
-    flat[going] = sample_futures(model, flat[going], None, 1, generator, noise, later)[:, 0]
+    flat[going] = sample_futures(model, flat[going], None, 1, generator, noise, later and later[going])[:, 0]
 
 
 @torch.no_grad()

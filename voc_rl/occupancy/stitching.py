@@ -78,7 +78,7 @@ def follow(
     terminal: np.ndarray,
     policies: np.ndarray,
     rows: np.ndarray,
-    gamma: float,
+    gamma: float | np.ndarray,
     rng: np.random.Generator,
     known: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -86,6 +86,7 @@ def follow(
 
     Args:
         arrival: int64 (P, N, M), of the chains of P policies. terminal: bool (N,). policies, rows: int64, of one shape.
+        gamma: one discount, or discounts that broadcast to that shape.
         known: bool of that shape, where the first step is the logged one; None: nowhere.
     """
     steps = rng.geometric(1.0 - gamma, size=rows.shape)

@@ -28,16 +28,15 @@ class Targets:
 
 
 def draw_targets(
-    dataset: Episodes, rows: np.ndarray, gamma: float, n: int, per_row: int, rng: np.random.Generator
+    dataset: Episodes, rows: np.ndarray, gamma: float | np.ndarray, n: int, per_row: int, rng: np.random.Generator
 ) -> Targets:
-    """Draw ``per_row`` targets for each of ``rows``.
+    """Draw ``per_row`` targets for each of ``rows``, at one discount or at one each, (B,).
 
     With T the last row of the episode and k the geometric time: the real row t+k if k <= min(n, T - t); END if the
     episode terminated at T and T - t <= n; otherwise a sample of the target network from t + min(n, T - t).
     """
-    check_gamma(gamma)
     check_positive(n, "n")
-    k = rng.geometric(1.0 - gamma, size=(len(rows), per_row))
+    k = geometric_times(gamma, (len(rows), per_row), rng)
     left = dataset.steps_left[rows][:, None]
     reach = np.minimum(n, left)
     real = k <= reach
@@ -47,6 +46,15 @@ def draw_targets(
     return Targets(row, bootstrap)
 
 
+def geometric_times(gamma: float | np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Times int64 (B, M) with P(k) = (1 - gamma) gamma^(k-1), at one discount or at one for each row, (B,)."""
+    if isinstance(gamma, np.ndarray):
+        for bound in (gamma.min(initial=0.0), gamma.max(initial=0.0)):
+            check_gamma(float(bound))
+        return rng.geometric(1.0 - gamma[:, None], size=shape)
+    return rng.geometric(1.0 - check_gamma(gamma), size=shape)
+
+
 def default_n(gamma: float) -> int:
     """Steps of real data per target: 4 / (1 - gamma), so that about one target in fifty is bootstrapped."""
     return max(round(4.0 / (1.0 - gamma)), 1)
@@ -54,7 +62,7 @@ def default_n(gamma: float) -> int:
 
 @dataclass(frozen=True)
 class NStepReturns:
-    """What an n-step critic regresses on, for every row: partial + weight * value[bootstrap].
+    """What an n-step critic regresses on, for every row (or those asked for): partial + weight * value[bootstrap].
 
     partial (N,) float32 = sum_{k<=m} gamma^(k-1) r_{t+k}, m = min(n, steps left); weight (N,) float32 = gamma^m, 0
     after a termination; bootstrap (N,) int64 = t + m.
@@ -65,14 +73,20 @@ class NStepReturns:
     bootstrap: np.ndarray
 
 
-def n_step_returns(dataset: Episodes, gamma: float, n: int) -> NStepReturns:
-    """The same n steps as ``draw_targets``, with all the rewards instead of one."""
-    rows = np.arange(len(dataset))
-    steps = np.minimum(n, dataset.steps_left)
-    partial = np.zeros(len(dataset))
-    for k in range(1, int(steps.max()) + 1):
+def n_step_returns(
+    dataset: Episodes, gamma: float | np.ndarray, n: int, rows: np.ndarray | None = None
+) -> NStepReturns:
+    """The same n steps as ``draw_targets``, with all the rewards instead of one.
+
+    ``rows`` int64 (B,): these alone, at one discount or at one each, (B,); None: all rows.
+    """
+    rows = np.arange(len(dataset)) if rows is None else rows
+    gamma = np.broadcast_to(np.asarray(gamma, np.float64), rows.shape)
+    steps = np.minimum(n, dataset.steps_left[rows])
+    partial = np.zeros(len(rows))
+    for k in range(1, int(steps.max(initial=0)) + 1):
         inside = steps >= k
-        partial[inside] += gamma ** (k - 1) * dataset.reward[rows[inside] + k]
+        partial[inside] += gamma[inside] ** (k - 1) * dataset.reward[rows[inside] + k]
     bootstrap = rows + steps
     weight = np.where(dataset.terminal[bootstrap], 0.0, gamma**steps)
     return NStepReturns(partial.astype(np.float32), weight.astype(np.float32), bootstrap)

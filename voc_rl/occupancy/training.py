@@ -7,7 +7,6 @@ bootstraps. The target network is a slow average of the trained one, always in e
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,50 +16,19 @@ from torch import Tensor, nn
 
 from voc_rl.data import Episodes
 from voc_rl.distributed import gather, ranks
-from voc_rl.errors import VOCError, check_gamma
-from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
+from voc_rl.errors import VOCError
+from voc_rl.loop import Checkpoints, StepLog, optimise, step_seed
 from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition
+from voc_rl.occupancy.discounts import climb, draw_gammas
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.sampling import sample_futures, uniforms
 from voc_rl.occupancy.targets import default_n, draw_targets, n_step_returns
+from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import autocast, device_of, generator_on, on_device, seeded
 
 ROWS_AT_ONCE = 2048
-
-
-@dataclass(frozen=True)
-class OccupancyTraining:
-    """How the occupancy network is trained.
-
-    gamma: the discount of the occupancy. n: real steps per target (None: 4 / (1 - gamma); 1: the paper's one-step
-    target). futures: targets per context. ema: decay of the target network per step (None: an average over the last
-    twentieth of the steps, at most .999). feature_dropout: share of contexts shown without continuous features, so
-    that sampled codes can be contexts too. feature_noise: noise on the features, in units of their own spread; without
-    it a pose that no training episode held can get any value. head_weight: weight of the value head's loss. refill:
-    steps whose bootstrapped targets are generated at once.
-
-    What the paper's public code did, and nobody else should (``voc_rl.sizes.with_recipe``): context_loss: also learn
-    to predict the context's own codes, on which half of the network's effort then goes. target_dropout: leave dropout
-    on in the target network. top_k: sample only so many of the likeliest codes, in targets and in values.
-    """
-
-    gamma: float = 0.9
-    n: int | None = None
-    futures: int = 2
-    ema: float | None = None
-    feature_dropout: float = 0.15
-    feature_noise: float = 0.3
-    head_weight: float = 1.0
-    refill: int = 8
-    context_loss: bool = False
-    target_dropout: bool = False
-    top_k: int | None = None
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
-
-    def __post_init__(self) -> None:
-        check_gamma(self.gamma)
 
 
 class OccupancyTrainee:
@@ -89,7 +57,12 @@ class OccupancyTrainee:
             model.fit_features(self.features)
             if head is not None:
                 head.fit_features(self.features)
-        self.n = config.n or default_n(config.gamma)
+        if model.config.gammas != config.gammas:
+            raise VOCError(
+                f"The network was built for gammas={model.config.gammas}, but gammas={config.gammas} are trained; they "
+                "have to be the same."
+            )
+        self.n = config.n or default_n(config.gammas[1] if config.gammas else config.gamma)
         self.ema = config.ema if config.ema is not None else 1.0 - min(max(20.0 / config.loop.steps, 1e-3), 1.0)
         # a row at which the episode terminated is a context too: nothing but END follows it
         self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
@@ -101,10 +74,12 @@ class OccupancyTrainee:
         if head is not None:
             # mean reward: the value of a constant reward, in reward units
             head.set_bias(float(dataset.reward[dataset.step_type > 0].mean()))
-            returns = n_step_returns(dataset, config.gamma, self.n)
-            self.refreshed = np.unique(returns.bootstrap)
-            parts = (dataset.episode, returns.bootstrap, returns.partial, returns.weight)
-            self.episode, self.later, self.partial, self.later_weight = map(self._on_device, parts)
+            self.episode = self._on_device(dataset.episode)
+            if config.gammas is None:  # else goals are made with the batches
+                returns = n_step_returns(dataset, config.gamma, self.n)
+                self.refreshed = np.unique(returns.bootstrap)
+                parts = (returns.bootstrap, returns.partial, returns.weight)
+                self.later, self.partial, self.later_weight = map(self._on_device, parts)
             weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
             self.weights = weights.to(self.device)
             self.values = torch.full((len(dataset), head.members), float(head.bias_value), device=self.device)
@@ -119,7 +94,8 @@ class OccupancyTrainee:
         self.model.train()
         if step % self.config.refill == 0:
             self._refill(step)
-            if self.head is not None and step > 0 and step % (25 * self.config.refill) == 0:
+            refreshes = self.head is not None and self.config.gammas is None
+            if refreshes and step > 0 and step % (25 * self.config.refill) == 0:
                 self._refresh_values()
         batch = self.stock[step % self.config.refill]
         drawn = torch.rand(len(batch.rows), generator=generator, device=generator.device).to(self.device)
@@ -182,6 +158,8 @@ class OccupancyTrainee:
 
     def _goals(self, batch: Batch) -> Tensor:
         """n-step returns times 1 - gamma, float (B, members), in reward units."""
+        if batch.goals is not None:
+            return batch.goals
         later = self.values[self.later[batch.at]]
         partial = self.partial[batch.at, None] * (1.0 - self.config.gamma)
         return partial + self.later_weight[batch.at, None] * later
@@ -202,8 +180,24 @@ class OccupancyTrainee:
         rng = np.random.default_rng([self.seed, step])
         count = config.loop.batch_size
         rows = self.contexts[rng.integers(len(self.contexts), size=count * config.refill)]
-        targets = draw_targets(self.dataset, rows, config.gamma, self.n, config.futures, rng)
-        self._keep(rows, self._futures(step, targets.row, targets.bootstrap))
+        gamma = config.gamma if config.gammas is None else draw_gammas(config.gammas, len(rows), rng)
+        targets = draw_targets(self.dataset, rows, gamma, self.n, config.futures, rng)
+        condition, goals = Condition(), None
+        if isinstance(gamma, np.ndarray):
+            condition = self._told(gamma)
+            goals = self._returns(rows, gamma, condition) if self.head is not None else None
+        bootstrapped = self._on_device(np.nonzero(targets.bootstrap >= 0)[0])
+        self._keep(rows, self._futures(step, targets.row, targets.bootstrap, condition[bootstrapped]), condition, goals)
+
+    def _told(self, gamma: np.ndarray) -> Condition:
+        return Condition(gamma=self._on_device(gamma.astype(np.float32)))
+
+    def _returns(self, rows: np.ndarray, gamma: np.ndarray, condition: Condition) -> Tensor:
+        """n-step returns times 1 - gamma, float (B, members), of rows at discounts of their own."""
+        returns = n_step_returns(self.dataset, gamma, self.n, rows)
+        own = ((1.0 - gamma) * returns.partial).astype(np.float32)
+        partial, weight = (self._on_device(part)[:, None] for part in (own, returns.weight))
+        return partial + weight * self._slow_values(returns.bootstrap, condition)
 
     def _futures(self, step: int, row: np.ndarray, bootstrap: np.ndarray, condition: Condition | None = None) -> Tensor:
         """Codes int64 (B, M, n_tokens) of targets: real rows, the target network's samples from the bootstrap rows
@@ -219,36 +213,47 @@ class OccupancyTrainee:
             generator = generator_on(self.device, step_seed(self.seed, step) ^ 1)
             # seeded for dropout, where it is left on
             with seeded(self.device, step_seed(self.seed, step) ^ 2), autocast(self.device):
-                noise = uniforms(self.target, count, 1, generator)[:, own]
-                drawn = self._drawn(rows, generator, noise, condition)
+                drawn = self._drawn(rows, generator, condition, count, own)
             futures[self._places(missing)] = gather(drawn, count)
         return futures
 
     def _drawn(
-        self, rows: np.ndarray, generator: torch.Generator, noise: Tensor, condition: Condition | None
+        self, rows: np.ndarray, generator: torch.Generator, condition: Condition | None, count: int, own: slice
     ) -> Tensor:
-        """One future of the target network from each of ``rows``: int64 (B, n_tokens)."""
+        """One future of the target network from each of ``rows``, ``own`` of ``count``: int64 (B, n_tokens)."""
         if len(rows) == 0:
             return self.codes.new_zeros(0, self.codes.shape[1], dtype=torch.long)
         codes, features = self._codes(rows), self._features(rows)
+        if condition is not None and condition.gamma is not None:
+            return climb(self.target, codes, features, generator, condition, count, own)
+        noise = uniforms(self.target, count, 1, generator)[:, own]
         return sample_futures(self.target, codes, features, 1, generator, noise, condition)[:, 0]
 
-    def _keep(self, rows: np.ndarray, futures: Tensor, condition: Condition | None = None) -> None:
+    def _keep(self, rows: np.ndarray, futures: Tensor, condition: Condition, goals: Tensor | None = None) -> None:
         """Stock the batches of the next ``refill`` steps."""
         count = self.config.loop.batch_size
         parts = [slice(i * count, (i + 1) * count) for i in range(self.config.refill)]
-        at, condition = self._on_device(rows), condition or Condition()
-        self.stock = [Batch(rows[p], at[p], futures[p], condition[p]) for p in parts]
+        at = self._on_device(rows)
+        self.stock = [
+            Batch(rows[p], at[p], futures[p], condition[p], None if goals is None else goals[p]) for p in parts
+        ]
 
     @torch.no_grad()
     def _refresh_values(self) -> None:
         """Value of every row under the slow networks: where the n-step returns continue."""
+        self.values[self._on_device(self.refreshed)] = self._slow_values(self.refreshed, Condition())
+
+    def _slow_values(self, rows: np.ndarray, condition: Condition) -> Tensor:
+        """(1 - gamma) V of rows under the slow networks, float32 (B, members)."""
         assert self.target_head is not None
-        for first in range(0, len(self.refreshed), ROWS_AT_ONCE):
-            rows = self.refreshed[first : first + ROWS_AT_ONCE]
+        parts = []
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            some = slice(first, first + ROWS_AT_ONCE)
             with autocast(self.device):
-                context = self.target.prefix(self._codes(rows), self._features(rows)).last
-                self.values[self._on_device(rows)] = self.target_head(context, self._features(rows)).float()
+                features = self._features(rows[some])
+                context = self.target.prefix(self._codes(rows[some]), features, condition=condition[some]).last
+                parts.append(self.target_head(context, features).float())
+        return torch.cat(parts)
 
     def _codes(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor:
         """Codes int64 of ``rows``; ``at``: the same rows where the network is, if they are there already."""
@@ -276,8 +281,11 @@ class OccupancyTrainee:
         state: dict[str, Any] = {name: dict(module.state_dict()) for name, module in modules.items() if module}
         state["values"] = self.values
         state["stock"] = [
-            {"rows": torch.from_numpy(b.rows), "futures": b.futures, "condition": vars(b.condition)} for b in self.stock
-        ]
+            {
+                "rows": torch.from_numpy(b.rows), "futures": b.futures, "condition": vars(b.condition),
+                "goals": b.goals,
+            } for b in self.stock
+        ]  # fmt: skip
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -289,8 +297,9 @@ class OccupancyTrainee:
         self.stock = []
         for kept in state["stock"]:
             condition = Condition(**kept["condition"]).to(self.device)
-            rows, futures = kept["rows"], kept["futures"].to(self.device)
-            self.stock.append(Batch(rows.numpy(), rows.to(self.device), futures, condition))
+            rows, futures, goals = kept["rows"], kept["futures"].to(self.device), kept["goals"]
+            goals = None if goals is None else goals.to(self.device)
+            self.stock.append(Batch(rows.numpy(), rows.to(self.device), futures, condition, goals))
 
 
 def train_occupancy(

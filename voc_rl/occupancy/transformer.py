@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.contexts import Cache, Condition, OccupancyConfig, Prefix
 
+WAVES = 8  # cosines that tell a discount
+
 
 class Attention(nn.Module):
     """Causal self-attention of M futures (B, M, T, C), which also see a prefix shared by all M of a row."""
@@ -84,6 +86,22 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm_2(x))), k, v
 
 
+class Discounts(nn.Module):
+    """A discount as a vector: cosines of where the logarithm of its horizon 1 / (1 - gamma) stands in the range."""
+
+    def __init__(self, gammas: tuple[float, float], width: int) -> None:
+        super().__init__()
+        self.low, self.high = (-math.log1p(-gamma) for gamma in gammas)
+        self.waves: Tensor
+        self.register_buffer("waves", math.pi * torch.arange(1.0, WAVES + 1), persistent=False)
+        self.layers = nn.Sequential(nn.Linear(WAVES, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, gamma: Tensor) -> Tensor:
+        """float (B,) -> (B, width)."""
+        place = (-torch.log1p(-gamma.float()) - self.low) / (self.high - self.low)
+        return self.layers(torch.cos(place[:, None] * self.waves))
+
+
 class OccupancyTransformer(nn.Module):
     """Context codes [and features] -> distribution of the codes of an observation at a discounted future time.
 
@@ -119,6 +137,8 @@ class OccupancyTransformer(nn.Module):
             self.no_action = nn.Parameter(torch.zeros(config.width))
         if config.policies:
             self.policies = nn.Embedding(config.policies, config.width)
+        if config.gammas is not None:
+            self.discounts = Discounts(config.gammas, config.width)
         if config.null_context:
             self.nothing = nn.Parameter(torch.zeros(config.width))
         self.apply(self._initialise)
@@ -200,7 +220,8 @@ class OccupancyTransformer(nn.Module):
         ``nothing`` bool (B,), where nothing at all is shown (``prefix_of_nothing``).
 
         Raises:
-            VOCError: an action or a policy for a network without that input, or an action of another size.
+            VOCError: an action, policy or discount for a network without that input, no discount for one that reads it,
+                or one outside its range.
         """
         condition = condition or Condition()
         self._check(condition)
@@ -212,6 +233,8 @@ class OccupancyTransformer(nn.Module):
         if self.config.policies:
             policy = condition.policy
             x = x + self.policies(context.new_zeros(len(context)) if policy is None else policy)[:, None]
+        if condition.gamma is not None:
+            x = x + self.discounts(condition.gamma)[:, None]
         if nothing is not None:
             blank = self.nothing + self.positions.weight[: context.shape[1]]
             x = torch.where(nothing[:, None, None], blank.to(x.dtype), x)
@@ -236,7 +259,8 @@ class OccupancyTransformer(nn.Module):
             )
         device = self.nothing.device
         context = torch.zeros(1, self.config.n_tokens, dtype=torch.long, device=device)
-        return self.prefix(context, nothing=torch.ones(1, dtype=torch.bool, device=device))
+        condition = Condition(gamma=self.config.gammas and torch.full((1,), self.config.gammas[1], device=device))
+        return self.prefix(context, None, None, condition, torch.ones(1, dtype=torch.bool, device=device))
 
     def _feature_vector(self, batch: int, features: Tensor | None, use_features: Tensor | None) -> Tensor:
         if features is None:
@@ -259,10 +283,22 @@ class OccupancyTransformer(nn.Module):
         found = 0 if action is None else action.shape[-1]
         if found and found != self.config.action_dim:
             raise VOCError(f"The action has size {found}, but this occupancy network reads {self.config.action_dim}.")
+        gamma, known = condition.gamma, self.config.gammas
+        if (gamma is None) != (known is None):
+            raise VOCError(
+                "A discount was given to an occupancy network that knows one alone; leave it out." if known is None else
+                f"This occupancy network reads a discount, {known[0]:g} to {known[1]:g}; give Condition(gamma=...)."
+            )  # fmt: skip
         if self.training:  # policies of our own making, and a GPU is not to be waited for at every step
             return
         if condition.policy is not None and not bool((condition.policy < policies).all()):
             raise VOCError(f"Policy {int(condition.policy.max())} was asked for, but this network knows {policies}.")
+        if gamma is not None and known is not None and len(gamma):
+            low, high = float(gamma.min()), float(gamma.max())
+            if not known[0] - 1e-6 <= low <= high <= known[1] + 1e-6:
+                raise VOCError(
+                    f"Discounts {low:g} to {high:g} were asked for; this network knows {known[0]:g} to {known[1]:g}."
+                )
 
     def future_logits(self, prefix: Prefix, futures: Tensor) -> Tensor:
         """Logits (B, M, n_tokens, vocabulary) of each code of given futures int64 (B, M, n_tokens)."""

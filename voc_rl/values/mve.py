@@ -50,9 +50,10 @@ def mve(
         features: float (B, feature_dim), of the first hop; generated codes have none.
         reward: futures int64 (B, samples, n_tokens) -> rewards float (B, samples), 0 for END (``rewards_of_futures``).
         count: hops H. samples: paths per context.
-        condition: action and policy; the action is the first hop's, later ones the policy draws.
-        tail_value: codes int64 (m, n_tokens) and their condition (policies) -> V float (m,) at ``new_gamma``, never
-            asked about END, whose value is 0. None: all later hops are taken to be like the last one.
+        condition: action and policy, and ``gamma`` where the network reads one; the action is the first hop's, later
+            ones the policy draws.
+        tail_value: codes int64 (m, n_tokens) and their condition (policies and discounts) -> V float (m,) at
+            ``new_gamma``, never asked about END, whose value is 0. None: all later hops are taken to be like the last.
         common: one state's random numbers for all.
 
     Raises:
@@ -80,8 +81,7 @@ def _tail(model: OccupancyTransformer, futures: Tensor, condition: Condition | N
     """Tail values float64 (B, samples) of futures (B, samples, n_tokens); 0 for END."""
     flat = futures.flatten(0, 1)
     values = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
-    policy = None if condition is None else condition.policy
+    later = condition and condition.later(futures.shape[1])
     for going in (flat[:, 0] != model.config.end_code).nonzero()[:, 0].split(CODES_AT_ONCE):
-        later = None if policy is None else Condition(policy=policy[going // futures.shape[1]])
-        values[going] = tail_value(flat[going], later).double()
+        values[going] = tail_value(flat[going], later and later[going]).double()
     return values.view(futures.shape[:2])

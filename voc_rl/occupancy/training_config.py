@@ -1,0 +1,48 @@
+"""How the occupancy network is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from voc_rl.errors import VOCError, check_gamma, check_gammas
+from voc_rl.loop import LoopConfig
+
+
+@dataclass(frozen=True)
+class OccupancyTraining:
+    """How the occupancy network is trained.
+
+    gamma: the discount of the occupancy. gammas: smallest and largest discount of a network that is told which one is
+    meant, and learns them all (``occupancy.discounts``); gamma, in that range, is then what it answers when none is
+    asked. n: real steps per target (None: 4 / (1 - gamma), of the largest discount; 1: the paper's one-step target).
+    futures: targets per context. ema: decay of the target network per step (None: an average over the last
+    twentieth of the steps, at most .999). feature_dropout: share of contexts shown without continuous features, so
+    that sampled codes can be contexts too. feature_noise: noise on the features, in units of their own spread; without
+    it a pose that no training episode held can get any value. head_weight: weight of the value head's loss. refill:
+    steps whose bootstrapped targets are generated at once.
+
+    What the paper's public code did, and nobody else should (``voc_rl.sizes.with_recipe``): context_loss: also learn
+    to predict the context's own codes, on which half of the network's effort then goes. target_dropout: leave dropout
+    on in the target network. top_k: sample only so many of the likeliest codes, in targets and in values.
+    """
+
+    gamma: float = 0.9
+    gammas: tuple[float, float] | None = None
+    n: int | None = None
+    futures: int = 2
+    ema: float | None = None
+    feature_dropout: float = 0.15
+    feature_noise: float = 0.3
+    head_weight: float = 1.0
+    refill: int = 8
+    context_loss: bool = False
+    target_dropout: bool = False
+    top_k: int | None = None
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
+
+    def __post_init__(self) -> None:
+        check_gamma(self.gamma)
+        if self.gammas is not None:
+            check_gammas(self.gammas)
+            if not self.gammas[0] <= self.gamma <= self.gammas[1]:
+                raise VOCError(f"gamma {self.gamma:g} is outside the range that is learned, gammas {self.gammas}.")
