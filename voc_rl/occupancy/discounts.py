@@ -25,9 +25,8 @@ from voc_rl.occupancy.sampling import sample_futures, uniforms
 from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import device_of
 
-AT_END = (
-    0.15  # of the contexts, at the smallest discount, on which the ladder stands, and at the largest, where hops start
-)
+# of the contexts, at the smallest discount, on which the ladder stands, and at the largest one, where hops start
+AT_END = 0.15
 
 
 def draw_gammas(gammas: tuple[float, float], count: int, rng: np.random.Generator) -> np.ndarray:
