@@ -63,7 +63,7 @@ def save_sheet(path: Path, folder: Path) -> None:
         axis.axis("off")
     figure.tight_layout(pad=0.3)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=60)
+        figure.savefig(temporary, format="png", dpi=50)
     plt.close(figure)
 
 
