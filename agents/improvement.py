@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from voc_rl.agents.action_values import ActionValues, train_action_voc
-from voc_rl.agents.networks import ConvEncoder
 from voc_rl.agents.objectives import Cloning, advantage_weights
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes
@@ -57,13 +56,9 @@ def action_weights(
 
 
 def weighted_clone(
-    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None, seed: int = 0,
-    encoder: ConvEncoder | None = None,
-) -> OfflineAgent:  # fmt: skip
+    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None, seed: int = 0
+) -> OfflineAgent:
     """Advantage-weighted regression (Peng et al. 2019) with the advantages of ``voc``, which has an action input.
-
-    Args:
-        encoder: the convolutions of another agent, through which this one is to see (``inputs="frames"``).
 
     Raises:
         VOCError: as ``action_weights``.
@@ -71,8 +66,7 @@ def weighted_clone(
     config = config or ImprovementConfig()
     weights = action_weights(voc, dataset, tokens, config.temperature)
     size = dataset.action.shape[1]
-    shape = dataset.observation_shape
-    agent = OfflineAgent(shape, size, config.agent, voc.quantizer, seed, name="voc_awr", encoder=encoder)
+    agent = OfflineAgent(dataset.observation_shape, size, config.agent, voc.quantizer, seed, name="voc_awr")
     return agent.learn(dataset, partial(Cloning, weights=weights), tokens)
 
 

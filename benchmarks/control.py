@@ -173,8 +173,6 @@ def policy_of(
     if method in ("td3bc", "td3bc_tokens", "drqv2bc"):
         inputs = {"td3bc": critic, "td3bc_tokens": replace(critic, inputs="tokens"), "drqv2bc": frames}[method]
         return clone(data, inputs, seed, device, TD3BC, method, curve)
-    if method == "bc_conv":
-        return OfflineAgent.load(model_path(data, "conv", seed))
     plain = method.removesuffix("_conv")
     if plain in ("bc_top10", "mc_awr", "voc_awr"):
         objective = partial(Cloning, weights=_weights(plain, data, seed, device))
@@ -185,10 +183,10 @@ def policy_of(
         return clone(data, replace(common, inputs="frames"), seed, device, objective, method, curve, seen)
     if method in ("voc_awr_2", "planner_awr"):
         return _improved(method, data, seed, scale, device)
-    prior = OfflineAgent.load(model_path(data, "bc", seed))
+    prior = OfflineAgent.load(model_path(data, "conv" if method == "bc_conv" else "bc", seed))
     prior.networks.to(device)
-    if method in ("bc", "bc_sampled"):
-        return prior if method == "bc" else Sampled(prior)
+    if method in ("bc", "bc_sampled", "bc_conv"):
+        return Sampled(prior) if method == "bc_sampled" else prior
     if method == "one_step_mppi":
         scores: Any = RollOutScores(load_voc(data, "one_step", seed, device), GAMMA, SAMPLES)
         return VOCPlanner(prior, scores, sampling(), seed)
