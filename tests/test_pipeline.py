@@ -49,7 +49,7 @@ def run_all(out: Path, data: Path, config: Any = CONFIG, **options: Any) -> tupl
 
 
 def times(out: Path) -> dict[str, Any]:
-    """What tells that a stage was done again: its record with its seconds, and the times of its files."""
+    """What tells that a stage was done again: its record with its seconds (to a microsecond), and its files' times."""
     records = json.loads((out / "stages.json").read_text())
     return {stage: (records[stage], [(out / n).stat().st_mtime_ns for n in names]) for stage, names in FILES.items()}
 

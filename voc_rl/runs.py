@@ -203,8 +203,8 @@ class _Clock:
         self.noted = time.perf_counter()
         return {
             "fingerprint": self.mark,
-            "seconds": round(self.before.get("seconds", 0.0) + self.noted - self.wall, 3),
-            "cpu_seconds": round(self.before.get("cpu_seconds", 0.0) + cpu_seconds() - self.cpu, 3),
+            "seconds": round(self.before.get("seconds", 0.0) + self.noted - self.wall, 6),
+            "cpu_seconds": round(self.before.get("cpu_seconds", 0.0) + cpu_seconds() - self.cpu, 6),
             "peak_memory_bytes": max(self.before.get("peak_memory_bytes", 0), peak_memory_bytes()),
         }
 
