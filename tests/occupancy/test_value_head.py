@@ -1,8 +1,6 @@
-"""The value head: where it starts, how its members weigh episodes, and what it regresses on."""
+"""The value head: where it starts, and how its members weigh episodes."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +8,7 @@ import torch
 from chains import episodes_of
 
 from voc_rl.loop import LoopConfig, optimise
-from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
-from voc_rl.occupancy.batches import Batch, StepInputs
+from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
 from voc_rl.occupancy.training import OccupancyTrainee
 
 
@@ -62,41 +59,6 @@ def test_episode_weights_are_exponential_with_mean_one() -> None:
     assert float(torch.corrcoef(weights.T)[0, 1]) == pytest.approx(0.0, abs=0.06)  # members weigh independently
 
 
-def test_the_loss_weighs_episodes_and_bootstraps_by_hand() -> None:
-    dataset = episodes_of([np.array([0.0, 1, 2, 3]), np.array([0.0, 5, 7])], [True, False])
-    codes = torch.tensor([[0], [1], [2], [0], [1], [2], [0]])
-    torch.manual_seed(0)
-    model = OccupancyTransformer(OccupancyConfig(3, 1, n_layer=1, n_head=1, width=8))
-    head = ValueHead(8, hidden=4, members=2)
-    config = OccupancyTraining(gamma=0.5, n=2, loop=LoopConfig(steps=5, batch_size=2))
-    trainee = OccupancyTrainee(model, head, dataset, codes, None, config, 0)
-    mean_reward = 18 / 5  # the rewards of first rows do not count
-    assert float(head.bias_value) == pytest.approx(mean_reward)
-    trainee.values = torch.arange(14.0).view(7, 2)
-    with torch.no_grad():
-        head.weight_3.normal_()
-        context = torch.randn(3, 8)
-        rows = np.array([0, 1, 4])
-        at = torch.from_numpy(rows)
-        batch = Batch(rows, at, codes[at][:, None], Condition())
-        shown = torch.ones(len(rows), dtype=torch.bool)
-        inputs = StepInputs(codes[at], batch.futures, shown, Condition())
-        goals, weights = trainee._head_goals(batch, None)
-        found = trainee._head_loss(replace(inputs, goals=goals, weights=weights), context)
-        goals, weights = trainee._head_goals(batch, shown)  # here: where nothing is shown
-        assert trainee._head_loss(replace(inputs, goals=goals, weights=weights), context) == 0
-        # row 0: two steps, then the value of row 2; row 1: two steps to the termination; row 4: two steps to the cut
-        goals = torch.stack([
-            0.5 * (1 + 0.5 * 2) + 0.25 * trainee.values[2],
-            torch.tensor([0.5 * (2 + 0.5 * 3)] * 2),
-            0.5 * (5 + 0.5 * 7) + 0.25 * trainee.values[6],
-        ])  # fmt: skip
-        weights = trainee.weights[[0, 0, 1]]
-        expected = (((head(context) - goals) / mean_reward) ** 2 * weights).mean()
-    torch.testing.assert_close(found, expected)
-    assert not torch.allclose(trainee.weights[0], trainee.weights[1])
-
-
 def test_members_follow_the_episodes_they_weigh() -> None:
     """Two kinds of episode with other rewards from the same code: a member's value is its own weighted mean."""
     rewards = [np.array([0.0, 1.0]), np.array([0.0, 3.0])] * 2
@@ -109,9 +71,10 @@ def test_members_follow_the_episodes_they_weigh() -> None:
     trainee = OccupancyTrainee(model, head, dataset, codes, None, config, 0)
     optimise(trainee, config.loop, 0, "occupancy")
     assert trainee.target_head is not None
+    assert trainee.goals is not None
     with torch.no_grad():
         found = trainee.target_head(trainee.target.prefix(torch.tensor([[0]])).last)[0]
-    w = trainee.weights
+    w = trainee.goals.weights
     expected = (w * torch.tensor([1.0, 3.0, 1.0, 3.0])[:, None]).sum(0) / w.sum(0)
     assert expected.std() > 0.2
     torch.testing.assert_close(found, expected, atol=0.12, rtol=0)

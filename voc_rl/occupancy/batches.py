@@ -28,6 +28,19 @@ class Batch:
     condition: Condition
     goals: Tensor | None = None
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        rows, condition = torch.from_numpy(self.rows), vars(self.condition)
+        return {"rows": rows, "futures": self.futures, "condition": condition, "goals": self.goals}
+
+    @classmethod
+    def kept(cls, state: dict[str, Any], device: torch.device) -> Batch:
+        """The batch of a ``state``, on a device."""
+        rows, goals = state["rows"], state["goals"]
+        goals = None if goals is None else goals.to(device)
+        condition = Condition(**state["condition"]).to(device)
+        return cls(rows.numpy(), rows.to(device), state["futures"].to(device), condition, goals)
+
 
 @dataclass(frozen=True)
 class StepInputs:

@@ -19,6 +19,7 @@ from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import draw_gammas
+from voc_rl.occupancy.goals import HeadGoals
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import taken_actions
 from voc_rl.occupancy.policy_targets import TargetSource
@@ -50,8 +51,30 @@ class PolicyTraining:
                 raise VOCError(f"{name} is {getattr(self, name)}; a share between 0 and 1 is needed.")
 
 
+class PolicyGoals(HeadGoals):
+    """(1 - gamma) V of each context's policy, given for all rows: of its own action, or of the action that is shown."""
+
+    def __init__(
+        self, head: ValueHead, dataset: Episodes, values: np.ndarray | None, config: OccupancyTraining, seed: int
+    ) -> None:
+        if config.gammas is not None:
+            raise VOCError(
+                "A value head of policies learns values at one discount; train without one, or leave gammas out."
+            )
+        if values is None:
+            raise VOCError("A value head of policies learns from values of all rows; train without one otherwise.")
+        super().__init__(head, dataset, seed)
+        self.own, self.after = (goal.to(self.device) for goal in _values_learned(dataset, values, config.gamma))
+
+    def of(self, batch: Batch) -> Tensor:
+        rows, policy, shown = batch.at, batch.condition.policy, batch.condition.shown
+        policy = torch.zeros_like(rows) if policy is None else policy
+        goal = self.own[policy, rows]
+        return (goal if shown is None else torch.where(shown, self.after[policy, rows], goal))[:, None]
+
+
 class PolicyTrainee(OccupancyTrainee):
-    """As the behaviour's, but targets come from a ``TargetSource`` and head goals from values of all rows."""
+    """As the behaviour's, but targets come from a ``TargetSource``, and the head learns given values of all rows."""
 
     def __init__(
         self,
@@ -66,21 +89,11 @@ class PolicyTrainee(OccupancyTrainee):
         config: PolicyTraining,
         seed: int,
     ) -> None:
-        super().__init__(model, head, dataset, codes, features, config.occupancy, seed)
+        goals = None if head is None else PolicyGoals(head, dataset, values, config.occupancy, seed)
+        super().__init__(model, head, dataset, codes, features, config.occupancy, seed, goals)
         self.source, self.settings, self.starts = source, config, starts
         self.policies = max(model.config.policies, 1)
         self.taken = torch.from_numpy(taken_actions(dataset)).to(self.device)
-        # (P, N) and (P, N): (1 - gamma) V, of the policy's own action and of the action taken
-        self.own, self.after = (torch.zeros(0), torch.zeros(0))
-        if head is not None:
-            if config.occupancy.gammas is not None:
-                raise VOCError(
-                    "A value head of policies learns values at one discount; train without one, or leave gammas out."
-                )
-            if values is None:
-                raise VOCError("A value head of policies learns from values of all rows; train without one otherwise.")
-            goals = _head_goals(dataset, values, config.occupancy.gamma)
-            self.own, self.after = (goal.to(self.device) for goal in goals)
 
     def _refill(self, step: int) -> None:
         config = self.config
@@ -105,20 +118,8 @@ class PolicyTrainee(OccupancyTrainee):
             asked = replace(asked, action=self.taken[self._on_device(rows)], shown=self._on_device(known))
         self._keep(rows, self._futures(step, targets.row, targets.bootstrap, later), asked)
 
-    def _goals(self, batch: Batch) -> Tensor:
-        rows = batch.at
-        policy = batch.condition.policy
-        policy = torch.zeros_like(rows) if policy is None else policy
-        goal = self.own[policy, rows]
-        if batch.condition.shown is not None:
-            goal = torch.where(batch.condition.shown, self.after[policy, rows], goal)
-        return goal[:, None]
 
-    def _refresh_values(self) -> None:
-        """Nothing: the goals are given."""
-
-
-def _head_goals(dataset: Episodes, values: np.ndarray, gamma: float) -> tuple[Tensor, Tensor]:
+def _values_learned(dataset: Episodes, values: np.ndarray, gamma: float) -> tuple[Tensor, Tensor]:
     """(1 - gamma) V and (1 - gamma) Q of the action taken, both float32 (P, N)."""
     after = values.copy()
     going = np.flatnonzero(dataset.steps_left > 0)

@@ -21,9 +21,10 @@ from voc_rl.loop import Checkpoints, StepLog, optimise, step_seed
 from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import climb, draw_gammas
+from voc_rl.occupancy.goals import HeadGoals, returns_of
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.sampling import sample_futures, uniforms
-from voc_rl.occupancy.targets import default_n, draw_targets, n_step_returns
+from voc_rl.occupancy.targets import default_n, draw_targets
 from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import autocast, device_of, generator_on, on_device, seeded
@@ -34,7 +35,8 @@ ROWS_AT_ONCE = 2048
 class OccupancyTrainee:
     """What the loop trains: network and head, their slow copies, and the stock of prepared batches.
 
-    All of it is where the network is; codes and features are moved there once.
+    All of it is where the network is; codes and features are moved there once. ``goals``: what the head learns; None:
+    the behaviour's returns.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class OccupancyTrainee:
         features: Tensor | None,
         config: OccupancyTraining,
         seed: int,
+        goals: HeadGoals | None = None,
     ) -> None:
         if len(codes) != len(dataset):
             raise VOCError(f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset.")
@@ -70,19 +73,9 @@ class OccupancyTrainee:
             raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
         self.arrived = arrived_rows(dataset).to(self.device)
         self.stock: list[Batch] = []
-        self.values = torch.zeros(0)
-        if head is not None:
-            # mean reward: the value of a constant reward, in reward units
-            head.set_bias(float(dataset.reward[dataset.step_type > 0].mean()))
-            self.episode = self._on_device(dataset.episode)
-            if config.gammas is None:  # else goals are made with the batches
-                returns = n_step_returns(dataset, config.gamma, self.n)
-                self.refreshed = np.unique(returns.bootstrap)
-                parts = (returns.bootstrap, returns.partial, returns.weight)
-                self.later, self.partial, self.later_weight = map(self._on_device, parts)
-            weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
-            self.weights = weights.to(self.device)
-            self.values = torch.full((len(dataset), head.members), float(head.bias_value), device=self.device)
+        self.goals = goals
+        if head is not None and goals is None:
+            self.goals = returns_of(head, dataset, config, self.n, seed)
         self.target = copy.deepcopy(model).train(config.target_dropout).requires_grad_(False)
         self.target_head = copy.deepcopy(head).eval().requires_grad_(False) if head else None
 
@@ -94,18 +87,18 @@ class OccupancyTrainee:
         self.model.train()
         if step % self.config.refill == 0:
             self._refill(step)
-            refreshes = self.head is not None and self.config.gammas is None
-            if refreshes and step > 0 and step % (25 * self.config.refill) == 0:
-                self._refresh_values()
+            if self.goals is not None and step > 0 and step % (25 * self.config.refill) == 0:
+                self.goals.renew(self._slow_values)
         batch = self.stock[step % self.config.refill]
         drawn = torch.rand(len(batch.rows), generator=generator, device=generator.device).to(self.device)
         features = self._noisy(self._features(batch.rows, batch.at), generator)
         nothing, futures = None, batch.futures
         if self.model.config.null_context:
             nothing, futures = without_context(futures, self.codes, self.arrived, generator)
+        learned = () if self.goals is None else (self.goals.of(batch), self.goals.weights_of(batch, nothing))
         inputs = StepInputs(
             self._codes(batch.rows, batch.at), futures, drawn >= self.config.feature_dropout, batch.condition,
-            features, nothing, *(self._head_goals(batch, nothing) if self.head is not None else ()),
+            features, nothing, *learned,
         )  # fmt: skip
         return inputs[ranks().equal_share(len(inputs))]  # every process draws random numbers for the whole batch
 
@@ -151,19 +144,6 @@ class OccupancyTrainee:
         error = (self.head(context, inputs.features).float() - inputs.goals) / self.head.spread
         return (error.square() * inputs.weights).mean()
 
-    def _head_goals(self, batch: Batch, nothing: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the head learns, float (B, members or 1), in reward units, and weights float (B, members)."""
-        weights = self.weights[self.episode[batch.at]]
-        return self._goals(batch), weights if nothing is None else weights * ~nothing[:, None]
-
-    def _goals(self, batch: Batch) -> Tensor:
-        """n-step returns times 1 - gamma, float (B, members), in reward units."""
-        if batch.goals is not None:
-            return batch.goals
-        later = self.values[self.later[batch.at]]
-        partial = self.partial[batch.at, None] * (1.0 - self.config.gamma)
-        return partial + self.later_weight[batch.at, None] * later
-
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         pairs = [(self.target, self.model)]
@@ -182,22 +162,13 @@ class OccupancyTrainee:
         rows = self.contexts[rng.integers(len(self.contexts), size=count * config.refill)]
         gamma = config.gamma if config.gammas is None else draw_gammas(config.gammas, len(rows), rng)
         targets = draw_targets(self.dataset, rows, gamma, self.n, config.futures, rng)
-        condition, goals = Condition(), None
-        if isinstance(gamma, np.ndarray):
-            condition = self._told(gamma)
-            goals = self._returns(rows, gamma, condition) if self.head is not None else None
+        condition = self._told(gamma) if isinstance(gamma, np.ndarray) else Condition()
+        goals = None if self.goals is None else self.goals.made(rows, gamma, condition, self._slow_values)
         bootstrapped = self._on_device(np.nonzero(targets.bootstrap >= 0)[0])
         self._keep(rows, self._futures(step, targets.row, targets.bootstrap, condition[bootstrapped]), condition, goals)
 
     def _told(self, gamma: np.ndarray) -> Condition:
         return Condition(gamma=self._on_device(gamma.astype(np.float32)))
-
-    def _returns(self, rows: np.ndarray, gamma: np.ndarray, condition: Condition) -> Tensor:
-        """n-step returns times 1 - gamma, float (B, members), of rows at discounts of their own."""
-        returns = n_step_returns(self.dataset, gamma, self.n, rows)
-        own = ((1.0 - gamma) * returns.partial).astype(np.float32)
-        partial, weight = (self._on_device(part)[:, None] for part in (own, returns.weight))
-        return partial + weight * self._slow_values(returns.bootstrap, condition)
 
     def _futures(self, step: int, row: np.ndarray, bootstrap: np.ndarray, condition: Condition | None = None) -> Tensor:
         """Codes int64 (B, M, n_tokens) of targets: real rows, the target network's samples from the bootstrap rows
@@ -239,10 +210,6 @@ class OccupancyTrainee:
         ]
 
     @torch.no_grad()
-    def _refresh_values(self) -> None:
-        """Value of every row under the slow networks: where the n-step returns continue."""
-        self.values[self._on_device(self.refreshed)] = self._slow_values(self.refreshed, Condition())
-
     def _slow_values(self, rows: np.ndarray, condition: Condition) -> Tensor:
         """(1 - gamma) V of rows under the slow networks, float32 (B, members)."""
         assert self.target_head is not None
@@ -279,13 +246,9 @@ class OccupancyTrainee:
             "target_head": self.target_head,
         }
         state: dict[str, Any] = {name: dict(module.state_dict()) for name, module in modules.items() if module}
-        state["values"] = self.values
-        state["stock"] = [
-            {
-                "rows": torch.from_numpy(b.rows), "futures": b.futures, "condition": vars(b.condition),
-                "goals": b.goals,
-            } for b in self.stock
-        ]  # fmt: skip
+        if self.goals is not None:
+            state["values"] = self.goals.values
+        state["stock"] = [batch.state() for batch in self.stock]
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -293,13 +256,9 @@ class OccupancyTrainee:
             module = getattr(self, name)
             if module is not None:
                 module.load_state_dict(state[name])
-        self.values = state["values"].to(self.device)
-        self.stock = []
-        for kept in state["stock"]:
-            condition = Condition(**kept["condition"]).to(self.device)
-            rows, futures, goals = kept["rows"], kept["futures"].to(self.device), kept["goals"]
-            goals = None if goals is None else goals.to(self.device)
-            self.stock.append(Batch(rows.numpy(), rows.to(self.device), futures, condition, goals))
+        if self.goals is not None:
+            self.goals.values = state["values"].to(self.device)
+        self.stock = [Batch.kept(batch, self.device) for batch in state["stock"]]
 
 
 def train_occupancy(
