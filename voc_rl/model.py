@@ -17,30 +17,21 @@ from torch import Tensor
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive, check_samples
 from voc_rl.model_files import Parts, load_parts, save_parts
-from voc_rl.occupancy import (
-    Condition,
-    OccupancyTransformer,
-    ValueHead,
-    base_gamma,
-    compose,
-    sample_futures,
-    told,
-    uniforms,
-)
+from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead, base_gamma, compose, told
 from voc_rl.precision import autocast, device_of, generator_on
 from voc_rl.quantizers import Quantizer
 from voc_rl.quantizers.base import check_codes
 from voc_rl.values import (
     RewardHead,
     ValueEstimate,
+    by_head,
     density,
-    from_ensemble,
     from_samples,
     mve,
     rewards_of_futures,
     successor_features,
+    tail_by_head,
 )
-from voc_rl.values.mve import TailValue
 
 Estimator = Literal["head", "sample", "mve"]
 
@@ -147,7 +138,7 @@ class VOC:
         if not 0 < level < 1:
             raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
         if estimator == "head":
-            return from_ensemble(self._head_members(codes, features, gamma), gamma, level)
+            return self._by_head(codes, features, gamma, level)
         check_samples(samples)
         if estimator == "mve":
             base = base_gamma(self.gammas, gamma)
@@ -156,7 +147,7 @@ class VOC:
                     self.occupancy, codes, features, self.rewards, base, gamma,
                     generator or generator_on(self.device, 0),
                     samples=samples, level=level, condition=self.condition(len(codes), base),
-                    tail_value=self._tail_value(gamma), common=common,
+                    tail_value=tail_by_head(self.occupancy, self.value_head, gamma), common=common,
                 )  # fmt: skip
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
         return from_samples(self.rewards(futures).cpu().numpy(), gamma, level)
@@ -164,17 +155,6 @@ class VOC:
     def _here(self, codes: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Contexts as the occupancy network reads them: codes int64 and features, where it is."""
         return codes.to(self.device).long(), None if features is None else features.to(self.device)
-
-    def _tail_value(self, gamma: float) -> TailValue | None:
-        """The head's value of sampled codes, as if the mean reward one more hop on were that of all later ones.
-
-        None where there is no head, or one that reads features, which sampled codes have not.
-        """
-        head = self.value_head
-        if head is None or self.occupancy.config.feature_dim:
-            return None
-        read = self.occupancy.prefix
-        return lambda codes, at: head(read(codes, condition=at).last).float().mean(1) / (1.0 - gamma)
 
     @torch.no_grad()
     def density_value(
@@ -204,16 +184,15 @@ class VOC:
         prefix = self.occupancy.prefix(context, features, condition=self.condition(len(context), gamma))
         return density(self.occupancy, prefix, codes, rewards, gamma, level, groups)
 
-    def _head_members(self, codes: Tensor, features: Tensor | None, gamma: float) -> np.ndarray:
-        if self.value_head is None:
+    def _by_head(self, codes: Tensor, features: Tensor | None, gamma: float, level: float) -> ValueEstimate:
+        occupancy, head = self.occupancy, self.value_head
+        if head is None:
             raise VOCError("This VOC was trained without a value head; use estimator='sample'.")
         low, high = self.gammas
         if not low <= gamma <= high:
             known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
             raise VOCError(f"The value head knows gamma {known} only, not {gamma}; use estimator='sample'.")
-        with autocast(self.device, len(codes)):
-            context = self.occupancy.prefix(codes, features, condition=self.condition(len(codes), gamma)).last
-            return self.value_head(context, features).float().cpu().numpy()
+        return by_head(occupancy, head, codes, features, self.condition(len(codes), gamma), gamma, level)
 
     def sample_futures(
         self,
@@ -248,10 +227,7 @@ class VOC:
         base = base_gamma(self.gammas, gamma)
         condition = self.condition(len(codes), base)
         with autocast(self.device):
-            if gamma > base:
-                return compose(self.occupancy, codes, features, n, base, gamma, generator, 50, common, condition)
-            noise = uniforms(self.occupancy, 1, n, generator) if common else None
-            return sample_futures(self.occupancy, codes, features, n, generator, noise, condition)
+            return compose(self.occupancy, codes, features, n, base, gamma, generator, 50, common, condition)
 
     def rewards(self, futures: Tensor) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""

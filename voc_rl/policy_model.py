@@ -12,22 +12,13 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import step_seed
-from voc_rl.occupancy import (
-    Condition,
-    OccupancyTransformer,
-    ValueHead,
-    arrived_rows,
-    base_gamma,
-    compose,
-    sample_futures,
-    told,
-)
+from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead, arrived_rows, base_gamma, compose, told
 from voc_rl.precision import autocast, device_of
 from voc_rl.quantizers import Quantizer
 from voc_rl.values import (
     RewardHead,
     ValueEstimate,
-    from_ensemble,
+    by_head,
     from_samples,
     from_weights,
     future_weights,
@@ -92,9 +83,7 @@ class PolicyModel:
         base = self._base(gamma)
         codes, features, condition = self.contexts(name, rows, base)
         with autocast(device_of(self.network)):  # without gradients, as all sampling
-            if gamma > base:
-                return compose(self.network, codes, features, samples, base, gamma, generator, condition=condition)
-            return sample_futures(self.network, codes, features, samples, generator, condition=condition)
+            return compose(self.network, codes, features, samples, base, gamma, generator, condition=condition)
 
     def contexts(self, name: str, rows: np.ndarray, gamma: float) -> tuple[Tensor, Tensor | None, Condition]:
         """What the network reads of rows (B,) where ``name`` acts: codes, features and condition.
@@ -114,10 +103,7 @@ class PolicyModel:
         """The head's values, in one pass."""
         assert self.head is not None
         codes, features, condition = self.contexts(name, self.starts, self._base(gamma, hops=False))
-        with torch.no_grad(), autocast(device_of(self.network), len(codes)):
-            context = self.network.prefix(codes, features, condition=condition).last
-            members = self.head(context, features).float().cpu().numpy()
-        values = from_ensemble(members, gamma).mean
+        values = by_head(self.network, self.head, codes, features, condition, gamma).mean
         return Found(float(values.mean()), 0.0, values)
 
     def by_samples(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:

@@ -132,7 +132,7 @@ def compose(
     common: bool = False,
     condition: Condition | None = None,
 ) -> Tensor:
-    """Futures int64 (B, samples, n_tokens) at a larger discount: hops of the model, fed back as contexts.
+    """Futures int64 (B, samples, n_tokens) at the model's discount or a larger one: hops, fed back as contexts.
 
     A first action in ``condition`` holds for the first hop; later ones are the policy's own. A network that reads a
     discount is told ``gamma`` in ``condition``.
@@ -146,7 +146,7 @@ def compose(
     flat, later = futures.flatten(0, 1), condition and condition.later(samples)
     another = (new_gamma - gamma) / (1.0 - gamma)
     going = torch.arange(len(flat), device=flat.device)
-    for _ in range(max_hops - 1):
+    for _ in range(max_hops - 1 if another > 0 else 0):
         hop = torch.rand(samples if common else len(going), generator=generator, device=generator.device)
         hop = hop.to(flat.device)
         keep = (hop[going % samples] if common else hop) < another

@@ -3,6 +3,7 @@
 from voc_rl.values.density import density, from_weights, future_weights
 from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, rewards_of_futures
 from voc_rl.values.fitted_q import FittedQ, FQEConfig, fitted_q, members_of
+from voc_rl.values.head import by_head, tail_by_head
 from voc_rl.values.mve import mve
 from voc_rl.values.rewards import RewardConfig, RewardHead, check_rewards, train_reward_head
 from voc_rl.values.statistics import scores
@@ -15,6 +16,7 @@ __all__ = [
     "RewardConfig",
     "RewardHead",
     "ValueEstimate",
+    "by_head",
     "check_rewards",
     "density",
     "discounted_returns",
@@ -31,5 +33,6 @@ __all__ = [
     "rewards_of_futures",
     "scores",
     "successor_features",
+    "tail_by_head",
     "train_reward_head",
 ]

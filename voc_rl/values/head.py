@@ -1,0 +1,38 @@
+"""Values by the value head: of contexts in one pass, and of what a few hops lead to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead
+from voc_rl.precision import autocast, device_of
+from voc_rl.values.estimators import ValueEstimate, from_ensemble
+from voc_rl.values.mve import TailValue
+
+
+@torch.no_grad()
+def by_head(
+    model: OccupancyTransformer,
+    head: ValueHead,
+    context: Tensor,
+    features: Tensor | None,
+    condition: Condition | None,
+    gamma: float,
+    level: float = 0.9,
+) -> ValueEstimate:
+    """Values of contexts int64 (B, n_tokens) and features float (B, F) at the discount ``gamma``, which the head has
+    learned and ``condition`` tells where the network reads one."""
+    with autocast(device_of(model), len(context)):
+        last = model.prefix(context, features, condition=condition).last
+        return from_ensemble(head(last, features).float().cpu().numpy(), gamma, level)
+
+
+def tail_by_head(model: OccupancyTransformer, head: ValueHead | None, gamma: float) -> TailValue | None:
+    """The head's value of sampled codes, as if the mean reward one more hop on were that of all later ones.
+
+    None where there is no head, or one that reads features, which sampled codes have not.
+    """
+    if head is None or model.config.feature_dim:
+        return None
+    return lambda codes, at: head(model.prefix(codes, condition=at).last).float().mean(1) / (1.0 - gamma)
