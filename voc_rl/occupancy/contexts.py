@@ -78,6 +78,35 @@ class Condition:
         """That of ``samples`` futures of each context, (B * samples): from there the policy draws its own actions."""
         return replace(self, action=None, shown=None).each(lambda part: part.repeat_interleave(samples, 0))
 
+    def check(self, config: OccupancyConfig, entries: bool = True) -> None:
+        """Refuse what a network of this ``config`` does not read.
+
+        ``entries``: also look at the policies and discounts themselves, for which a GPU is waited for.
+
+        Raises:
+            VOCError: an action, policy or discount for a network without that input, no discount for one that reads it,
+                or one outside its range.
+        """
+        found = 0 if self.action is None else self.action.shape[-1]
+        if found and found != config.action_dim:
+            raise VOCError(f"The action has size {found}, but this occupancy network reads {config.action_dim}.")
+        gamma, known = self.gamma, config.gammas
+        if (gamma is None) != (known is None):
+            raise VOCError(
+                "A discount was given to an occupancy network that knows one alone; leave it out." if known is None else
+                f"This occupancy network reads a discount, {known[0]:g} to {known[1]:g}; give Condition(gamma=...)."
+            )  # fmt: skip
+        if not entries:
+            return
+        if self.policy is not None and not bool((self.policy < config.policies).all()):
+            raise VOCError(f"Policy {int(self.policy.max())} was asked for, but this network knows {config.policies}.")
+        if gamma is not None and known is not None and len(gamma):
+            low, high = float(gamma.min()), float(gamma.max())
+            if not known[0] - 1e-6 <= low <= high <= known[1] + 1e-6:
+                raise VOCError(
+                    f"Discounts {low:g} to {high:g} were asked for; this network knows {known[0]:g} to {known[1]:g}."
+                )
+
     def each(self, change: Callable[[Tensor], Tensor]) -> Condition:
         """The same with every part changed."""
         return Condition(**{name: None if part is None else change(part) for name, part in vars(self).items()})

@@ -224,7 +224,7 @@ class OccupancyTransformer(nn.Module):
                 or one outside its range.
         """
         condition = condition or Condition()
-        self._check(condition)
+        condition.check(self.config, entries=not self.training)  # training makes its own
         x = self.codes(context) + self.positions.weight[: context.shape[1]]
         if self.config.feature_dim:
             x = x + self._feature_vector(len(context), features, use_features)[:, None]
@@ -277,28 +277,6 @@ class OccupancyTransformer(nn.Module):
         if condition.shown is None:
             return vector
         return torch.where(condition.shown[:, None], vector, self.no_action.to(vector.dtype))
-
-    def _check(self, condition: Condition) -> None:
-        action, policies = condition.action, self.config.policies
-        found = 0 if action is None else action.shape[-1]
-        if found and found != self.config.action_dim:
-            raise VOCError(f"The action has size {found}, but this occupancy network reads {self.config.action_dim}.")
-        gamma, known = condition.gamma, self.config.gammas
-        if (gamma is None) != (known is None):
-            raise VOCError(
-                "A discount was given to an occupancy network that knows one alone; leave it out." if known is None else
-                f"This occupancy network reads a discount, {known[0]:g} to {known[1]:g}; give Condition(gamma=...)."
-            )  # fmt: skip
-        if self.training:  # policies of our own making, and a GPU is not to be waited for at every step
-            return
-        if condition.policy is not None and not bool((condition.policy < policies).all()):
-            raise VOCError(f"Policy {int(condition.policy.max())} was asked for, but this network knows {policies}.")
-        if gamma is not None and known is not None and len(gamma):
-            low, high = float(gamma.min()), float(gamma.max())
-            if not known[0] - 1e-6 <= low <= high <= known[1] + 1e-6:
-                raise VOCError(
-                    f"Discounts {low:g} to {high:g} were asked for; this network knows {known[0]:g} to {known[1]:g}."
-                )
 
     def future_logits(self, prefix: Prefix, futures: Tensor) -> Tensor:
         """Logits (B, M, n_tokens, vocabulary) of each code of given futures int64 (B, M, n_tokens)."""
