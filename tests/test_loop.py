@@ -21,13 +21,7 @@ from voc_rl.checkpoints import load_torch_file, save_tensors, save_training_stat
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig, make_optimizer, optimise, schedule, step_seed
-from voc_rl.occupancy import (
-    OccupancyConfig,
-    OccupancyTraining,
-    OccupancyTransformer,
-    ValueHead,
-    train_occupancy,
-)
+from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead, train_occupancy
 from voc_rl.occupancy.training import OccupancyTrainee
 
 

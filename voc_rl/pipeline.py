@@ -26,13 +26,7 @@ from voc_rl.distributed import agreed, gather, ranks
 from voc_rl.errors import VOCError, check_samples
 from voc_rl.loop import step_seed
 from voc_rl.model import VOC
-from voc_rl.quantizers import (
-    Quantizer,
-    codebook_use,
-    load_quantizer,
-    save_quantizer,
-    tokenize,
-)
+from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import ValueEstimate, discounted_returns, from_samples, mean_return, scores

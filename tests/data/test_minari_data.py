@@ -14,6 +14,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import SPEC, numbered_frames, toy_episode, toy_folder
+from worlds import refusal
 
 from voc_rl.data import Episodes, write_minari
 from voc_rl.data.hdf5 import write_episode
@@ -216,8 +217,7 @@ def test_no_environment_of_the_files_choice_is_made(root: Path) -> None:
     harm = root / "harm"
     spec = {"id": "x-v0", "entry_point": "pathlib:Path.touch", "kwargs": {"self": str(harm)}}
     edited(root, observation_space=None, env_spec=json.dumps(spec))
-    with pytest.raises(VOCError, match="lacks observation_space"):
-        open_minari("toy/rings-v0")
+    assert "lacks observation_space" in refusal(open_minari, "toy/rings-v0")
     assert not harm.exists()
 
 
@@ -273,8 +273,7 @@ def test_wrong_arrays(root: Path) -> None:
 
 def test_discrete_actions_have_no_place_here() -> None:
     by_minari(action_space=Discrete(5), action=lambda a: (100 * a[:, 1]).astype(int))
-    with pytest.raises(VOCError, match=r"actions are Discrete\(\); a flat Box"):
-        open_minari("toy/rings-v0")
+    assert "actions are Discrete(); a flat Box" in refusal(open_minari, "toy/rings-v0")
 
 
 def test_links_that_leave_an_untrusted_folder(root: Path) -> None:
@@ -283,18 +282,16 @@ def test_links_that_leave_an_untrusted_folder(root: Path) -> None:
     file.rename(root / "elsewhere.hdf5")
     file.symlink_to(root / "elsewhere.hdf5")
     check_alignment(open_minari("toy/rings-v0"))
-    with pytest.raises(VOCError, match=r"main_data\.hdf5 is a link to"):
-        open_minari("toy/rings-v0", untrusted=True)
+    assert "main_data.hdf5 is a link to" in refusal(open_minari, "toy/rings-v0", untrusted=True)
 
 
 def test_names(root: Path) -> None:
     with pytest.raises(VOCError, match=r"There is no Minari dataset no/such-v0 in .*; `minari download no/such-v0`"):
         open_minari("no/such-v0")
+    some = Episodes.from_episodes([toy_episode(0, 3)], SPEC, Path("memory"))
     for name in ("../../etc-v0", "a b", ""):
-        with pytest.raises(VOCError, match="is no name of a Minari dataset"):
-            open_minari(name)
-        with pytest.raises(VOCError, match="is no name of a Minari dataset"):
-            write_minari(name, Episodes.from_episodes([toy_episode(0, 3)], SPEC, Path("memory")))
+        assert "is no name of a Minari dataset" in refusal(open_minari, name)
+        assert "is no name of a Minari dataset" in refusal(write_minari, name, some)
 
 
 def test_without_minari(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import toy_dataset
 from torch import Tensor
-from worlds import CELLS, SPEC, one_sentence, picture, write_world
+from worlds import CELLS, SPEC, picture, refusal, write_world
 
 from voc_rl.data import Episode, Episodes, write_episode
 from voc_rl.data.hdf5 import FIRST, LAST, MID
@@ -146,20 +146,16 @@ def test_energies_of_each_candidate_alone() -> None:
         assert energies.shape == (3, 4)
         for i in range(3):
             for j in range(4):
-                hidden = net.pair(torch.cat([now[i], later[i]])) + net.action(
-                    torch.cat([actions[i, j], torch.zeros(3)])
-                )
+                action = torch.cat([actions[i, j], torch.zeros(3)])
+                hidden = net.pair(torch.cat([now[i], later[i]])) + net.action(action)
                 if net.steps is not None:
                     hidden = hidden + net.steps.weight[steps[i]]
                 torch.testing.assert_close(energies[i, j], net.energy(hidden)[0], atol=1e-5, rtol=1e-4)
         other_k = net(now, later, actions, torch.tensor([3, 3, 3]))
         assert torch.equal(other_k, energies) != given
         assert not torch.allclose(net(later, now, actions, steps), energies)
-        with pytest.raises(
-            VOCError, match="Actions have 6 dimensions; max_action_size of the musik config is 5"
-        ) as error:
-            net(now, later, torch.rand(3, 4, 6), steps)
-        assert one_sentence(str(error.value))
+        said = "Actions have 6 dimensions; max_action_size of the musik config is 5"
+        assert said in refusal(net, now, later, torch.rand(3, 4, 6), steps)
 
 
 def test_pictures_never_teach_the_encoder(walled: Walled) -> None:
@@ -270,35 +266,30 @@ def test_saved_and_loaded_gives_the_same_codes(
     assert float(loaded.loss(batch, generator())[0].detach()) == float(quantizer.loss(batch, generator())[0].detach())
 
 
-def refusal(dataset: Episodes) -> str:
-    with pytest.raises(VOCError) as error:
-        fresh(TINY, size=2).batch(dataset, np.zeros(3, np.int64), np.random.default_rng(0))
-    assert one_sentence(str(error.value))
-    return str(error.value)
+def no_batch(dataset: Episodes) -> str:
+    return refusal(fresh(TINY, size=2).batch, dataset, np.zeros(3, np.int64), np.random.default_rng(0))
 
 
 def test_datasets_without_actions_or_steps(tmp_path: Path) -> None:
     write_world(tmp_path, episodes=2, rows=5)
     dataset = Episodes.open(tmp_path)
     said = "musik learns from actions; this dataset has none"
-    assert said in refusal(dataset)
+    assert said in no_batch(dataset)
     dataset.action = dataset.action[:, :0]
-    assert said in refusal(dataset)
+    assert said in no_batch(dataset)
     constant = toy_dataset(tmp_path / "constant", (4, 3))
     constant.action = np.where(constant.step_type[:, None] == FIRST, 0, 0.5).astype(np.float32)
-    assert said in refusal(constant)
+    assert said in no_batch(constant)
     # of episodes that are one row long, none is left but first rows
     short = toy_dataset(tmp_path / "short", (4, 3))
     short.step_type = np.full(len(short), FIRST, np.uint8)
     short.steps_left = np.zeros(len(short), np.int64)
-    assert "no episode of this dataset has two rows" in refusal(short)
+    assert "no episode of this dataset has two rows" in no_batch(short)
 
 
 def test_bad_configs() -> None:
     for name in ("horizon", "negatives", "energy_hidden", "max_action_size"):
-        with pytest.raises(VOCError, match=f"{name} is 0") as error:
-            dataclasses.replace(SMALL, **{name: 0})
-        assert one_sentence(str(error.value))
+        assert f"{name} is 0" in refusal(dataclasses.replace, SMALL, **{name: 0})
     with pytest.raises(VOCError, match="shift is -1"):
         dataclasses.replace(SMALL, shift=-1)
     with pytest.raises(VOCError, match="sides that are multiples of 12"):

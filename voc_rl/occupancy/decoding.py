@@ -25,8 +25,7 @@ from voc_rl.occupancy.transformer import OccupancyTransformer
 
 @dataclass(frozen=True)
 class Layer:
-    """A block's weights: matrices (inputs, outputs) and what is added to products, in the decoder's precision; norms in
-    float32."""
+    """A block's weights: matrices (inputs, outputs) and biases in the decoder's precision; norms in float32."""
 
     norm_1: tuple[Tensor, Tensor]
     qkv: tuple[Tensor, Tensor]

@@ -50,14 +50,12 @@ class DINOConfig:
 
     width, depth, heads: the encoder, a ViT. patch: pixels along a side of a patch; side: of the pictures that it sees.
     codebook_size, code_dim: number of codes, and width of their vectors.
-    features: offer continuous features of frames, the mean of their patches.
-    decoder_width: channels of the decoder that paints pictures.
+    features: offer continuous features of frames, the mean of their patches. decoder_width: channels of the painter.
     decay: of the codebook's moving average. commitment: weight of the distance to the codes' vectors.
     layer_scale: a learned scale per channel on every branch of the encoder.
     published: inputs as the paper's code made them, and encoder and codebook frozen; only the pictures are trained.
-    teacher: "" for a small ViT, self-distilled on the frames before training, or "timm:NAME".
+    teacher: "" for a small ViT, self-distilled on the frames for teacher_steps before training, or "timm:NAME".
     teacher_weights: of a timm teacher: a file, or "download". teacher_width: of its features.
-    teacher_steps: how long the small ViT is trained.
     """
 
     width: int = 768
