@@ -17,7 +17,7 @@ from worlds import together, write_world
 
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors
 from voc_rl.cli import main
-from voc_rl.distributed import Ranks, agreed, gather, join, ranks
+from voc_rl.distributed import Ranks, agreed, dealt, gather, join, ranks
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead, train_occupancy
@@ -118,6 +118,15 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / "lost" / "out.safetensors").exists()
     train(tmp_path / "lost")  # one process goes on from the checkpoint of two, at step 40
     assert_close(tmp_path / "lost", tmp_path / "alone")
+
+
+def test_without_a_store_numbers_are_dealt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(dealt(3)) == [0, 1, 2]
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr("voc_rl.distributed.ranks", lambda rank=rank: Ranks(rank, 3))
+        found.append(list(dealt(7)))
+    assert found == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_shares() -> None:

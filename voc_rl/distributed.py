@@ -31,6 +31,7 @@ from voc_rl.errors import VOCError
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others
 _alone = False
 _deals = itertools.count()
+_store: dist.Store | None = None  # where those that joined count what is dealt
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,19 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> torch.device:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    global _store
+    store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # the store that PyTorch makes is its own
+    store.set_timeout(patience)
+    backend, kept = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=kept, rank=rank, world_size=size, timeout=patience)
+    _store = dist.PrefixStore("deals", store)
     atexit.register(_leave)  # an interpreter that ends with open connections can abort
     return device
 
 
 def _leave() -> None:
+    global _store
+    _store = None
     if dist.is_initialized():  # a script may have done so itself
         dist.destroy_process_group()
 
@@ -147,11 +155,15 @@ def meet() -> None:
 
 
 def dealt(count: int) -> Iterator[int]:
-    """The numbers below ``count``, in order, each for one process: whoever asks first. All processes have to ask."""
-    if ranks().size == 1:
-        yield from range(count)
+    """The numbers below ``count``, in order, each for one process: whoever asks first. All processes have to ask.
+
+    Those that found each other without ``join`` get them in turn.
+    """
+    own, store = ranks(), _store
+    if own.size == 1 or store is None:
+        yield from range(own.rank, count, own.size)
         return
-    store, deal = dist.distributed_c10d._get_default_store(), f"deal {next(_deals)}"
+    deal = str(next(_deals))
     while True:
         with _others():
             number = store.add(deal, 1) - 1
