@@ -45,8 +45,8 @@ class CellBenchmark(ABC):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are trained."""
     processes: int = 1
-    """Cells that are done at once. On several GPUs or machines: 1, and torchrun --nproc-per-node N -m
-    voc_rl.benchmarks.NAME, of whose processes each does one cell at a time."""
+    """Cells that are done at once, on the GPUs of this machine in turn. On several machines: 1, and torchrun
+    --nproc-per-node N -m voc_rl.benchmarks.NAME, of whose processes each does one cell at a time."""
 
     def run(self) -> dict[str, Any]:
         """Do the cells that are missing, then write table and plot of all that were asked for, and print the table.

@@ -29,6 +29,7 @@ from voc_rl.checkpoints import lock
 from voc_rl.distributed import alone, dealt, meet, ranks
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
+from voc_rl.precision import take_gpu, visible_gpus
 from voc_rl.runs import cpu_seconds
 
 Cell = Mapping[str, Any]
@@ -54,8 +55,9 @@ def run_cells(
         work: a cell -> its JSON-ready result. What it raises ends the run; earlier cells are kept.
         path: the JSONL file, held by this run alone until it is done.
         say: is told of every cell and of the time left.
-        processes: how many cells are done at once, each in a process of its own; ``work`` then has to pickle, and what
-            cells share has to be there before. 1 works in this process; the only choice where several joined.
+        processes: how many cells are done at once, in so many processes, each of which sees one GPU, where there are
+            any; ``work`` then has to pickle, and what cells share has to be there before. 1 works in this process; the
+            only choice where several joined.
 
     Raises:
         VOCError: the file is in use by another run, is damaged, or cannot be written; several that joined
@@ -104,7 +106,8 @@ def _records(cells: Sequence[Cell], work: Work, processes: int) -> Iterator[tupl
     if processes == 1:
         yield from ((place + 1, _measured(cells[place], work)) for place in dealt(len(cells)))
         return
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, take_gpu, (context.Value("i"), visible_gpus()))
     try:
         futures = [pool.submit(_measured, cell, work) for cell in cells]
         yield from enumerate((future.result() for future in as_completed(futures)), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
 
@@ -9,7 +11,16 @@ import pytest
 import torch
 
 from voc_rl.errors import VOCError
-from voc_rl.precision import autocast, choose_device, float32, has_bfloat16, keep_freed_memory, seeded
+from voc_rl.precision import (
+    autocast,
+    choose_device,
+    float32,
+    has_bfloat16,
+    keep_freed_memory,
+    seeded,
+    take_gpu,
+    visible_gpus,
+)
 
 CPU = torch.device("cpu")
 
@@ -51,6 +62,25 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device() == choose_device("cuda") == torch.device("cuda")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_processes_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = multiprocessing.get_context("spawn").Value("i")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    take_gpu(taken, [])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8932f937,-1,0")  # what follows a wrong one does not count
+    assert visible_gpus() == ["3", "GPU-8932f937"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]
+    found = []
+    for _ in range(4):
+        take_gpu(taken, ["3", "5"])
+        found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert found == ["5", "3", "5", "3"]  # the first process took one too
 
 
 def test_float32_inside_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,24 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "cuda" and not found:
         raise VOCError("device is 'cuda', but PyTorch finds no GPU here; use 'cpu', or 'auto' for whatever is there.")
     return torch.device("cuda" if found and name != "cpu" else "cpu")
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    count, chosen = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(index) for index in range(count)] if chosen is None else chosen.split(",")[:count]
+
+
+def take_gpu(taken: Synchronized[int], gpus: Sequence[str]) -> None:
+    """Let this process, which has used no GPU yet, see a single one: the next of ``gpus``, round and round.
+
+    ``taken``: how many processes took one before.
+    """
+    with taken.get_lock():
+        place = taken.value
+        taken.value += 1
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
 
 
 def device_name(device: torch.device) -> str:

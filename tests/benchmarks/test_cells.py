@@ -163,15 +163,19 @@ def test_cells_in_words() -> None:
 
 
 def slow_square(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return {"square": cell["seed"] ** 2, "process": os.getpid()}
+    return {"square": cell["seed"] ** 2, "process": os.getpid(), "gpu": os.environ["CUDA_VISIBLE_DEVICES"]}
 
 
-def test_cells_in_several_processes_are_told_in_order(tmp_path: Path) -> None:
+def test_cells_in_several_processes_are_told_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     cells, said = grid(task=("one", "two"), seed=range(3)), list[str]()
     assert cells[:4] == [{"task": "one", "seed": seed} for seed in range(3)] + [{"task": "two", "seed": 0}]
     records = run_cells(cells, slow_square, tmp_path / "cells.jsonl", said.append, processes=2)
     assert [record["result"]["square"] for record in records] == [0, 1, 4, 0, 1, 4]
-    assert os.getpid() not in {record["result"]["process"] for record in records}
+    seen = {record["result"]["process"]: record["result"]["gpu"] for record in records}
+    assert os.getpid() not in seen
+    assert sorted(seen.values()) == ["0", "1"][: len(seen)]  # one each; a process may have found nothing left
     assert run_cells(cells, slow_square, tmp_path / "cells.jsonl", said.append, processes=2) == records
     with pytest.raises(VOCError, match="processes"):
         run_cells(cells, slow_square, tmp_path / "cells.jsonl", processes=0)
