@@ -58,6 +58,25 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     assert "tokenize: done" not in capsys.readouterr().out
 
 
+def test_a_run_of_a_range_of_discounts(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
+    shared = ["--data", str(world), "--out", str(tmp_path), *SHORT, "--gammas", "0.3", "0.8"]
+    main(["train", *shared])
+    main(["evaluate", *shared, "--samples", "10", "--max-states", "20"])
+    assert "train: done already, skipped" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["gamma"] == 0.5
+    assert set(metrics["methods"]) == {"voc", "voc_head", "constant"}
+    voc, obs = VOC.load(tmp_path), Episodes.open(world).observations(np.arange(60))
+    assert (voc.gammas, voc.gamma) == ((0.3, 0.8), 0.5)
+    means = [voc.value(obs, gamma).mean for gamma in (0.3, 0.8)]
+    assert 2.5 < means[1].mean() / means[0].mean() < 4.5  # .7 / .2, were rewards the same everywhere
+    assert np.ptp(means[0] * 0.7 - means[1] * 0.2) > 1e-3  # they are not, and the network tells discounts apart
+    np.testing.assert_array_equal(voc.value(obs).mean, voc.value(obs, 0.5).mean)
+    assert (voc.value(obs[:4], 0.9, "sample", samples=10).mean >= 0).all()  # by hops
+    said = refused(capsys, "evaluate", *shared[:-2], "0.6", "0.8")
+    assert "gamma 0.5 is outside the range that is learned, gammas (0.6, 0.8)" in said
+
+
 @pytest.mark.slow
 def test_wandb_offline(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")

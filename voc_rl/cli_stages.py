@@ -39,8 +39,10 @@ class Settings:
     out: Path
     """Run folder."""
     gamma: float = 0.9
+    gammas: tuple[float, float] | None = None
+    """Smallest and largest discount of a network that answers for all between; gamma is the one that is scored."""
     n: int | None = None
-    """Real steps per target; default 4 / (1 - gamma), 1 is the paper's one-step target."""
+    """Real steps per target; default 4 / (1 - gamma), of the largest discount; 1 is the paper's one-step target."""
     size: str = "tiny"
     """tiny, small or paper: the network, its tokens and how long it trains."""
     recipe: str = "voc"
@@ -74,7 +76,7 @@ class Settings:
         if self.n is not None:
             check_positive(self.n, "n")
         check_seed(self.seed)
-        occupancy = replace(config.occupancy, gamma=self.gamma, n=self.n)
+        occupancy = replace(config.occupancy, gamma=self.gamma, gammas=self.gammas, n=self.n)
         if self.steps is not None:
             occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
         if self.quantizer_steps is not None:
