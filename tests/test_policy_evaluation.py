@@ -226,6 +226,31 @@ def test_sampled_futures_need_no_critic_and_no_head(
         without.estimate("right", "head")
 
 
+def test_each_policy_alone_from_a_behaviour_model(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    """150 steps each, of a network alone in what it learns; all that is no network is shared."""
+    loop = LoopConfig(steps=300, batch_size=64, learning_rate=3e-3)
+    occupancy = replace(evaluator.config.training.occupancy, loop=loop)
+    voc = replace(evaluator.config.voc, network=NetworkSize(head_members=0), occupancy=occupancy)
+    known: dict[str, Any] = {"quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
+    trained = voc_rl.train(data, voc, **known)
+    few = replace(evaluator.config.training, occupancy=replace(occupancy, loop=replace(loop, steps=150)))
+    config = replace(evaluator.config, stitching=StitchingConfig(replicates=2), voc=voc, training=few)
+    policies = {"right": Walk(1.0), "left": Walk(0.0)}
+
+    several = PolicyEvaluator(data, policies, GAMMA, evaluator.starts, config, behaviour=trained.occupancy, **known)
+    for name, policy in policies.items():
+        own = several.alone(name)
+        assert own.estimate(name, "stitch").value == several.estimate(name, "stitch").value
+        assert (own.model.names, own.model.network.config.policies) == ([name], 1)
+        truth, other = (exact(data, right, evaluator.starts) for right in (policy.right, 0.5))
+        found = own.estimate(name, "sample", reward_head=trained.reward_head)
+        errors = [np.abs(values - truth).mean() / np.ptp(truth) for values in (found.start_values, other)]
+        print(f"{name}: error {errors[0]:.3f} of max V - min V, of the behaviour's values {errors[1]:.3f}")
+        assert errors[0] < 0.6 * errors[1]
+    assert "model" not in vars(several)
+    assert evaluator.alone("left").critic is evaluator.critic
+
+
 def test_several_policies_are_ranked(evaluator: PolicyEvaluator, data: Episodes) -> None:
     assert data.state is not None
     starts = np.flatnonzero(data.state[:, 0] == 4)[:20]  # from here right pays sooner than left
@@ -262,6 +287,12 @@ def test_what_does_not_fit_is_refused(evaluator: PolicyEvaluator, data: Episodes
         PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, config=evaluator.config, tokens=evaluator.tokens)
     with pytest.raises(VOCError, match="Unknown policy"):
         evaluator.estimate("up")
+    assert "Unknown policy" in worlds.refusal(evaluator.alone, "up")
+    known: dict[str, Any] = {"config": evaluator.config, "behaviour": evaluator.model.network}  # of three policies
+    said = worlds.refusal(PolicyEvaluator, data, {"right": Walk(1.0)}, GAMMA, **known)
+    assert "without the quantizer whose codes" in said
+    said = worlds.refusal(PolicyEvaluator, data, {"wide": Wide(1.0)}, GAMMA, quantizer=evaluator.quantizer, **known)
+    assert "policies 1 cannot start from one with policies 3" in said
 
 
 def test_a_policy_far_from_the_data_is_flagged(evaluator: PolicyEvaluator, data: Episodes) -> None:

@@ -12,6 +12,7 @@ samples of the future: pictures, other rewards, chances of events. No densities 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_choice, check_gamma
 from voc_rl.loop import StepLog
-from voc_rl.occupancy import PolicyTraining, StitchedTargets, train_policies
+from voc_rl.occupancy import OccupancyTransformer, PolicyTraining, StitchedTargets, ValueHead, train_policies
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig
 from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of
@@ -66,9 +67,11 @@ class PolicyEvaluator:
         starts: rows of ``dataset`` that values are averaged over; None: the first row of every episode.
         quantizer: a trained one; None trains one on ``dataset``. tokens: its codes and features of every row.
         device: where networks are trained; None: the CPU.
+        behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
+            with it), from whose weights the policies' network starts; None: from fresh ones.
 
     Raises:
-        VOCError: no policies, policies that do not fit the data, or starts outside it.
+        VOCError: no policies, policies that do not fit the data, starts outside it, or a behaviour of other sizes.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class PolicyEvaluator:
         quantizer: Quantizer | None = None,
         tokens: tuple[Tensor, Tensor] | None = None,
         device: torch.device | None = None,
+        behaviour: OccupancyTransformer | None = None,
         log: StepLog | None = None,
         progress: bool = False,
     ) -> None:
@@ -97,13 +101,18 @@ class PolicyEvaluator:
         size = config.voc.network
         if occupancy.gammas is not None:  # a head of policies knows one discount
             size = replace(size, head_members=0)
-        self.config = replace(
-            config, training=replace(config.training, occupancy=occupancy), voc=replace(config.voc, network=size)
-        )
-        self.seed, self.log, self.progress = config.voc.seed, log, progress
+        elif size.head_members == 1:  # one member has no spread
+            size = replace(size, head_members=2)
+        voc = replace(config.voc, network=size, occupancy=occupancy)
+        self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
+        self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
         self._quantizer, self._tokens, self.device = quantizer, tokens, device or torch.device("cpu")
         check_tokens(tokens, quantizer)
-        # before anything is trained, so that a policy that does not fit is refused at once
+        if behaviour is not None and quantizer is None:
+            raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
+        # before anything is trained, so that a network or a policy that does not fit is refused at once
+        if behaviour is not None:
+            self._networks()
         self.chains = PolicyChains(
             dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.tokens[1].to(self.device)
         )
@@ -136,13 +145,7 @@ class PolicyEvaluator:
         Without a head no critic is fitted: sampled futures need neither.
         """
         codes, features = self.tokens
-        size = self.config.voc.network
-        if size.head_members == 1:  # one member has no spread
-            size = replace(size, head_members=2)
-        network, head = fresh_networks(
-            self.quantizer, replace(self.config.voc, network=size, occupancy=self.config.training.occupancy),
-            bool(self.dataset.terminal.any()), self.dataset.action.shape[1], len(self.policies),
-        )  # fmt: skip
+        network, head = self._networks()
         chains = [self.chains.whole(name) for name in self.policies]
         values = None
         if head is not None:
@@ -156,6 +159,22 @@ class PolicyEvaluator:
             trained, trained_head, self.quantizer, self.dataset, self.tokens, list(self.policies), self.starts,
             self.gamma, self.seed,
         )  # fmt: skip
+
+    def _networks(self) -> tuple[OccupancyTransformer, ValueHead | None]:
+        """Network and head before their training."""
+        ends, actions = bool(self.dataset.terminal.any()), self.dataset.action.shape[1]
+        return fresh_networks(self.quantizer, self.config.voc, ends, actions, len(self.policies), self._behaviour)
+
+    def alone(self, name: str) -> PolicyEvaluator:
+        """An evaluator of one of the policies, whose network is trained for it alone; all else is shared."""
+        policies = {check_choice(name, self.policies, "policy"): self.policies[name]}
+        self.tokens  # noqa: B018 - made by being asked for, once for all policies, as the critic is
+        if self.config.voc.network.head_members:
+            self.critic  # noqa: B018
+        only = copy.copy(self)
+        only.policies = policies
+        only.__dict__.pop("model", None)
+        return only
 
     def fit_reward(self, reward: np.ndarray) -> RewardHead:
         """A reward head for rewards float (N,) on arrival at each row, trained in seconds on the codes.

@@ -27,6 +27,7 @@ from voc_rl.occupancy import (
     OccupancyTransformer,
     ValueHead,
     arrived_rows,
+    start_from,
     train_occupancy,
 )
 from voc_rl.precision import device_of, seeded
@@ -186,12 +187,17 @@ def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
 
 
 def fresh_networks(
-    quantizer: Quantizer, config: VOCConfig, ends: bool = True, action_dim: int = 0, policies: int = 0
+    quantizer: Quantizer,
+    config: VOCConfig,
+    ends: bool = True,
+    action_dim: int = 0,
+    policies: int = 0,
+    start: OccupancyTransformer | None = None,
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
     """Untrained occupancy network and value head for the codes of ``quantizer``, where it is, drawn from the seed.
 
     ``action_dim``, ``policies``: what the network is told of whose future is asked for (``OccupancyConfig``); which
-    discounts, ``config.occupancy`` says.
+    discounts, ``config.occupancy`` says. ``start``: a trained network whose weights it gets (``start_from``).
     """
     size = config.network
     occupancy = OccupancyConfig(
@@ -208,5 +214,7 @@ def fresh_networks(
             head = ValueHead(size.width, occupancy.feature_dim, size.head_hidden, size.head_members)
     # drawn on the CPU, so that one seed starts from the same weights on every device
     model.warm_start(quantizer.code_vectors().cpu(), torch.Generator().manual_seed(step_seed(config.seed, 1 << 44)))
+    if start is not None:
+        start_from(model, start)
     device = device_of(quantizer)
     return model.to(device), head.to(device) if head else None

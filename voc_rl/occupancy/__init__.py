@@ -15,6 +15,7 @@ from voc_rl.occupancy.sampling import (
     sample_futures,
     uniforms,
 )
+from voc_rl.occupancy.starting import start_from
 from voc_rl.occupancy.stitching import Candidates, StitchedChain, find_candidates, stitch
 from voc_rl.occupancy.targets import Targets, default_n, draw_targets, n_step_returns
 from voc_rl.occupancy.training import train_occupancy
@@ -49,6 +50,7 @@ __all__ = [
     "n_step_returns",
     "policy_actions",
     "sample_futures",
+    "start_from",
     "stitch",
     "taken_actions",
     "told",
