@@ -22,12 +22,14 @@ from voc_rl.benchmarks.ope_baselines import BASELINES, Estimates, effective_star
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData, task_data
 from voc_rl.benchmarks.ope_protocol import Target
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_choices
 from voc_rl.loop import LoopConfig
-from voc_rl.occupancy import Condition, OccupancyTraining, PolicyTraining, hops
+from voc_rl.occupancy import Condition, OccupancyTraining, OccupancyTransformer, PolicyTraining, hops
 from voc_rl.policy_chains import StitchingConfig
+from voc_rl.policy_estimate import PolicyEstimate
 from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator
 from voc_rl.precision import autocast, choose_device, device_of
+from voc_rl.training import train
 from voc_rl.values import FQEConfig, horizon, rewards_of_futures
 from voc_rl.values.statistics import normal_interval
 
@@ -38,6 +40,10 @@ SCALES = {
 STEPS = {"smoke": 20, "cpu": 3000}  # of the policies' network
 PARTS = ("development", "test")
 METHODS = ("voc", "one_step", *BASELINES)
+# From a behaviour model on, one network for all policies or one for each. Either is as dear as voc, so they are
+# done only where they are named.
+NETWORKS = ("voc_warm", "voc_alone")
+BEHAVIOUR_SHARE = 1 / 3  # of their optimiser steps, which are voc's in all
 ROLLED_OUT = 4  # roll-outs per start of the one-step model
 
 
@@ -48,6 +54,7 @@ class OPE(CellBenchmark):
     name, file = "ope", "cells.jsonl"
 
     methods: tuple[str, ...] = METHODS
+    """Also: voc_warm, voc_alone."""
     parts: tuple[str, ...] = PARTS
     gammas: tuple[float, ...] = ()
     """Discounts; none named: those of the scale."""
@@ -59,7 +66,8 @@ class OPE(CellBenchmark):
         return self.gammas or SCALES[self.scale].gammas
 
     def cells(self) -> list[Cell]:
-        self.check_words("tasks", "methods", "parts")
+        self.check_words("tasks", "parts")
+        check_choices(self.methods, (*METHODS, *NETWORKS), "method")
         reached = max(SCALES[self.scale].gammas)
         if max(self.discounts) > reached:
             raise VOCError(f"The truth of scale {self.scale} reaches to gamma {reached}, not {max(self.discounts)}.")
@@ -95,6 +103,8 @@ def estimates_of(
     there = choose_device(device)
     if method == "voc":
         return _voc(evaluator_of(data, targets, gamma, scale, seed, there))
+    if method in NETWORKS:
+        return {"estimates": {method: _from_behaviour(data, targets, method, gamma, seed, scale, there)}}
     if method == "one_step":
         evaluator = evaluator_of(data, targets, 0.0, scale, seed, there, head_members=0)
         return {"estimates": _one_step(data, evaluator, gamma)}
@@ -105,8 +115,8 @@ def estimates_of(
     return result
 
 
-def _config(scale: str, gamma: float, seed: int) -> EvaluationConfig:
-    loop = LoopConfig(steps=STEPS[scale], batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+def _config(scale: str, gamma: float, seed: int, steps: int) -> EvaluationConfig:
+    loop = LoopConfig(steps=steps, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
     training = PolicyTraining(occupancy=OccupancyTraining(gamma=gamma, loop=loop))
     config = EvaluationConfig(training=training)
     if scale == "smoke":
@@ -123,31 +133,70 @@ def evaluator_of(
     scale: str,
     seed: int,
     device: torch.device,
+    behaviour: OccupancyTransformer | None = None,
+    steps: int | None = None,
     **size: Any,
 ) -> PolicyEvaluator:
-    """The evaluator of a cell, with the settings that were chosen on development policies; ``size``: of its network,
-    what is not usual (``NetworkSize``)."""
-    config = _config(scale, gamma, seed)
+    """The evaluator of a cell, with the settings that were chosen on development policies; ``steps`` of its network
+    (None: the scale's), and ``size``, what is not usual (``NetworkSize``)."""
+    config = _config(scale, gamma, seed, steps or STEPS[scale])
     network = replace(config.voc.network, **size)
     return PolicyEvaluator(
         data.episodes, targets, gamma, data.starts, replace(config, voc=replace(config.voc, network=network)),
-        quantizer=data.quantizer, tokens=data.tokens, device=device, progress=True,
+        quantizer=data.quantizer, tokens=data.tokens, device=device, behaviour=behaviour, progress=True,
     )  # fmt: skip
 
 
 def _voc(evaluator: PolicyEvaluator) -> dict[str, Any]:
     """``mfmc`` (the chains alone), ``voc_corrected`` (their jumps corrected), ``voc_head`` and ``voc`` (sampled
     futures), and what the data say of each policy."""
-    unit = (1.0 - evaluator.gamma) / R_MAX
     estimates: Estimates = {}
     diagnostics = {}
     for method, estimator in (
         ("mfmc", "stitch"), ("voc_corrected", "corrected"), ("voc_head", "head"), ("voc", "sample"),
     ):  # fmt: skip
         found = {name: evaluator.estimate(name, estimator) for name in evaluator.policies}  # type: ignore[arg-type]
-        estimates[method] = {name: (e.value * unit, e.low * unit, e.high * unit) for name, e in found.items()}
-        diagnostics = {name: {**e.diagnostics, "stderr": e.stderr * unit} for name, e in found.items()}
+        estimates[method] = {name: _j(e) for name, e in found.items()}
+        diagnostics = {name: {**e.diagnostics, "stderr": e.stderr * _unit(e)} for name, e in found.items()}
     return {"estimates": estimates, "diagnostics": diagnostics}
+
+
+def _unit(found: PolicyEstimate) -> float:
+    return (1.0 - found.gamma) / R_MAX
+
+
+def _j(found: PolicyEstimate) -> tuple[float, float, float]:
+    """J with its interval."""
+    unit = _unit(found)
+    return found.value * unit, found.low * unit, found.high * unit
+
+
+def _from_behaviour(
+    data: TaskData,
+    targets: Mapping[str, Target],
+    method: str,
+    gamma: float,
+    seed: int,
+    scale: str,
+    device: torch.device,
+) -> dict[str, tuple[float, float, float]]:
+    """J by sampled futures of one network for all policies (``voc_warm``) or of one for each, which share the steps
+    (``voc_alone``). All start from a network of the data's own futures, and know rewards by its reward head."""
+    alone, first = method == "voc_alone", max(round(BEHAVIOUR_SHARE * STEPS[scale]), 1)
+    left = STEPS[scale] - first
+    config = _config(scale, gamma, seed, first)
+    size = replace(config.voc.network, head_members=0)
+    behaviour = train(
+        data.episodes, replace(config.voc, network=size, occupancy=config.training.occupancy),
+        quantizer=data.quantizer, tokens=data.tokens, device=device, progress=True,
+    )  # fmt: skip
+    steps = max(left // len(targets), 1) if alone else left
+    evaluator = evaluator_of(data, targets, gamma, scale, seed, device, behaviour.occupancy, steps, head_members=0)
+    found = {}
+    for name in targets:
+        own = evaluator.alone(name) if alone else evaluator
+        found[name] = _j(own.estimate(name, "sample", reward_head=behaviour.reward_head))
+    return found
 
 
 def _one_step(data: TaskData, evaluator: PolicyEvaluator, gamma: float) -> Estimates:

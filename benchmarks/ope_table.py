@@ -18,6 +18,8 @@ Truth = Mapping[tuple[str, float], Mapping[str, float]]
 COLUMNS = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "regret@5", "coverage90")
 WHAT = {
     "voc": "sampled futures of one policy-conditioned VOC",
+    "voc_warm": "the same without a value head, from a behaviour model on, in as many steps in all",
+    "voc_alone": "a network of each policy's own, from a behaviour model on, in as many steps in all",
     "voc_head": "its value head, one pass; learns from the corrected chains",
     "voc_corrected": "stitched chains, a fitted critic corrects their jumps",
     "mfmc": "stitched chains of logged rows, no network (Model-free Monte Carlo)",
@@ -120,12 +122,15 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth, gamma: float) -> None:
-    """Estimated against true J of the test policies, with intervals: a row per task, a panel per method."""
+    """Estimated against true J of the test policies, with intervals: a row per task, a panel per method; no file where
+    none were evaluated."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     chosen = [r for r in records if (r["cell"]["part"], r["cell"]["gamma"]) == ("test", gamma)]
     tasks = list(dict.fromkeys(r["cell"]["task"] for r in chosen))
+    if not tasks:
+        return
     figure = Figure(figsize=(12, 3.2 * len(tasks)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(tasks), len(SHOWN), squeeze=False, sharex="row", sharey="row")

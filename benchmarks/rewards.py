@@ -81,7 +81,7 @@ class Rewards(CellBenchmark):
         targets, gamma, seed = data.targets(cell["part"] == "development"), cell["gamma"], cell["seed"]
         rewards = logged_rewards(data)
         if cell["method"] == "voc":
-            size = {"null_context": True, "head_members": 0}  # the head knows the data's reward only
+            size: dict[str, Any] = {"null_context": True, "head_members": 0}  # the head knows the data's reward only
             evaluator = evaluator_of(data, targets, gamma, self.scale, seed, device, **size)
             return {"estimates": _voc(evaluator, rewards)}
         estimate = {"sf_td": _successor_features, "fqe_all": _fitted}[cell["method"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from voc_rl.benchmarks import data_efficiency, rewards
+from voc_rl.benchmarks import data_efficiency, ope, rewards
 from voc_rl.benchmarks.data_efficiency import DataEfficiency
 from voc_rl.benchmarks.data_efficiency_table import COLOURS, ORDER
 from voc_rl.benchmarks.ope import METHODS, OPE
@@ -19,7 +20,7 @@ from voc_rl.benchmarks.ope_protocol import DEVELOPMENT, LOGGED, MIXED, UNSEEN, d
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.benchmarks.rewards import Rewards
 from voc_rl.errors import VOCError
-from voc_rl.loop import LoopConfig
+from voc_rl.loop import LoopConfig, optimise
 from voc_rl.values import FQEConfig
 
 
@@ -79,6 +80,27 @@ def test_smoke_run_from_pixels_to_the_table(shared: Path, tmp_path: Path) -> Non
     assert len(lines) == len(METHODS)
     assert run.run()["tasks"] == found["tasks"]  # nothing is done twice
     assert (shared / "cells.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.slow
+def test_networks_from_a_behaviour_model_share_its_steps(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[str, int]] = []
+
+    def counted(trainee: Any, config: LoopConfig, seed: int, stage: str, **rest: Any) -> int:
+        steps.append((stage, config.steps))
+        return optimise(trainee, config, seed, stage, **rest)
+
+    for module in ("training", "policy_training"):
+        monkeypatch.setattr(f"voc_rl.occupancy.{module}.optimise", counted)
+    monkeypatch.setitem(ope.STEPS, "smoke", 24)
+    methods = ("voc_warm", "voc_alone")
+    run = OPE("smoke", shared, tmp_path / "results", ("cheetah-run",), methods, parts=("development",))
+    found = run.run()["development"]["cheetah-run"]["methods"]
+    assert set(found) == {*methods, "exact"}
+    assert steps == [("occupancy", 8), ("policies", 16), ("occupancy", 8), *[("policies", 2)] * 8]
+    assert all(0 < found[method]["mae"] < 0.5 for method in methods)
 
 
 @pytest.mark.slow
