@@ -101,6 +101,11 @@ class OfflineAgent(Drawing):
             device = torch.device("cpu") if quantizer is None else device_of(quantizer)
         self.networks.to(device).eval()
 
+    @property
+    def _frozen(self) -> bool:
+        """Whether it sees through convolutions that stay as they are."""
+        return isinstance(self.encoder, ConvEncoder) and not self.encoder.learns
+
     def __repr__(self) -> str:
         return f"OfflineAgent({self.name or self.config.inputs})"
 
@@ -110,6 +115,7 @@ class OfflineAgent(Drawing):
         objective: Callable[..., Any],
         tokens: tuple[Tensor, Tensor] | None = None,
         *,
+        seen: Tensor | None = None,
         log: StepLog | None = None,
         progress: bool = False,
     ) -> OfflineAgent:
@@ -118,9 +124,11 @@ class OfflineAgent(Drawing):
         Args:
             objective: ``voc_rl.agents.objectives``: makes the trainee of (agent, view of the data).
             tokens: codes and features of every row under the agent's quantizer, where they are known already.
+            seen: what the agent's frozen convolutions see of every row (``views.seen_rows``), where that is known.
 
         Raises:
-            VOCError: a dataset of other frames or actions, or without a step.
+            VOCError: a dataset of other frames or actions, or without a step; ``seen`` where the agent has no frozen
+                convolutions, or of another shape.
         """
         from voc_rl.agents.views import view_of
 
@@ -137,8 +145,13 @@ class OfflineAgent(Drawing):
                 f"The data's actions reach {np.abs(dataset.action).max():g}; continuous ones in [-1, 1] are needed, "
                 "not indices of discrete ones."
             )
+        if seen is not None and (not self._frozen or seen.shape != (len(dataset), self.encoder.width)):
+            raise VOCError(
+                f"`seen` of shape {tuple(seen.shape)} is for an agent of frozen convolutions, one row of "
+                f"{ConvEncoder.width} numbers for each of the data's {len(dataset)}."
+            )
         self.networks.train()
-        trainee = objective(self, view_of(self, dataset, tokens))
+        trainee = objective(self, view_of(self, dataset, tokens, seen))
         optimise(trainee, self.config.loop, self.seed, self.name or "agent", log=log, progress=progress)
         self.networks.eval()
         return self
@@ -174,7 +187,7 @@ class OfflineAgent(Drawing):
         save_tensors(folder / "agent.safetensors", own)
         description = {
             "observation_shape": list(self.observation_shape), "action_size": self.action_size, "name": self.name,
-            "seed": self.seed, "config": to_dict(self.config),
+            "seed": self.seed, "frozen": self._frozen, "config": to_dict(self.config),
         }  # fmt: skip
         write_json(folder / "agent.json", description)
 
@@ -189,11 +202,14 @@ class OfflineAgent(Drawing):
         words = read_json(folder / "agent.json", "agent")
         try:
             config = from_dict(AgentConfig, words["config"])
-            shape, size, name, seed = (words[k] for k in ("observation_shape", "action_size", "name", "seed"))
+            shape, size, name, seed, frozen = (
+                words[k] for k in ("observation_shape", "action_size", "name", "seed", "frozen")
+            )
         except KeyError as error:
             raise VOCError(f"{folder / 'agent.json'} lacks the key {error}.") from error
         quantizer = load_quantizer(folder) if config.inputs != "frames" else None
-        agent = cls(tuple(shape), size, config, quantizer, seed, name=name)
+        encoder = ConvEncoder(tuple(shape)) if frozen else None
+        agent = cls(tuple(shape), size, config, quantizer, seed, name=name, encoder=encoder)
         kept = {k: v for k, v in agent.networks.state_dict().items() if k.startswith(_QUANTIZER)}
         path = folder / "agent.safetensors"
         load_state_dict(agent.networks, {**kept, **load_tensors(path)}, str(path))

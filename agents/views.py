@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.agents.networks import FrozenEncoder
+from voc_rl.agents.networks import ConvEncoder, FrozenEncoder
 from voc_rl.data import Episodes
 from voc_rl.occupancy import going_rows, taken_actions
 from voc_rl.precision import device_of
@@ -31,14 +31,24 @@ class View:
     encoded: Callable[[np.ndarray, torch.Generator], Tensor]
 
 
-def view_of(agent: Any, dataset: Episodes, tokens: tuple[Tensor, Tensor] | None) -> View:
-    """The view of an agent (``OfflineAgent``); ``tokens`` as in its ``learn``."""
+def view_of(
+    agent: Any, dataset: Episodes, tokens: tuple[Tensor, Tensor] | None = None, seen: Tensor | None = None
+) -> View:
+    """The view of an agent (``OfflineAgent``); ``tokens`` and ``seen`` as in its ``learn``."""
     device = device_of(agent.actor)
     going = going_rows(dataset)
     taken = torch.from_numpy(taken_actions(dataset)).to(device)
     if isinstance(agent.encoder, FrozenEncoder):
         return View(dataset, going, taken, _frozen(agent, dataset, tokens, device))
-    return View(dataset, going, taken, _frames(agent, dataset, device))
+    return View(dataset, going, taken, _frames(agent, dataset, seen, device))
+
+
+@torch.no_grad()
+def seen_rows(encoder: ConvEncoder, dataset: Episodes, rows_at_once: int = 512) -> Tensor:
+    """What convolutions see of every row, float32 (N, 50), on the CPU."""
+    device = device_of(encoder)
+    parts = np.array_split(np.arange(len(dataset)), -(-len(dataset) // rows_at_once))
+    return torch.cat([encoder(torch.from_numpy(dataset.observations(rows)).to(device)).cpu() for rows in parts])
 
 
 def _frozen(
@@ -60,16 +70,16 @@ def _noisy(inputs: Tensor, noise: float | Tensor) -> Callable[[np.ndarray, torch
     return encoded
 
 
-def _frames(agent: Any, dataset: Episodes, device: torch.device) -> Callable[[np.ndarray, torch.Generator], Tensor]:
+def _frames(
+    agent: Any, dataset: Episodes, seen: Tensor | None, device: torch.device
+) -> Callable[[np.ndarray, torch.Generator], Tensor]:
+    if not agent.encoder.learns:
+        known = (seen_rows(agent.encoder, dataset) if seen is None else seen).to(device)
+        return _noisy(known, agent.config.noise * known.std(0))
     frames = torch.from_numpy(dataset.frames(np.arange(len(dataset)))).to(device)
 
     def encoded(rows: np.ndarray, generator: torch.Generator) -> Tensor:
         obs = frames[torch.from_numpy(dataset.stacked_rows(rows)).to(device)].flatten(1, 2)
         return agent.encoder(random_shift(obs, agent.config.shift, generator))
 
-    if agent.encoder.learns:
-        return encoded
-    stacked = torch.from_numpy(dataset.stacked_rows(np.arange(len(dataset)))).to(device)
-    with torch.no_grad():
-        known = torch.cat([agent.encoder(frames[some].flatten(1, 2)) for some in stacked.split(512)])
-    return _noisy(known, agent.config.noise * known.std(0))
+    return encoded

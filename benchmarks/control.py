@@ -19,14 +19,14 @@ import torch
 import tyro
 
 from voc_rl.agents.action_values import ActionValues, RollOutScores, reward_of
-from voc_rl.agents.improvement import ImprovementConfig, action_weights, policy_voc, weighted_clone
-from voc_rl.agents.networks import ConvEncoder
+from voc_rl.agents.improvement import ImprovementConfig, action_weights, policy_voc
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, return_advantages, top_episodes
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
 from voc_rl.benchmarks.cell_benchmark import CellBenchmark
 from voc_rl.benchmarks.cells import Cell, grid, run_cells
 from voc_rl.benchmarks.control_data import (
+    CONV,
     FILM_STEP,
     GAMMA,
     MIXES,
@@ -36,9 +36,11 @@ from voc_rl.benchmarks.control_data import (
     agent_config,
     clone,
     control_data,
+    keep,
     load_voc,
     make_model,
     model_path,
+    new_agent,
     played,
     voc_training,
 )
@@ -54,21 +56,24 @@ from voc_rl.training import VOCConfig
 
 SCALES = {
     "smoke": ControlScale(episodes=6, steps=40, played=2, voc=10, agent=20, frames=5, conv=5, quantizer=20),
-    "cpu": ControlScale(episodes=80, steps=500, played=10, voc=1500, agent=4000, frames=6000, conv=2000, quantizer=500),
+    "cpu": ControlScale(
+        episodes=240, steps=500, played=10, voc=1500, agent=4000, frames=6000, conv=5000, quantizer=500
+    ),
 }
-MODELS = ("bc", "conv", "voc", "one_step")
+MODELS = ("bc", "voc", "one_step")
 SAMPLES = 16
 METHODS = (
-    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "td3bc_tokens", "drqv2bc", "mc_awr",
-    "voc_awr", "voc_awr_2", "bc_conv", "bc_top10_conv", "mc_awr_conv", "voc_awr_conv",
-    "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
+    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_2",
+    "bc_features", "bc_top10_features", "td3bc_features", "mc_awr_features", "voc_awr_features", "td3bc_tokens",
+    "drqv2bc", "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
 )  # fmt: skip
 NEEDS = {
-    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_2": ("voc",), "planner": ("voc", "bc"),
-    "planner_awr": ("voc",), "planner_samples": ("voc", "bc"), "one_step_mppi": ("one_step", "bc"),
-    "zero_shot": ("voc", "bc"), "bc_conv": ("conv",), "bc_top10_conv": ("conv",), "mc_awr_conv": ("conv",),
-    "voc_awr_conv": ("voc", "conv"),
+    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_2": ("voc",), "voc_awr_features": ("voc",),
+    "planner": ("voc", "bc"), "planner_awr": ("voc",), "planner_samples": ("voc", "bc"),
+    "one_step_mppi": ("one_step", "bc"), "zero_shot": ("voc", "bc"),
 }  # fmt: skip
+WITHOUT_CONVOLUTIONS = ("behaviour", "best_logged", "td3bc_tokens", "drqv2bc")
+FEATURES = "_features"  # rows whose agent sees the quantizer's features
 ZERO_SHOT = {"walker-walk": "stand", "cheetah-run": "backward"}
 
 
@@ -101,9 +106,12 @@ class Control(CellBenchmark):
 
     def models(self, say: Say = print) -> list[dict[str, Any]]:
         """Train the models that the methods need and that are missing; returns the records of all."""
+        file = self.out / "models.jsonl"
+        if any(not (m in WITHOUT_CONVOLUTIONS or m.endswith(FEATURES)) for m in self.methods):  # the others need it
+            run_cells(grid(task=self.tasks, mix=(self.mix,), model=(CONV,), seed=(0,)), self.make, file, say)
         needed = [model for model in MODELS if any(model in NEEDS.get(method, ()) for method in self.methods)]
         cells = grid(task=self.tasks, mix=(self.mix,), model=needed, seed=self.seeds)
-        return run_cells(cells, self.make, self.out / "models.jsonl", say, self.processes)
+        return run_cells(cells, self.make, file, say, self.processes)
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return results_of(records, self.scale, self.models(say=lambda line: None))
@@ -155,7 +163,7 @@ class Control(CellBenchmark):
 
     def _film(self, cell: Cell, frames: np.ndarray) -> None:
         """Keep frames uint8 (F, 3, H, W) of the first seed of methods that are shown."""
-        if cell["seed"] == self.seeds[0] and cell["method"] in (*FILM, "bc_top10"):
+        if cell["seed"] == self.seeds[0] and cell["method"] in FILM:
             path = self.out / "frames" / f"{cell['task']}_{cell['method']}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, frames)
@@ -165,27 +173,27 @@ def policy_of(
     method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device, curve: Curve | None = None
 ) -> Any:
     """The policy of a method; models of ``MODELS`` are read. ``curve``: of the agents that are trained here."""
-    common = agent_config(scale.agent)
+    common = agent_config(scale.agent, inputs="features" if method.endswith(FEATURES) else "frames")
     critic = replace(common, gamma=0.97, loop=replace(common.loop, steps=2 * scale.agent, weight_decay=0.0, clip=10.0))
-    frames = replace(critic, inputs="frames", loop=replace(critic.loop, steps=scale.frames, learning_rate=3e-4))
+    plain = method.removesuffix(FEATURES)
     if method == "best_logged":
         return data.member(MIXES[data.mix][-1])
-    if method in ("td3bc", "td3bc_tokens", "drqv2bc"):
-        inputs = {"td3bc": critic, "td3bc_tokens": replace(critic, inputs="tokens"), "drqv2bc": frames}[method]
-        return clone(data, inputs, seed, device, TD3BC, method, curve)
-    plain = method.removesuffix("_conv")
-    if plain in ("bc_top10", "mc_awr", "voc_awr"):
+    if method == "drqv2bc":
+        own = replace(critic, loop=replace(critic.loop, steps=scale.frames, learning_rate=3e-4))
+        agent = new_agent(data, own, seed, device, method)
+        return agent.learn(data.episodes, TD3BC, log=curve.of(agent) if curve else None, progress=True)
+    if method == "td3bc_tokens":
+        return clone(data, replace(critic, inputs="tokens"), seed, device, TD3BC, method, curve)
+    if plain == "td3bc":
+        return clone(data, critic, seed, device, TD3BC, method, curve)
+    if plain in ("bc_top10", "mc_awr") or method in ("bc_features", "voc_awr_features"):
         objective = partial(Cloning, weights=_weights(plain, data, seed, device))
-        if method == plain:
-            return clone(data, common, seed, device, objective, method, curve)
-        seen = OfflineAgent.load(model_path(data, "conv", seed)).encoder
-        assert isinstance(seen, ConvEncoder)
-        return clone(data, replace(common, inputs="frames"), seed, device, objective, method, curve, seen)
-    if method in ("voc_awr_2", "planner_awr"):
-        return _improved(method, data, seed, scale, device)
-    prior = OfflineAgent.load(model_path(data, "conv" if method == "bc_conv" else "bc", seed))
+        return clone(data, common, seed, device, objective, method, curve)
+    if method in ("voc_awr", "voc_awr_2", "planner_awr"):
+        return _improved(method, data, seed, scale, device, curve)
+    prior = OfflineAgent.load(model_path(data, "bc", seed))
     prior.networks.to(device)
-    if method in ("bc", "bc_sampled", "bc_conv"):
+    if method in ("bc", "bc_sampled"):
         return Sampled(prior) if method == "bc_sampled" else prior
     if method == "one_step_mppi":
         scores: Any = RollOutScores(load_voc(data, "one_step", seed, device), GAMMA, SAMPLES)
@@ -205,8 +213,10 @@ def policy_of(
     return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES, reward), sampling(), seed)
 
 
-def _weights(method: str, data: ControlData, seed: int, device: torch.device) -> np.ndarray:
-    """Weights (N,) of the rows in a clone."""
+def _weights(method: str, data: ControlData, seed: int, device: torch.device) -> np.ndarray | None:
+    """Weights (N,) of the rows in a clone; None: all alike."""
+    if method == "bc":
+        return None
     if method == "bc_top10":
         return top_episodes(data.episodes)
     if method == "voc_awr":
@@ -220,15 +230,26 @@ def sampling() -> PlannerConfig:
     return PlannerConfig(candidates=32, rounds=2)
 
 
-def _improved(method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device) -> Any:
-    training, networks = voc_training(scale.voc, GAMMA)
-    config = ImprovementConfig(agent=agent_config(scale.agent), training=training, voc=replace(networks, seed=seed))
-    voc = load_voc(data, "voc", seed, device)
-    agent = weighted_clone(voc, data.episodes, data.tokens, config, seed)
+def _improved(
+    method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device, curve: Curve | None
+) -> Any:
+    """The clone weighted by VOC advantages, a planner around it, or one round more: evaluate it, weight anew, clone."""
+    common, voc = agent_config(scale.agent, inputs="frames"), load_voc(data, "voc", seed, device)
+    path = model_path(data, "voc_awr", seed)
+    if not path.exists():
+        objective = partial(Cloning, weights=_weights("voc_awr", data, seed, device))
+        keep(clone(data, common, seed, device, objective, "voc_awr", curve), path)
+    agent = OfflineAgent.load(path)
+    agent.networks.to(device)
+    if method == "voc_awr":
+        return agent
     if method == "planner_awr":
         return VOCPlanner(agent, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
+    training, networks = voc_training(scale.voc, GAMMA)
+    config = ImprovementConfig(agent=common, training=training, voc=replace(networks, seed=seed))
     voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
-    return weighted_clone(voc, data.episodes, data.tokens, config, seed)
+    objective = partial(Cloning, weights=action_weights(voc, data.episodes, data.tokens))
+    return clone(data, common, seed, device, objective, method, curve)
 
 
 class Sampled:

@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from voc_rl.agents import NoisyPolicy, StickyMixture, load_policy
 from voc_rl.agents.action_values import train_action_voc
 from voc_rl.agents.networks import ConvEncoder
 from voc_rl.agents.objectives import Cloning
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
+from voc_rl.agents.views import seen_rows
 from voc_rl.benchmarks.ope_data import Scale, TaskData
 from voc_rl.benchmarks.ope_protocol import EPSILON, LOGGED, SIGMA, SWITCH
+from voc_rl.checkpoints import load_tensors, save_tensors
 from voc_rl.data import Episodes
 from voc_rl.envs import collect, make_env
 from voc_rl.loop import LoopConfig, StepLog
@@ -36,6 +39,7 @@ MIXES: dict[str, tuple[int, ...]] = {
     "mixed": LOGGED,
 }
 GAMMA = 0.95
+CONV, SEEN = "conv", "seen.safetensors"
 FILM_STEP = 4  # steps between two frames that are kept
 CURVE_EPISODES = 3
 
@@ -43,8 +47,8 @@ CURVE_EPISODES = 3
 @dataclass(frozen=True)
 class ControlScale:
     """episodes, steps: of the data, and steps of the episodes that are played. played: episodes per seed. voc, agent,
-    frames, conv: optimiser steps of the models, of agents on features, of DrQ-v2+BC, of the clone whose convolutions
-    others see through. quantizer: of the quantizer."""
+    frames, conv: optimiser steps of the models, of agents, of DrQ-v2+BC, of the clone whose convolutions all see
+    through. quantizer: of the quantizer."""
 
     episodes: int
     steps: int
@@ -75,6 +79,13 @@ class ControlData(TaskData):
     def member(self, step: int) -> NoisyPolicy:
         """A checkpoint as it acted in the data."""
         return NoisyPolicy(load_policy(f"{self.task}/step_{step}"), SIGMA, EPSILON)
+
+    @cached_property
+    def sight(self) -> tuple[ConvEncoder, Tensor]:
+        """The convolutions that agents see through, and what they see of every row (N, 50): the model ``conv``."""
+        encoder = OfflineAgent.load(model_path(self, CONV)).encoder
+        assert isinstance(encoder, ConvEncoder)
+        return encoder, load_tensors(model_path(self, CONV) / SEEN)["seen"]
 
     def prepare(self) -> None:
         """Make data, quantizer and tokens, so that several processes can read them."""
@@ -129,39 +140,53 @@ def make_model(
 ) -> None:
     """Train a model and keep it; one that is there already stays.
 
-    ``voc``, ``one_step``; ``bc`` and ``conv``, clones of features and from frames, whose ``curve`` it is.
+    ``conv``: the clone from frames whose convolutions all see through, one for all seeds. ``bc``: a clone that sees
+    through them, whose ``curve`` it is. ``voc``, ``one_step``.
     """
-    if model_path(data, model, seed).exists():
+    path = model_path(data, model, seed)
+    if path.exists():
         return
-    if model in ("bc", "conv"):
-        seen = agent_config(scale.agent)
-        if model == "conv":
-            loop = replace(seen.loop, steps=scale.conv, batch_size=128, learning_rate=5e-4)
-            seen = replace(seen, inputs="frames", loop=loop)
-        _keep(clone(data, seen, seed, device, name=model, curve=curve), model_path(data, model, seed))
+    if model == CONV:
+        config = agent_config(scale.agent, inputs="frames")
+        loop = replace(config.loop, steps=scale.conv, batch_size=128, learning_rate=5e-4)
+        agent = new_agent(data, replace(config, loop=loop), seed, device, model)
+        agent.learn(data.episodes, Cloning, progress=True)
+        keep(agent, path, {"seen": seen_rows(agent.encoder, data.episodes)})
+        return
+    if model == "bc":
+        keep(clone(data, agent_config(scale.agent, inputs="frames"), seed, device, name=model, curve=curve), path)
         return
     training, config = voc_training(scale.voc, 0.0 if model == "one_step" else GAMMA)
     voc = train_action_voc(
         data.episodes, training, replace(config, seed=seed), quantizer=data.quantizer, tokens=data.tokens,
         device=device, progress=True,
     )  # fmt: skip
-    _keep(voc, model_path(data, model, seed))
+    keep(voc, path)
+
+
+def new_agent(
+    data: ControlData, config: AgentConfig, seed: int, device: torch.device, name: str,
+    encoder: ConvEncoder | None = None,
+) -> OfflineAgent:  # fmt: skip
+    """An agent for the data that has not learned yet."""
+    shape, size = data.episodes.observation_shape, data.episodes.action.shape[1]
+    return OfflineAgent(shape, size, config, data.quantizer, seed, device, name, encoder)
 
 
 def clone(
     data: ControlData, config: AgentConfig, seed: int, device: torch.device, objective: Any = Cloning, name: str = "bc",
-    curve: Curve | None = None, encoder: ConvEncoder | None = None,
+    curve: Curve | None = None,
 ) -> OfflineAgent:  # fmt: skip
-    """An agent trained on the data by an objective; ``encoder``: as ``OfflineAgent`` takes it."""
-    dataset = data.episodes
-    size = dataset.action.shape[1]
-    agent = OfflineAgent(dataset.observation_shape, size, config, data.quantizer, seed, device, name, encoder)
-    return agent.learn(dataset, objective, data.tokens, log=curve.of(agent) if curve else None, progress=True)
+    """An agent trained on the data by an objective; ``inputs="frames"``: through the model ``conv``."""
+    encoder, seen = data.sight if config.inputs == "frames" else (None, None)
+    agent = new_agent(data, config, seed, device, name, encoder)
+    log = curve.of(agent) if curve else None
+    return agent.learn(data.episodes, objective, data.tokens, seen=seen, log=log, progress=True)
 
 
-def model_path(data: ControlData, model: str, seed: int) -> Path:
+def model_path(data: ControlData, model: str, seed: int = 0) -> Path:
     """Where a model is kept."""
-    return data.folder / f"{model}_{seed}"
+    return data.folder / (CONV if model == CONV else f"{model}_{seed}")
 
 
 def load_voc(data: ControlData, model: str, seed: int, device: torch.device) -> VOC:
@@ -169,10 +194,13 @@ def load_voc(data: ControlData, model: str, seed: int, device: torch.device) -> 
     return VOC.load(model_path(data, model, seed)).to(device)
 
 
-def _keep(model: VOC | OfflineAgent, path: Path) -> None:
+def keep(model: VOC | OfflineAgent, path: Path, seen: dict[str, Tensor] | None = None) -> None:
+    """Save a model into a folder that is there as a whole or not at all; ``seen``: tensors that go with it."""
     temporary = path.with_name(f".{path.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save(temporary)
+    if seen is not None:
+        save_tensors(temporary / SEEN, seen)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(temporary, path)
 

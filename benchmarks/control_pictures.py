@@ -14,7 +14,7 @@ from voc_rl.benchmarks.plots import MAX_BYTES
 from voc_rl.checkpoints import atomic_path
 
 SHEET = 8  # frames of a row
-FILM = ("behaviour", "bc_top10_conv", "voc_awr", "voc_awr_conv")
+FILM = ("behaviour", "bc_top10", "mc_awr", "voc_awr")
 FILM_FRAMES = 75  # at most; fewer where they would not fit into the file
 FRAME_MS = 80
 

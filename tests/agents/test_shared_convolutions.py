@@ -10,7 +10,7 @@ import torch
 from small import SPEC, numbered_frames, toy_episode
 
 from voc_rl.agents import AgentConfig, Cloning, OfflineAgent
-from voc_rl.agents.views import view_of
+from voc_rl.agents.views import seen_rows, view_of
 from voc_rl.data import Episodes, write_episode
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
@@ -42,14 +42,33 @@ def test_they_stay_as_they_are_and_rows_are_seen_once(dataset: Episodes, tmp_pat
 
     rows = np.array([0, 3, 12])
     seen = second.encoder(torch.from_numpy(dataset.observations(rows)))
-    own, others = (view_of(agent, dataset, None).encoded(rows, rng) for agent in (first, second))
+    own, others = (view_of(agent, dataset).encoded(rows, rng) for agent in (first, second))
     torch.testing.assert_close(others, seen, atol=0.02, rtol=0.02)
     assert own.requires_grad
     assert not others.requires_grad
 
     second.save(tmp_path / "agent")
     obs = dataset.observations(rows)
-    np.testing.assert_array_equal(OfflineAgent.load(tmp_path / "agent").mode(obs), second.mode(obs))
+    loaded = OfflineAgent.load(tmp_path / "agent")
+    np.testing.assert_array_equal(loaded.mode(obs), second.mode(obs))
+    assert not loaded.encoder.learns  # it remembers
+
+
+def test_what_they_see_can_be_given(dataset: Episodes) -> None:
+    shape, encoder = dataset.observation_shape, OfflineAgent(dataset.observation_shape, 2, CONFIG).encoder
+    seen = seen_rows(encoder, dataset, rows_at_once=5)
+    expected = encoder(torch.from_numpy(dataset.observations(np.arange(18)))).detach()
+    torch.testing.assert_close(seen, expected, atol=0.02, rtol=0.02)
+    told, asked = (
+        OfflineAgent(shape, 2, CONFIG, encoder=encoder).learn(dataset, Cloning, seen=given)
+        for given in (seen_rows(encoder, dataset), None)
+    )
+    for own, other in zip(told.actor.parameters(), asked.actor.parameters(), strict=True):
+        assert torch.equal(own, other)
+    with pytest.raises(VOCError, match=r"`seen` of shape \(9, 50\) is for an agent of frozen convolutions"):
+        OfflineAgent(shape, 2, CONFIG, encoder=encoder).learn(dataset, Cloning, seen=seen[:9])
+    with pytest.raises(VOCError, match="for an agent of frozen convolutions"):
+        OfflineAgent(shape, 2, CONFIG).learn(dataset, Cloning, seen=seen)
 
 
 def test_frozen_inputs_refuse_them(dataset: Episodes) -> None:

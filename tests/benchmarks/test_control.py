@@ -53,6 +53,8 @@ def test_only_models_that_methods_need_are_made_and_unknown_words_are_refused(
     bench = Control(out=tmp_path, tasks=("walker-walk",), methods=("bc_top10", "planner"), seeds=(3,))
     made = [record["cell"] for record in bench.models()]
     assert [(cell["model"], cell["seed"]) for cell in made] == [("bc", 3), ("voc", 3)]
+    models = [(record["cell"]["model"], record["cell"]["seed"]) for record in finished(tmp_path / "models.jsonl")]
+    assert models == [("conv", 0), ("bc", 3), ("voc", 3)]  # convolutions first, one for all seeds
     assert [cell["method"] for cell in bench.cells()] == ["bc_top10", "planner"]
     for odd in ({"mix": "worst"}, {"methods": ("sac",)}, {"tasks": ("walker",)}):
         with pytest.raises(VOCError, match=next(iter(odd)).removesuffix("s")):
