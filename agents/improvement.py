@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.agents.action_values import ActionValues, train_action_voc
-from voc_rl.agents.objectives import Cloning, advantage_weights
+from voc_rl.agents.objectives import Cloning, advantage_weights, trace_advantages
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
@@ -27,13 +27,17 @@ from voc_rl.occupancy import (
 from voc_rl.precision import device_of
 from voc_rl.training import VOCConfig
 
+ROWS = 4096  # whose values are asked at once
+
 
 @dataclass(frozen=True)
 class ImprovementConfig:
-    """temperature: of the weights exp(A / temperature), in standard deviations of the advantage. draws: actions of a
-    policy at each row, for its chain. agent: the clone. training, voc: of the policies' models."""
+    """temperature: of the weights exp(A / temperature), in standard deviations of the advantage. trace: lambda of
+    ``trace_weights``; None: ``action_weights``. draws: actions of a policy at each row, for its chain. agent: the
+    clone. training, voc: of the policies' models."""
 
     temperature: float = 0.25
+    trace: float | None = 1.0
     draws: int = 4
     agent: AgentConfig = field(default_factory=AgentConfig)
     training: PolicyTraining = field(default_factory=lambda: PolicyTraining(action_share=0.7, start_share=0.0))
@@ -55,16 +59,46 @@ def action_weights(
     return advantage_weights(advantages, going_rows(dataset), temperature)
 
 
+def trace_weights(
+    voc: VOC,
+    dataset: Episodes,
+    tokens: tuple[Tensor, Tensor],
+    trace: float = 1.0,
+    temperature: float = ImprovementConfig.temperature,
+) -> np.ndarray:
+    """``advantage_weights`` float32 (N,) of the logged actions, by logged rewards and the values of ``voc``'s head.
+
+    Unlike ``action_weights`` they also tell what came after the action, such as which of several policies was acting;
+    and the VOC needs no action input.
+
+    Raises:
+        VOCError: a VOC without value head, or another ``trace`` than ``trace_advantages`` takes.
+    """
+    parts = torch.arange(len(tokens[0])).split(ROWS)
+    values = np.concatenate([voc.value_of_codes(tokens[0][some], tokens[1][some]).mean for some in parts])
+    return advantage_weights(trace_advantages(dataset, values, voc.gamma, trace), going_rows(dataset), temperature)
+
+
+def row_weights(
+    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None
+) -> np.ndarray:
+    """``trace_weights`` or ``action_weights``, as ``config`` says."""
+    config = config or ImprovementConfig()
+    if config.trace is None:
+        return action_weights(voc, dataset, tokens, config.temperature)
+    return trace_weights(voc, dataset, tokens, config.trace, config.temperature)
+
+
 def weighted_clone(
     voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None, seed: int = 0
 ) -> OfflineAgent:
-    """Advantage-weighted regression (Peng et al. 2019) with the advantages of ``voc``, which has an action input.
+    """Advantage-weighted regression (Peng et al. 2019) with ``row_weights`` of ``voc``.
 
     Raises:
-        VOCError: as ``action_weights``.
+        VOCError: as ``trace_weights``, ``action_weights``.
     """
     config = config or ImprovementConfig()
-    weights = action_weights(voc, dataset, tokens, config.temperature)
+    weights = row_weights(voc, dataset, tokens, config)
     size = dataset.action.shape[1]
     agent = OfflineAgent(dataset.observation_shape, size, config.agent, voc.quantizer, seed, name="voc_awr")
     return agent.learn(dataset, partial(Cloning, weights=weights), tokens)

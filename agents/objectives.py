@@ -41,6 +41,34 @@ def advantage_weights(advantages: np.ndarray, rows: np.ndarray, temperature: flo
     return np.minimum(np.exp(np.clip(standard / temperature, -50, 50)), LARGEST_WEIGHT).astype(np.float32)
 
 
+def trace_advantages(dataset: Episodes, values: np.ndarray, gamma: float, trace: float) -> np.ndarray:
+    """Generalised advantages (Schulman et al. 2016, eq. 16) of the logged actions, float64 (N,); 0 at last rows.
+
+    TD errors r + gamma V' - V of a row and of those after it in its episode, the later ones by (gamma trace)^k less.
+    So ``trace`` 1 is the logged return less V, going on with V where a time limit cuts the episode; 0 is one TD error.
+
+    Args:
+        values: V float (N,) of the rows, in reward units. trace: lambda, in [0, 1].
+
+    Raises:
+        VOCError: values of another shape, gamma outside [0, 1), or trace outside [0, 1].
+    """
+    check_gamma(gamma)
+    if not 0 <= trace <= 1:
+        raise VOCError(f"trace is {trace!r}; a number in [0, 1] is needed.")
+    if values.shape != (len(dataset),):
+        raise VOCError(f"Values of shape {values.shape} have to be one for each of the {len(dataset)} rows.")
+    going, value = dataset.steps_left > 0, values.astype(np.float64)
+    later = np.where(dataset.terminal, 0.0, value)
+    found = np.zeros(len(dataset))
+    rows = np.flatnonzero(going)
+    found[rows] = dataset.reward[rows + 1] + gamma * later[rows + 1] - value[rows]
+    for left in range(2, int(dataset.steps_left.max(initial=0)) + 1):  # from the ends of all episodes backwards
+        rows = np.flatnonzero(dataset.steps_left == left)
+        found[rows] += gamma * trace * found[rows + 1]
+    return found
+
+
 def return_advantages(dataset: Episodes, features: Tensor, gamma: float) -> np.ndarray:
     """Discounted returns to go less a linear value of the features (N, F), float64 (N,): advantages without a model.
 

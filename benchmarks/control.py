@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from voc_rl.agents.action_values import ActionValues, RollOutScores, reward_of
-from voc_rl.agents.improvement import ImprovementConfig, action_weights, policy_voc
+from voc_rl.agents.improvement import ImprovementConfig, policy_voc, row_weights
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, return_advantages, top_episodes
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
@@ -63,13 +63,13 @@ SCALES = {
 MODELS = ("bc", "voc", "one_step")
 SAMPLES = 16
 METHODS = (
-    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_2",
+    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_q", "voc_awr_2",
     "bc_features", "bc_top10_features", "td3bc_features", "mc_awr_features", "voc_awr_features", "td3bc_tokens",
     "drqv2bc", "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
 )  # fmt: skip
 NEEDS = {
-    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_2": ("voc",), "voc_awr_features": ("voc",),
-    "planner": ("voc", "bc"), "planner_awr": ("voc",), "planner_samples": ("voc", "bc"),
+    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_q": ("voc",), "voc_awr_2": ("voc",),
+    "voc_awr_features": ("voc",), "planner": ("voc", "bc"), "planner_awr": ("voc",), "planner_samples": ("voc", "bc"),
     "one_step_mppi": ("one_step", "bc"), "zero_shot": ("voc", "bc"),
 }  # fmt: skip
 WITHOUT_CONVOLUTIONS = ("behaviour", "best_logged", "td3bc_tokens", "drqv2bc")
@@ -186,7 +186,7 @@ def policy_of(
         return clone(data, replace(critic, inputs="tokens"), seed, device, TD3BC, method, curve)
     if plain == "td3bc":
         return clone(data, critic, seed, device, TD3BC, method, curve)
-    if plain in ("bc_top10", "mc_awr") or method in ("bc_features", "voc_awr_features"):
+    if plain in ("bc_top10", "mc_awr", "voc_awr_q") or method in ("bc_features", "voc_awr_features"):
         objective = partial(Cloning, weights=_weights(plain, data, seed, device))
         return clone(data, common, seed, device, objective, method, curve)
     if method in ("voc_awr", "voc_awr_2", "planner_awr"):
@@ -219,8 +219,9 @@ def _weights(method: str, data: ControlData, seed: int, device: torch.device) ->
         return None
     if method == "bc_top10":
         return top_episodes(data.episodes)
-    if method == "voc_awr":
-        return action_weights(load_voc(data, "voc", seed, device), data.episodes, data.tokens)
+    if method in ("voc_awr", "voc_awr_q"):
+        config = ImprovementConfig() if method == "voc_awr" else ImprovementConfig(trace=None)
+        return row_weights(load_voc(data, "voc", seed, device), data.episodes, data.tokens, config)
     advantages = return_advantages(data.episodes, data.tokens[1], GAMMA)
     return advantage_weights(advantages, going_rows(data.episodes), ImprovementConfig.temperature)
 
@@ -248,7 +249,7 @@ def _improved(
     training, networks = voc_training(scale.voc, GAMMA)
     config = ImprovementConfig(agent=common, training=training, voc=replace(networks, seed=seed))
     voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
-    objective = partial(Cloning, weights=action_weights(voc, data.episodes, data.tokens))
+    objective = partial(Cloning, weights=row_weights(voc, data.episodes, data.tokens, replace(config, trace=None)))
     return clone(data, common, seed, device, objective, method, curve)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from chains import episodes_of
 
-from voc_rl.agents.objectives import return_advantages
+from voc_rl.agents.objectives import return_advantages, trace_advantages
 from voc_rl.errors import VOCError
 
 GAMMA, STATES = 0.9, 3
@@ -53,3 +53,29 @@ def test_bad_input_of_returns_is_refused():
         return_advantages(episodes_of([np.zeros(3)], [True]), torch.zeros(3, 2), 1.0)
     with pytest.raises(VOCError, match="at least 2 rows"):
         return_advantages(episodes_of([np.zeros(1)], [True]), torch.zeros(1, 2), 0.9)
+
+
+def test_generalised_advantages_are_discounted_sums_of_td_errors():
+    rng = np.random.default_rng(1)
+    rows, terminal = (4, 6, 2), [True, False, False]
+    rewards = [np.where(np.arange(n), rng.normal(size=n), 0.0) for n in rows]
+    dataset, values = episodes_of(rewards, terminal), rng.normal(size=sum(rows))
+    v, logged = np.split(values, np.cumsum(rows)[:-1]), dict.fromkeys((0.0, 0.7, 1.0), np.zeros(0))
+    for trace in logged:
+        for r, own, ends in zip(rewards, v, terminal, strict=True):
+            after = np.append(own[1:-1], 0.0 if ends else own[-1])
+            delta = r[1:] + GAMMA * after - own[:-1]
+            sums = [sum((GAMMA * trace) ** k * d for k, d in enumerate(delta[t:])) for t in range(len(delta))]
+            logged[trace] = np.concatenate([logged[trace], sums, [0.0]])
+        np.testing.assert_allclose(trace_advantages(dataset, values, GAMMA, trace), logged[trace], atol=1e-6)
+    # at 1: the return, which goes on with V where a time limit cuts it, less V
+    returns = rewards[1][1:] @ GAMMA ** np.arange(5) + GAMMA**5 * v[1][-1]
+    assert trace_advantages(dataset, values, GAMMA, 1.0)[4] == pytest.approx(returns - v[1][0])
+
+
+def test_bad_input_of_generalised_advantages_is_refused():
+    dataset = episodes_of([np.zeros(3)], [True])
+    with pytest.raises(VOCError, match=r"trace is 1\.5"):
+        trace_advantages(dataset, np.zeros(3), 0.9, 1.5)
+    with pytest.raises(VOCError, match=r"Values of shape \(2,\) have to be one for each of the 3 rows"):
+        trace_advantages(dataset, np.zeros(2), 0.9, 1.0)

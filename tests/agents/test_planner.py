@@ -10,7 +10,7 @@ import torch
 from small import SPEC, numbered_frames, toy_dataset, toy_episode
 
 from voc_rl.agents.action_values import ActionValues, RollOutScores, logged_chain, reward_of, train_action_voc
-from voc_rl.agents.improvement import weighted_clone
+from voc_rl.agents.improvement import ImprovementConfig, weighted_clone
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, top_episodes
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
@@ -167,4 +167,4 @@ def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(t
         OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer).learn(dataset, Cloning)
     voc.occupancy.config.__dict__["action_dim"] = 0
     with pytest.raises(VOCError, match="reads no actions"):
-        weighted_clone(voc, dataset, (codes, features))
+        weighted_clone(voc, dataset, (codes, features), ImprovementConfig(trace=None))
