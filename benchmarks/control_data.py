@@ -147,10 +147,11 @@ def make_model(
     if path.exists():
         return
     if model == CONV:
-        config = agent_config(scale.agent, inputs="frames")
-        loop = replace(config.loop, steps=scale.conv, batch_size=128, learning_rate=5e-4)
-        agent = new_agent(data, replace(config, loop=loop), seed, device, model)
+        plain = agent_config(scale.conv, inputs="frames")
+        slower = replace(plain, loop=replace(plain.loop, batch_size=128, learning_rate=5e-4))
+        agent = new_agent(data, slower, seed, device, model)
         agent.learn(data.episodes, Cloning, progress=True)
+        assert isinstance(agent.encoder, ConvEncoder)
         keep(agent, path, {"seen": seen_rows(agent.encoder, data.episodes)})
         return
     if model == "bc":
