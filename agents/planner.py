@@ -21,6 +21,7 @@ from voc_rl.agents.networks import FrozenEncoder, log_density
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.precision import device_of, generator_on
+from voc_rl.quantizers import Quantizer
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,29 @@ class VOCPlanner:
     """Plans with a score of actions; Stable-Baselines3's ``predict``.
 
     Args:
-        prior: a clone of the behaviour on frozen features (``OfflineAgent``): proposes actions and knows their density.
+        prior: a clone of the behaviour (``OfflineAgent``): proposes actions and knows their density.
         score: ``ActionValues``, of the data's reward or of another (``reward=``), or any ``ActionScores``.
+        quantizer: whose codes and features ``score`` reads; None: that of the prior.
 
     Attributes:
         seconds: time spent so far, by part: "see" (frames to codes and features), "propose", "score"; calls: how many
         predictions. below_floor: share of the actions taken so far that lay outside the prior's support.
 
     Raises:
-        VOCError: a prior that sees frames through its own convolutions.
+        VOCError: no quantizer, and a prior that has none because it sees frames through convolutions.
     """
 
     observation: Literal["state", "pixels"] = "pixels"
 
     def __init__(
-        self, prior: OfflineAgent, score: ActionScores, config: PlannerConfig | None = None, seed: int = 0
-    ) -> None:
-        if not isinstance(prior.encoder, FrozenEncoder):
-            raise VOCError("The planner's prior has to see a quantizer's features or tokens, not frames.")
+        self, prior: OfflineAgent, score: ActionScores, config: PlannerConfig | None = None, seed: int = 0,
+        quantizer: Quantizer | None = None,
+    ) -> None:  # fmt: skip
+        if quantizer is None:
+            if not isinstance(prior.encoder, FrozenEncoder):
+                raise VOCError("This prior sees frames; give the planner the quantizer of its scores (quantizer=).")
+            quantizer = prior.encoder.quantizer
+        self.quantizer = quantizer
         self.prior, self.score, self.config, self.seed = prior, score, config or PlannerConfig(), seed
         self._generator = generator_on(device_of(prior.actor), seed)
         self.seconds = {"see": 0.0, "propose": 0.0, "score": 0.0}
@@ -91,28 +97,32 @@ class VOCPlanner:
         """Actions float32 (A,) or (B, A) in [-1, 1]; drawn from the last round's Gaussian unless ``deterministic``."""
         obs = np.asarray(observation)
         started = time.perf_counter()
-        codes, features = self._see(obs[None] if obs.ndim == 3 else obs)
+        seen = self._see(obs[None] if obs.ndim == 3 else obs)
         self.seconds["see"] += time.perf_counter() - started
         self.calls += 1
-        mean, std = self.plan(codes, features)
+        mean, std = self.plan(*seen)
         if not deterministic:
             mean = (mean + std * self._normal(std.shape)).clamp(-1, 1)
         actions = mean.float().cpu().numpy()
         return (actions[0] if obs.ndim == 3 else actions), state
 
     @torch.no_grad()
-    def _see(self, obs: np.ndarray) -> tuple[Tensor, Tensor]:
-        encoder = self.prior.encoder
-        assert isinstance(encoder, FrozenEncoder)
-        codes, features = encoder.quantizer.codes_and_features(torch.as_tensor(obs).to(device_of(self.prior.actor)))
-        return codes, features.to(torch.float16)
+    def _see(self, obs: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes and features, and what the prior reads."""
+        frames, encoder = torch.as_tensor(obs).to(device_of(self.prior.actor)), self.prior.encoder
+        codes, features = self.quantizer.codes_and_features(frames)
+        features = features.to(torch.float16)  # as stored features are
+        own = isinstance(encoder, FrozenEncoder) and encoder.quantizer is self.quantizer
+        return codes, features, encoder.inputs(codes, features) if own else encoder(frames)
 
     @torch.no_grad()
-    def plan(self, codes: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and spread (B, A) of the last round, at codes (B, n_tokens) and features (B, feature_dim)."""
-        config, encoder = self.config, self.prior.encoder
-        assert isinstance(encoder, FrozenEncoder)
-        prior_mean, prior_std = self.prior.actor(encoder.inputs(codes, features))
+    def plan(self, codes: Tensor, features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread (B, A) of the last round, at codes (B, n_tokens) and features (B, feature_dim).
+
+        ``inputs`` (B, F): of the prior's actor, what its encoder makes of the same observations.
+        """
+        config = self.config
+        prior_mean, prior_std = self.prior.actor(inputs)
         mean, std = prior_mean, prior_std
         unit = torch.ones(len(codes), 1, device=mean.device)
         for place in range(config.rounds):

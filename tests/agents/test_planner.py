@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -61,7 +62,8 @@ def test_planner_picks_the_action_of_one_step_policy_improvement():
 
     planner = VOCPlanner(prior, score, PlannerConfig(candidates=128, rounds=4, temperature=0.1, support=0.1))
     codes = torch.arange(STATES)[:, None].expand(-1, 2)
-    action, _ = planner.plan(codes, torch.zeros(STATES, prior.encoder.quantizer.feature_dim))
+    features = torch.zeros(STATES, prior.encoder.quantizer.feature_dim)
+    action, _ = planner.plan(codes, features, prior.encoder.inputs(codes, features))
     np.testing.assert_allclose(action[:, 0], grid[q.argmax(1)], atol=0.03)
 
 
@@ -88,6 +90,29 @@ def test_planner_stays_on_the_support_of_the_prior():
     np.testing.assert_allclose(standard.mean(0), 0, atol=0.13)  # four standard errors
     np.testing.assert_allclose(standard.std(0), 1, atol=0.1)
     assert prior.draws(obs[0], 3, rng).shape == (3, 2)
+
+
+def test_a_prior_of_frames_proposes_and_the_scores_read_the_quantizer():
+    prior = OfflineAgent((9, 24, 24), 2, replace(FEW, inputs="frames"))
+    asked, own = [], quantizer()
+
+    def score(codes, features, actions):
+        asked.append((codes, features, actions))
+        return torch.zeros(actions.shape[:2])
+
+    obs = np.random.default_rng(0).integers(256, size=(3, 9, 24, 24), dtype=np.uint8)
+    VOCPlanner(prior, score, PlannerConfig(candidates=400, rounds=1), quantizer=own).predict(obs)
+    ((codes, features, actions),) = asked
+    expected_codes, expected = own.codes_and_features(torch.from_numpy(obs))
+    assert torch.equal(codes, expected_codes)
+    torch.testing.assert_close(features, expected.half())
+    mean, std = prior.distribution(obs)
+    noise = (actions - mean[:, None]) / std[:, None]
+    inside = ((mean.abs() + 3 * std) < 1)[:, None].expand_as(noise)  # where no action was cut
+    assert inside.any()
+    assert noise[inside].mean().abs() < 0.2
+    with pytest.raises(VOCError, match="This prior sees frames; give the planner the quantizer of its scores"):
+        VOCPlanner(prior, score)
 
 
 def test_weights_pick_the_best_episodes_and_grow_with_the_advantage(tmp_path):
