@@ -1,13 +1,12 @@
 """What a policy is worth, from logged episodes alone: ``evaluate_policy``.
 
     episodes, policies -> chains of logged rows (``policy_chains``) -> ``stitch``
-                                            \\-> and a fitted critic of the jumps -> ``corrected``
-                                            \\-> occupancy network (``policy_model``) -> ``head``, ``sample``, ``mve``,
-                                                                                        ``density``
+                                           \\-> and a fitted critic of the jumps -> ``corrected``
+                                           \\-> network (``policy_model``) -> ``head``, ``sample``, ``mve``, ``density``
 
 ``stitch`` needs no network and is the reference. ``corrected`` adds what a fitted critic says of each jump of a chain.
-The network learns from the chains, its head from the corrected values; it answers in one pass at any state, and gives
-samples of the future: pictures, other rewards, chances of events. No densities of logged actions are needed.
+The network learns from the chains, its head from the corrected values; it answers in one pass at any state, and samples
+futures: pictures, other rewards, chances of events. No densities of logged actions are needed.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ OWN_REWARD = ("corrected", "head")  # estimators that know the data's reward at 
 class EvaluationConfig:
     """How policies are evaluated.
 
-    stitching: of the chains. samples: futures per start, for ``sample`` and ``mve``. density_rows: rows that
-    ``density`` weighs. critic: of the chains' jumps. training: of the policies' network. voc: quantizer, sizes of the
-    network, reward head and seed; without ``head_members`` no value head is trained, and ``head`` cannot be asked.
+    stitching: of the chains. samples: futures per start, for ``sample`` and ``mve``. density_rows: that ``density``
+    weighs. critic: of the chains' jumps. training: of the policies' network. voc: quantizer, sizes of the network,
+    reward head, seed; without ``head_members`` there is no value head, and ``head`` cannot be asked.
     """
 
     stitching: StitchingConfig = field(default_factory=StitchingConfig)
@@ -68,7 +67,7 @@ class PolicyEvaluator:
         quantizer: a trained one; None trains one on ``dataset``. tokens: its codes and features of every row.
         device: where networks are trained; None: the CPU.
         behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
-            with it), from whose weights the policies' network starts; None: from fresh ones.
+            with it), from which the policies' network starts; None: from fresh weights.
 
     Raises:
         VOCError: no policies, policies that do not fit the data, starts outside it, or a behaviour of other sizes.

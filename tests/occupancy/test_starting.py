@@ -77,6 +77,19 @@ def test_inputs_that_both_have_are_taken_over() -> None:
     assert not torch.equal(logits(model, asked(0)), logits(model, asked(1)))
 
 
+def test_data_of_another_spread_do_not_change_what_was_started_from() -> None:
+    trained, model = network(PLAIN, 1), network(PLAIN, 2)
+    process = decisions()
+    dataset, states = logged(process, 50)
+    codes, features = torch.from_numpy(states)[:, None].expand(-1, TOKENS) % 7, torch.randn(len(states), FEATURES)
+    trained.fit_features(features)
+    start_from(model, trained)
+    training = OccupancyTraining(gamma=GAMMA, feature_dropout=0.0, loop=LoopConfig(steps=1, learning_rate=1e-12))
+    for own, kept in ((model, True), (network(PLAIN, 2), False)):
+        found, _ = train_occupancy(own, None, dataset, codes, 5 + 3 * features, training)
+        assert torch.equal(found.feature_mean, trained.feature_mean) == kept
+
+
 @pytest.mark.parametrize(
     ("own", "other", "message"),
     [

@@ -57,7 +57,8 @@ class OccupancyTrainee:
         self.codes = codes.to(self.device)
         self.features = features.to(self.device) if features is not None and model.config.feature_dim else None
         if self.features is not None:
-            model.fit_features(self.features)
+            if not model.feature_mean.any():  # who started from a trained network keeps what that learned with
+                model.fit_features(self.features)
             if head is not None:
                 head.fit_features(self.features)
         if model.config.gammas != config.gammas:
