@@ -112,8 +112,9 @@ class VOCPlanner:
         frames, encoder = torch.as_tensor(obs).to(device_of(self.prior.actor)), self.prior.encoder
         codes, features = self.quantizer.codes_and_features(frames)
         features = features.to(torch.float16)  # as stored features are
-        own = isinstance(encoder, FrozenEncoder) and encoder.quantizer is self.quantizer
-        return codes, features, encoder.inputs(codes, features) if own else encoder(frames)
+        if isinstance(encoder, FrozenEncoder) and encoder.quantizer is self.quantizer:
+            return codes, features, encoder.inputs(codes, features)
+        return codes, features, encoder(frames)
 
     @torch.no_grad()
     def plan(self, codes: Tensor, features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
