@@ -64,16 +64,15 @@ MODELS = ("bc", "voc", "one_step")
 SAMPLES = 16
 METHODS = (
     "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_q", "voc_awr_2",
-    "bc_features", "bc_top10_features", "td3bc_features", "mc_awr_features", "voc_awr_features", "td3bc_tokens",
-    "drqv2bc", "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
+    "bc_conv", "bc_top10_conv", "td3bc_conv", "mc_awr_conv", "voc_awr_conv", "td3bc_tokens", "drqv2bc",
+    "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
 )  # fmt: skip
 NEEDS = {
     "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_q": ("voc",), "voc_awr_2": ("voc",),
-    "voc_awr_features": ("voc",), "planner": ("voc", "bc"), "planner_awr": ("voc",), "planner_samples": ("voc", "bc"),
+    "voc_awr_conv": ("voc",), "planner": ("voc", "bc"), "planner_awr": ("voc",), "planner_samples": ("voc", "bc"),
     "one_step_mppi": ("one_step", "bc"), "zero_shot": ("voc", "bc"),
 }  # fmt: skip
-WITHOUT_CONVOLUTIONS = ("behaviour", "best_logged", "td3bc_tokens", "drqv2bc")
-FEATURES = "_features"  # rows whose agent sees the quantizer's features
+THROUGH = f"_{CONV}"  # rows whose agent sees through the model of that name
 ZERO_SHOT = {"walker-walk": "stand", "cheetah-run": "backward"}
 
 
@@ -107,7 +106,7 @@ class Control(CellBenchmark):
     def models(self, say: Say = print) -> list[dict[str, Any]]:
         """Train the models that the methods need and that are missing; returns the records of all."""
         file = self.out / "models.jsonl"
-        if any(not (m in WITHOUT_CONVOLUTIONS or m.endswith(FEATURES)) for m in self.methods):  # the others need it
+        if any(method.endswith(THROUGH) for method in self.methods):  # one for all seeds
             run_cells(grid(task=self.tasks, mix=(self.mix,), model=(CONV,), seed=(0,)), self.make, file, say)
         needed = [model for model in MODELS if any(model in NEEDS.get(method, ()) for method in self.methods)]
         cells = grid(task=self.tasks, mix=(self.mix,), model=needed, seed=self.seeds)
@@ -173,20 +172,20 @@ def policy_of(
     method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device, curve: Curve | None = None
 ) -> Any:
     """The policy of a method; models of ``MODELS`` are read. ``curve``: of the agents that are trained here."""
-    common = agent_config(scale.agent, inputs="features" if method.endswith(FEATURES) else "frames")
+    common = agent_config(scale.agent, inputs="frames" if method.endswith(THROUGH) else "features")
     critic = replace(common, gamma=0.97, loop=replace(common.loop, steps=2 * scale.agent, weight_decay=0.0, clip=10.0))
-    plain = method.removesuffix(FEATURES)
+    plain = method.removesuffix(THROUGH)
     if method == "best_logged":
         return data.member(MIXES[data.mix][-1])
     if method == "drqv2bc":
-        own = replace(critic, loop=replace(critic.loop, steps=scale.frames, learning_rate=3e-4))
+        own = replace(critic, inputs="frames", loop=replace(critic.loop, steps=scale.frames, learning_rate=3e-4))
         agent = new_agent(data, own, seed, device, method)
         return agent.learn(data.episodes, TD3BC, log=curve.of(agent) if curve else None, progress=True)
     if method == "td3bc_tokens":
         return clone(data, replace(critic, inputs="tokens"), seed, device, TD3BC, method, curve)
     if plain == "td3bc":
         return clone(data, critic, seed, device, TD3BC, method, curve)
-    if plain in ("bc_top10", "mc_awr", "voc_awr_q") or method in ("bc_features", "voc_awr_features"):
+    if plain in ("bc_top10", "mc_awr", "voc_awr_q") or method in ("bc_conv", "voc_awr_conv"):
         objective = partial(Cloning, weights=_weights(plain, data, seed, device))
         return clone(data, common, seed, device, objective, method, curve)
     if method in ("voc_awr", "voc_awr_2", "planner_awr"):
@@ -235,7 +234,7 @@ def _improved(
     method: str, data: ControlData, seed: int, scale: ControlScale, device: torch.device, curve: Curve | None
 ) -> Any:
     """The clone weighted by VOC advantages, a planner around it, or one round more: evaluate it, weight anew, clone."""
-    common, voc = agent_config(scale.agent, inputs="frames"), load_voc(data, "voc", seed, device)
+    common, voc = agent_config(scale.agent), load_voc(data, "voc", seed, device)
     path = model_path(data, "voc_awr", seed)
     if not path.exists():
         objective = partial(Cloning, weights=_weights("voc_awr", data, seed, device))

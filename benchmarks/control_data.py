@@ -47,7 +47,7 @@ CURVE_EPISODES = 3
 @dataclass(frozen=True)
 class ControlScale:
     """episodes, steps: of the data, and steps of the episodes that are played. played: episodes per seed. voc, agent,
-    frames, conv: optimiser steps of the models, of agents, of DrQ-v2+BC, of the clone whose convolutions all see
+    frames, conv: optimiser steps of the models, of agents, of DrQ-v2+BC, of the clone whose convolutions others see
     through. quantizer: of the quantizer."""
 
     episodes: int
@@ -82,7 +82,7 @@ class ControlData(TaskData):
 
     @cached_property
     def sight(self) -> tuple[ConvEncoder, Tensor]:
-        """The convolutions that agents see through, and what they see of every row (N, 50): the model ``conv``."""
+        """The convolutions of the model ``conv``, and what they see of every row (N, 50)."""
         encoder = OfflineAgent.load(model_path(self, CONV)).encoder
         assert isinstance(encoder, ConvEncoder)
         return encoder, load_tensors(model_path(self, CONV) / SEEN)["seen"]
@@ -140,8 +140,8 @@ def make_model(
 ) -> None:
     """Train a model and keep it; one that is there already stays.
 
-    ``conv``: the clone from frames whose convolutions all see through, one for all seeds. ``bc``: a clone that sees
-    through them, whose ``curve`` it is. ``voc``, ``one_step``.
+    ``conv``: the clone from frames whose convolutions others see through, one for all seeds. ``bc``: a clone of
+    features, whose ``curve`` it is. ``voc``, ``one_step``.
     """
     path = model_path(data, model, seed)
     if path.exists():
@@ -155,7 +155,7 @@ def make_model(
         keep(agent, path, {"seen": seen_rows(agent.encoder, data.episodes)})
         return
     if model == "bc":
-        keep(clone(data, agent_config(scale.agent, inputs="frames"), seed, device, name=model, curve=curve), path)
+        keep(clone(data, agent_config(scale.agent), seed, device, name=model, curve=curve), path)
         return
     training, config = voc_training(scale.voc, 0.0 if model == "one_step" else GAMMA)
     voc = train_action_voc(

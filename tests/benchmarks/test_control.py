@@ -50,12 +50,12 @@ def test_only_models_that_methods_need_are_made_and_unknown_words_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Control, "make", lambda self, cell: {})
-    bench = Control(out=tmp_path, tasks=("walker-walk",), methods=("bc_top10", "planner"), seeds=(3,))
+    bench = Control(out=tmp_path, tasks=("walker-walk",), methods=("bc_top10_conv", "planner"), seeds=(3,))
     made = [record["cell"] for record in bench.models()]
     assert [(cell["model"], cell["seed"]) for cell in made] == [("bc", 3), ("voc", 3)]
     models = [(record["cell"]["model"], record["cell"]["seed"]) for record in finished(tmp_path / "models.jsonl")]
     assert models == [("conv", 0), ("bc", 3), ("voc", 3)]  # convolutions first, one for all seeds
-    assert [cell["method"] for cell in bench.cells()] == ["bc_top10", "planner"]
+    assert [cell["method"] for cell in bench.cells()] == ["bc_top10_conv", "planner"]
     for odd in ({"mix": "worst"}, {"methods": ("sac",)}, {"tasks": ("walker",)}):
         with pytest.raises(VOCError, match=next(iter(odd)).removesuffix("s")):
             Control(**odd).cells()  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_the_film_shows_policies_side_by_side_and_stays_small(tmp_path: Path):
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path: Path):
     """The real benchmark at scale smoke: the same numbers, each cell once, and everything written."""
-    methods = ("behaviour", "bc", "bc_top10", "mc_awr")
+    methods = ("behaviour", "bc", "bc_top10", "mc_awr_conv")
     words: dict[str, Any] = {
         "scale": "smoke", "out": tmp_path, "tasks": ("walker-walk",), "methods": methods, "seeds": (0,), "curve": 1,
         "device": "cpu",
