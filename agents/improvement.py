@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from voc_rl.agents.action_values import ActionValues, train_action_voc
-from voc_rl.agents.objectives import Cloning, advantage_weights, trace_advantages
+from voc_rl.agents.objectives import Cloning, advantage_weights, linear_residual, trace_advantages
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_choice
 from voc_rl.model import VOC
 from voc_rl.occupancy import (
     PolicyTraining,
@@ -27,21 +28,26 @@ from voc_rl.occupancy import (
 from voc_rl.precision import device_of
 from voc_rl.training import VOCConfig
 
+Baseline = Literal["linear", "voc"]
 ROWS = 4096  # whose values are asked at once
 
 
 @dataclass(frozen=True)
 class ImprovementConfig:
-    """temperature: of the weights exp(A / temperature), in standard deviations of the advantage. trace: lambda of
-    ``trace_weights``; None: ``action_weights``. draws: actions of a policy at each row, for its chain. agent: the
+    """temperature: of the weights exp(A / temperature), in standard deviations of the advantage. trace, baseline: of
+    ``trace_weights``; trace None: ``action_weights``. draws: actions of a policy at each row, for its chain. agent: the
     clone. training, voc: of the policies' models."""
 
     temperature: float = 0.25
-    trace: float | None = 1.0
+    trace: float | None = 0.95
+    baseline: Baseline = "linear"
     draws: int = 4
     agent: AgentConfig = field(default_factory=AgentConfig)
     training: PolicyTraining = field(default_factory=lambda: PolicyTraining(action_share=0.7, start_share=0.0))
     voc: VOCConfig = field(default_factory=VOCConfig)
+
+    def __post_init__(self) -> None:
+        check_choice(self.baseline, ("linear", "voc"), "baseline")
 
 
 def action_weights(
@@ -60,23 +66,26 @@ def action_weights(
 
 
 def trace_weights(
-    voc: VOC,
-    dataset: Episodes,
-    tokens: tuple[Tensor, Tensor],
-    trace: float = 1.0,
-    temperature: float = ImprovementConfig.temperature,
+    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None
 ) -> np.ndarray:
     """``advantage_weights`` float32 (N,) of the logged actions, by logged rewards and the values of ``voc``'s head.
 
-    Unlike ``action_weights`` they also tell what came after the action, such as which of several policies was acting;
-    and the VOC needs no action input.
+    The lambda-returns of every row (TD(lambda), with the VOC's values) less a baseline: ``linear``, their linear fit on
+    the quantizer's features, or ``voc``, the VOC's value of the row. Unlike ``action_weights`` these weights also tell
+    what came after the action, such as which of several policies was acting; and the VOC needs no action input. A
+    linear baseline knows less of the row, so that rows of good policies weigh more as a whole.
 
     Raises:
         VOCError: a VOC without value head, or another ``trace`` than ``trace_advantages`` takes.
     """
-    parts = torch.arange(len(tokens[0])).split(ROWS)
+    config = config or ImprovementConfig()
+    assert config.trace is not None
+    parts, rows = torch.arange(len(tokens[0])).split(ROWS), going_rows(dataset)
     values = np.concatenate([voc.value_of_codes(tokens[0][some], tokens[1][some]).mean for some in parts])
-    return advantage_weights(trace_advantages(dataset, values, voc.gamma, trace), going_rows(dataset), temperature)
+    advantages = trace_advantages(dataset, values, voc.gamma, config.trace)
+    if config.baseline == "linear":
+        advantages = linear_residual(advantages + values, tokens[1], rows)
+    return advantage_weights(advantages, rows, config.temperature)
 
 
 def row_weights(
@@ -86,7 +95,7 @@ def row_weights(
     config = config or ImprovementConfig()
     if config.trace is None:
         return action_weights(voc, dataset, tokens, config.temperature)
-    return trace_weights(voc, dataset, tokens, config.trace, config.temperature)
+    return trace_weights(voc, dataset, tokens, config)
 
 
 def weighted_clone(

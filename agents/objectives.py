@@ -81,16 +81,32 @@ def return_advantages(dataset: Episodes, features: Tensor, gamma: float) -> np.n
     check_gamma(gamma)
     rows = going_rows(dataset)
     returns = n_step_returns(dataset, gamma, int(dataset.steps_left.max()))
-    found = features.double().cpu()
-    standard = (found - found.mean(0)) / found.std(0).clamp(min=1e-6)
-    seen = np.column_stack([standard.numpy(), np.ones(len(standard))])
+    seen = _standardised(features)
     later = returns.weight[:, None] * seen[returns.bootstrap]
     own = seen[rows]
-    penalty = np.diag(np.append(np.full(seen.shape[1] - 1, RIDGE), 0.0))
     weights = np.linalg.solve(
-        own.T @ (own - later[rows]) / len(rows) + penalty, own.T @ returns.partial[rows] / len(rows)
+        own.T @ (own - later[rows]) / len(rows) + _penalty(seen), own.T @ returns.partial[rows] / len(rows)
     )
     return returns.partial + (later - seen) @ weights
+
+
+def linear_residual(returns: np.ndarray, features: Tensor, rows: np.ndarray) -> np.ndarray:
+    """Returns (N,) less their least-squares fit on standardised features (N, F) at ``rows``, float64 (N,)."""
+    seen = _standardised(features)
+    own = seen[rows]
+    weights = np.linalg.solve(own.T @ own / len(rows) + _penalty(seen), own.T @ returns[rows] / len(rows))
+    return returns - seen @ weights
+
+
+def _standardised(features: Tensor) -> np.ndarray:
+    """Features (N, F) in standard deviations and a column of ones, float64 (N, F + 1)."""
+    found = features.double().cpu()
+    standard = (found - found.mean(0)) / found.std(0).clamp(min=1e-6)
+    return np.column_stack([standard.numpy(), np.ones(len(standard))])
+
+
+def _penalty(seen: np.ndarray) -> np.ndarray:
+    return np.diag(np.append(np.full(seen.shape[1] - 1, RIDGE), 0.0))
 
 
 class _Trainee:

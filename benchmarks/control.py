@@ -63,16 +63,21 @@ SCALES = {
 MODELS = ("bc", "voc", "one_step")
 SAMPLES = 16
 METHODS = (
-    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_q", "voc_awr_2",
-    "bc_conv", "bc_top10_conv", "td3bc_conv", "mc_awr_conv", "voc_awr_conv", "td3bc_tokens", "drqv2bc",
+    "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_v", "voc_awr_q",
+    "voc_awr_2", "bc_conv", "bc_top10_conv", "td3bc_conv", "mc_awr_conv", "voc_awr_conv", "td3bc_tokens", "drqv2bc",
     "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
 )  # fmt: skip
 NEEDS = {
-    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_q": ("voc",), "voc_awr_2": ("voc",),
-    "voc_awr_conv": ("voc",), "planner": ("voc", "bc"), "planner_awr": ("voc",), "planner_samples": ("voc", "bc"),
-    "one_step_mppi": ("one_step", "bc"), "zero_shot": ("voc", "bc"),
+    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_v": ("voc",), "voc_awr_q": ("voc",),
+    "voc_awr_2": ("voc",), "voc_awr_conv": ("voc",), "planner": ("voc", "bc"), "planner_awr": ("voc",),
+    "planner_samples": ("voc", "bc"), "one_step_mppi": ("one_step", "bc"), "zero_shot": ("voc", "bc"),
 }  # fmt: skip
 THROUGH = f"_{CONV}"  # rows whose agent sees through the model of that name
+VOC_WEIGHTS = {
+    "voc_awr": ImprovementConfig(),
+    "voc_awr_v": ImprovementConfig(trace=1.0, baseline="voc"),
+    "voc_awr_q": ImprovementConfig(trace=None),
+}
 ZERO_SHOT = {"walker-walk": "stand", "cheetah-run": "backward"}
 
 
@@ -185,7 +190,7 @@ def policy_of(
         return clone(data, replace(critic, inputs="tokens"), seed, device, TD3BC, method, curve)
     if plain == "td3bc":
         return clone(data, critic, seed, device, TD3BC, method, curve)
-    if plain in ("bc_top10", "mc_awr", "voc_awr_q") or method in ("bc_conv", "voc_awr_conv"):
+    if plain in ("bc_top10", "mc_awr", "voc_awr_v", "voc_awr_q") or method in ("bc_conv", "voc_awr_conv"):
         objective = partial(Cloning, weights=_weights(plain, data, seed, device))
         return clone(data, common, seed, device, objective, method, curve)
     if method in ("voc_awr", "voc_awr_2", "planner_awr"):
@@ -218,9 +223,8 @@ def _weights(method: str, data: ControlData, seed: int, device: torch.device) ->
         return None
     if method == "bc_top10":
         return top_episodes(data.episodes)
-    if method in ("voc_awr", "voc_awr_q"):
-        config = ImprovementConfig() if method == "voc_awr" else ImprovementConfig(trace=None)
-        return row_weights(load_voc(data, "voc", seed, device), data.episodes, data.tokens, config)
+    if method in VOC_WEIGHTS:
+        return row_weights(load_voc(data, "voc", seed, device), data.episodes, data.tokens, VOC_WEIGHTS[method])
     advantages = return_advantages(data.episodes, data.tokens[1], GAMMA)
     return advantage_weights(advantages, going_rows(data.episodes), ImprovementConfig.temperature)
 
@@ -248,7 +252,7 @@ def _improved(
     training, networks = voc_training(scale.voc, GAMMA)
     config = ImprovementConfig(agent=common, training=training, voc=replace(networks, seed=seed))
     voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
-    objective = partial(Cloning, weights=row_weights(voc, data.episodes, data.tokens, replace(config, trace=None)))
+    objective = partial(Cloning, weights=row_weights(voc, data.episodes, data.tokens, VOC_WEIGHTS["voc_awr_q"]))
     return clone(data, common, seed, device, objective, method, curve)
 
 

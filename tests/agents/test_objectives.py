@@ -7,7 +7,7 @@ import pytest
 import torch
 from chains import episodes_of
 
-from voc_rl.agents.objectives import return_advantages, trace_advantages
+from voc_rl.agents.objectives import linear_residual, return_advantages, trace_advantages
 from voc_rl.errors import VOCError
 
 GAMMA, STATES = 0.9, 3
@@ -79,3 +79,16 @@ def test_bad_input_of_generalised_advantages_is_refused():
         trace_advantages(dataset, np.zeros(3), 0.9, 1.5)
     with pytest.raises(VOCError, match=r"Values of shape \(2,\) have to be one for each of the 3 rows"):
         trace_advantages(dataset, np.zeros(2), 0.9, 1.0)
+
+
+def test_residuals_have_no_linear_part_left_where_they_were_fitted():
+    rng = np.random.default_rng(2)
+    features, rows = torch.from_numpy(rng.normal(size=(400, 3)) * [1, 5, 0.1] + 4), np.arange(0, 400, 2)
+    noise = rng.normal(size=400)
+    found = linear_residual(3 + features.numpy() @ [1.0, -0.5, 20.0] + noise, features, rows)
+    expected = (
+        noise
+        - np.column_stack([features, np.ones(400)])
+        @ np.linalg.lstsq(np.column_stack([features, np.ones(400)])[rows], noise[rows], rcond=None)[0]
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-3)

@@ -42,11 +42,12 @@ def policies(square_actions: Path) -> dict[str, Any]:
         "prior": prior,
         "planner": VOCPlanner(prior, ActionValues(voc)),
         "weighted": weighted_clone(voc, dataset, tokens, ImprovementConfig(agent=FEW)),
+        "less its values": weighted_clone(voc, dataset, tokens, ImprovementConfig(agent=FEW, baseline="voc")),
         "weighted by Q": weighted_clone(voc, dataset, tokens, ImprovementConfig(agent=FEW, trace=None)),
     }
 
 
-@pytest.mark.parametrize("name", ["planner", "weighted", "weighted by Q"])
+@pytest.mark.parametrize("name", ["planner", "weighted", "less its values", "weighted by Q"])
 def test_evaluate_policy_gives_the_best_return(name: str, policies: dict[str, Any]) -> None:
     envs = DummyVecEnv([lambda: square_env(LIMIT)] * 2)
     assert evaluate_policy(policies[name], envs, 4, warn=False) == (BEST, 0.0)
