@@ -31,6 +31,8 @@ from voc_rl.quantizers import Quantizer, tokenize
 from voc_rl.training import VOCConfig, check_tokens, fit_reward_head, fresh_networks, ready_quantizer
 from voc_rl.values import RewardHead, rewards_of_futures
 
+ROWS_AT_ONCE = 4096  # whose values a head is asked for in one pass
+
 
 def logged_chain(dataset: Episodes, features: Tensor) -> StitchedChain:
     """The behaviour's own chain: every row goes on to the next one of its episode.
@@ -176,7 +178,7 @@ class ActionValues:
         voc, parts = self.voc, []
         model, head, device = voc.occupancy, voc.value_head, device_of(voc.occupancy)
         assert head is not None
-        for some in torch.arange(len(codes)).split(4096):
+        for some in torch.arange(len(codes)).split(ROWS_AT_ONCE):
             context, seen = _contexts(model, codes[some], features[some])
             with autocast(device):
                 with_action = model.prefix(context, seen, condition=Condition(actions[some].to(device))).last

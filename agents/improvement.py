@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.agents.action_values import ActionValues, train_action_voc
+from voc_rl.agents.action_values import ROWS_AT_ONCE, ActionValues, train_action_voc
 from voc_rl.agents.objectives import Cloning, advantage_weights, linear_residual, trace_advantages
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes
@@ -29,13 +29,12 @@ from voc_rl.precision import device_of
 from voc_rl.training import VOCConfig
 
 Baseline = Literal["linear", "voc"]
-ROWS = 4096  # whose values are asked at once
 
 
 @dataclass(frozen=True)
 class ImprovementConfig:
     """temperature: of the weights exp(A / temperature), in standard deviations of the advantage. trace, baseline: of
-    ``trace_weights``; trace None: ``action_weights``. draws: actions of a policy at each row, for its chain. agent: the
+    ``row_weights``; trace None: ``action_weights``. draws: actions of a policy at each row, for its chain. agent: the
     clone. training, voc: of the policies' models."""
 
     temperature: float = 0.25
@@ -65,37 +64,29 @@ def action_weights(
     return advantage_weights(advantages, going_rows(dataset), temperature)
 
 
-def trace_weights(
+def row_weights(
     voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None
 ) -> np.ndarray:
     """``advantage_weights`` float32 (N,) of the logged actions, by logged rewards and the values of ``voc``'s head.
 
     The lambda-returns of every row (TD(lambda), with the VOC's values) less a baseline: ``linear``, their linear fit on
-    the quantizer's features, or ``voc``, the VOC's value of the row. Unlike ``action_weights`` these weights also tell
-    what came after the action, such as which of several policies was acting; and the VOC needs no action input. A
-    linear baseline knows less of the row, so that rows of good policies weigh more as a whole.
+    the quantizer's features, or ``voc``, the VOC's value of the row. Unlike ``action_weights``, which they are where
+    ``config.trace`` is None, these weights also tell what came after the action, such as which of several policies was
+    acting; and the VOC needs no action input. A linear baseline knows less of the row, so that rows of good policies
+    weigh more as a whole.
 
     Raises:
-        VOCError: a VOC without value head, or another ``trace`` than ``trace_advantages`` takes.
+        VOCError: a VOC without value head, another ``trace`` than ``trace_advantages`` takes, or as ``action_weights``.
     """
     config = config or ImprovementConfig()
-    assert config.trace is not None
-    parts, rows = torch.arange(len(tokens[0])).split(ROWS), going_rows(dataset)
+    if config.trace is None:
+        return action_weights(voc, dataset, tokens, config.temperature)
+    parts, rows = torch.arange(len(tokens[0])).split(ROWS_AT_ONCE), going_rows(dataset)
     values = np.concatenate([voc.value_of_codes(tokens[0][some], tokens[1][some]).mean for some in parts])
     advantages = trace_advantages(dataset, values, voc.gamma, config.trace)
     if config.baseline == "linear":
         advantages = linear_residual(advantages + values, tokens[1], rows)
     return advantage_weights(advantages, rows, config.temperature)
-
-
-def row_weights(
-    voc: VOC, dataset: Episodes, tokens: tuple[Tensor, Tensor], config: ImprovementConfig | None = None
-) -> np.ndarray:
-    """``trace_weights`` or ``action_weights``, as ``config`` says."""
-    config = config or ImprovementConfig()
-    if config.trace is None:
-        return action_weights(voc, dataset, tokens, config.temperature)
-    return trace_weights(voc, dataset, tokens, config)
 
 
 def weighted_clone(
@@ -104,7 +95,7 @@ def weighted_clone(
     """Advantage-weighted regression (Peng et al. 2019) with ``row_weights`` of ``voc``.
 
     Raises:
-        VOCError: as ``trace_weights``, ``action_weights``.
+        VOCError: as ``row_weights``.
     """
     config = config or ImprovementConfig()
     weights = row_weights(voc, dataset, tokens, config)

@@ -200,11 +200,11 @@ def policy_of(
     if method in ("bc", "bc_sampled"):
         return Sampled(prior) if method == "bc_sampled" else prior
     if method == "one_step_mppi":
-        one_step = load_voc(data, "one_step", seed, device)
-        return VOCPlanner(prior, RollOutScores(one_step, GAMMA, SAMPLES), sampling(), seed, one_step.quantizer)
+        scores = RollOutScores(load_voc(data, "one_step", seed, device), GAMMA, SAMPLES)
+        return VOCPlanner(prior, scores, sampling(), seed)
     voc = load_voc(data, "voc", seed, device)
     if method == "planner":
-        return VOCPlanner(prior, ActionValues(voc, caution=1.0), PlannerConfig(), seed, voc.quantizer)
+        return VOCPlanner(prior, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
     reward = None
     if method == "zero_shot":
         goal = REWARDS[data.task][ZERO_SHOT[data.task]]
@@ -214,7 +214,7 @@ def policy_of(
             return goal(episodes.state)
 
         reward = reward_of(voc, data.episodes, data.tokens, of_rows, VOCConfig(seed=seed))
-    return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES, reward), sampling(), seed, voc.quantizer)
+    return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES, reward), sampling(), seed)
 
 
 def _weights(method: str, data: ControlData, seed: int, device: torch.device) -> np.ndarray | None:
@@ -248,7 +248,7 @@ def _improved(
     if method == "voc_awr":
         return agent
     if method == "planner_awr":
-        return VOCPlanner(agent, ActionValues(voc, caution=1.0), PlannerConfig(), seed, voc.quantizer)
+        return VOCPlanner(agent, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
     training, networks = voc_training(scale.voc, GAMMA)
     config = ImprovementConfig(agent=common, training=training, voc=replace(networks, seed=seed))
     voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
