@@ -61,7 +61,7 @@ SCALES = {
     ),
 }
 MODELS = ("bc", "voc", "one_step")
-SAMPLES = 16
+SAMPLES = 8
 METHODS = (
     "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_v", "voc_awr_q",
     "voc_awr_2", "bc_conv", "bc_top10_conv", "td3bc_conv", "mc_awr_conv", "voc_awr_conv", "td3bc_tokens", "drqv2bc",
@@ -183,7 +183,8 @@ def policy_of(
     if method == "best_logged":
         return data.member(MIXES[data.mix][-1])
     if method == "drqv2bc":
-        own = replace(critic, inputs="frames", loop=replace(critic.loop, steps=scale.frames, learning_rate=3e-4))
+        slower = replace(critic.loop, steps=scale.frames, batch_size=128, learning_rate=3e-4)
+        own = replace(critic, inputs="frames", loop=slower)
         agent = new_agent(data, own, seed, device, method)
         return agent.learn(data.episodes, TD3BC, log=curve.of(agent) if curve else None, progress=True)
     if method == "td3bc_tokens":
@@ -231,7 +232,7 @@ def _weights(method: str, data: ControlData, seed: int, device: torch.device) ->
 
 def sampling() -> PlannerConfig:
     """Fewer candidates where every one costs samples."""
-    return PlannerConfig(candidates=32, rounds=2)
+    return PlannerConfig(candidates=16, rounds=2)
 
 
 def _improved(
