@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from voc_rl.agents.action_values import ActionValues as ActionValues
     from voc_rl.agents.action_values import RollOutScores as RollOutScores
-    from voc_rl.agents.action_values import reward_of as reward_of
     from voc_rl.agents.action_values import train_action_voc as train_action_voc
     from voc_rl.agents.actors import GaussianActor as GaussianActor
     from voc_rl.agents.actors import load_policy as load_policy
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from voc_rl.agents.improvement import policy_voc as policy_voc
     from voc_rl.agents.improvement import weighted_clone as weighted_clone
     from voc_rl.agents.loading import Deterministic as Deterministic
+    from voc_rl.agents.loading import callable_of as callable_of
     from voc_rl.agents.loading import policy_of as policy_of
     from voc_rl.agents.objectives import TD3BC as TD3BC
     from voc_rl.agents.objectives import Cloning as Cloning
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _HOME = {
     "ActionValues": "action_values",
     "RollOutScores": "action_values",
-    "reward_of": "action_values",
     "train_action_voc": "action_values",
     "OfflineAgent": "offline",
     "AgentConfig": "offline",
@@ -53,6 +52,7 @@ _HOME = {
     "StickyMixture": "behaviour",
     "Deterministic": "loading",
     "load_policy": "actors",
+    "callable_of": "loading",
     "policy_of": "loading",
     "shipped_policies": "actors",
 }
@@ -72,10 +72,10 @@ __all__ = [
     "StepMixture",
     "StickyMixture",
     "VOCPlanner",
+    "callable_of",
     "load_policy",
     "policy_of",
     "policy_voc",
-    "reward_of",
     "shipped_policies",
     "top_episodes",
     "train_action_voc",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -28,8 +27,8 @@ from voc_rl.occupancy import (
 )
 from voc_rl.precision import autocast, device_of, generator_on
 from voc_rl.quantizers import Quantizer, tokenize
-from voc_rl.training import VOCConfig, check_tokens, fit_reward_head, fresh_networks, ready_quantizer
-from voc_rl.values import RewardHead, rewards_of_futures
+from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quantizer
+from voc_rl.values import fit_reward_head
 
 ROWS_AT_ONCE = 4096  # whose values a head is asked for in one pass
 
@@ -91,7 +90,9 @@ def train_action_voc(
         network, head, dataset, codes, features, StitchedTargets(dataset, [chain], gamma), training, config.seed,
         values=values[None], stage="actions", log=log, progress=progress,
     )  # fmt: skip
-    reward = fit_reward_head(quantizer, codes, dataset, dataset.reward, config, log=log, progress=progress)
+    reward = fit_reward_head(
+        quantizer, codes, dataset, dataset.reward, config.reward, config.seed, log=log, progress=progress
+    )
     return VOC(quantizer, model, reward, trained_head, gamma, dataset.spec)
 
 
@@ -119,11 +120,11 @@ class ActionValues:
     Args:
         estimator: ``head``, one pass for all actions; or ``sample``, the mean reward of ``samples`` futures of each
             action, all drawn with the same random numbers, so that actions differ by what they do and not by luck.
-        reward: another reward head than the VOC's, for ``sample`` (``fit_reward``). caution: standard deviations of the
-            head's members that are taken off.
+            The latter is also for a VOC of another reward (``VOC.fit_reward``).
+        caution: standard deviations of the head's members that are taken off.
 
     Raises:
-        VOCError: a VOC without action input, another estimator, or another reward for the head.
+        VOCError: a VOC without action input, another estimator, or ``head`` where the VOC has none.
     """
 
     def __init__(
@@ -131,17 +132,15 @@ class ActionValues:
         voc: VOC,
         estimator: str = "head",
         samples: int = 16,
-        reward: RewardHead | None = None,
         caution: float = 0.0,
         seed: int = 0,
     ) -> None:
         if not voc.occupancy.config.action_dim:
             raise VOCError("This VOC reads no actions; train one with voc_rl.agents.train_action_voc.")
         check_choice(estimator, ("head", "sample"), "estimator")
-        if estimator == "head" and (reward is not None or voc.value_head is None):
-            raise VOCError("The head knows the data's reward only, where there is one; use estimator='sample'.")
+        if estimator == "head" and voc.value_head is None:
+            raise VOCError("This VOC has no value head; use estimator='sample'.")
         self.voc, self.estimator, self.samples, self.caution, self.seed = voc, estimator, samples, caution, seed
-        self.reward = reward or voc.reward_head
 
     def __call__(self, codes: Tensor, features: Tensor | None, actions: Tensor) -> Tensor:
         """Scores float32 (B, M) of actions (B, M, A) at codes (B, n_tokens) and features (B, feature_dim).
@@ -166,8 +165,7 @@ class ActionValues:
                 futures = sample_futures(
                     model, contexts, seen, self.samples, generator_on(device, self.seed), noise, condition
                 )
-            rewards = rewards_of_futures(futures, self.voc.quantizer.embed, self.reward, model.config.end_code)
-        return rewards.mean(1).view(B, M)
+            return self.voc.rewards(futures).mean(1).view(B, M)
 
     @torch.no_grad()
     def advantages(self, codes: Tensor, features: Tensor, actions: Tensor) -> Tensor:
@@ -186,24 +184,6 @@ class ActionValues:
                 found = head(with_action, seen).float() - head(without, seen).float()
             parts.append(found.mean(1).cpu())
         return torch.cat(parts)
-
-
-def reward_of(
-    voc: VOC,
-    dataset: Episodes,
-    tokens: tuple[Tensor, Tensor],
-    function: Callable[[Episodes], np.ndarray],
-    config: VOCConfig | None = None,
-) -> RewardHead:
-    """A reward head for another goal, for ``ActionValues``: the model stays, seconds of fitting.
-
-    Args:
-        function: takes the dataset and returns rewards (N,) on arrival at its rows.
-
-    Raises:
-        VOCError: rewards of another shape, or NaN.
-    """
-    return fit_reward_head(voc.quantizer, tokens[0], dataset, function(dataset), config or VOCConfig())
 
 
 class RollOutScores:

@@ -1,10 +1,12 @@
-"""Policies named on the command line."""
+"""Policies, and code of the user's own, named on the command line."""
 
 from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,16 +58,33 @@ def policy_of(name: str) -> Any:
     """
     if name.endswith(".zip"):
         return sac_actor(Path(name))
-    module, colon, attribute = name.rpartition(":")
-    if not colon or Path(name).exists():
+    if ":" not in name or Path(name).exists():
         return load_policy(name)
     try:
-        policy = getattr(import_module(module), attribute)()
-    except (ImportError, AttributeError, TypeError) as error:
+        policy = callable_of(name)()
+    except TypeError as error:
         raise VOCError(f"{name!r} names no callable without arguments that returns a policy ({error}).") from error
     if not callable(getattr(policy, "predict", None)) or not hasattr(policy, "observation"):
         raise VOCError(f"{name!r} returned {policy!r}, which is no policy; `predict` and `observation` are needed.")
     return policy
+
+
+def callable_of(name: str) -> Callable[..., Any]:
+    """What ``module:callable`` names; the module is imported, from the working directory too, which runs its code.
+
+    Raises:
+        VOCError: no such module or callable.
+    """
+    module, _, attribute = name.rpartition(":")
+    if str(Path.cwd()) not in sys.path:  # an installed command does not look there by itself
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise VOCError(f"{name!r} names no module:callable that can be imported ({error}).") from error
+    if not callable(found):
+        raise VOCError(f"{name!r} names {found!r}, which cannot be called.")
+    return found
 
 
 def sac_actor(path: Path) -> GaussianActor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import tyro
 
-from voc_rl.agents.action_values import ActionValues, RollOutScores, reward_of
+from voc_rl.agents.action_values import ActionValues, RollOutScores
 from voc_rl.agents.improvement import ImprovementConfig, policy_voc, row_weights
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, return_advantages, top_episodes
 from voc_rl.agents.offline import OfflineAgent
@@ -52,7 +52,6 @@ from voc_rl.errors import check_choice
 from voc_rl.occupancy import going_rows
 from voc_rl.pipeline import Say
 from voc_rl.precision import choose_device
-from voc_rl.training import VOCConfig
 
 SCALES = {
     "smoke": ControlScale(episodes=6, steps=40, played=2, voc=10, agent=20, frames=5, conv=5, quantizer=20),
@@ -206,7 +205,6 @@ def policy_of(
     voc = load_voc(data, "voc", seed, device)
     if method == "planner":
         return VOCPlanner(prior, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
-    reward = None
     if method == "zero_shot":
         goal = REWARDS[data.task][ZERO_SHOT[data.task]]
 
@@ -214,8 +212,8 @@ def policy_of(
             assert episodes.state is not None
             return goal(episodes.state)
 
-        reward = reward_of(voc, data.episodes, data.tokens, of_rows, VOCConfig(seed=seed))
-    return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES, reward), sampling(), seed)
+        voc = voc.fit_reward(data.episodes, of_rows, tokens=data.tokens, seed=seed)
+    return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES), sampling(), seed)
 
 
 def _weights(method: str, data: ControlData, seed: int, device: torch.device) -> np.ndarray | None:

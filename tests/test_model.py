@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from worlds import CELLS, SPEC, exact_values, refusal, small_config, write_world
+from chains import values
+from worlds import CELLS, SPEC, drift, exact_values, refusal, small_config, write_world
 
 import voc_rl
 from voc_rl import VOC, Episodes, ValueEstimate
@@ -63,6 +64,26 @@ def test_values_are_those_of_the_chain(voc: VOC, world: tuple[Episodes, np.ndarr
     estimate = voc.value(dataset.observations(rows), estimator=estimator, samples=200)  # type: ignore[arg-type]
     assert chain_error(estimate, columns.ravel()[rows], GAMMA) < 0.1
     assert chain_error(estimate, (columns.ravel()[rows] + 1) % CELLS, GAMMA) > 0.5  # nor would any values do
+
+
+def test_another_reward_is_fitted_to_the_same_model(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:
+    dataset, columns = world
+    rows, cell = np.flatnonzero(dataset.steps_left > 0), columns.ravel()
+    own = np.array([0.0, 2.0, -1.0, 0.0])  # no column pays what it was logged with
+    asked = voc.fit_reward(dataset, lambda episodes: own[cell], config=CONFIG.reward)
+    exact = values(drift(), own, GAMMA)
+    found = asked.value(dataset.observations(rows), estimator="sample", samples=200).mean
+    by_column = np.array([found[cell[rows] == c].mean() for c in range(CELLS)])
+    assert np.abs(by_column - exact).max() < 0.15 * np.ptp(exact)
+    assert np.abs(exact_values(GAMMA) - exact).max() > 0.5 * np.ptp(exact)  # nor would the logged reward's do
+    assert (asked.occupancy, asked.quantizer) == (voc.occupancy, voc.quantizer)
+    assert chain_error(voc.value(dataset.observations(rows), estimator="sample"), cell[rows], GAMMA) < 0.1
+    known = asked.fit_reward(dataset, lambda e: e.reward, tokens=tokenize(voc.quantizer, dataset), config=CONFIG.reward)
+    for mine, its in zip(known.reward_head.parameters(), voc.reward_head.parameters(), strict=True):
+        assert torch.equal(mine, its)  # as training fitted them
+    assert "has no value head; use estimator='sample'" in refusal(asked.value, dataset.observations(rows[:2]))
+    assert "one per row" in refusal(voc.fit_reward, dataset, lambda episodes: own)
+    assert "NaN" in refusal(voc.fit_reward, dataset, lambda episodes: np.full(len(episodes), np.nan))
 
 
 def test_larger_gamma_by_composition(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:

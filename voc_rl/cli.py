@@ -109,6 +109,9 @@ class Ope:
     gamma: float = 0.95
     estimator: Literal["stitch", "corrected", "head", "sample", "density"] = "stitch"
     """stitch needs no network; the others train one for all the policies, some minutes."""
+    reward: str | None = None
+    """module:callable that takes the episodes and returns rewards (N,) on arrival at their rows (runs that module's
+    code); default: the logged ones. For stitch, sample and density."""
     deterministic: bool = False
     """Without the policies' noise."""
     starts: int = 0
@@ -125,7 +128,7 @@ class Ope:
     def run(self) -> None:
         import numpy as np
 
-        from voc_rl.agents import Deterministic, policy_of
+        from voc_rl.agents import Deterministic, callable_of, policy_of
         from voc_rl.benchmarks.ope_report import write_ope_report
         from voc_rl.checkpoints import write_json
         from voc_rl.conversion import open_with_frames
@@ -140,6 +143,7 @@ class Ope:
         policies = {name: policy_of(name) for name in self.policy}
         if self.deterministic:
             policies = {name: Deterministic(policy) for name, policy in policies.items()}
+        reward_fn = None if self.reward is None else callable_of(self.reward)
         dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn")
         starts = None
         if self.starts:
@@ -148,13 +152,15 @@ class Ope:
             starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
         quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
         estimates = evaluate_policy(
-            dataset, policies, self.gamma, self.estimator, starts=starts, quantizer=quantizer,
+            dataset, policies, self.gamma, self.estimator, starts=starts, reward_fn=reward_fn, quantizer=quantizer,
             config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), device=choose_device(self.device), progress=True,
         )  # fmt: skip
         print(format_estimates(estimates))
         if self.out is not None:
-            write_json(self.out / "ope.json", {"estimates": [estimate.as_dict() for estimate in estimates]})
-            write_ope_report(self.out / "report.html", estimates, f"{self.data}: {dataset!r}")
+            found = [estimate.as_dict() for estimate in estimates]
+            write_json(self.out / "ope.json", {"reward": self.reward, "estimates": found})
+            asked = "" if self.reward is None else f", rewards of {self.reward}"
+            write_ope_report(self.out / "report.html", estimates, f"{self.data}: {dataset!r}{asked}")
 
 
 Command = (

@@ -7,6 +7,7 @@ frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futu
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,18 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import DataSpec
+from voc_rl.data import DataSpec, Episodes
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive, check_samples
 from voc_rl.model_files import Parts, load_parts, save_parts
 from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead, base_gamma, compose, told
 from voc_rl.precision import autocast, device_of, generator_on
-from voc_rl.quantizers import Quantizer
+from voc_rl.quantizers import Quantizer, tokenize
 from voc_rl.quantizers.base import check_codes
 from voc_rl.values import (
+    RewardConfig,
     RewardHead,
     ValueEstimate,
     by_head,
     density,
+    fit_reward_head,
     from_samples,
     mve,
     rewards_of_futures,
@@ -187,7 +190,7 @@ class VOC:
     def _by_head(self, codes: Tensor, features: Tensor | None, gamma: float, level: float) -> ValueEstimate:
         occupancy, head = self.occupancy, self.value_head
         if head is None:
-            raise VOCError("This VOC was trained without a value head; use estimator='sample'.")
+            raise VOCError("This VOC has no value head; use estimator='sample'.")
         low, high = self.gammas
         if not low <= gamma <= high:
             known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
@@ -233,6 +236,35 @@ class VOC:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""
         futures, end = futures.to(self.device), self.occupancy.config.end_code
         return rewards_of_futures(futures, self.quantizer.embed, self.reward_head, end)
+
+    def fit_reward(
+        self,
+        dataset: Episodes,
+        reward_fn: Callable[[Episodes], np.ndarray],
+        *,
+        tokens: tuple[Tensor, Tensor] | None = None,
+        config: RewardConfig | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> VOC:
+        """This model under another reward: the same quantizer and network, a reward head fitted in seconds.
+
+        It has no value head, which knows one reward only: ask it by ``sample``, or by ``density_value``.
+
+        Args:
+            dataset: episodes with frames as in training. reward_fn: takes them and returns rewards float (N,) on
+                arrival at each row; those of first rows are not used.
+            tokens: codes and features of the rows of ``dataset``, where they are known already.
+
+        Raises:
+            VOCError: NaN, another shape than one reward per row, or frames of another shape.
+        """
+        self.check_spec(dataset.spec)
+        codes, _ = tokenize(self.quantizer, dataset) if tokens is None else tokens
+        head = fit_reward_head(
+            self.quantizer, codes, dataset, reward_fn(dataset), config or RewardConfig(), seed, progress=progress
+        )
+        return VOC(self.quantizer, self.occupancy, head, None, self.gamma, self.spec)
 
     def successor_features(
         self,

@@ -31,8 +31,8 @@ from voc_rl.policy_chains import PolicyChains, StitchingConfig
 from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of
 from voc_rl.policy_model import Found, PolicyModel
 from voc_rl.quantizers import Quantizer, tokenize
-from voc_rl.training import VOCConfig, check_tokens, fit_reward_head, fresh_networks, ready_quantizer
-from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fitted_q, members_of
+from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quantizer
+from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
 from voc_rl.values.statistics import student_interval
 
@@ -181,8 +181,9 @@ class PolicyEvaluator:
         Raises:
             VOCError: NaN, or another number of rewards than of rows.
         """
+        voc, codes = self.config.voc, self.tokens[0]
         return fit_reward_head(
-            self.quantizer, self.tokens[0], self.dataset, reward, self.config.voc, log=self.log, progress=self.progress
+            self.quantizer, codes, self.dataset, reward, voc.reward, voc.seed, log=self.log, progress=self.progress
         )
 
     @cached_property

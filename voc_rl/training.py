@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,13 +25,12 @@ from voc_rl.occupancy import (
     OccupancyTraining,
     OccupancyTransformer,
     ValueHead,
-    arrived_rows,
     start_from,
     train_occupancy,
 )
 from voc_rl.precision import device_of, seeded
 from voc_rl.quantizers import Quantizer, build_quantizer, tokenize, train_quantizer
-from voc_rl.values import RewardConfig, RewardHead, check_rewards, train_reward_head
+from voc_rl.values import RewardConfig, fit_reward_head
 
 OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
 
@@ -122,32 +120,10 @@ def train(
             *networks(quantizer), dataset, codes, features, config.occupancy, config.seed,
             log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
         )  # fmt: skip
-    reward_head = fit_reward_head(quantizer, codes, dataset, dataset.reward, config, log=log, progress=progress)
+    reward_head = fit_reward_head(
+        quantizer, codes, dataset, dataset.reward, config.reward, config.seed, log=log, progress=progress
+    )
     return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
-
-
-def fit_reward_head(
-    quantizer: Quantizer,
-    codes: Tensor,
-    dataset: Episodes,
-    reward: np.ndarray,
-    config: VOCConfig,
-    *,
-    log: StepLog | None = None,
-    progress: bool = False,
-) -> RewardHead:
-    """Fit rewards float (N,) on arrival at the rows of ``dataset``, logged or others, to their codes (N, n_tokens).
-
-    Where the quantizer is.
-
-    Raises:
-        VOCError: NaN rewards, or another shape than one per row.
-    """
-    reward = check_rewards(reward, len(dataset))
-    arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
-    with torch.no_grad():
-        vectors = quantizer.embed(codes[arrived.to(codes.device)].to(device_of(quantizer)).long())
-    return train_reward_head(vectors, reward[arrived.numpy()], config.reward, config.seed, log=log, progress=progress)
 
 
 def check_tokens(tokens: tuple[Tensor, Tensor] | None, quantizer: Quantizer | None) -> None:

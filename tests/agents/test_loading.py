@@ -85,7 +85,9 @@ def test_names_that_are_no_policies(tmp_path: Path) -> None:
     for name, message in (
         (str(tmp_path / "none.zip"), "No policy"),
         (str(tmp_path / "cut.zip"), "no whole model"),
-        ("nowhere:make", "names no callable"),
+        ("nowhere:make", "names no module:callable"),
+        ("builtins:chr", "names no callable without arguments"),
+        ("builtins:__name__", "cannot be called"),
         ("builtins:dict", "is no policy"),
         ("walker-walk/step_7", "No policy"),
     ):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import SPEC, numbered_frames, toy_dataset, toy_episode
 
-from voc_rl.agents.action_values import ActionValues, RollOutScores, logged_chain, reward_of, train_action_voc
+from voc_rl.agents.action_values import ActionValues, RollOutScores, logged_chain, train_action_voc
 from voc_rl.agents.improvement import ImprovementConfig, weighted_clone
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, top_episodes
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
@@ -181,12 +181,10 @@ def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(t
         RollOutScores(voc, 0.5)
     with pytest.raises(VOCError, match="data's actions have size 2; the agent's have 3"):
         OfflineAgent(dataset.observation_shape, 3, FEW, voc.quantizer).learn(dataset, Cloning)
-    with pytest.raises(VOCError, match="use estimator='sample'"):
-        ActionValues(voc, reward=voc.reward_head)
-    with pytest.raises(VOCError, match=r"have shape \(11, 1\); one per row, \(11,\)"):
-        reward_of(voc, dataset, (codes, features), lambda d: d.reward[:, None])
-    with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):  # at a first row, where no reward arrives, too
-        reward_of(voc, dataset, (codes, features), lambda d: np.where(d.step_type == 0, np.nan, d.reward))
+    tall = voc.fit_reward(dataset, lambda episodes: np.full(len(episodes), 3.0))
+    with pytest.raises(VOCError, match="has no value head; use estimator='sample'"):
+        ActionValues(tall)
+    np.testing.assert_allclose(ActionValues(tall, "sample", 4)(codes, features, actions), 3.0, atol=1e-2)
     with pytest.raises(VOCError, match="not indices of discrete ones"):
         dataset.action[3] = 4.0
         OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer).learn(dataset, Cloning)

@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig, StepLog, optimise
-from voc_rl.precision import autocast, seeded
+from voc_rl.occupancy import arrived_rows
+from voc_rl.precision import autocast, device_of, seeded
+from voc_rl.quantizers import Quantizer
 
 
 @dataclass(frozen=True)
@@ -109,3 +112,28 @@ def train_reward_head(
     trainee = _RewardTrainee(head.to(vectors.device), vectors, goals, config.loop.batch_size)
     optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
     return head.eval()
+
+
+def fit_reward_head(
+    quantizer: Quantizer,
+    codes: Tensor,
+    dataset: Episodes,
+    reward: np.ndarray,
+    config: RewardConfig,
+    seed: int = 0,
+    *,
+    log: StepLog | None = None,
+    progress: bool = False,
+) -> RewardHead:
+    """Fit rewards float (N,) on arrival at the rows of ``dataset``, logged or others, to their codes (N, n_tokens).
+
+    Where the quantizer is.
+
+    Raises:
+        VOCError: NaN rewards, or another shape than one per row.
+    """
+    reward = check_rewards(reward, len(dataset))
+    arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
+    with torch.no_grad():
+        vectors = quantizer.embed(codes[arrived.to(codes.device)].to(device_of(quantizer)).long())
+    return train_reward_head(vectors, reward[arrived.numpy()], config, seed, log=log, progress=progress)

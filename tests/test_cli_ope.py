@@ -1,0 +1,86 @@
+"""``voc-rl ope``: policies and a reward of the user's own, from pixels to a ranking on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import refused
+from walks import CELLS, GAMMA, exact, pay, walks
+from worlds import small_config
+
+import voc_rl
+from voc_rl.cli import main
+from voc_rl.data import Episodes
+
+PAYING = 3  # the column that the reward of the user's own pays for
+
+MINE = f"""
+import numpy as np
+from walks import Walk
+
+
+def right():
+    return Walk(1.0)
+
+
+def left():
+    return Walk(0.0)
+
+
+def column(episodes):
+    return (episodes.state[:, 0] == {PAYING}).astype(float)
+
+
+def short(episodes):
+    return np.zeros(3)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with logged walks, a quantizer and a module of the user's own."""
+    folder = tmp_path_factory.mktemp("user")
+    walks(folder / "data")
+    voc_rl.train(Episodes.open(folder / "data"), small_config(steps=2, quantizer=150)).save(folder / "run")
+    (folder / "mine.py").write_text(MINE)
+    return folder
+
+
+@pytest.mark.parametrize("reward", [None, "mine:column"])
+def test_own_policies_are_ranked_by_logged_and_own_rewards(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reward: str | None
+) -> None:
+    monkeypatch.chdir(folder)  # where the module is
+    asked = ["--policy", "mine:left", "mine:right", "--gamma", str(GAMMA), "--quantizer", "run", "--threads", "1"]
+    more = [] if reward is None else ["--reward", reward]
+    main(["ope", "--data", "data", "--out", "found", *asked, *more])
+    printed = capsys.readouterr().out
+    kept = json.loads((folder / "found/ope.json").read_text())
+    assert kept["reward"] == reward
+    data = Episodes.open(folder / "data")
+    paid = pay() if reward is None else (np.arange(CELLS) == PAYING).astype(float)
+    goes = {"mine:left": 0.0, "mine:right": 1.0}
+    truth = {name: exact(data, right, data.starts, paid).mean() for name, right in goes.items()}
+    found = {estimate["policy"]: estimate for estimate in kept["estimates"]}
+    assert list(found) == sorted(found, key=lambda name: -found[name]["value"])
+    for name, value in truth.items():
+        assert name in printed
+        assert abs(found[name]["value"] - value) < 0.08 * np.ptp(exact(data, 1.0, np.arange(len(data)), paid))
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+    page = (folder / "found/report.html").read_text()
+    assert ("rewards of mine:column" in page) == (reward is not None)
+    assert "mine:right" in page
+
+
+def test_rewards_that_do_not_fit_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    asked = ["ope", "--data", "data", "--policy", "mine:left", "--quantizer", "run", "--threads", "1"]
+    assert "Rewards have shape (3,); one per row" in refused(capsys, *asked, "--reward", "mine:short")
+    assert "'mine:nothing' names no module:callable" in refused(capsys, *asked, "--reward", "mine:nothing")
+    own = refused(capsys, *asked, "--reward", "mine:column", "--estimator", "corrected")
+    assert "knows the data's reward" in own
