@@ -6,7 +6,6 @@ frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futu
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -15,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import DataSpec, Episodes
+from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive, check_samples
 from voc_rl.model_files import Parts, load_parts, save_parts
-from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead, base_gamma, compose, told
-from voc_rl.precision import autocast, device_of, generator_on
-from voc_rl.quantizers import Quantizer, tokenize
+from voc_rl.occupancy import Condition, base_gamma, compose, told
+from voc_rl.precision import autocast, generator_on
+from voc_rl.quantizers import tokenize
 from voc_rl.quantizers.base import check_codes
 from voc_rl.values import (
     RewardConfig,
-    RewardHead,
     ValueEstimate,
     by_head,
     density,
@@ -39,54 +37,15 @@ from voc_rl.values import (
 Estimator = Literal["head", "sample", "mve"]
 
 
-class VOC:
+class VOC(Parts):
     """A trained video occupancy model. Values are of the policy that made the data (the behaviour).
-
-    Attributes:
-        quantizer, occupancy, reward_head, value_head (None when trained without): the parts, in eval mode.
-        gamma: the discount that is meant where none is asked. spec: how its training frames were made.
 
     It answers where its networks are (``device``, ``to``), and takes inputs from anywhere.
     """
 
-    def __init__(
-        self,
-        quantizer: Quantizer,
-        occupancy: OccupancyTransformer,
-        reward_head: RewardHead,
-        value_head: ValueHead | None,
-        gamma: float,
-        spec: DataSpec,
-    ) -> None:
-        self.quantizer, self.occupancy = quantizer.eval(), occupancy.eval()
-        self.reward_head, self.value_head = reward_head.eval(), value_head.eval() if value_head else None
-        self.gamma, self.spec = check_gamma(gamma), spec
-
-    @property
-    def device(self) -> torch.device:
-        """Where its networks are."""
-        return device_of(self.occupancy)
-
-    def to(self, device: torch.device) -> VOC:
-        """Move all networks to a device, in place."""
-        for part in (self.quantizer, self.occupancy, self.reward_head, self.value_head):
-            if part is not None:
-                part.to(device)
-        return self
-
-    @property
-    def gammas(self) -> tuple[float, float]:
-        """Smallest and largest discount that its network knows; hops reach larger ones."""
-        return self.occupancy.config.gammas or (self.gamma, self.gamma)
-
     def condition(self, count: int, gamma: float | None = None) -> Condition:
         """What tells the occupancy network a discount that it knows (None: ``gamma``) for ``count`` contexts."""
         return told(self.occupancy, self.gamma if gamma is None else gamma, count)
-
-    @property
-    def observation_shape(self) -> tuple[int, int, int]:
-        """Shape of an observation, (3K, H, W)."""
-        return self.quantizer.observation_shape
 
     def value(
         self,
@@ -307,18 +266,9 @@ class VOC:
             codes, features = self.quantizer.codes_and_features(obs)
         return codes, features.to(torch.float16)  # as stored features are: equal values of stored and live observations
 
-    def check_spec(self, spec: DataSpec) -> None:
-        """Warn where frames were made in another way than those the model was trained on."""
-        for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
-            mine, other = getattr(self.spec, name), getattr(spec, name)
-            if mine != other and mine and other:
-                warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2)
-
     def save(self, folder: str | Path) -> None:
         """Write the model into ``folder``: two descriptions (JSON) and two weight files (safetensors)."""
-        save_parts(
-            folder, Parts(self.quantizer, self.occupancy, self.reward_head, self.value_head, self.gamma, self.spec)
-        )
+        save_parts(folder, self)
 
     @classmethod
     def load(cls, folder: str | Path) -> VOC:
@@ -327,5 +277,4 @@ class VOC:
         Raises:
             VOCError: missing or damaged files, another format version, or weights of another quantizer.
         """
-        parts = load_parts(folder)
-        return cls(parts.quantizer, parts.occupancy, parts.reward_head, parts.value_head, parts.gamma, parts.spec)
+        return load_parts(folder, cls)

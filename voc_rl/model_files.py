@@ -1,18 +1,21 @@
-"""A VOC on disk: two descriptions (JSON) and two weight files (safetensors)."""
+"""The parts of a VOC, and how they lie on disk: two descriptions (JSON) and two weight files (safetensors)."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict
 from pathlib import Path
+from typing import Self, TypeVar
 
 import torch
 
 from voc_rl.checkpoints import FORMAT_VERSION, load_state_dict, load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import DataSpec
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_gamma
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead
+from voc_rl.precision import device_of
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
 from voc_rl.quantizers.registry import check_version
 from voc_rl.values import RewardConfig, RewardHead
@@ -21,16 +24,58 @@ DESCRIPTION = "voc.json"
 WEIGHTS = "voc.safetensors"
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a VOC is made of; see ``voc_rl.VOC``."""
+P = TypeVar("P", bound="Parts")
 
-    quantizer: Quantizer
-    occupancy: OccupancyTransformer
-    reward_head: RewardHead
-    value_head: ValueHead | None
-    gamma: float
-    spec: DataSpec
+
+class Parts:
+    """What a VOC is made of.
+
+    Attributes:
+        quantizer, occupancy, reward_head, value_head (None when trained without): the parts, in eval mode.
+        gamma: the discount that is meant where none is asked. spec: how its training frames were made.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        occupancy: OccupancyTransformer,
+        reward_head: RewardHead,
+        value_head: ValueHead | None,
+        gamma: float,
+        spec: DataSpec,
+    ) -> None:
+        self.quantizer, self.occupancy = quantizer.eval(), occupancy.eval()
+        self.reward_head, self.value_head = reward_head.eval(), value_head.eval() if value_head else None
+        self.gamma, self.spec = check_gamma(gamma), spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks are."""
+        return device_of(self.occupancy)
+
+    def to(self, device: torch.device) -> Self:
+        """Move all networks to a device, in place."""
+        for part in (self.quantizer, self.occupancy, self.reward_head, self.value_head):
+            if part is not None:
+                part.to(device)
+        return self
+
+    @property
+    def gammas(self) -> tuple[float, float]:
+        """Smallest and largest discount that its network knows; hops reach larger ones."""
+        return self.occupancy.config.gammas or (self.gamma, self.gamma)
+
+    @property
+    def observation_shape(self) -> tuple[int, int, int]:
+        """Shape of an observation, (3K, H, W)."""
+        return self.quantizer.observation_shape
+
+    def check_spec(self, spec: DataSpec) -> None:
+        """Warn where frames were made in another way than those the model was trained on."""
+        for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
+            mine, other = getattr(self.spec, name), getattr(spec, name)
+            if mine != other and mine and other:
+                warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2)
 
 
 def save_parts(folder: str | Path, voc: Parts) -> None:
@@ -54,8 +99,8 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
     write_json(folder / DESCRIPTION, description)
 
 
-def load_parts(folder: str | Path) -> Parts:
-    """Read what ``save_parts`` wrote; loading never executes code from the files.
+def load_parts(folder: str | Path, kind: type[P]) -> P:
+    """Read what ``save_parts`` wrote, as an object of ``kind``; loading never executes code from the files.
 
     Raises:
         VOCError: missing or damaged files, another format version, or weights of another quantizer.
@@ -89,7 +134,7 @@ def load_parts(folder: str | Path) -> Parts:
     reward_head = RewardHead(quantizer.n_tokens, quantizer.code_dim, reward_config)
     value_head = ValueHead(config.width, config.feature_dim, **value) if value else None
     _load_weights(folder / WEIGHTS, {"occupancy": occupancy, "reward": reward_head, "value": value_head})
-    return Parts(quantizer, occupancy, reward_head, value_head, gamma, spec)
+    return kind(quantizer, occupancy, reward_head, value_head, gamma, spec)
 
 
 def weights_mark(module: torch.nn.Module) -> str:

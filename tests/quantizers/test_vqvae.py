@@ -22,7 +22,8 @@ from voc_rl.quantizers import (
     tokenize,
     train_quantizer,
 )
-from voc_rl.quantizers.vqvae import PrincipalComponents, scale, unscale
+from voc_rl.quantizers.base import scale, unscale
+from voc_rl.quantizers.vqvae import PrincipalComponents
 
 SIZE = 12
 SMALL = VQVAEConfig(n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3)

@@ -96,6 +96,16 @@ def frames_in_stack(observation_shape: tuple[int, int, int]) -> int:
     return observation_shape[0] // 3
 
 
+def scale(obs: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1."""
+    return obs.float().mul_(1 / 127.5).sub_(1.0)  # in place: these tensors are large
+
+
+def unscale(picture: Tensor) -> Tensor:
+    """float -1..1 -> uint8 0..255, rounded and clipped."""
+    return ((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
     """Codes of the right width that lie in the codebook."""
     if codes.shape[-1] != quantizer.n_tokens:

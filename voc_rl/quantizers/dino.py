@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from voc_rl.errors import VOCError, check_observations, check_positive
 from voc_rl.loop import StepLog
-from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack
+from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack, scale, unscale
 from voc_rl.quantizers.codebook import CosineCodebook
 from voc_rl.quantizers.published import published_frames
 from voc_rl.quantizers.teacher import (
@@ -39,7 +39,6 @@ from voc_rl.quantizers.teacher import (
     train_teacher,
     vision_transformer,
 )
-from voc_rl.quantizers.vqvae import scale, unscale
 
 CHUNK = 64  # frames that pass the encoder at once where no gradient is wanted: bounds memory
 

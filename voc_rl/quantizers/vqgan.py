@@ -24,11 +24,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from voc_rl.loop import StepLog
-from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack
+from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack, scale, unscale
 from voc_rl.quantizers.codebook import draw_vectors, move_unused, nearest_codes
 from voc_rl.quantizers.published import IMAGENET_MEAN, IMAGENET_STD, published_frames
 from voc_rl.quantizers.vqgan_network import Decoder, Encoder, VQGANConfig
-from voc_rl.quantizers.vqvae import scale, unscale
 
 CHUNK = 32  # frames that pass the network at once where no gradient is wanted: bounds memory
 

@@ -25,7 +25,7 @@ from vector_quantize_pytorch import FSQ
 
 from voc_rl.errors import VOCError
 from voc_rl.loop import StepLog
-from voc_rl.quantizers.base import Quantizer, check_codes
+from voc_rl.quantizers.base import Quantizer, check_codes, scale, unscale
 
 
 @dataclass(frozen=True)
@@ -213,13 +213,3 @@ def _convolutions(channels: int, config: VQVAEConfig) -> nn.Module:
 def _newest_and_motion(x: Tensor) -> Tensor:
     """(B, K, F), oldest first -> (B, K, F): the newest, then the differences of neighbours, newest first."""
     return torch.cat([x[:, -1:], x.diff(dim=1).flip(1)], 1)
-
-
-def scale(obs: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 -1..1."""
-    return obs.float().mul_(1 / 127.5).sub_(1.0)  # in place: these tensors are large
-
-
-def unscale(picture: Tensor) -> Tensor:
-    """float -1..1 -> uint8 0..255, rounded and clipped."""
-    return ((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
