@@ -96,12 +96,14 @@ def _mean(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Markdown: a table per task and discount, test policies."""
-    parts = []
-    for task, first in found["tasks"].items():
+    """Markdown: a table per task and discount, test policies; the development ones where no others were asked."""
+    parts, kind, tasks = [], "", found["tasks"]
+    if not tasks:
+        kind, tasks = "development ", found["development"]
+    for task, first in tasks.items():
         for entry in (first, *first["others"]):
             parts.append(
-                f"**{task}**, γ = {entry['gamma']:g}, {entry['policies']} policies, true J over a range of "
+                f"**{task}**, γ = {entry['gamma']:g}, {entry['policies']} {kind}policies, true J over a range of "
                 f"{entry['range']:.3f}\n"
             )
             head = ("MAE", "bias", "Spearman", "top half", "regret@1", "regret@5", "covered")

@@ -99,6 +99,7 @@ def test_networks_from_a_behaviour_model_share_its_steps(
     run = OPE("smoke", shared, tmp_path / "results", ("cheetah-run",), methods, parts=("development",))
     found = run.run()["development"]["cheetah-run"]["methods"]
     assert set(found) == {*methods, "exact"}
+    assert "8 development policies" in (tmp_path / "results/ope.md").read_text()
     assert steps == [("occupancy", 8), ("policies", 16), ("occupancy", 8), *[("policies", 2)] * 8]
     assert all(0 < found[method]["mae"] < 0.5 for method in methods)
 
