@@ -158,9 +158,10 @@ class Control(CellBenchmark):
             goal = REWARDS[task][ZERO_SHOT[task]]
             logged = data.episodes.state
             assert logged is not None
+            prior = played(task, policy.prior, scale.played, scale.steps, seed)[2]
             result |= {
                 "goal": ZERO_SHOT[task], "goal_reward": goal(states).mean(0).tolist(),
-                "goal_reward_data": float(goal(logged).mean()),
+                "goal_reward_prior": goal(prior).mean(0).tolist(), "goal_reward_data": float(goal(logged).mean()),
             }  # fmt: skip
         return result
 

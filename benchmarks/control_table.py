@@ -89,7 +89,7 @@ def results_of(
                 own["decisions_at_once"] = found[0]["decisions"]
             if "goal" in found[0]:
                 own["goal"] = found[0]["goal"]
-                own["goal_reward"] = interval_of([r["goal_reward"] for r in found])
+                own |= {key: interval_of([r[key] for r in found]) for key in ("goal_reward", "goal_reward_prior")}
             if (task_name, name) in curves:
                 own["curve"] = curve_of(curves[task_name, name])
             task["methods"][name] = own
@@ -121,9 +121,13 @@ def table(found: Mapping[str, Any]) -> str:
             )
         for method, own in task["methods"].items():
             if "goal" in own:
-                goal = own["goal_reward"]
-                got = f"{goal['mean']:.3f} ({goal['low']:.3f} to {goal['high']:.3f})"
-                said = f"`{method}`, goal {own['goal']}: mean reward of the goal {got}"
+                got, prior = (
+                    f"{goal['mean']:.3f} ({goal['low']:.3f} to {goal['high']:.3f})"
+                    for goal in (own["goal_reward"], own["goal_reward_prior"])
+                )
+                said = (
+                    f"`{method}`, goal {own['goal']}: mean reward of the goal {got}, of the clone that proposes {prior}"
+                )
                 lines += ["", f"{said}; in the data {own['goal_reward_data']:.3f}."]
         lines.append("")
     return "\n".join(lines).rstrip()

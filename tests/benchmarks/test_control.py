@@ -35,11 +35,17 @@ def test_interval_is_over_seeds_where_there_are_several():
 def test_table_tells_every_method_and_the_other_goal():
     cell = {"task": "walker-walk", "mix": "mixed", "seed": 0}
     records = [{"cell": {**cell, "method": method}, "result": {"returns": [1.0, 2.0]}} for method in WHAT]
-    records[-1]["result"] |= {"goal": "stand", "goal_reward": [0.5, 0.7], "goal_reward_data": 0.4}
+    records[-1]["result"] |= {
+        "goal": "stand",
+        "goal_reward": [0.5, 0.7],
+        "goal_reward_prior": [0.2, 0.4],
+        "goal_reward_data": 0.4,
+    }
     found = results_of(records, "cpu")
     assert set(found["tasks"]["walker-walk"]["methods"]) == set(WHAT)
     assert found["tasks"]["walker-walk"]["methods"]["planner"]["mean"] == 1.5
     assert "mean reward of the goal 0.600" in table(found)
+    assert "of the clone that proposes 0.300" in table(found)
 
 
 def test_every_method_is_said_in_words():
