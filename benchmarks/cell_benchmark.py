@@ -35,7 +35,8 @@ class CellBenchmark(ABC):
     name: ClassVar[str]
     file: ClassVar[str]
 
-    scale: Literal["smoke", "cpu"] = "cpu"
+    scale: Literal["smoke", "cpu", "gpu"] = "cpu"
+    """smoke: minutes, to see that it runs. cpu: hours on two cores. gpu: more data, larger networks, for a GPU."""
     out: Path = Path("runs/ope")
     """Folder for data, truth and finished cells."""
     results: Path | None = None

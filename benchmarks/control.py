@@ -58,6 +58,17 @@ SCALES = {
     "cpu": ControlScale(
         episodes=240, steps=500, played=10, voc=1500, agent=4000, frames=6000, conv=5000, quantizer=500
     ),
+    "gpu": ControlScale(
+        episodes=600,
+        steps=500,
+        played=20,
+        voc=20_000,
+        agent=50_000,
+        frames=100_000,
+        conv=50_000,
+        quantizer=5000,
+        size="small",
+    ),
 }
 MODELS = ("bc", "voc", "one_step")
 SAMPLES = 8
@@ -249,7 +260,7 @@ def _improved(
         return agent
     if method == "planner_awr":
         return VOCPlanner(agent, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
-    training, networks = voc_training(scale.voc, GAMMA)
+    training, networks = voc_training(scale, GAMMA)
     config = ImprovementConfig(agent=common, training=training, voc=replace(networks, seed=seed))
     voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
     objective = partial(Cloning, weights=row_weights(voc, data.episodes, data.tokens, VOC_WEIGHTS["voc_awr_q"]))

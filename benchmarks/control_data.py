@@ -28,6 +28,7 @@ from voc_rl.envs import collect, make_env
 from voc_rl.loop import LoopConfig, StepLog
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+from voc_rl.sizes import sized
 from voc_rl.training import VOCConfig
 
 # checkpoints that make the data: one stays for fifty steps on average, as in the policy-evaluation benchmark
@@ -48,7 +49,7 @@ CURVE_EPISODES = 3
 class ControlScale:
     """episodes, steps: of the data, and steps of the episodes that are played. played: episodes per seed. voc, agent,
     frames, conv: optimiser steps of the models, of agents, of DrQ-v2+BC, of the clone whose convolutions others see
-    through. quantizer: of the quantizer."""
+    through. quantizer: of the quantizer. size: of the quantizer and of the VOCs."""
 
     episodes: int
     steps: int
@@ -58,6 +59,7 @@ class ControlScale:
     frames: int
     conv: int
     quantizer: int
+    size: str = "tiny"
 
 
 @dataclass
@@ -95,7 +97,10 @@ class ControlData(TaskData):
 @lru_cache(maxsize=4)
 def control_data(task: str, mix: str, out: Path, scale: ControlScale) -> ControlData:
     """One task and mix of a benchmark's folder; a process reads it once."""
-    own = Scale(scale.episodes, scale.steps, 1, 1, 1, (GAMMA,), scale.quantizer)
+    own = Scale(
+        scale.episodes, scale.steps, resets=1, anywhere=1, roll_outs=1, gammas=(GAMMA,), quantizer=scale.quantizer,
+        network=scale.voc, critic=1, size=scale.size,
+    )  # fmt: skip
     return ControlData(task, out / (task if mix == "mixed" else f"{task}_{mix}"), own, mix=mix)
 
 
@@ -104,10 +109,11 @@ def agent_config(steps: int, **changed: Any) -> AgentConfig:
     return AgentConfig(loop=LoopConfig(steps=steps, batch_size=256, learning_rate=1e-3, weight_decay=1e-2), **changed)
 
 
-def voc_training(steps: int, gamma: float) -> tuple[PolicyTraining, VOCConfig]:
+def voc_training(scale: ControlScale, gamma: float) -> tuple[PolicyTraining, VOCConfig]:
     """How the benchmark's VOCs are trained."""
-    loop = LoopConfig(steps=steps, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
-    config = VOCConfig()
+    sizes, steps = sized(scale.size), scale.voc
+    loop = replace(sizes.occupancy.loop, steps=steps)
+    config = VOCConfig(network=sizes.network)
     if steps < 100:
         config = replace(config, reward=replace(config.reward, loop=LoopConfig(steps=50, batch_size=256)))
     occupancy = OccupancyTraining(gamma=gamma, loop=loop, feature_dropout=0.5 if gamma == 0 else 0.15)
@@ -157,7 +163,7 @@ def make_model(
     if model == "bc":
         keep(clone(data, agent_config(scale.agent), seed, device, name=model, curve=curve), path)
         return
-    training, config = voc_training(scale.voc, 0.0 if model == "one_step" else GAMMA)
+    training, config = voc_training(scale, 0.0 if model == "one_step" else GAMMA)
     voc = train_action_voc(
         data.episodes, training, replace(config, seed=seed), quantizer=data.quantizer, tokens=data.tokens,
         device=device, progress=True,

@@ -28,7 +28,8 @@ from voc_rl.benchmarks.ope_data import TaskData, task_data
 from voc_rl.data import Episodes
 from voc_rl.quantizers import Quantizer
 
-SHARES = {"smoke": (0.25, 1.0), "cpu": (0.05, 0.1, 0.25, 0.5, 1.0)}
+_ALL = (0.05, 0.1, 0.25, 0.5, 1.0)
+SHARES = {"smoke": (0.25, 1.0), "cpu": _ALL, "gpu": _ALL}
 METHODS = ("voc", "fqe", "wis")
 
 

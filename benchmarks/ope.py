@@ -20,7 +20,7 @@ from voc_rl.benchmarks.cell_benchmark import CellBenchmark
 from voc_rl.benchmarks.cells import Cell, grid
 from voc_rl.benchmarks.ope_baselines import BASELINES, Estimates, effective_starts
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData, task_data
-from voc_rl.benchmarks.ope_protocol import Target
+from voc_rl.benchmarks.ope_protocol import SIXTEEN, Target
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
 from voc_rl.errors import VOCError, check_choices
 from voc_rl.loop import LoopConfig
@@ -29,15 +29,24 @@ from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_estimate import PolicyEstimate
 from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator
 from voc_rl.precision import autocast, choose_device, device_of
-from voc_rl.training import train
-from voc_rl.values import FQEConfig, horizon, rewards_of_futures
+from voc_rl.sizes import sized
+from voc_rl.training import VOCConfig, train
+from voc_rl.values import horizon, rewards_of_futures
 from voc_rl.values.statistics import normal_interval
 
 SCALES = {
-    "smoke": Scale(episodes=16, steps=60, resets=4, anywhere=8, roll_outs=2, gammas=(0.8,), quantizer_steps=60),
-    "cpu": Scale(episodes=80, steps=500, resets=10, anywhere=40, roll_outs=4, gammas=(0.95, 0.9)),
-}
-STEPS = {"smoke": 20, "cpu": 3000}  # of the policies' network
+    "smoke": Scale(
+        episodes=16, steps=60, resets=4, anywhere=8, roll_outs=2, gammas=(0.8,), quantizer=60, network=20, critic=20
+    ),
+    "cpu": Scale(
+        episodes=80, steps=500, resets=10, anywhere=40, roll_outs=4, gammas=(0.95, 0.9), quantizer=500, network=3000,
+        critic=10_000,
+    ),
+    "gpu": Scale(
+        episodes=600, steps=500, resets=40, anywhere=160, roll_outs=2, gammas=(0.95, 0.9, 0.99), quantizer=5000,
+        network=20_000, critic=40_000, size="small", protocol=SIXTEEN,
+    ),
+}  # fmt: skip
 PARTS = ("development", "test")
 METHODS = ("voc", "one_step", *BASELINES)
 # From a behaviour model on, one network for all policies or one for each. Either is as dear as voc, so they are
@@ -116,14 +125,17 @@ def estimates_of(
 
 
 def _config(scale: str, gamma: float, seed: int, steps: int) -> EvaluationConfig:
-    loop = LoopConfig(steps=steps, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+    own = SCALES[scale]
+    sizes = sized(own.size)
+    loop = replace(sizes.occupancy.loop, steps=steps)
+    voc = replace(VOCConfig(), network=sizes.network, seed=seed)
     training = PolicyTraining(occupancy=OccupancyTraining(gamma=gamma, loop=loop))
-    config = EvaluationConfig(training=training)
+    config = EvaluationConfig(critic=own.fitted_q, training=training, voc=voc)
     if scale == "smoke":
         few = LoopConfig(steps=50, batch_size=256)
-        voc = replace(config.voc, reward=replace(config.voc.reward, loop=few))
-        config = EvaluationConfig(StitchingConfig(replicates=3), 16, 200, FQEConfig(few), training, voc)
-    return replace(config, voc=replace(config.voc, seed=seed))
+        voc = replace(voc, reward=replace(voc.reward, loop=few))
+        config = replace(config, stitching=StitchingConfig(replicates=3), samples=16, density_rows=200, voc=voc)
+    return config
 
 
 def evaluator_of(
@@ -139,7 +151,7 @@ def evaluator_of(
 ) -> PolicyEvaluator:
     """The evaluator of a cell, with the settings that were chosen on development policies; ``steps`` of its network
     (None: the scale's), and ``size``, what is not usual (``NetworkSize``)."""
-    config = _config(scale, gamma, seed, steps or STEPS[scale])
+    config = _config(scale, gamma, seed, steps or SCALES[scale].network)
     network = replace(config.voc.network, **size)
     return PolicyEvaluator(
         data.episodes, targets, gamma, data.starts, replace(config, voc=replace(config.voc, network=network)),
@@ -182,16 +194,17 @@ def _from_behaviour(
 ) -> dict[str, tuple[float, float, float]]:
     """J by sampled futures of one network for all policies (``voc_warm``) or of one for each, which share the steps
     (``voc_alone``). All start from a network of the data's own futures, and know rewards by its reward head."""
-    alone, first = method == "voc_alone", max(round(BEHAVIOUR_SHARE * STEPS[scale]), 1)
-    left = STEPS[scale] - first
+    steps = SCALES[scale].network
+    alone, first = method == "voc_alone", max(round(BEHAVIOUR_SHARE * steps), 1)
+    left = steps - first
     config = _config(scale, gamma, seed, first)
     size = replace(config.voc.network, head_members=0)
     behaviour = train(
         data.episodes, replace(config.voc, network=size, occupancy=config.training.occupancy),
         quantizer=data.quantizer, tokens=data.tokens, device=device, progress=True,
     )  # fmt: skip
-    steps = max(left // len(targets), 1) if alone else left
-    evaluator = evaluator_of(data, targets, gamma, scale, seed, device, behaviour.occupancy, steps, head_members=0)
+    each = max(left // len(targets), 1) if alone else left
+    evaluator = evaluator_of(data, targets, gamma, scale, seed, device, behaviour.occupancy, each, head_members=0)
     found = {}
     for name in targets:
         own = evaluator.alone(name) if alone else evaluator

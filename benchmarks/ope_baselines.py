@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from voc_rl.benchmarks.ope_data import R_MAX, TaskData
-from voc_rl.benchmarks.ope_protocol import LOGGED
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
 from voc_rl.occupancy.stitching import principal_components
-from voc_rl.values import FittedQ, FQEConfig, discounted_returns, fitted_q, horizon, members_of
+from voc_rl.values import FittedQ, discounted_returns, fitted_q, horizon, members_of
 from voc_rl.values.fitted_q import COMPONENTS, MEMBERS
 from voc_rl.values.statistics import student_interval
 
@@ -63,7 +62,7 @@ def wis(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, dev
 def oracles(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """``nearest``: true J of the logged policy whose mean action is nearest on logged rows. ``median``: of the logged
     policies' true J. ``mc``: mean logged return of the starts with enough steps left, the behaviour's value."""
-    true, logged = data.true_j(gamma), [f"logged {step}" for step in LOGGED]
+    true, logged = data.true_j(gamma), [name for name in data.policies if name.startswith("logged")]
     members = {name: data.policies[name] for name in logged}
     assert data.episodes.state is not None
     rng = np.random.default_rng([seed, 79])
@@ -95,7 +94,7 @@ def _fitted(
         state,
         actions,
         gamma,
-        FQEConfig(),
+        data.scale.fitted_q,
         seed,
         *members_of(data.episodes, seed),
         device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from voc_rl.benchmarks.kept import kept_arrays
-from voc_rl.benchmarks.ope_protocol import Target, behaviour, development_policies, target_policies
+from voc_rl.benchmarks.ope_protocol import EIGHT, Protocol, Target
 from voc_rl.checkpoints import load_tensors, save_tensors
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
@@ -18,7 +19,7 @@ from voc_rl.envs.truth import roll_outs
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
 from voc_rl.sizes import sized
 from voc_rl.training import fresh_quantizer
-from voc_rl.values import horizon
+from voc_rl.values import FQEConfig, horizon
 
 R_MAX = 2.0  # rewards of at most 1 per control step, two of them summed
 
@@ -28,8 +29,9 @@ class Scale:
     """How much is collected and how exactly the truth is known.
 
     episodes, steps: of the data. resets, anywhere: starts that are first rows, and rows from all over the episodes.
-    roll_outs: per start and policy. gammas: discounts; the truth reaches to the horizon of the largest.
-    quantizer_steps: of the quantizer's training.
+    roll_outs: per start and policy. gammas: discounts; the truth reaches to the horizon of the largest. size: of the
+    quantizer and of networks on its codes. quantizer, network, critic: optimiser steps of the quantizer, of the
+    policies' network, of fitted Q evaluation (the VOC's own critic too). protocol: who acts.
     """
 
     episodes: int
@@ -38,7 +40,17 @@ class Scale:
     anywhere: int
     roll_outs: int
     gammas: tuple[float, ...]
-    quantizer_steps: int = sized("tiny").quantizer_training.steps
+    quantizer: int
+    network: int
+    critic: int
+    size: str = "tiny"
+    protocol: Protocol = EIGHT
+
+    @property
+    def fitted_q(self) -> FQEConfig:
+        """How fitted Q evaluation is trained."""
+        usual = FQEConfig()
+        return replace(usual, loop=replace(usual.loop, steps=self.critic))
 
 
 @dataclass
@@ -58,8 +70,8 @@ class TaskData:
     def episodes(self) -> Episodes:
         path = self.folder / "data"
         collect(
-            path, self.task, behaviour(self.task), self.scale.episodes, self.seed,
-            max_episode_steps=self.scale.steps, processes=2,
+            path, self.task, self.scale.protocol.behaviour(self.task), self.scale.episodes, self.seed,
+            max_episode_steps=self.scale.steps, processes=os.cpu_count() or 1,
         )  # fmt: skip
         return Episodes.open(path)
 
@@ -74,20 +86,21 @@ class TaskData:
     @cached_property
     def policies(self) -> dict[str, Target]:
         """All policies, the development ones first."""
-        return {**development_policies(self.task), **target_policies(self.task)}
+        return {**self.targets(True), **self.targets(False)}
 
     def targets(self, development: bool) -> dict[str, Target]:
         """The policies of one part of the protocol."""
-        return development_policies(self.task) if development else target_policies(self.task)
+        protocol = self.scale.protocol
+        return protocol.development_policies(self.task) if development else protocol.targets(self.task)
 
     @cached_property
     def quantizer(self) -> Quantizer:
-        """The tiny vqvae, trained on all rows; every method sees frames through it."""
+        """The vqvae of the scale's size, trained on all rows; every method sees frames through it."""
         path = self.folder / "quantizer"
         if not (path / "quantizer.json").exists():
-            config = sized("tiny")
+            config = sized(self.scale.size)
             fresh = fresh_quantizer(self.episodes.load_frames(), config)
-            loop = replace(config.quantizer_training, steps=self.scale.quantizer_steps)
+            loop = replace(config.quantizer_training, steps=self.scale.quantizer)
             save_quantizer(train_quantizer(fresh, self.episodes, loop, self.seed), path)
         return load_quantizer(path)
 
@@ -115,7 +128,7 @@ class TaskData:
         assert self.episodes.physics is not None
         found = roll_outs(
             self.task, self.episodes.physics[self.starts], list(self.policies.values()),
-            horizon(max(self.scale.gammas)), self.scale.roll_outs, self.seed, processes=2,
+            horizon(max(self.scale.gammas)), self.scale.roll_outs, self.seed, processes=os.cpu_count() or 1,
         )  # fmt: skip
         return {part: np.stack([getattr(f, part) for f in found]) for part in ("reward", "state")}
 

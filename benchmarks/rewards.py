@@ -29,7 +29,7 @@ from voc_rl.occupancy import policy_actions
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_evaluation import PolicyEvaluator
 from voc_rl.precision import choose_device
-from voc_rl.values import FQEConfig, fitted_q
+from voc_rl.values import fitted_q
 from voc_rl.values.fitted_q import COMPONENTS
 
 METHODS = ("voc", "sf_td", "fqe_all")
@@ -157,7 +157,8 @@ def _fit(
     """(1 - gamma) V float64 (P, K) of the starts, for rewards (N, K)."""
     actions = policy_actions(list(targets.values()), data.episodes, DRAWS, np.random.default_rng([seed, 31]))
     features = principal_components(data.tokens[1], COMPONENTS).numpy()
-    found = fitted_q(data.episodes, features, actions, gamma, FQEConfig(), seed, reward, device=device, progress=True)
+    config = data.scale.fitted_q
+    found = fitted_q(data.episodes, features, actions, gamma, config, seed, reward, device=device, progress=True)
     return found.value[:, data.starts].mean(1) * (1.0 - gamma)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,36 @@ from voc_rl.benchmarks import data_efficiency, ope, rewards
 from voc_rl.benchmarks.data_efficiency import DataEfficiency
 from voc_rl.benchmarks.data_efficiency_table import COLOURS, ORDER
 from voc_rl.benchmarks.ope import METHODS, OPE
-from voc_rl.benchmarks.ope_protocol import DEVELOPMENT, LOGGED, MIXED, UNSEEN, development_policies, target_policies
+from voc_rl.benchmarks.ope_protocol import EIGHT, SIXTEEN, TASKS, Protocol
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.benchmarks.rewards import Rewards
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig, optimise
-from voc_rl.values import FQEConfig
 
 
-def test_the_protocol_keeps_test_and_development_policies_apart() -> None:
-    assert len(target_policies("walker-walk")) == len(LOGGED) + len(MIXED) + len(UNSEEN) == 24
-    assert len(development_policies("walker-walk")) == len(DEVELOPMENT) == 8
-    tested = {(step, 0.2) for step in LOGGED} | set(UNSEEN)
-    assert not tested & set(DEVELOPMENT)
-    assert not {step for step, _ in UNSEEN if _ == 0.2} & set(LOGGED)
+@pytest.mark.parametrize(("protocol", "logged", "targets"), [(EIGHT, 8, 24), (SIXTEEN, 16, 40)])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_protocol_keeps_test_and_development_policies_apart(
+    protocol: Protocol, logged: int, targets: int, task: str
+) -> None:
+    assert len(protocol.behaviour(task).policies) == len(protocol.logged) == logged
+    assert len(protocol.targets(task)) == targets
+    assert len(protocol.development_policies(task)) == 8
+    tested = {*protocol.logged, *protocol.unseen}
+    assert len(tested) == len(protocol.logged) + len(protocol.unseen)
+    assert not tested & set(protocol.development)
+    assert {noisy for pair in protocol.mixed for noisy in pair} <= set(protocol.logged)
+
+
+def test_only_the_largest_scale_has_the_large_protocol() -> None:
+    assert {name: scale.protocol for name, scale in ope.SCALES.items()} == {
+        "smoke": EIGHT, "cpu": EIGHT, "gpu": SIXTEEN,
+    }  # fmt: skip
+    large = ope.SCALES["gpu"]
+    assert (large.episodes * large.steps, large.resets + large.anywhere, max(large.gammas)) == (300_000, 200, 0.99)
+    cells = OPE("gpu", tasks=("walker-walk",), methods=("voc",), seeds=3).cells()
+    assert {cell["gamma"] for cell in cells} == set(large.gammas)
+    assert len(cells) == 2 * 3 * 3
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +55,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ope")
 
 
-@pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = FQEConfig(LoopConfig(steps=20, batch_size=64))
-    for module in ("ope_baselines", "rewards"):
-        monkeypatch.setattr(f"voc_rl.benchmarks.{module}.FQEConfig", lambda: few)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_steps")
 def test_smoke_run_from_pixels_to_the_table(shared: Path, tmp_path: Path) -> None:
     run = OPE("smoke", shared, tmp_path / "results", ("cheetah-run",), parts=("test",))
     found = run.run()
@@ -94,7 +103,7 @@ def test_networks_from_a_behaviour_model_share_its_steps(
 
     for module in ("training", "policy_training"):
         monkeypatch.setattr(f"voc_rl.occupancy.{module}.optimise", counted)
-    monkeypatch.setitem(ope.STEPS, "smoke", 24)
+    monkeypatch.setitem(ope.SCALES, "smoke", replace(ope.SCALES["smoke"], network=24))
     methods = ("voc_warm", "voc_alone")
     run = OPE("smoke", shared, tmp_path / "results", ("cheetah-run",), methods, parts=("development",))
     found = run.run()["development"]["cheetah-run"]["methods"]
@@ -105,7 +114,6 @@ def test_networks_from_a_behaviour_model_share_its_steps(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_steps")
 def test_many_rewards_from_one_model(shared: Path, tmp_path: Path) -> None:
     run = Rewards("smoke", shared, tmp_path / "results", ("cheetah-run",), parts=("development",))
     found = run.run()["development"]["cheetah-run"]["rewards"]
@@ -123,7 +131,6 @@ def test_many_rewards_from_one_model(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_steps")
 def test_shares_of_the_data_are_nested_and_value_the_same_states(shared: Path, tmp_path: Path) -> None:
     small, whole = (data_efficiency.part_of_data("cheetah-run", shared, "smoke", share) for share in (0.25, 1.0))
     rows = len(small.episodes)
