@@ -174,9 +174,9 @@ class Bench:
         )  # fmt: skip
 
 
-def config_of(name: str, steps: int | None, seed: int = 0) -> VOCConfig:
-    """The size ``tiny`` of a quantizer; with ``steps``, everything that the quantizer trains takes so many."""
-    config = replace(sized("tiny", name), seed=seed)
+def config_of(name: str, steps: int | None, seed: int = 0, size: str = "tiny") -> VOCConfig:
+    """A quantizer at a size; with ``steps``, everything that the quantizer trains takes so many."""
+    config = replace(sized(size, name), seed=seed)
     if steps is None:
         return config
     settings = dict(config.quantizer_config)

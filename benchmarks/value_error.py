@@ -31,7 +31,7 @@ from voc_rl.configs import to_dict
 from voc_rl.errors import VOCError, check_choice, check_choices, check_positive
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, default_n
-from voc_rl.precision import keep_freed_memory
+from voc_rl.precision import choose_device, generator_on, keep_freed_memory
 from voc_rl.quantizers import QUANTIZERS, codebook_use
 from voc_rl.runs import cpu_seconds, fingerprint
 from voc_rl.sizes import with_recipe
@@ -42,6 +42,7 @@ SCALES = {
     "smoke": Scale(10, 40, 12, 2, (0.8, 0.5), 0.8, samples=10, steps=5, baseline_steps=5),
     # the second half of the size's steps buys little (docs/what_was_tried.md) and would take another hour a task
     "cpu": Scale(80, 500, 200, 4, (0.95, 0.9, 0.99), 0.95, samples=100, share=0.5),
+    "gpu": Scale(600, 500, 500, 4, (0.95, 0.9, 0.99), 0.95, samples=100, baseline_steps=20_000, size="small"),
 }
 OTHERS = ("musik", "dino")
 BY_CODES = ("voc", "paper", "one_step")
@@ -52,8 +53,8 @@ BY_PIXELS = ("constant", "mc", "td")
 class Args:
     """Errors of values of states, by method, quantizer and discount."""
 
-    scale: Literal["smoke", "cpu"] = "cpu"
-    """smoke (half a minute a task) or cpu (more than an hour a task)."""
+    scale: Literal["smoke", "cpu", "gpu"] = "cpu"
+    """smoke (half a minute a task), cpu (more than an hour a task), or gpu (more data, larger networks)."""
     out: Path = Path("runs/value_error")
     """Folder for episodes, truth, quantizers and finished cells; a folder in it per task."""
     results: Path | None = None
@@ -65,6 +66,8 @@ class Args:
     """Of training, and of which episodes are trained on."""
     others: tuple[str, ...] = OTHERS
     """Quantizers besides vqvae, with the first seed and at one discount."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained. Critics get the VOC's CPU seconds at scale cpu, so compare them there on a CPU."""
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def main(args: Args) -> dict[str, Any]:
     for task in args.tasks:
         path = args.out / task / "cells.jsonl"
         check_scale(path, args.scale)
-        data = TaskData(task, args.out / task, scale)
+        data = TaskData(task, args.out / task, scale, choose_device(args.device))
         truths.update({(task, gamma): data.truth(gamma) for gamma in gammas})
         cells = cells_of(task, args.scale, gammas, args.seeds, args.others)
         records += run_cells(cells, Bench(data, path).work, path)
@@ -117,8 +120,8 @@ def cells_of(task: str, scale: str, gammas: Sequence[float], seeds: Sequence[int
 
 
 def config_of(quantizer: str, gamma: float, scale: Scale, seed: int = 0) -> VOCConfig:
-    """The size ``tiny`` with the scale's share of its occupancy steps; with few of all where the scale says so."""
-    config = quantizer_config(quantizer, scale.steps, seed)
+    """The scale's size with its share of the occupancy steps; with few of all where the scale says so."""
+    config = quantizer_config(quantizer, scale.steps, seed, scale.size)
     loop, reward = config.occupancy.loop, config.reward
     loop = replace(loop, steps=scale.steps or round(scale.share * loop.steps))
     if scale.steps:
@@ -146,9 +149,9 @@ class Bench:
 
     def _quantizer(self, cell: Cell) -> dict[str, Any]:
         training = self.data.training(cell["seed"])
-        config = quantizer_config(cell["quantizer"], self.data.scale.steps, cell["seed"])
+        config = quantizer_config(cell["quantizer"], self.data.scale.steps, cell["seed"], self.data.scale.size)
         started = cpu_seconds()
-        quantizer = ready_quantizer(None, training, config)
+        quantizer = ready_quantizer(None, training, config, self.data.device)
         seconds = cpu_seconds() - started
         codes = self.data.keep_quantizer(quantizer, _name(cell))
         use = codebook_use(codes.numpy(), quantizer.codebook_size)
@@ -166,13 +169,13 @@ class Bench:
         return {"values": {"paper": self._sampled(voc, cell)}, "train_cpu_seconds": seconds}
 
     def _one_step(self, cell: Cell) -> dict[str, Any]:
-        voc, key = VOC.load(self._folder(cell)), (cell["quantizer"], cell["seed"])
+        voc, key = VOC.load(self._folder(cell)).to(self.data.device), (cell["quantizer"], cell["seed"])
         if key not in self._one_step_models:  # a model of one step knows no discount: one serves all
             training, started = self.data.training(cell["seed"]), cpu_seconds()
             model = train_one_step(voc, training, self._tokens(cell, training.source_rows), self._config(cell))
             self._one_step_models = {key: (model, cpu_seconds() - started)}
         model, seconds = self._one_step_models[key]
-        found = roll_out(model, voc, *self._scored(cell), self.data.scale.samples, _generator(cell))
+        found = roll_out(model, voc, *self._scored(cell), self.data.scale.samples, self._generator(cell))
         seconds += self._spent({**cell, "method": "quantizer"})
         return {"values": {"one_step": found.mean.tolist()}, "train_cpu_seconds": seconds}
 
@@ -188,7 +191,7 @@ class Bench:
         if kind == "mc" and known < BATCH:
             return {"values": {}, "refused": f"{known} rows have a known return, fewer than a batch of {BATCH}", **rows}
         budget = Budget(self._spent({**cell, "quantizer": BASE, "method": "voc"}), self.data.scale.baseline_steps)
-        critic = train_critic(kind, training, gamma, default_n(gamma), budget, seed)
+        critic = train_critic(kind, training, gamma, default_n(gamma), budget, seed, device=self.data.device)
         values = critic.values(self.data.held_out, self.data.rows).tolist()
         return {"values": {kind: values}, "train_cpu_seconds": critic.cpu_seconds, "steps": critic.steps, **rows}
 
@@ -212,9 +215,12 @@ class Bench:
         return self._tokens(cell, self.data.held_out.source_rows[self.data.rows])
 
     def _sampled(self, voc: VOC, cell: Cell) -> list[float]:
-        samples, generator = self.data.scale.samples, _generator(cell)
+        samples, generator = self.data.scale.samples, self._generator(cell)
         found = voc.value_of_codes(*self._scored(cell), estimator="sample", samples=samples, generator=generator)
         return found.mean.tolist()
+
+    def _generator(self, cell: Cell) -> torch.Generator:
+        return generator_on(self.data.device, cell["seed"])
 
     def _folder(self, cell: Cell) -> Path:
         return self.data.folder / "vocs" / f"{_name(cell)}_{cell['gamma']:g}"
@@ -228,10 +234,6 @@ class Bench:
 def _name(cell: Cell) -> str:
     """Of a quantizer's folder: another seed or other settings make another."""
     return f"{cell['quantizer']}_{cell['seed']}_{cell['settings']}"
-
-
-def _generator(cell: Cell) -> torch.Generator:
-    return torch.Generator().manual_seed(cell["seed"])
 
 
 def _settings(quantizer: str, scale: Scale) -> dict[str, Any]:

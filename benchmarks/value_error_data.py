@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Scale:
     discounts; the truth reaches to the horizon of the largest. compared_at: the discount at which other quantizers
     are trained. samples: futures per state. share: of the size's steps that occupancy networks take. steps: of every
     network's training; None: the size's own. baseline_steps: of the critics; None: as many as fit into the VOC's CPU
-    seconds.
+    seconds. size: of quantizers and networks.
     """
 
     episodes: int
@@ -47,6 +48,7 @@ class Scale:
     share: float = 1.0
     steps: int | None = None
     baseline_steps: int | None = None
+    size: str = "tiny"
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,15 @@ class Truth:
 
 @dataclass
 class TaskData:
-    """One task of the benchmark in a folder; each part is made when first asked for, or read."""
+    """One task of the benchmark in a folder; each part is made when first asked for, or read.
+
+    ``device``: where networks are.
+    """
 
     task: str
     folder: Path
     scale: Scale
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
     def episodes(self) -> Episodes:
@@ -73,7 +79,7 @@ class TaskData:
         path = self.folder / "data"
         collect(
             path, self.task, load_policy(POLICIES[self.task]), self.scale.episodes, DATA_SEED,
-            max_episode_steps=self.scale.episode_steps, processes=2, progress=False,
+            max_episode_steps=self.scale.episode_steps, processes=os.cpu_count() or 1, progress=False,
         )  # fmt: skip
         return Episodes.open(path).load_frames()
 
@@ -102,7 +108,7 @@ class TaskData:
 
     def vision(self, name: str) -> tuple[Quantizer, Tensor, Tensor]:
         """A kept quantizer, and the codes (N, n_tokens) and features (N, feature_dim) of every row of ``episodes``."""
-        quantizer = load_quantizer(self._vision(name))
+        quantizer = load_quantizer(self._vision(name)).to(self.device)
 
         def make() -> dict[str, np.ndarray]:
             codes, features = tokenize(quantizer, self.episodes)

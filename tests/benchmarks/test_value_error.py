@@ -29,9 +29,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder, given = tmp_path_factory.mktemp("value_error"), []
     train_critic = value_error.train_critic
 
-    def noted(kind: Any, dataset: Any, gamma: float, n: int, budget: Any, seed: int) -> Any:
+    def noted(kind: Any, dataset: Any, gamma: float, n: int, budget: Any, seed: int, **rest: Any) -> Any:
         given.append((kind, seed, budget.cpu_seconds, dataset.source_rows))
-        return train_critic(kind, dataset, gamma, n, budget, seed)
+        return train_critic(kind, dataset, gamma, n, budget, seed, **rest)
 
     args = Args("smoke", folder / "out", folder / "results", (TASK,), (0.8,), (0, 1), ("musik",))
     with pytest.MonkeyPatch.context() as patched:
@@ -191,7 +191,7 @@ def test_kept_arrays_are_made_once_and_only_of_one_protocol(tmp_path: Path) -> N
 def test_refusals(tmp_path: Path) -> None:
     args = Args("smoke", tmp_path / "out", tmp_path / "results")
     for changed, words in (
-        ({"scale": "gpu"}, "Unknown scale"), ({"tasks": ("walker-fly",)}, "Unknown task"),
+        ({"scale": "huge"}, "Unknown scale"), ({"tasks": ("walker-fly",)}, "Unknown task"),
         ({"others": ("gan",)}, "Unknown quantizer"), ({"gammas": (0.99,)}, "reaches to gamma 0.8, not 0.99"),
         ({"seeds": ()}, "number of seeds is 0"), ({"tasks": ()}, "number of tasks is 0"),
     ):  # fmt: skip
