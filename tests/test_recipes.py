@@ -146,7 +146,7 @@ def test_a_trained_model_has_no_head_no_features_and_is_deterministic(voc: VOC, 
     obs = dataset.observations(np.arange(40))
     one, two = (voc.value(obs, estimator="sample").mean for _ in range(2))
     np.testing.assert_array_equal(one, two)
-    with pytest.raises(VOCError, match="without a value head"):
+    with pytest.raises(VOCError, match="has no value head"):
         voc.value(obs)
 
 
