@@ -62,7 +62,7 @@ def policy_of(name: str) -> Any:
         return load_policy(name)
     try:
         policy = callable_of(name)()
-    except TypeError as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise VOCError(f"{name!r} names no callable without arguments that returns a policy ({error}).") from error
     if not callable(getattr(policy, "predict", None)) or not hasattr(policy, "observation"):
         raise VOCError(f"{name!r} returned {policy!r}, which is no policy; `predict` and `observation` are needed.")
@@ -77,10 +77,10 @@ def callable_of(name: str) -> Callable[..., Any]:
     """
     module, _, attribute = name.rpartition(":")
     if str(Path.cwd()) not in sys.path:  # an installed command does not look there by itself
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # last: nothing there takes the place of an installed module
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise VOCError(f"{name!r} names no module:callable that can be imported ({error}).") from error
     if not callable(found):
         raise VOCError(f"{name!r} names {found!r}, which cannot be called.")

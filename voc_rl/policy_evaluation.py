@@ -236,8 +236,7 @@ class PolicyEvaluator:
         elif estimator == "density":
             found = self.model.by_density(name, self.config.density_rows, own, gamma)
         elif estimator in ("sample", "mve"):
-            if reward_head is None:
-                reward_head = self.reward_head if reward is None else self.fit_reward(own)
+            reward_head = reward_head or (self.reward_head if reward is None else self.fit_reward(own))
             ask = self.model.by_mve if estimator == "mve" else self.model.by_samples
             found = ask(name, self.config.samples, reward_head, gamma)
         # the network learned from the chain: where it says otherwise, one of them is wrong by as much

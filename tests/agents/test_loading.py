@@ -95,12 +95,18 @@ def test_names_that_are_no_policies(tmp_path: Path) -> None:
             policy_of(name)
 
 
+def broken() -> object:
+    raise AttributeError("no such actor")
+
+
 def walker() -> object:
     return load_policy("walker-walk/step_0")
 
 
 def test_a_callable_and_the_deterministic_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(VOCError, match="no such actor"):
+        policy_of("test_loading:broken")
     policy = Deterministic(policy_of("test_loading:walker"))
     states = np.ones((2, 24))
     acted = walker().predict(states, deterministic=True)[0]  # type: ignore[attr-defined]
