@@ -155,7 +155,7 @@ class ActionValues:
         if self.estimator == "head":
             assert self.voc.value_head is not None
             with autocast(device, B * M):
-                last = model.prefix(contexts, seen, condition=condition).last
+                last = model.last(contexts, seen, condition)
                 members = self.voc.value_head(last, seen).float()
             spread = members.std(1) if self.caution else torch.zeros_like(members[:, 0])
             return (members.mean(1) - self.caution * spread).view(B, M)
@@ -179,8 +179,8 @@ class ActionValues:
         for some in torch.arange(len(codes)).split(ROWS_AT_ONCE):
             context, seen = _contexts(model, codes[some], features[some])
             with autocast(device):
-                with_action = model.prefix(context, seen, condition=Condition(actions[some].to(device))).last
-                without = model.prefix(context, seen).last
+                with_action = model.last(context, seen, Condition(actions[some].to(device)))
+                without = model.last(context, seen)
                 found = head(with_action, seen).float() - head(without, seen).float()
             parts.append(found.mean(1).cpu())
         return torch.cat(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -94,12 +94,17 @@ class CellBenchmark(ABC):
     def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
         """Write the plot of the results."""
 
+    def shared(self) -> Iterator[Any]:
+        """What cells share, one after another."""
+        for task in self.tasks:
+            yield self.data(task)
+
     def prepare(self) -> None:
         """Make what all cells share, so that several processes can read it; the first one makes it."""
         if ranks().first:
             with alone():
-                for task in self.tasks:
-                    self.data(task).prepare()
+                for data in self.shared():
+                    data.prepare()
         meet()
 
     def check_words(self, *names: str) -> None:

@@ -8,9 +8,10 @@ it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,15 +41,16 @@ from voc_rl.benchmarks.control_data import (
     load_voc,
     make_model,
     model_path,
+    name_of,
     new_agent,
     played,
     voc_training,
 )
 from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, save_plot, save_sheet
 from voc_rl.benchmarks.control_table import results_of, table
-from voc_rl.benchmarks.reward_functions import REWARDS
+from voc_rl.benchmarks.reward_functions import REWARDS, fallen, overturned
 from voc_rl.data import Episodes
-from voc_rl.errors import check_choice
+from voc_rl.errors import check_choices
 from voc_rl.occupancy import going_rows
 from voc_rl.pipeline import Say
 from voc_rl.precision import choose_device
@@ -89,6 +91,7 @@ VOC_WEIGHTS = {
     "voc_awr_q": ImprovementConfig(trace=None),
 }
 ZERO_SHOT = {"walker-walk": "stand", "cheetah-run": "backward"}
+DOWN = {"walker-walk": fallen, "cheetah-run": overturned}  # what costs most return
 
 
 @dataclass(frozen=True)
@@ -100,19 +103,23 @@ class Control(CellBenchmark):
     out: Path = Path("runs/control")
     """Folder for data, models and finished cells."""
     methods: tuple[str, ...] = METHODS
-    mix: str = "mixed"
-    """What made the data: mixed, random, medium, medium-replay or expert."""
+    mixes: tuple[str, ...] = ("mixed",)
+    """What made the data: mixed, random, medium, medium-replay, expert."""
     seeds: tuple[int, ...] = (0, 1, 2)
     curve: int = 0
     """How often an agent plays three episodes while it learns, for its curve (each takes some ten seconds)."""
 
     def cells(self) -> list[Cell]:
         self.check_words("tasks", "methods")
-        check_choice(self.mix, MIXES, "mix")
-        return grid(task=self.tasks, mix=(self.mix,), seed=self.seeds, method=self.methods)
+        check_choices(self.mixes, MIXES, "mix")
+        return grid(task=self.tasks, mix=self.mixes, seed=self.seeds, method=self.methods)
 
-    def data(self, task: str) -> ControlData:
-        return control_data(task, self.mix, self.out, SCALES[self.scale])
+    def data(self, task: str, mix: str = "mixed") -> ControlData:
+        return control_data(task, mix, self.out, SCALES[self.scale])
+
+    def shared(self) -> Iterator[ControlData]:
+        for task, mix in product(self.tasks, self.mixes):
+            yield self.data(task, mix)
 
     def prepare(self) -> None:
         super().prepare()
@@ -122,9 +129,9 @@ class Control(CellBenchmark):
         """Train the models that the methods need and that are missing; returns the records of all."""
         file = self.out / "models.jsonl"
         if any(method.endswith(THROUGH) for method in self.methods):  # one for all seeds
-            run_cells(grid(task=self.tasks, mix=(self.mix,), model=(CONV,), seed=(0,)), self.make, file, say)
+            run_cells(grid(task=self.tasks, mix=self.mixes, model=(CONV,), seed=(0,)), self.make, file, say)
         needed = [model for model in MODELS if any(model in NEEDS.get(method, ()) for method in self.methods)]
-        cells = grid(task=self.tasks, mix=(self.mix,), model=needed, seed=self.seeds)
+        cells = grid(task=self.tasks, mix=self.mixes, model=needed, seed=self.seeds)
         return run_cells(cells, self.make, file, say, self.processes)
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -137,12 +144,12 @@ class Control(CellBenchmark):
         save_plot(path, found)
         save_curves(path.with_name("control_curves.png"), found)
         save_sheet(path.with_name("control_frames.png"), self.out / "frames")
-        save_film(path.with_suffix(".gif"), self.out / "frames", self.tasks)
+        save_film(path.with_suffix(".gif"), self.out / "frames", list(found["tasks"]))
 
     def make(self, cell: Cell) -> dict[str, Any]:
         """Train a model and keep it."""
         torch.set_num_threads(1)
-        data, seed = self.data(cell["task"]), cell["seed"]
+        data, seed = self.data(cell["task"], cell["mix"]), cell["seed"]
         curve = Curve(data, seed, self.curve)
         make_model(data, cell["model"], seed, SCALES[self.scale], choose_device(self.device), curve)
         return {"curve": curve.points}
@@ -151,35 +158,38 @@ class Control(CellBenchmark):
         """The returns of a method, and what else is worth keeping."""
         torch.set_num_threads(1)
         task, method, seed, scale = cell["task"], cell["method"], cell["seed"], SCALES[self.scale]
-        data, device = self.data(task), choose_device(self.device)
+        data, device = self.data(task, cell["mix"]), choose_device(self.device)
+        states: np.ndarray | None = data.episodes.state
+        assert states is not None
         if method == "behaviour":
             episodes, middle = data.episodes, int(np.argsort(data.episodes.returns)[len(data.episodes.returns) // 2])
             rows = np.arange(episodes.starts[middle] + 1, episodes.ends[middle], FILM_STEP)
             self._film(cell, episodes.frames(rows))
-            return {"returns": episodes.returns.tolist()}
+            down = DOWN[task](states)
+            own = [float(down[a:b].mean()) for a, b in zip(episodes.starts, episodes.ends, strict=True)]
+            return {"returns": episodes.returns.tolist(), "down": own}
         curve = Curve(data, seed, self.curve)
         policy = policy_of(method, data, seed, scale, device, curve)
-        returns, frames, states = played(task, policy, scale.played, scale.steps, seed)
+        returns, frames, visited = played(task, policy, scale.played, scale.steps, seed)
         self._film(cell, np.stack(frames))
-        result: dict[str, Any] = {"returns": returns.tolist(), "curve": curve.points}
+        down = DOWN[task](visited).mean(0).tolist()
+        result: dict[str, Any] = {"returns": returns.tolist(), "down": down, "curve": curve.points}
         if isinstance(policy, VOCPlanner):
             each = {part: 1000 * seconds / policy.calls for part, seconds in policy.seconds.items()}
             result |= {"outside_support": policy.below_floor, "milliseconds": each, "decisions": scale.played}
         if method == "zero_shot":
             goal = REWARDS[task][ZERO_SHOT[task]]
-            logged = data.episodes.state
-            assert logged is not None
             prior = played(task, policy.prior, scale.played, scale.steps, seed)[2]
             result |= {
-                "goal": ZERO_SHOT[task], "goal_reward": goal(states).mean(0).tolist(),
-                "goal_reward_prior": goal(prior).mean(0).tolist(), "goal_reward_data": float(goal(logged).mean()),
+                "goal": ZERO_SHOT[task], "goal_reward": goal(visited).mean(0).tolist(),
+                "goal_reward_prior": goal(prior).mean(0).tolist(), "goal_reward_data": float(goal(states).mean()),
             }  # fmt: skip
         return result
 
     def _film(self, cell: Cell, frames: np.ndarray) -> None:
         """Keep frames uint8 (F, 3, H, W) of the first seed of methods that are shown."""
         if cell["seed"] == self.seeds[0] and cell["method"] in FILM:
-            path = self.out / "frames" / f"{cell['task']}_{cell['method']}.npy"
+            path = self.out / "frames" / f"{name_of(cell['task'], cell['mix'])}_{cell['method']}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, frames)
 

@@ -94,6 +94,11 @@ class ControlData(TaskData):
         self.tokens  # noqa: B018 - made by being asked for
 
 
+def name_of(task: str, mix: str) -> str:
+    """What a task with data of a mix is called in results and folders."""
+    return task if mix == "mixed" else f"{task}_{mix}"
+
+
 @lru_cache(maxsize=4)
 def control_data(task: str, mix: str, out: Path, scale: ControlScale) -> ControlData:
     """One task and mix of a benchmark's folder; a process reads it once."""
@@ -101,7 +106,7 @@ def control_data(task: str, mix: str, out: Path, scale: ControlScale) -> Control
         scale.episodes, scale.steps, resets=1, anywhere=1, roll_outs=1, gammas=(GAMMA,), quantizer=scale.quantizer,
         network=scale.voc, critic=1, size=scale.size,
     )  # fmt: skip
-    return ControlData(task, out / (task if mix == "mixed" else f"{task}_{mix}"), own, mix=mix)
+    return ControlData(task, out / name_of(task, mix), own, mix=mix)
 
 
 def agent_config(steps: int, **changed: Any) -> AgentConfig:

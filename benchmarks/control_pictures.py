@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ def save_plot(path: Path, found: Mapping[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     tasks = found["tasks"]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4.5), squeeze=False)
-    for axis, (name, task) in zip(axes[0], tasks.items(), strict=True):
+    rows = -(-len(tasks) // 2)
+    figure, axes = plt.subplots(rows, min(len(tasks), 2), figsize=(5.5 * min(len(tasks), 2), 4.5 * rows), squeeze=False)
+    for axis in axes.flat[len(tasks) :]:
+        axis.axis("off")
+    for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
         methods = list(task["methods"])
         means = np.array([task["methods"][m]["mean"] for m in methods])
         low, high = (np.array([task["methods"][m][end] for m in methods]) for end in ("low", "high"))
@@ -96,7 +99,7 @@ def save_curves(path: Path, found: Mapping[str, Any]) -> None:
     plt.close(figure)
 
 
-def save_film(path: Path, folder: Path, tasks: tuple[str, ...]) -> None:
+def save_film(path: Path, folder: Path, tasks: Sequence[str]) -> None:
     """A GIF of the kept frames of ``FILM``, one row for each task, of at most ``MAX_BYTES``; nothing without frames."""
     rows = []
     for task in tasks:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from voc_rl.benchmarks.control_data import name_of
 from voc_rl.benchmarks.results import hardware
 from voc_rl.runs import versions
 from voc_rl.values.statistics import student_interval
@@ -51,6 +52,17 @@ def interval_of(returns: Sequence[Sequence[float]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def lying_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean share of the time on the ground (on the back), and how many episodes never lie there and what they earn."""
+    down, returns = (np.concatenate([record[key] for record in found]) for key in ("down", "returns"))
+    up = returns[down == 0]
+    return {
+        "down": float(down.mean()),
+        "never_down": len(up),
+        "return_never_down": float(up.mean()) if len(up) else 0.0,
+    }
+
+
 def curve_of(curves: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
     """Steps, and at each the mean of several seeds, of curves of (step, return) at the same steps."""
     points = np.array(curves, float)
@@ -60,24 +72,28 @@ def curve_of(curves: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
 def results_of(
     records: Sequence[Mapping[str, Any]], scale: str, models: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """What is committed, of the records of cells; ``models``: those of models, of which a clone has a curve."""
+    """What is committed, of the records of cells; ``models``: those of models, of which a clone has a curve.
+
+    A task with data of a mix is one entry, by ``name_of``.
+    """
     tasks: dict[str, Any] = {}
     curves: dict[tuple[str, str], list[Any]] = {}
     for record in [*models, *records]:
         if record["result"].get("curve"):
             cell = record["cell"]
-            curves.setdefault((cell["task"], cell.get("method", cell.get("model"))), []).append(
-                record["result"]["curve"]
-            )
+            of = name_of(cell["task"], cell["mix"]), cell.get("method", cell.get("model"))
+            curves.setdefault(of, []).append(record["result"]["curve"])
     for record in records:
         cell, result = record["cell"], record["result"]
-        methods = tasks.setdefault(cell["task"], {}).setdefault("methods", {})
+        methods = tasks.setdefault(name_of(cell["task"], cell["mix"]), {}).setdefault("methods", {})
         methods.setdefault(cell["method"], []).append(result)
     for task_name, task in tasks.items():
         for name, found in task["methods"].items():
             # the data are the same for all seeds
-            returns = [r["returns"] for r in found[: 1 if name == "behaviour" else None]]
-            own = interval_of(returns)
+            found = found[: 1 if name == "behaviour" else None]
+            own = interval_of([r["returns"] for r in found])
+            if "down" in found[0]:
+                own |= lying_of(found)
             for key in ("outside_support", "goal_reward_data"):
                 if key in found[0]:
                     own[key] = float(np.mean([r[key] for r in found]))
@@ -106,8 +122,8 @@ def table(found: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     lines = []
     for name, task in found["tasks"].items():
-        head = "| method | what it is | return | 90 % interval | seeds | outside support | ms per decision |"
-        lines += [f"**{name}**", "", head, "|---|---|---:|---|---|---:|---|"]
+        head = "| method | what it is | return | 90 % interval | seeds | lies | never lies | outside support | "
+        lines += [f"**{name}**", "", f"{head}ms per decision |", "|---|---|---:|---|---|---:|---|---:|---|"]
         for method, own in task["methods"].items():
             outside = f"{own['outside_support']:.0%}" if "outside_support" in own else ""
             spent = own.get("milliseconds", {})
@@ -115,9 +131,10 @@ def table(found: Mapping[str, Any]) -> str:
             if split:
                 split += f" ({own['decisions_at_once']} at once)"
             seeds = ", ".join(f"{mean:.0f}" for mean in own["seed_means"])
+            lies = f"{own['down']:.0%} | {_never(own)}" if "down" in own else " | "
             lines.append(
                 f"| `{method}` | {WHAT[method]} | {own['mean']:.0f} | {own['low']:.0f} to {own['high']:.0f} | {seeds} "
-                f"| {outside} | {split} |"
+                f"| {lies} | {outside} | {split} |"
             )
         for method, own in task["methods"].items():
             if "goal" in own:
@@ -131,3 +148,9 @@ def table(found: Mapping[str, Any]) -> str:
                 lines += ["", f"{said}; in the data {own['goal_reward_data']:.3f}."]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _never(own: Mapping[str, Any]) -> str:
+    """Episodes that never lie and their return, in words."""
+    said = f"{own['never_down']} of {own['episodes']}"
+    return f"{said}: {own['return_never_down']:.0f}" if own["never_down"] else said

@@ -111,7 +111,7 @@ def vectors_of_codes(voc: VOC, codes: Tensor, features: Tensor | None, kind: Fea
         return torch.from_numpy(psi).to(voc.device) * (1.0 - voc.gamma)
     model = voc.occupancy
     with autocast(voc.device, len(codes)):
-        last = model.prefix(codes, features, condition=voc.condition(len(codes))).last.float()
+        last = model.last(codes, features, voc.condition(len(codes))).float()
     if features is None:
         return last
     standard = (features.float() - model.feature_mean) / model.feature_std

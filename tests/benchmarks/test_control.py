@@ -48,6 +48,27 @@ def test_table_tells_every_method_and_the_other_goal():
     assert "of the clone that proposes 0.300" in table(found)
 
 
+def test_data_of_another_mix_are_an_entry_of_their_own_and_who_lies_is_counted():
+    def record(mix: str, seed: int, returns: list[float], down: list[float]) -> dict[str, Any]:
+        cell = {"task": "cheetah-run", "mix": mix, "seed": seed, "method": "bc"}
+        return {"cell": cell, "result": {"returns": returns, "down": down}}
+
+    records = [
+        record("mixed", 0, [1.0, 3.0], [0.5, 0.0]),
+        record("expert", 0, [5.0, 7.0], [0.2, 0.6]),
+        record("mixed", 1, [9.0, 2.0], [0.0, 0.5]),
+    ]
+    found = results_of(records, "cpu")
+    assert list(found["tasks"]) == ["cheetah-run", "cheetah-run_expert"]
+    mixed, expert = (task["methods"]["bc"] for task in found["tasks"].values())
+    assert (mixed["mean"], expert["mean"]) == (3.75, 6.0)
+    assert (mixed["down"], mixed["never_down"], mixed["return_never_down"]) == (0.25, 2, 6.0)
+    assert (expert["down"], expert["never_down"]) == (pytest.approx(0.4), 0)
+    text = table(found)
+    assert "| 25% | 2 of 4: 6 |" in text
+    assert "| 40% | 0 of 2 |" in text
+
+
 def test_every_method_is_said_in_words():
     assert set(METHODS) == set(WHAT)
 
@@ -62,8 +83,11 @@ def test_only_models_that_methods_need_are_made_and_unknown_words_are_refused(
     models = [(record["cell"]["model"], record["cell"]["seed"]) for record in finished(tmp_path / "models.jsonl")]
     assert models == [("conv", 0), ("bc", 3), ("voc", 3)]  # convolutions first, one for all seeds
     assert [cell["method"] for cell in bench.cells()] == ["bc_top10_conv", "planner"]
-    for odd in ({"mix": "worst"}, {"methods": ("sac",)}, {"tasks": ("walker",)}):
-        with pytest.raises(VOCError, match=next(iter(odd)).removesuffix("s")):
+    both = Control(out=tmp_path, tasks=("walker-walk",), mixes=("mixed", "expert"))
+    assert [data.folder for data in both.shared()] == [tmp_path / "walker-walk", tmp_path / "walker-walk_expert"]
+    assert [data.mix for data in both.shared()] == ["mixed", "expert"]
+    for odd in ({"mixes": ("worst",)}, {"methods": ("sac",)}, {"tasks": ("walker",)}):
+        with pytest.raises(VOCError, match=next(iter(odd)).removesuffix("s").removesuffix("e")):
             Control(**odd).cells()  # type: ignore[arg-type]
 
 

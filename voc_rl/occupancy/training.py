@@ -219,7 +219,7 @@ class OccupancyTrainee:
             some = slice(first, first + ROWS_AT_ONCE)
             with autocast(self.device):
                 features = self._features(rows[some])
-                context = self.target.prefix(self._codes(rows[some]), features, condition=condition[some]).last
+                context = self.target.last(self._codes(rows[some]), features, condition[some])
                 parts.append(self.target_head(context, features).float())
         return torch.cat(parts)
 

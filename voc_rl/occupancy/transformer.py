@@ -9,81 +9,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from voc_rl.errors import VOCError
+from voc_rl.occupancy.blocks import Block
 from voc_rl.occupancy.contexts import Cache, Condition, OccupancyConfig, Prefix
 
 WAVES = 8  # cosines that tell a discount
-
-
-class Attention(nn.Module):
-    """Causal self-attention of M futures (B, M, T, C), which also see a prefix shared by all M of a row."""
-
-    def __init__(self, config: OccupancyConfig) -> None:
-        super().__init__()
-        self.n_head = config.n_head
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
-        self.dropout = nn.Dropout(config.attention_dropout)
-
-    def forward(
-        self, x: Tensor, prefix: tuple[Tensor, Tensor] | None, cache: tuple[Tensor, Tensor, int] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        B, M, T, C = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, M, T, 3, self.n_head, C // self.n_head).permute(3, 0, 1, 4, 2, 5)
-        )  # (B, M, h, T, d)
-        if cache is not None:
-            keys, values, seen = cache
-            keys[:, :, :, seen : seen + T], values[:, :, :, seen : seen + T] = k, v
-            k, v = keys[:, :, :, : seen + T], values[:, :, :, : seen + T]
-        scale = 1.0 / math.sqrt(q.shape[-1])
-        scores = (q @ k.transpose(-2, -1)) * scale  # (B, M, h, T, seen + T)
-        if T > 1:
-            future = torch.ones(T, k.shape[-2], dtype=torch.bool, device=x.device).triu(k.shape[-2] - T + 1)
-            scores = scores.masked_fill(future, -torch.inf)
-        if prefix is None:
-            y = self.dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype)) @ v
-        else:
-            shared_k, shared_v = prefix  # (B, h, P, d)
-            flat = q.transpose(1, 2).flatten(2, 3)  # (B, h, M T, d): all futures of a row in one product
-            shared = (flat @ shared_k.transpose(-2, -1) * scale).unflatten(2, (M, T)).transpose(1, 2)
-            weights = torch.cat([shared, scores], -1).softmax(-1, dtype=torch.float32).to(v.dtype)
-            weights = self.dropout(weights)
-            P = shared_k.shape[-2]
-            from_prefix = weights[..., :P].transpose(1, 2).flatten(2, 3) @ shared_v
-            y = from_prefix.unflatten(2, (M, T)).transpose(1, 2) + weights[..., P:] @ v
-        return self.out(y.transpose(2, 3).reshape(B, M, T, C)), k, v
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block with GPT-2's tanh-GELU."""
-
-    def __init__(self, config: OccupancyConfig) -> None:
-        super().__init__()
-        self.norm_1 = nn.LayerNorm(config.width)
-        self.attention = Attention(config)
-        self.norm_2 = nn.LayerNorm(config.width)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.width, 4 * config.width),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(4 * config.width, config.width),
-        )
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        prefix: tuple[Tensor, Tensor] | None = None,
-        cache: tuple[Tensor, Tensor, int] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        attended, k, v = self.attention(self.norm_1(x), prefix, cache)
-        x = x + self.dropout(attended)
-        return x + self.dropout(self.mlp(self.norm_2(x))), k, v
 
 
 class Discounts(nn.Module):
@@ -223,7 +158,26 @@ class OccupancyTransformer(nn.Module):
             VOCError: an action, policy or discount for a network without that input, no discount for one that reads it,
                 or one outside its range.
         """
-        condition = condition or Condition()
+        x = self._read(context, features, use_features, condition or Condition(), nothing)
+        keys, values = [], []
+        for block in self.blocks:
+            x, k, v = block(x)
+            keys.append(k[:, 0])
+            values.append(v[:, 0])
+        return Prefix(keys, values, self.norm(x[:, 0, -1]))
+
+    def last(self, context: Tensor, features: Tensor | None = None, condition: Condition | None = None) -> Tensor:
+        """``prefix(...).last`` (B, width) alone, which value heads read: the last block works at the last place."""
+        x = self._read(context, features, None, condition or Condition(), None)
+        for block in self.blocks[:-1]:
+            x = block(x)[0]
+        return self.norm(cast(Block, self.blocks[-1]).last(x)[:, 0, 0])
+
+    def _read(
+        self, context: Tensor, features: Tensor | None, use_features: Tensor | None, condition: Condition,
+        nothing: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """What the first block is given, (B, 1, n_tokens, width)."""
         condition.check(self.config, entries=not self.training)  # training makes its own
         x = self.codes(context) + self.positions.weight[: context.shape[1]]
         if self.config.feature_dim:
@@ -238,13 +192,7 @@ class OccupancyTransformer(nn.Module):
         if nothing is not None:
             blank = self.nothing + self.positions.weight[: context.shape[1]]
             x = torch.where(nothing[:, None, None], blank.to(x.dtype), x)
-        x = self.dropout(x)[:, None]
-        keys, values = [], []
-        for block in self.blocks:
-            x, k, v = block(x)
-            keys.append(k[:, 0])
-            values.append(v[:, 0])
-        return Prefix(keys, values, self.norm(x[:, 0, -1]))
+        return self.dropout(x)[:, None]
 
     def prefix_of_nothing(self) -> Prefix:
         """No context at all, a batch of one: what follows has the law of all rows that were arrived at.

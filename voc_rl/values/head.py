@@ -24,7 +24,7 @@ def by_head(
     """Values of contexts int64 (B, n_tokens) and features float (B, F) at the discount ``gamma``, which the head has
     learned and ``condition`` tells where the network reads one."""
     with autocast(device_of(model), len(context)):
-        last = model.prefix(context, features, condition=condition).last
+        last = model.last(context, features, condition)
         return from_ensemble(head(last, features).float().cpu().numpy(), gamma, level)
 
 
@@ -35,4 +35,4 @@ def tail_by_head(model: OccupancyTransformer, head: ValueHead | None, gamma: flo
     """
     if head is None or model.config.feature_dim:
         return None
-    return lambda codes, at: head(model.prefix(codes, condition=at).last).float().mean(1) / (1.0 - gamma)
+    return lambda codes, at: head(model.last(codes, condition=at)).float().mean(1) / (1.0 - gamma)
