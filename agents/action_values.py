@@ -150,21 +150,22 @@ class ActionValues:
         model, device, (B, M, size) = self.voc.occupancy, device_of(self.voc.occupancy), actions.shape
         if size != model.config.action_dim:
             raise VOCError(f"Actions have size {size}, but this VOC reads actions of size {model.config.action_dim}.")
-        contexts, seen = _contexts(model, codes, features, M)
-        condition = Condition(actions.to(device).flatten(0, 1))
+        contexts, seen = _contexts(model, codes, features)
+        actions = actions.to(device)
         if self.estimator == "head":
             assert self.voc.value_head is not None
             with autocast(device, B * M):
-                last = model.last(contexts, seen, condition)
-                members = self.voc.value_head(last, seen).float()
+                last = model.last_of_actions(contexts, seen, actions).flatten(0, 1)
+                members = self.voc.value_head(last, None if seen is None else seen.repeat_interleave(M, 0)).float()
             spread = members.std(1) if self.caution else torch.zeros_like(members[:, 0])
             return (members.mean(1) - self.caution * spread).view(B, M)
         noise = uniforms(model, 1, self.samples, generator_on(device, self.seed))
         with torch.no_grad():
             with autocast(device):
                 futures = sample_futures(
-                    model, contexts, seen, self.samples, generator_on(device, self.seed), noise, condition
-                )
+                    model, *_contexts(model, codes, features, M), self.samples, generator_on(device, self.seed), noise,
+                    Condition(actions.flatten(0, 1)),
+                )  # fmt: skip
             return self.voc.rewards(futures).mean(1).view(B, M)
 
     @torch.no_grad()

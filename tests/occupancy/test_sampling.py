@@ -317,3 +317,24 @@ def test_the_last_output_alone_is_that_of_the_whole_prefix(layers: int) -> None:
     assert found[0].std(0).mean() > 0.1
     torch.testing.assert_close(*found)
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+def test_actions_share_all_places_of_the_context_but_the_last(tokens: int) -> None:
+    torch.manual_seed(0)
+    config = OccupancyConfig(CODES, tokens, feature_dim=4, action_dim=2, policies=2, n_layer=2, n_head=2, width=16)
+    model = OccupancyTransformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.25 * torch.randn(parameter.shape))
+    context, features, actions = torch.randint(CODES, (3, tokens)), torch.randn(3, 4), torch.randn(3, 5, 2)
+    each = [model.prefix(context, features, condition=Condition(actions[:, i])) for i in range(5)]
+    torch.testing.assert_close(
+        model.last_of_actions(context, features, actions), torch.stack([prefix.last for prefix in each], 1)
+    )
+    for layer in range(config.n_layer):
+        for one, other in itertools.pairwise(prefix.keys[layer] for prefix in each):
+            torch.testing.assert_close(one[:, :, :-1], other[:, :, :-1])
+            assert (one[:, :, -1] - other[:, :, -1]).abs().mean() > 0.01
+    with pytest.raises(VOCError, match="size 3, but this occupancy network reads 2"):
+        model.last_of_actions(context, features, torch.zeros(3, 5, 3))

@@ -15,15 +15,15 @@ from voc_rl.errors import VOCError, check_gammas
 class OccupancyConfig:
     """Sizes of the network.
 
-    codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so
-    that sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. action_dim: width
-    of the action taken at the context, 0 for none. policies: number of policies whose futures are told apart by their
-    place in a list, 0 for the one that made the data. gammas: smallest and largest discount of a network that is told
-    which one is meant, and knows them all; None for one that knows a single discount. null_context: whether it also
-    knows the law of all rows, without any context, for density ratios. dropout: of embeddings and residual branches;
-    attention_dropout: of attention weights. ends: whether episodes can terminate; where they cannot, END is never
-    sampled. top_k: sample only the likeliest codes at each place (None: all); biased, and there for the recipe
-    ``paper``.
+    codebook_size: codes of the quantizer; the vocabulary is one larger (END). n_tokens: codes per observation, so that
+    sequences have 2 n_tokens. feature_dim: width of the continuous context features, 0 for none. action_dim: width
+    of the action taken at the context, 0 for none; it is read at the context's last place. policies: number of
+    policies whose futures are told apart by their place in a list, 0 for the one that made the data. gammas:
+    smallest and largest discount of a network that is told which one is meant, and knows them all; None for one
+    that knows a single discount. null_context: whether it also knows the law of all rows, without any context, for
+    density ratios. dropout: of embeddings and residual branches; attention_dropout: of attention weights. ends:
+    whether episodes can terminate; where they cannot, END is never sampled. top_k: sample only the likeliest codes
+    at each place (None: all); biased, and there for the recipe ``paper``.
     """
 
     codebook_size: int

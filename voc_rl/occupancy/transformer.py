@@ -158,7 +158,7 @@ class OccupancyTransformer(nn.Module):
             VOCError: an action, policy or discount for a network without that input, no discount for one that reads it,
                 or one outside its range.
         """
-        x = self._read(context, features, use_features, condition or Condition(), nothing)
+        x = self._read(context, features, use_features, condition or Condition(), nothing)[:, None]
         keys, values = [], []
         for block in self.blocks:
             x, k, v = block(x)
@@ -168,31 +168,54 @@ class OccupancyTransformer(nn.Module):
 
     def last(self, context: Tensor, features: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         """``prefix(...).last`` (B, width) alone, which value heads read: the last block works at the last place."""
-        x = self._read(context, features, None, condition or Condition(), None)
+        x = self._read(context, features, None, condition or Condition(), None)[:, None]
         for block in self.blocks[:-1]:
             x = block(x)[0]
         return self.norm(cast(Block, self.blocks[-1]).last(x)[:, 0, 0])
+
+    def last_of_actions(self, context: Tensor, features: Tensor | None, actions: Tensor) -> Tensor:
+        """``last`` (B, M, width) of each of M actions (B, M, action_dim) at every context.
+
+        An action is read at the last place alone, so all places before it are worked out once for all M.
+
+        Raises:
+            VOCError: a network that reads no actions, or others.
+        """
+        x = self._given(context, features, None, Condition(actions.flatten(0, 1)))[:, None]
+        before, at = x[:, :, :-1], x[:, :, -1:] + self.actions(actions.float())[:, :, None]
+        before, at = self.dropout(before), self.dropout(at)
+        for block in self.blocks:
+            before, k, v = block(before)
+            at = block(at, (k[:, 0], v[:, 0]))[0]
+        return self.norm(at[:, :, 0])
 
     def _read(
         self, context: Tensor, features: Tensor | None, use_features: Tensor | None, condition: Condition,
         nothing: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """What the first block is given, (B, 1, n_tokens, width)."""
+        """What the first block is given, (B, n_tokens, width); see ``prefix``."""
+        x = self._given(context, features, use_features, condition)
+        if self.config.action_dim:
+            x = torch.cat([x[:, :-1], x[:, -1:] + self._action_vector(len(context), condition)[:, None]], 1)
+        if nothing is not None:
+            blank = self.nothing + self.positions.weight[: context.shape[1]]
+            x = torch.where(nothing[:, None, None], blank.to(x.dtype), x)
+        return self.dropout(x)
+
+    def _given(
+        self, context: Tensor, features: Tensor | None, use_features: Tensor | None, condition: Condition
+    ) -> Tensor:
+        """All that is read but the action, (B, n_tokens, width)."""
         condition.check(self.config, entries=not self.training)  # training makes its own
         x = self.codes(context) + self.positions.weight[: context.shape[1]]
         if self.config.feature_dim:
             x = x + self._feature_vector(len(context), features, use_features)[:, None]
-        if self.config.action_dim:
-            x = x + self._action_vector(len(context), condition)[:, None]
         if self.config.policies:
             policy = condition.policy
             x = x + self.policies(context.new_zeros(len(context)) if policy is None else policy)[:, None]
         if condition.gamma is not None:
             x = x + self.discounts(condition.gamma)[:, None]
-        if nothing is not None:
-            blank = self.nothing + self.positions.weight[: context.shape[1]]
-            x = torch.where(nothing[:, None, None], blank.to(x.dtype), x)
-        return self.dropout(x)[:, None]
+        return x
 
     def prefix_of_nothing(self) -> Prefix:
         """No context at all, a batch of one: what follows has the law of all rows that were arrived at.
