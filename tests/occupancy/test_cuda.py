@@ -14,7 +14,8 @@ from torch import Tensor
 
 from voc_rl.loop import Descent, LoopConfig
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead, sample_futures
-from voc_rl.occupancy.decoding import Decoder, TorchKernels
+from voc_rl.occupancy.decoding import Decoder
+from voc_rl.occupancy.kernels import TorchKernels
 from voc_rl.occupancy.sampling import sample_plainly, uniforms
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.precision import autocast, generator_on

@@ -12,7 +12,8 @@ from test_sampling import CODES, TOKENS, generator, network
 
 from voc_rl.occupancy import uniforms
 from voc_rl.occupancy.contexts import Cache
-from voc_rl.occupancy.decoding import KEPT, Decoder, TorchKernels, fitting, kept_decoder, room
+from voc_rl.occupancy.decoding import KEPT, Decoder, fitting, kept_decoder, room
+from voc_rl.occupancy.kernels import TorchKernels
 from voc_rl.occupancy.sampling import sample_plainly
 
 
@@ -70,7 +71,7 @@ def test_the_targets_of_training_share_few_decoders() -> None:
 
 INTERPRETED = """
 import torch
-from voc_rl.occupancy.decoding import TorchKernels
+from voc_rl.occupancy.kernels import TorchKernels
 from voc_rl.occupancy.decoding_triton import TritonKernels
 torch.manual_seed(0)
 plain, kernels = TorchKernels(), TritonKernels()

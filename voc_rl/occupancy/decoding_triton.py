@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The parts of a decoding step as one GPU kernel each (Triton); what they compute is said in ``decoding.Kernels``."""
+"""The parts of a decoding step as one GPU kernel each (Triton); what they compute is said in ``kernels.Kernels``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from voc_rl.occupancy.decoding import Kernels
+from voc_rl.occupancy.kernels import Kernels
 
 SAMPLES = 16  # futures of one state and head that a program attends for: as few as a tensor core takes
 CONTEXT = 32  # places of the context at once; more would fill the shared memory with one program

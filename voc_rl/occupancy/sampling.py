@@ -9,7 +9,8 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.contexts import Cache, Condition, OccupancyConfig, Prefix
-from voc_rl.occupancy.decoding import decoder, fitting, sample_codes
+from voc_rl.occupancy.decoding import decoder, fitting
+from voc_rl.occupancy.kernels import sample_codes
 from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import device_of
 
