@@ -6,14 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from voc_rl.data.border import machine_memory
 from voc_rl.errors import VOCError, check_positive
 
-_START = "from voc_rl.data.trial import main; main()"
+_START = "from voc_rl.data.trial_child import main; main()"
 _PATIENCE = 60.0  # seconds, and one more for every megabyte
 
 
@@ -63,25 +61,3 @@ def _bytes(spec: str) -> int:
     if path.is_dir() and path != Path("."):
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size if path.is_file() else 0
-
-
-def main() -> None:
-    """What the other process does: one line of JSON is its answer."""
-    import resource
-
-    from voc_rl.data.checks import check_dataset, summary
-    from voc_rl.data.registry import FORMATS, parse
-
-    resource.setrlimit(resource.RLIMIT_AS, (machine_memory(), machine_memory()))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            name, location = parse(sys.argv[1])
-            dataset = FORMATS[name](location, 3, True)
-            remarks = check_dataset(dataset)
-        found = {"spec": f"{name}:{location}", "summary": summary(dataset)}
-        answer = {**found, "remarks": [*(str(w.message) for w in caught if w.category is UserWarning), *remarks]}
-    except (VOCError, ImportError) as error:
-        answer = {"refused": str(error)}
-    print(json.dumps(answer))
