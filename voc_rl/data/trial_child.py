@@ -1,0 +1,30 @@
+"""What the other process of ``trial.read_in_child`` does: one line of JSON is its answer."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import warnings
+
+from voc_rl.data.border import machine_memory
+from voc_rl.data.checks import check_dataset, summary
+from voc_rl.data.registry import FORMATS, parse
+from voc_rl.errors import VOCError
+
+
+def main() -> None:
+    """Read the dataset that the command line names, within the machine's memory."""
+    resource.setrlimit(resource.RLIMIT_AS, (machine_memory(), machine_memory()))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            name, location = parse(sys.argv[1])
+            dataset = FORMATS[name](location, 3, True)
+            remarks = check_dataset(dataset)
+        found = {"spec": f"{name}:{location}", "summary": summary(dataset)}
+        answer = {**found, "remarks": [*(str(w.message) for w in caught if w.category is UserWarning), *remarks]}
+    except (VOCError, ImportError) as error:
+        answer = {"refused": str(error)}
+    print(json.dumps(answer))
