@@ -46,6 +46,10 @@ class _Job:
     def path(self, index: int) -> Path:
         return self.out / f"episode_{index:06d}.hdf5"
 
+    def missing(self, episodes: int) -> list[int]:
+        """Which of the first ``episodes`` are not there."""
+        return [index for index in range(episodes) if not self.path(index).exists()]
+
     def settings(self) -> dict[str, Any]:
         return {"seed": self.seed, **asdict(self.spec)}
 
@@ -98,9 +102,11 @@ def collect(
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(task, size, _STACK, action_repeat, render, max_episode_steps)))
         job = _Job(Path(out), policy, seed, _spec(env, policy))
+        if _same_settings(job) and not job.missing(episodes):
+            return 0  # nothing is written, so several may find that at once
         stack.enter_context(hold_folder(job.out, "folder for episodes"))
         _claim(job)
-        todo = [index for index in range(episodes) if not job.path(index).exists()]
+        todo = job.missing(episodes)
         done = _in_workers(job, processes, todo) if processes > 1 else _in_this_process(job, env, todo)
         there = episodes - len(todo)
         for _ in tqdm(done, task, total=episodes, initial=there, unit="episode", disable=not progress):
@@ -159,19 +165,25 @@ def _spec(env: gym.Env, policy: BehaviourPolicy) -> DataSpec:
     return replace(inner.data_spec, policy=name)
 
 
+def _same_settings(job: _Job) -> bool:
+    """Whether a folder was collected with these settings; False where it says none, and refused where others."""
+    path, settings = job.out / SETTINGS, job.settings()
+    if not path.exists():
+        return False
+    old = read_json(path, "collection settings")
+    differing = [name for name in settings if old.get(name) != settings[name]]
+    if differing:
+        found = "; ".join(f"{name} was {old.get(name)!r} and is {settings[name]!r}" for name in differing)
+        raise VOCError(f"{job.out} was collected with other settings ({found}); choose another folder.")
+    return True
+
+
 def _claim(job: _Job) -> None:
     """Write the settings into a new folder, or compare them with an old one's; sweep up what was cut."""
-    path, settings = job.out / SETTINGS, job.settings()
-    if path.exists():
-        old = read_json(path, "collection settings")
-        differing = [name for name in settings if old.get(name) != settings[name]]
-        if differing:
-            found = "; ".join(f"{name} was {old.get(name)!r} and is {settings[name]!r}" for name in differing)
-            raise VOCError(f"{job.out} was collected with other settings ({found}); choose another folder.")
-    elif any(job.out.glob("*.hdf5")):
-        raise VOCError(f"{job.out} holds episodes but no {SETTINGS}; choose another folder.")
-    else:
-        write_json(path, settings)
+    if not _same_settings(job):
+        if any(job.out.glob("*.hdf5")):
+            raise VOCError(f"{job.out} holds episodes but no {SETTINGS}; choose another folder.")
+        write_json(job.out / SETTINGS, job.settings())
     for leftover in job.out.glob(".episode_*.part"):
         leftover.unlink(missing_ok=True)
 

@@ -64,8 +64,10 @@ def test_density_values(world: World) -> None:
     rewards, episodes = dataset.reward[rows], dataset.episode[rows]
     obs = dataset.observations(np.arange(100))
     found = voc.density_value(obs, codes, rewards, groups=episodes)
-    assert error(found.mean, columns[:100], GAMMA) < 0.15
-    assert error(found.mean, (columns[:100] + 1) % CELLS, GAMMA) > 0.4
+    known = np.isfinite(found.mean)  # a rare stack of frames may have too few rows that count
+    assert known.mean() > 0.9
+    assert error(found.mean[known], columns[:100][known], GAMMA) < 0.15
+    assert error(found.mean[known], (columns[:100][known] + 1) % CELLS, GAMMA) > 0.4
     other = voc.density_value(obs, codes, 2.0 * rewards + 1.0)  # another reward, nothing trained anew
     np.testing.assert_allclose(other.mean, 2 * found.mean + 1 / (1 - GAMMA), rtol=0.02)
     with pytest.raises(VOCError, match="effective sample size"):

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from voc_rl.agents import NoisyPolicy, StickyMixture, load_policy
+from voc_rl.checkpoints import hold_folder
 from voc_rl.data import Episodes
 from voc_rl.envs import collect, make_env
 from voc_rl.errors import VOCError
@@ -113,6 +114,12 @@ def test_a_longer_collection_keeps_what_is_there(collected, tmp_path):
     assert collect(out, "walker-walk", POLICY, 4, seed=7, **SHORT) == 0
     assert sorted(path.name for path in out.iterdir())[:2] == [".lock", "collect.json"]
     same(out, collected)
+    with hold_folder(out, "folder for episodes"):  # as another process would
+        assert collect(out, "walker-walk", POLICY, 4, seed=7, **SHORT) == 0
+        with pytest.raises(VOCError, match="in use"):
+            collect(out, "walker-walk", POLICY, 5, seed=7, **SHORT)
+        with pytest.raises(VOCError, match="other settings"):
+            collect(out, "walker-walk", POLICY, 4, seed=8, **SHORT)
 
 
 def collect_long(out: Path, processes: int = 1) -> int:
