@@ -56,25 +56,27 @@ def results_of(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Markdown: a table per task; MAE (Spearman) by method and number of episodes."""
+    """Markdown: a table per task; MAE (Spearman, coverage) by method and number of episodes."""
     lines = []
     for task, entry in found["tasks"].items():
         episodes = sorted({row["episodes"] for rows in entry["methods"].values() for row in rows})
         lines.append(
             f"**{task}**, γ = {entry['gamma']:g}, {entry['policies']} policies, true J over a range of "
-            f"{entry['range']:.3f}; MAE of J (Spearman); the best constant has {entry['constant_mae']:.3f}\n"
+            f"{entry['range']:.3f}; MAE of J (Spearman, covered by 90 % intervals); the best constant has "
+            f"{entry['constant_mae']:.3f}\n"
         )
         lines.append(f"| method | what it is | {' | '.join(f'{count} episodes' for count in episodes)} |")
         lines.append(f"|---|---|{'---:|' * len(episodes)}")
         for method in [name for name in ORDER if name in entry["methods"]]:
             rows = {row["episodes"]: row for row in entry["methods"][method]}
-            cells = [
-                f"{rows[count]['mae']:.3f} ({rows[count]['spearman']:.2f})" if count in rows else "–"
-                for count in episodes
-            ]
+            cells = [_cell(rows[count]) if count in rows else "–" for count in episodes]
             lines.append(f"| `{method}` | {WHAT[method]} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    return f"{row['mae']:.3f} ({row['spearman']:.2f}, {row['coverage90']:.0%})"
 
 
 def save_plot(path: Path, found: Mapping[str, Any]) -> None:
