@@ -49,7 +49,6 @@ from voc_rl.benchmarks.control_data import (
 from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, save_plot, save_sheet
 from voc_rl.benchmarks.control_table import results_of, table
 from voc_rl.benchmarks.reward_functions import REWARDS, fallen, overturned
-from voc_rl.data import Episodes
 from voc_rl.errors import check_choices
 from voc_rl.occupancy import going_rows
 from voc_rl.pipeline import Say
@@ -159,13 +158,11 @@ class Control(CellBenchmark):
         torch.set_num_threads(1)
         task, method, seed, scale = cell["task"], cell["method"], cell["seed"], SCALES[self.scale]
         data, device = self.data(task, cell["mix"]), choose_device(self.device)
-        states: np.ndarray | None = data.episodes.state
-        assert states is not None
         if method == "behaviour":
             episodes, middle = data.episodes, int(np.argsort(data.episodes.returns)[len(data.episodes.returns) // 2])
             rows = np.arange(episodes.starts[middle] + 1, episodes.ends[middle], FILM_STEP)
             self._film(cell, episodes.frames(rows))
-            down = DOWN[task](states)
+            down = DOWN[task](data.states)
             own = [float(down[a:b].mean()) for a, b in zip(episodes.starts, episodes.ends, strict=True)]
             return {"returns": episodes.returns.tolist(), "down": own}
         curve = Curve(data, seed, self.curve)
@@ -182,7 +179,7 @@ class Control(CellBenchmark):
             prior = played(task, policy.prior, scale.played, scale.steps, seed)[2]
             result |= {
                 "goal": ZERO_SHOT[task], "goal_reward": goal(visited).mean(0).tolist(),
-                "goal_reward_prior": goal(prior).mean(0).tolist(), "goal_reward_data": float(goal(states).mean()),
+                "goal_reward_prior": goal(prior).mean(0).tolist(), "goal_reward_data": float(goal(data.states).mean()),
             }  # fmt: skip
         return result
 
@@ -229,12 +226,7 @@ def policy_of(
         return VOCPlanner(prior, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
     if method == "zero_shot":
         goal = REWARDS[data.task][ZERO_SHOT[data.task]]
-
-        def of_rows(episodes: Episodes) -> np.ndarray:
-            assert episodes.state is not None
-            return goal(episodes.state)
-
-        voc = voc.fit_reward(data.episodes, of_rows, tokens=data.tokens, seed=seed)
+        voc = voc.fit_reward(data.episodes, lambda episodes: goal(data.states), tokens=data.tokens, seed=seed)
     return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES), sampling(), seed)
 
 

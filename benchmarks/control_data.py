@@ -78,6 +78,13 @@ class ControlData(TaskData):
         )  # fmt: skip
         return Episodes.open(path)
 
+    @property
+    def states(self) -> np.ndarray:
+        """Flat states (N, S) of all rows, which collected data always hold."""
+        states: np.ndarray | None = self.episodes.state
+        assert states is not None
+        return states
+
     def member(self, step: int) -> NoisyPolicy:
         """A checkpoint as it acted in the data."""
         return NoisyPolicy(load_policy(f"{self.task}/step_{step}"), SIGMA, EPSILON)

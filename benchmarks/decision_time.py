@@ -23,6 +23,7 @@ from voc_rl.benchmarks.control_data import ControlData, control_data, make_model
 from voc_rl.benchmarks.control_table import WHAT
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.results import hardware, options, write_results
+from voc_rl.benchmarks.throughput_machine import spread
 from voc_rl.errors import check_choice, check_positive
 from voc_rl.precision import choose_device, device_name
 from voc_rl.runs import versions
@@ -109,12 +110,9 @@ def timed(planners: list[VOCPlanner], data: ControlData, decisions: int, threads
             own.append({"total": time.perf_counter() - started, **planner.seconds})
     found = []
     for own in spent:
-        parts = {part: 1e3 * np.array([decision[part] for decision in own[WARM:]]) for part in own[0]}
-        total = parts.pop("total")
-        found.append({
-            "median": float(np.median(total)), "lowest": float(total.min()), "highest": float(total.max()),
-            **{part: float(np.median(each)) for part, each in parts.items()},
-        })  # fmt: skip
+        parts = {part: [1e3 * decision[part] for decision in own[WARM:]] for part in own[0]}
+        total = spread(parts.pop("total"))
+        found.append({**total, **{part: float(np.median(each)) for part, each in parts.items()}})
     return found
 
 

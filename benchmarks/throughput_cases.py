@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,6 @@ class Rounds:
     rounds: int = 3
     calls: int = 1
     steps: int = REFILL
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {"median": float(np.median(values)), "lowest": float(min(values)), "highest": float(max(values))}
 
 
 class Case:
@@ -113,7 +108,7 @@ class Case:
         median = float(np.median(ours))
         return {
             "states": rounds.states, "samples": rounds.samples,
-            "sampler_seconds": spread(ours), "reference_seconds": spread(reference),
+            "sampler_seconds": machine.spread(ours), "reference_seconds": machine.spread(reference),
             "reference_calls_timed": rounds.calls * rounds.rounds, **low,
             "sampler_speedup": float(np.median(reference)) / median,
             "values_per_second": rounds.states / median,
@@ -145,12 +140,13 @@ class Case:
         median, flops = float(np.median(ours)), machine.training_flops(self.config, BATCH, GAMMA)
         return {
             "training_batch": BATCH, "training_gamma": GAMMA,
-            "training_seconds": spread(ours), "reference_training_seconds": spread(reference),
+            "training_seconds": machine.spread(ours), "reference_training_seconds": machine.spread(reference),
             "training_speedup": float(np.median(reference)) / median,
             "training_flops": flops, "training_roofline": flops / rates["matmul_flops"] / median,
             "training_peak_memory_bytes": _peak(device),
-            "training_seconds_between_refills": spread(others), "refill_seconds": first - float(np.median(others)),
-            **({"training_seconds_without_graph": spread(without)} if without else {}),
+            "training_seconds_between_refills": machine.spread(others),
+            "refill_seconds": first - float(np.median(others)),
+            **({"training_seconds_without_graph": machine.spread(without)} if without else {}),
         }  # fmt: skip
 
     def scaling(self, what: str, value: int) -> dict[str, Any]:

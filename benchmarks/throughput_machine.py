@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from voc_rl.occupancy import OccupancyConfig
@@ -24,6 +25,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     synchronize(device)
     return time.perf_counter() - started
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": float(np.median(values)), "lowest": float(min(values)), "highest": float(max(values))}
 
 
 def fastest(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:

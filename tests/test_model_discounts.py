@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from worlds import CELLS, exact_values, refusal, small_config, write_world
+from worlds import CELLS, exact_values, loop, refusal, small_config, write_world
 
 import voc_rl
 from voc_rl import VOC, Episodes, ValueEstimate
@@ -29,9 +29,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Episodes, np.ndarra
 
 @pytest.fixture(scope="module")
 def voc(world: tuple[Episodes, np.ndarray]) -> VOC:
-    config = small_config(0.5, quantizer=200, steps=800)
+    config = small_config(0.5, quantizer=200)
     network = replace(config.network, null_context=True, features=False)  # so that mve has the head behind its hops
-    return voc_rl.train(world[0], replace(config, network=network, occupancy=replace(config.occupancy, gammas=RANGE)))
+    occupancy = replace(config.occupancy, gammas=RANGE, loop=loop(500, batch_size=256))
+    return voc_rl.train(world[0], replace(config, network=network, occupancy=occupancy))
 
 
 def errors(estimate: ValueEstimate, columns: np.ndarray) -> dict[float, float]:
@@ -62,7 +63,7 @@ def test_values_at_every_discount(voc: VOC, world: tuple[Episodes, np.ndarray], 
         found = voc.value(obs, gamma, estimator, samples=200)  # type: ignore[arg-type]
     error = errors(found, columns[rows])
     print(f"{estimator} at gamma {gamma}: {error}")
-    assert error.pop(gamma) < 0.2  # of other seeds .02 to .15
+    assert error.pop(gamma) < 0.15  # of other seeds .02 to .14
     assert min(error.values()) > 0.2
 
 
@@ -86,7 +87,7 @@ def test_beyond_the_range_by_hops_from_its_end(voc: VOC, world: tuple[Episodes, 
     found = voc.value(dataset.observations(np.arange(200)), 0.9, estimator, samples=300)  # type: ignore[arg-type]
     error = errors(found, columns[:200])
     print(f"{estimator} at gamma 0.9: {error}")
-    assert error.pop(0.9) < 0.35
+    assert error.pop(0.9) < 0.2
     assert min(error.values()) > 0.5
 
 
