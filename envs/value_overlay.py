@@ -40,8 +40,8 @@ def _futures(voc: VOC, obs: np.ndarray, gamma: float) -> np.ndarray:
     """Newest frames of sampled futures, uint8 (FUTURES, H, W, 3), by common random numbers; black where it ended."""
     codes = voc.sample_futures(obs[None], FUTURES, gamma, common=True)[0]
     ended = codes[:, 0] == voc.occupancy.config.end_code
-    pictures = voc.quantizer.decode(codes.masked_fill(ended[:, None], 0)).detach().numpy()[:, -3:]
-    pictures[ended.numpy()] = 0
+    pictures = voc.quantizer.decode(codes.masked_fill(ended[:, None], 0)).detach().cpu().numpy()[:, -3:]
+    pictures[ended.cpu().numpy()] = 0
     return pictures.transpose(0, 2, 3, 1)
 
 

@@ -83,6 +83,20 @@ def test_stack_sizes(folder: Path, stack: int) -> None:
     assert [stack_of(o) for o in obs] == expected
 
 
+def test_rows_counted_from_the_end(dataset: Episodes) -> None:
+    own, rows = np.array([-1, -len(dataset), -3]), np.array([len(dataset) - 1, 0, len(dataset) - 3])
+    assert np.array_equal(dataset.stacked_rows(own), dataset.stacked_rows(rows))
+    assert np.array_equal(dataset.observations(own), dataset.observations(rows))
+    counted, plain = dataset.windows(own, 4), dataset.windows(rows, 4)
+    for name, value in vars(plain).items():
+        assert np.array_equal(getattr(counted, name), value), name
+    for far in (len(dataset), -len(dataset) - 1):
+        with pytest.raises(IndexError):
+            dataset.stacked_rows(np.array([far]))
+        with pytest.raises(IndexError):
+            dataset.windows(np.array([far]), 2)
+
+
 def test_a_long_window_stops_at_its_episode(dataset: Episodes) -> None:
     window = dataset.windows(np.array([4, 6, 7, 9]), 5)
     np.testing.assert_array_equal(window.steps, [2, 0, 1, 5])

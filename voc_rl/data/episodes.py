@@ -261,14 +261,14 @@ class Episodes:
         return {**self.__dict__, "_handles": {}}
 
     def observations(self, rows: np.ndarray) -> np.ndarray:
-        """Stacked observations, uint8 (B, 3K, H, W), oldest frame first; the first frame fills up at a start."""
+        """Stacked observations, uint8 (B, 3K, H, W), oldest first; the first frame fills up. Row -1 is the last one."""
         return self.frames(self.stacked_rows(rows)).reshape(len(rows), *self.observation_shape)
 
     def stacked_rows(self, rows: np.ndarray) -> np.ndarray:
         """Rows whose frames make up the observations of ``rows``, int64 (B, K), oldest first."""
         rows = np.asarray(rows)
-        back = np.arange(self.stack - 1, -1, -1)
-        return np.maximum(rows[:, None] - back, self.starts[self.episode[rows]][:, None])
+        first, back = self.starts[self.episode[rows]], np.arange(self.stack - 1, -1, -1)
+        return np.maximum(rows[:, None] % len(self) - back, first[:, None])
 
     def sample_rows(self, count: int, rng: np.random.Generator, min_steps: int = 1) -> np.ndarray:
         """``count`` rows, uniform over those that have at least ``min_steps`` steps left in their episode.
@@ -285,7 +285,7 @@ class Episodes:
         """The next ``n`` steps from each of ``rows`` (fewer where the episode ends; see the mask)."""
         check_positive(n, "n")
         rows = np.asarray(rows)
-        steps = np.minimum(self.steps_left[rows], n)
+        steps, rows = np.minimum(self.steps_left[rows], n), rows % len(self)
         mask = np.arange(1, n + 1) <= steps[:, None]
         later = rows[:, None] + np.where(mask, np.arange(1, n + 1), 0)
         return Window(
