@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_convert_draws_states_and_goes_on_after_a_cut(
     assert (dataset.ends - dataset.starts).tolist() == [4, 3]
     assert dataset.frame_shape == (3, 16, 16)
     np.testing.assert_array_equal(dataset.reward, [0, 0, 1, 2, 0, 1000, 1001])
+
+
+def test_without_minari(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    said = "voc-rl: Minari's datasets need minari; run: pip install 'voc_rl[minari]'.\n"
+    assert refused(capsys, "info", "minari:me/walker-v0") == said
+    with pytest.raises(SystemExit) as caught:
+        main(["train-quantizer", "--data", "minari:me/walker-v0", "--out", str(tmp_path), *SHORT])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == said
 
 
 SHORT = ["--gamma", "0.5", "--quantizer-steps", "4", "--threads", "1"]

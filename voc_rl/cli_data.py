@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from voc_rl.errors import VOCError
-
 if TYPE_CHECKING:
     from voc_rl.data import Episodes
 
@@ -106,7 +104,4 @@ class Data:
     ]
 
     def run(self) -> None:
-        try:
-            self.command.run()
-        except ImportError as error:  # the format's library
-            raise VOCError(str(error)) from error
+        self.command.run()

@@ -41,8 +41,7 @@ def open_minari(name: str, stack: int = 3, untrusted: bool = False) -> Episodes:
     Actions of other bounds than [-1, 1] are rescaled to them.
 
     Raises:
-        VOCError: no such dataset, spaces that have no place here, or damaged files.
-        ImportError: minari is not installed.
+        VOCError: no such dataset, spaces that have no place here, damaged files, or minari is not installed.
     """
     folder = minari_folder(name)
     files = data_files(folder, (".json", ".hdf5"), untrusted)  # refuses links that leave the folder
@@ -54,7 +53,7 @@ def minari_folder(name: str) -> Path:
     """Where a dataset lies: the folder with its ``metadata.json``.
 
     Raises:
-        VOCError: a name that is none, or no such dataset here.
+        VOCError: a name that is none, no such dataset here, or minari is not installed.
     """
     _import()
     from minari.dataset.minari_dataset import parse_dataset_id
@@ -88,7 +87,7 @@ def minari_episodes(folder: Path) -> Iterator[Episode]:
     """Episode after episode, in the order of their numbers.
 
     Raises:
-        VOCError: damaged files, or spaces that have no place here.
+        VOCError: damaged files, spaces that have no place here, or minari is not installed.
     """
     _import()
     from minari.dataset.minari_storage import MinariStorage
@@ -200,8 +199,7 @@ def write_minari(name: str, dataset: Episodes) -> Path:
     into ``infos``.
 
     Raises:
-        VOCError: a name that is none, or one that is taken.
-        ImportError: minari is not installed.
+        VOCError: a name that is none, one that is taken, or minari is not installed.
     """
     _import()
     from minari.dataset.minari_dataset import parse_dataset_id
@@ -277,5 +275,5 @@ def _import() -> Any:
     try:
         import minari
     except ImportError as error:
-        raise ImportError("Minari's datasets need minari; `pip install 'voc_rl[minari]'` installs it.") from error
+        raise VOCError("Minari's datasets need minari; run: pip install 'voc_rl[minari]'.") from error
     return minari

@@ -48,8 +48,8 @@ def load_dataset(spec: str | Path, *, untrusted: bool = False, stack: int = 3) -
         stack: frames of an observation.
 
     Raises:
-        VOCError: an unknown format, nothing there, or files that are damaged, malformed or lie about their size.
-        ImportError: a format whose library is not installed.
+        VOCError: an unknown format, one whose library is not installed, nothing there, or files that are damaged,
+            malformed or lie about their size.
     """
     if untrusted:
         spec = read_in_child(str(spec)).spec

@@ -25,6 +25,6 @@ def main() -> None:
             remarks = check_dataset(dataset)
         found = {"spec": f"{name}:{location}", "summary": summary(dataset)}
         answer = {**found, "remarks": [*(str(w.message) for w in caught if w.category is UserWarning), *remarks]}
-    except (VOCError, ImportError) as error:
+    except VOCError as error:
         answer = {"refused": str(error)}
     print(json.dumps(answer))
