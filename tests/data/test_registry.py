@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,6 +22,7 @@ from voc_rl.data.trial import read_in_child
 from voc_rl.errors import VOCError
 
 LENGTHS = (4, 3)
+NO_FRAMES = "There are states but no frames; voc_rl.envs.render_states draws them."
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_every_format_by_its_word_and_by_looking(places: dict[str, Path]) -> Non
             assert (dataset.ends - dataset.starts).tolist() == list(LENGTHS), name
             np.testing.assert_array_equal(np.flatnonzero(dataset.terminal), [6])
             assert dataset.has_frames == (name != "d4rl")
-            assert check_dataset(dataset) == ([] if name != "d4rl" else check_dataset(dataset)), name
+            assert check_dataset(dataset) == ([] if dataset.has_frames else [NO_FRAMES]), name
             if dataset.has_frames:
                 np.testing.assert_array_equal(dataset.frames(np.arange(7))[:, 0, 0, 0], [0, 1, 2, 3, 40, 41, 42])
                 assert load_dataset(place, stack=2).observation_shape == (6, 2, 2)
@@ -131,6 +134,28 @@ def test_a_trial_takes_no_module_from_the_working_directory(
     assert read_in_child(".").spec == "voc:."
     with pytest.raises(VOCError, match="timeout is 0"):
         read_in_child(".", timeout=0.0)
+
+
+def test_a_trial_has_a_minute_and_a_second_for_every_megabyte(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience: list[float] = []
+
+    def run(command: list[str], **options: Any) -> None:
+        patience.append(options["timeout"])
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(trial.subprocess, "run", run)
+    monkeypatch.chdir(places["voc"])
+    folders = {".": places["voc"], "voc:.": places["voc"], str(places["voc"]): places["voc"], "nothing": None}
+    if "minari" in places:
+        folders |= {"minari:toy-v0": places["minari"], f"minari:{places['minari'].parent}": places["minari"]}
+    for spec, folder in folders.items():
+        with pytest.raises(VOCError, match=r"did not end in 6\d seconds"):
+            read_in_child(spec)
+        files = [] if folder is None else [file for file in folder.rglob("*") if file.is_file()]
+        assert len(files) >= 2 or folder is None
+        assert patience.pop() == 60 + sum(file.stat().st_size for file in files) / 2**20, spec
 
 
 # --- what is in a dataset

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from voc_rl.data.minari_data import minari_folder
 from voc_rl.errors import VOCError, check_positive
 
 _START = "from voc_rl.data.trial_child import main; main()"
@@ -56,8 +57,13 @@ def read_in_child(spec: str, timeout: float | None = None) -> Trial:
 
 
 def _bytes(spec: str) -> int:
-    """Size of the files that a spec may mean; 0 where it names something else."""
-    path = Path(spec) if Path(spec).exists() else Path(spec.partition(":")[2] or ".")
-    if path.is_dir() and path != Path("."):
+    """Size of the files that a spec means; 0 where it means none that are here."""
+    path = Path(spec)
+    if not path.exists():
+        word, _, place = spec.partition(":")
+        if not place:
+            return 0
+        path = minari_folder(place) if word == "minari" else Path(place)
+    if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size if path.is_file() else 0
