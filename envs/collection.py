@@ -12,7 +12,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from voc_rl.checkpoints import hold_folder, read_json, write_json
+from voc_rl.checkpoints import few, hold_folder, read_json, write_json
 from voc_rl.data import DataSpec, Episode, write_episode
 from voc_rl.envs.make import make_env
 from voc_rl.errors import VOCError, check_choice, check_positive
@@ -67,6 +67,7 @@ def collect(
     render: str = "fast",
     processes: int = 1,
     progress: bool = True,
+    force: bool = False,
 ) -> int:
     """Collect ``episodes`` episodes of ``task`` into the folder ``out``; those that are there are kept.
 
@@ -81,13 +82,14 @@ def collect(
         max_episode_steps: agent steps per episode; None is the task's own limit. Rows are one more.
         processes: worker processes; 1 works in this process.
         progress: show a bar with the time left.
+        force: delete the folder's episodes first, once nothing can refuse the collection any more.
 
     Returns:
         The number of episodes collected by this call.
 
     Raises:
-        VOCError: bad arguments, a folder that is in use or was collected with other settings, or a worker that was
-            killed.
+        VOCError: bad arguments, a folder that is in use, was collected with other settings or (where it is to be
+            emptied) holds other files of episodes, or a worker that was killed.
     """
     if not isinstance(policy, BehaviourPolicy):
         raise VOCError(
@@ -102,9 +104,13 @@ def collect(
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(task, size, _STACK, action_repeat, render, max_episode_steps)))
         job = _Job(Path(out), policy, seed, _spec(env, policy))
-        if _same_settings(job) and not job.missing(episodes):
+        if not force and same_settings(job.out, job.settings()) and not job.missing(episodes):
             return 0  # nothing is written, so several may find that at once
+        if processes > 1:
+            _check_pickles(policy)
         stack.enter_context(hold_folder(job.out, "folder for episodes"))
+        if force:
+            _empty(job.out)
         _claim(job)
         todo = job.missing(episodes)
         done = _in_workers(job, processes, todo) if processes > 1 else _in_this_process(job, env, todo)
@@ -165,27 +171,41 @@ def _spec(env: gym.Env, policy: BehaviourPolicy) -> DataSpec:
     return replace(inner.data_spec, policy=name)
 
 
-def _same_settings(job: _Job) -> bool:
-    """Whether a folder was collected with these settings; False where it says none, and refused where others."""
-    path, settings = job.out / SETTINGS, job.settings()
+def same_settings(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder was collected with these settings, some of those in ``collect.json``; False where it says none.
+
+    Raises:
+        VOCError: it was collected with others.
+    """
+    path = out / SETTINGS
     if not path.exists():
         return False
     old = read_json(path, "collection settings")
     differing = [name for name in settings if old.get(name) != settings[name]]
     if differing:
         found = "; ".join(f"{name} was {old.get(name)!r} and is {settings[name]!r}" for name in differing)
-        raise VOCError(f"{job.out} was collected with other settings ({found}); choose another folder.")
+        raise VOCError(f"{out} was collected with other settings ({found}); choose another folder.")
     return True
+
+
+def _empty(out: Path) -> None:
+    """Delete the episodes and the settings of a folder, where it holds no other files of episodes."""
+    episodes = sorted(out.glob("episode_*.hdf5"))
+    if others := sorted(path.name for path in set(out.glob("*.hdf5")).difference(episodes)):
+        raise VOCError(f"{out} also holds {few(others)}, which no collection wrote; choose another folder.")
+    for file in (*episodes, out / SETTINGS):  # the settings last: while there are episodes, they say whose
+        file.unlink(missing_ok=True)
 
 
 def _claim(job: _Job) -> None:
     """Write the settings into a new folder, or compare them with an old one's; sweep up what was cut."""
-    if not _same_settings(job):
+    if not same_settings(job.out, job.settings()):
         if any(job.out.glob("*.hdf5")):
             raise VOCError(f"{job.out} holds episodes but no {SETTINGS}; choose another folder.")
         write_json(job.out / SETTINGS, job.settings())
-    for leftover in job.out.glob(".episode_*.part"):
-        leftover.unlink(missing_ok=True)
+    for pattern in (".episode_*.part", f".{SETTINGS}.*.part"):
+        for leftover in job.out.glob(pattern):
+            leftover.unlink(missing_ok=True)
 
 
 def _collect_one(job: _Job, env: gym.Env, index: int) -> None:
@@ -203,11 +223,14 @@ def _in_this_process(job: _Job, env: gym.Env, todo: list[int]) -> Iterator[None]
         yield
 
 
-def _in_workers(job: _Job, processes: int, todo: list[int]) -> Iterator[None]:
+def _check_pickles(policy: BehaviourPolicy) -> None:
     try:
-        pickle.dumps(job.policy)
+        pickle.dumps(policy)
     except Exception as error:
-        raise VOCError(f"{job.policy!r} does not pickle ({error}); use processes=1.") from error
+        raise VOCError(f"{policy!r} does not pickle ({error}); use processes=1.") from error
+
+
+def _in_workers(job: _Job, processes: int, todo: list[int]) -> Iterator[None]:
     # Spawned, not forked: OpenGL does not survive a fork.
     context = multiprocessing.get_context("spawn")
     workers = min(processes, len(todo)) or 1

@@ -49,6 +49,7 @@ def test_bad_collections(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
         (["--task", "walker-walk", *POLICY, "--max-episode-steps", "0"], "max_episode_steps is 0"),
         (["--task", "walker-walk", *POLICY, "--seed", "-1"], "seed is -1"),
         (["--task", "walker-walk", *POLICY, "--epsilon", "2", "--sigma", "1"], "epsilon is 2"),
+        (["--task", "walker-walk", *POLICY, "--epsilon", "0.1"], "--epsilon needs --sigma"),
         (["--task", "walker-walk", *POLICY, "--action-repeat", "0"], "action_repeat is 0"),
     ):
         assert words in refused(capsys, "collect", "--out", out, *arguments)
@@ -61,6 +62,10 @@ def test_force_does_not_cost_the_episodes_of_a_mistyped_command(
     write_world(tmp_path, episodes=2, rows=20)
     refused(capsys, "collect", "--task", "walker-fly", *POLICY, "--out", tmp_path, "--force")
     refused(capsys, "collect", "--task", "walker-walk", "--policy", "none", "--out", tmp_path, "--force")
+    collect = ["collect", "--task", "walker-walk", *POLICY, "--out", tmp_path, "--force"]
+    assert "episodes is 0" in refused(capsys, *collect, "--episodes", 0)
+    with RunFolder(tmp_path):
+        assert "is in use by another run" in refused(capsys, *collect)
     assert len(list(tmp_path.glob("*.hdf5"))) == 2
 
 

@@ -69,30 +69,25 @@ class Collect:
     sigma: float = 0.0
     """Standard deviation of Gaussian noise around the policy's mean; 0 keeps the policy's own noise."""
     epsilon: float = 0.0
-    """Share of uniformly random actions."""
+    """Share of uniformly random actions; needs --sigma."""
     seed: int = 0
     processes: int = 2
     force: bool = False
-    """Delete the episodes of the folder first."""
+    """Delete the episodes of the folder first, once nothing can refuse the collection any more."""
 
     def run(self) -> None:
         from voc_rl.agents import NoisyPolicy, load_policy
-        from voc_rl.envs import collect, make_env
+        from voc_rl.envs import collect
 
+        if self.epsilon and not self.sigma:
+            raise VOCError("--epsilon needs --sigma: random actions join Gaussian ones around the policy's mean.")
         policy: Any = load_policy(self.policy)
-        if self.sigma or self.epsilon:
+        if self.sigma:
             policy = NoisyPolicy(policy, self.sigma, self.epsilon)
-        if self.force:
-            # what cannot be collected must not cost the episodes that are there
-            make_env(
-                self.task, self.size, action_repeat=self.action_repeat, render=self.render,
-                max_episode_steps=self.max_episode_steps,
-            ).close()  # fmt: skip
-            for file in [*self.out.glob("episode_*.hdf5"), self.out / "collect.json"]:
-                file.unlink(missing_ok=True)
         count = collect(
             self.out, self.task, policy, self.episodes, self.seed, max_episode_steps=self.max_episode_steps,
             size=self.size, action_repeat=self.action_repeat, render=self.render, processes=self.processes,
+            force=self.force,
         )  # fmt: skip
         print(f"collect: {count} new episodes, {self.episodes - count} were there already: {self.out}")
 

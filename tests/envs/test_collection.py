@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -108,11 +109,12 @@ def test_a_longer_collection_keeps_what_is_there(collected, tmp_path):
     out = tmp_path / "data"
     assert collect(out, "walker-walk", POLICY, 2, seed=7, **SHORT) == 2
     before = (out / "episode_000001.hdf5").stat().st_mtime_ns
-    (out / ".episode_000002.hdf5.abc.part").write_bytes(b"cut")
+    for name in (".episode_000002.hdf5.abc.part", ".collect.json.abc.part"):
+        (out / name).write_bytes(b"cut")
     assert collect(out, "walker-walk", POLICY, 4, seed=7, **SHORT) == 2
     assert (out / "episode_000001.hdf5").stat().st_mtime_ns == before
     assert collect(out, "walker-walk", POLICY, 4, seed=7, **SHORT) == 0
-    assert sorted(path.name for path in out.iterdir())[:2] == [".lock", "collect.json"]
+    assert sorted(path.name for path in out.iterdir())[:2] == [".lock", "collect.json"]  # what was cut is gone
     same(out, collected)
     with hold_folder(out, "folder for episodes"):  # as another process would
         assert collect(out, "walker-walk", POLICY, 4, seed=7, **SHORT) == 0
@@ -168,6 +170,42 @@ def test_episodes_without_settings_are_left_alone(collected, tmp_path):
     (tmp_path / "episode_000000.hdf5").write_bytes((collected / "episode_000000.hdf5").read_bytes())
     with pytest.raises(VOCError, match=r"no collect\.json"):
         collect(tmp_path, "walker-walk", POLICY, 4, seed=7, **SHORT)
+
+
+def test_force_begins_anew_with_other_settings(tmp_path):
+    assert collect(tmp_path, "walker-walk", POLICY, 3, seed=7, **SHORT) == 3
+    assert collect(tmp_path, "walker-walk", POLICY, 2, seed=8, force=True, **SHORT) == 2
+    assert sorted(path.name for path in tmp_path.glob("*.hdf5")) == ["episode_000000.hdf5", "episode_000001.hdf5"]
+    collect(tmp_path / "fresh", "walker-walk", POLICY, 2, seed=8, **SHORT)
+    same(tmp_path, tmp_path / "fresh")
+
+
+def test_force_costs_nothing_where_the_collection_is_refused(tmp_path):
+    collect(tmp_path, "walker-walk", POLICY, 1, seed=7, **SHORT)
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    held = PixelPolicy()
+    held.function = lambda: None  # does not pickle
+    stray = tmp_path / "other.hdf5"
+    for change, message in (
+        ({"episodes": 0}, "episodes is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"processes": 0}, "processes is 0"),
+        ({"task": "walker-fly"}, "Unknown task"),
+        ({"max_episode_steps": 0}, "max_episode_steps is 0"),
+        ({"policy": held, "processes": 2}, "does not pickle"),
+        ({}, r"also holds other\.hdf5, which no collection wrote"),
+        ({}, "in use"),
+    ):
+        arguments = {"task": "walker-walk", "policy": POLICY, "episodes": 1, "seed": 8, **SHORT, **change}
+        with ExitStack() as stack:
+            if message == "in use":
+                stack.enter_context(hold_folder(tmp_path, "folder for episodes"))
+            if "other" in message:
+                stray.write_bytes(b"")
+                stack.callback(stray.unlink)
+            with pytest.raises(VOCError, match=message):
+                collect(tmp_path, force=True, **arguments)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept, message
 
 
 def test_pixel_policies_see_the_stack(tmp_path):
