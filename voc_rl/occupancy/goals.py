@@ -36,8 +36,7 @@ class HeadGoals(ABC):
 
     def __init__(self, head: ValueHead, dataset: Episodes, seed: int) -> None:
         self.device = device_of(head)
-        # mean reward: the value of a constant reward, in reward units
-        head.set_bias(float(dataset.reward[dataset.step_type > 0].mean()))
+        head.fit_rewards(dataset.reward[dataset.step_type > 0])  # first rows have none
         weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
         self.weights, self.episode = weights.to(self.device), on_device(dataset.episode, self.device)
         self.values = torch.zeros(0)

@@ -37,10 +37,15 @@ class ValueHead(nn.Module):
         self.feature_mean: Tensor
         self.feature_std: Tensor
 
-    def set_bias(self, mean_reward: float) -> None:
-        """Start at the value of the mean reward, and measure errors in its size."""
-        self.bias_value.fill_(mean_reward)
-        self.spread.fill_(max(abs(mean_reward), 1e-3))
+    def fit_rewards(self, rewards: np.ndarray) -> None:
+        """Start at the mean of rewards (N,), and measure errors in its size, or in half their spread if that is more.
+
+        The spread keeps errors near one where rewards cancel or are rare: the trunk and the norm at which gradients are
+        cut are shared with the codes, whose loss a head of huge errors would drown.
+        """
+        mean = float(rewards.mean())
+        self.bias_value.fill_(mean)
+        self.spread.fill_(max(abs(mean), float(rewards.std()) / 2.0, 1e-3))
 
     def fit_features(self, features: Tensor) -> None:
         """Take mean and spread of float (N, F)."""
