@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from voc_rl.precision import autocast
+from voc_rl.precision import autocast, device_of
 from voc_rl.quantizers import Quantizer
 
 LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
@@ -56,9 +56,16 @@ class FrozenEncoder(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """uint8 (B, 3K, H, W) -> float32 (B, width)."""
-        with torch.no_grad():
-            codes, features = self.quantizer.codes_and_features(obs)
-        return self.inputs(codes, features.to(torch.float16))  # as stored features are
+        return self.inputs(*seen_as_stored(self.quantizer, obs))
+
+
+@torch.no_grad()
+def seen_as_stored(quantizer: Quantizer, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (B, n_tokens) and features float16 (B, feature_dim) of observations, in the precision of ``tokenize``: what
+    learned from stored ones has to meet the same ones when it acts."""
+    with autocast(device_of(quantizer)):
+        codes, features = quantizer.codes_and_features(obs)
+    return codes, features.to(torch.float16)
 
 
 class ConvEncoder(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.agents.action_values import ActionScores
-from voc_rl.agents.networks import FrozenEncoder, log_density
+from voc_rl.agents.networks import FrozenEncoder, log_density, seen_as_stored
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.precision import device_of, generator_on
@@ -110,8 +110,7 @@ class VOCPlanner:
     def _see(self, obs: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Codes and features, and what the prior reads."""
         frames, encoder = torch.as_tensor(obs).to(device_of(self.prior.actor)), self.prior.encoder
-        codes, features = self.quantizer.codes_and_features(frames)
-        features = features.to(torch.float16)  # as stored features are
+        codes, features = seen_as_stored(self.quantizer, frames)
         if isinstance(encoder, FrozenEncoder) and encoder.quantizer is self.quantizer:
             return codes, features, encoder.inputs(codes, features)
         return codes, features, encoder(frames)

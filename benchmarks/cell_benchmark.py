@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from voc_rl.benchmarks.cells import Cell, run_cells
+from voc_rl.benchmarks.cells import Cell, hold_settings, run_cells
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.results import options, write_results
 from voc_rl.distributed import alone, join, meet, ranks
@@ -55,10 +55,13 @@ class CellBenchmark(ABC):
         Of several processes that torchrun started, the first one writes and prints.
 
         Raises:
-            VOCError: unknown words, or other options that do not fit; another process was lost.
+            VOCError: unknown words, or other options that do not fit; ``out`` was made with other settings; another
+                process was lost.
         """
         cells = self.cells()
         join(choose_device(self.device), PATIENCE)
+        if ranks().first:
+            hold_settings(self.out / "settings.json", self.settings())
         self.prepare()
         records = run_cells(cells, self.work, self.out / self.file, processes=self.processes)
         found = self.summary(records)
@@ -73,6 +76,10 @@ class CellBenchmark(ABC):
     @abstractmethod
     def cells(self) -> list[Cell]:
         """All cells that were asked for; raises where options do not fit."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What all cells, data and models of the folder ``out`` have in common: sizes, schedules. JSON-ready."""
 
     @abstractmethod
     def data(self, task: str) -> Any:

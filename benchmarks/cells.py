@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from voc_rl.benchmarks.results import hardware
-from voc_rl.checkpoints import lock
+from voc_rl.checkpoints import lock, read_json, write_json
 from voc_rl.distributed import alone, dealt, meet, ranks
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
@@ -161,6 +161,22 @@ def check_scale(path: Path, scale: str) -> None:
     others = {str(record["cell"].get("scale")) for record in finished(path)} - {scale}
     if others:
         raise VOCError(f"{path} holds cells of scale {', '.join(sorted(others))}; choose another --out.")
+
+
+def hold_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Keep the settings behind a folder's data, models and cells in a JSON file; refuse a folder that has others.
+
+    Raises:
+        VOCError: the file holds other settings.
+    """
+    own = json.loads(json.dumps(settings))
+    if not path.exists():
+        write_json(path, own)
+        return
+    there = read_json(path)
+    other = sorted(name for name in own.keys() | there.keys() if own.get(name) != there.get(name))
+    if other:
+        raise VOCError(f"{path.parent} was made with other settings ({', '.join(other)}); choose another --out.")
 
 
 def describe(cell: Cell) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from voc_rl.benchmarks.control_data import (
     ControlData,
     ControlScale,
     Curve,
+    Sampled,
     agent_config,
     clone,
     control_data,
@@ -49,6 +50,7 @@ from voc_rl.benchmarks.control_data import (
 from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, save_plot, save_sheet
 from voc_rl.benchmarks.control_table import results_of, table
 from voc_rl.benchmarks.reward_functions import REWARDS, fallen, overturned
+from voc_rl.configs import to_dict
 from voc_rl.errors import check_choices
 from voc_rl.occupancy import going_rows
 from voc_rl.pipeline import Say
@@ -71,16 +73,19 @@ SCALES = {
         size="small",
     ),
 }
-MODELS = ("bc", "voc", "one_step")
-SAMPLES = 8
+VOCS = {"voc": GAMMA, "one_step": 0.0}  # models that are a VOC, and their discount
+IMPROVED = "voc_awr"  # a model too, made from another one, voc: several methods act by it or start from it
+MODELS = ("bc", *VOCS, IMPROVED)
+SAMPLES, SAMPLING = 8, PlannerConfig(candidates=16, rounds=2)  # fewer candidates where each costs samples
 METHODS = (
     "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_v", "voc_awr_q",
     "voc_awr_2", "bc_conv", "bc_top10_conv", "td3bc_conv", "mc_awr_conv", "voc_awr_conv", "td3bc_tokens", "drqv2bc",
     "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
 )  # fmt: skip
 NEEDS = {
-    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc",), "voc_awr_v": ("voc",), "voc_awr_q": ("voc",),
-    "voc_awr_2": ("voc",), "voc_awr_conv": ("voc",), "planner": ("voc", "bc"), "planner_awr": ("voc",),
+    "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc", IMPROVED), "voc_awr_v": ("voc",), "voc_awr_q": ("voc",),
+    "voc_awr_2": ("voc", IMPROVED), "voc_awr_conv": ("voc",), "planner": ("voc", "bc"),
+    "planner_awr": ("voc", IMPROVED),
     "planner_samples": ("voc", "bc"), "one_step_mppi": ("one_step", "bc"), "zero_shot": ("voc", "bc"),
 }  # fmt: skip
 THROUGH = f"_{CONV}"  # rows whose agent sees through the model of that name
@@ -113,6 +118,13 @@ class Control(CellBenchmark):
         check_choices(self.mixes, MIXES, "mix")
         return grid(task=self.tasks, mix=self.mixes, seed=self.seeds, method=self.methods)
 
+    def settings(self) -> dict[str, Any]:
+        scale = SCALES[self.scale]
+        made: dict[str, Any] = {"agents": agent_config(scale.agent)}
+        for model, gamma in VOCS.items():
+            made[f"{model}_training"], made[f"{model}_networks"] = voc_training(scale, gamma)
+        return {"scale": self.scale, **to_dict(scale), **{name: to_dict(own) for name, own in made.items()}}
+
     def data(self, task: str, mix: str = "mixed") -> ControlData:
         return control_data(task, mix, self.out, SCALES[self.scale])
 
@@ -130,8 +142,11 @@ class Control(CellBenchmark):
         if any(method.endswith(THROUGH) for method in self.methods):  # one for all seeds
             run_cells(grid(task=self.tasks, mix=self.mixes, model=(CONV,), seed=(0,)), self.make, file, say)
         needed = [model for model in MODELS if any(model in NEEDS.get(method, ()) for method in self.methods)]
-        cells = grid(task=self.tasks, mix=self.mixes, model=needed, seed=self.seeds)
-        return run_cells(cells, self.make, file, say, self.processes)
+        records = []
+        for models in ([model for model in needed if model != IMPROVED], [IMPROVED] if IMPROVED in needed else []):
+            cells = grid(task=self.tasks, mix=self.mixes, model=models, seed=self.seeds)
+            records += run_cells(cells, self.make, file, say, self.processes)
+        return records
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return results_of(records, self.scale, self.models(say=lambda line: None))
@@ -149,8 +164,11 @@ class Control(CellBenchmark):
         """Train a model and keep it."""
         torch.set_num_threads(1)
         data, seed = self.data(cell["task"], cell["mix"]), cell["seed"]
-        curve = Curve(data, seed, self.curve)
-        make_model(data, cell["model"], seed, SCALES[self.scale], choose_device(self.device), curve)
+        curve, device = Curve(data, seed, self.curve), choose_device(self.device)
+        if cell["model"] == IMPROVED:
+            improve(data, seed, SCALES[self.scale], device, curve)
+        else:
+            make_model(data, cell["model"], seed, SCALES[self.scale], device, curve)
         return {"curve": curve.points}
 
     def work(self, cell: Cell) -> dict[str, Any]:
@@ -212,7 +230,7 @@ def policy_of(
     if plain in ("bc_top10", "mc_awr", "voc_awr_v", "voc_awr_q") or method in ("bc_conv", "voc_awr_conv"):
         objective = partial(Cloning, weights=_weights(plain, data, seed, device))
         return clone(data, common, seed, device, objective, method, curve)
-    if method in ("voc_awr", "voc_awr_2", "planner_awr"):
+    if IMPROVED in NEEDS.get(method, ()):
         return _improved(method, data, seed, scale, device, curve)
     prior = OfflineAgent.load(model_path(data, "bc", seed))
     prior.networks.to(device)
@@ -220,14 +238,14 @@ def policy_of(
         return Sampled(prior) if method == "bc_sampled" else prior
     if method == "one_step_mppi":
         scores = RollOutScores(load_voc(data, "one_step", seed, device), GAMMA, SAMPLES)
-        return VOCPlanner(prior, scores, sampling(), seed)
+        return VOCPlanner(prior, scores, SAMPLING, seed)
     voc = load_voc(data, "voc", seed, device)
     if method == "planner":
         return VOCPlanner(prior, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
     if method == "zero_shot":
         goal = REWARDS[data.task][ZERO_SHOT[data.task]]
         voc = voc.fit_reward(data.episodes, lambda episodes: goal(data.states), tokens=data.tokens, seed=seed)
-    return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES), sampling(), seed)
+    return VOCPlanner(prior, ActionValues(voc, "sample", SAMPLES), SAMPLING, seed)
 
 
 def _weights(method: str, data: ControlData, seed: int, device: torch.device) -> np.ndarray | None:
@@ -242,9 +260,12 @@ def _weights(method: str, data: ControlData, seed: int, device: torch.device) ->
     return advantage_weights(advantages, going_rows(data.episodes), ImprovementConfig.temperature)
 
 
-def sampling() -> PlannerConfig:
-    """Fewer candidates where every one costs samples."""
-    return PlannerConfig(candidates=16, rounds=2)
+def improve(data: ControlData, seed: int, scale: ControlScale, device: torch.device, curve: Curve | None) -> None:
+    """Train the clone weighted by the advantages of the model ``voc``, and keep it; one that is there already stays."""
+    path = model_path(data, IMPROVED, seed)
+    if not path.exists():
+        objective = partial(Cloning, weights=_weights(IMPROVED, data, seed, device))
+        keep(clone(data, agent_config(scale.agent), seed, device, objective, IMPROVED, curve), path)
 
 
 def _improved(
@@ -252,13 +273,9 @@ def _improved(
 ) -> Any:
     """The clone weighted by VOC advantages, a planner around it, or one round more: evaluate it, weight anew, clone."""
     common, voc = agent_config(scale.agent), load_voc(data, "voc", seed, device)
-    path = model_path(data, "voc_awr", seed)
-    if not path.exists():
-        objective = partial(Cloning, weights=_weights("voc_awr", data, seed, device))
-        keep(clone(data, common, seed, device, objective, "voc_awr", curve), path)
-    agent = OfflineAgent.load(path)
+    agent = OfflineAgent.load(model_path(data, IMPROVED, seed))
     agent.networks.to(device)
-    if method == "voc_awr":
+    if method == IMPROVED:
         return agent
     if method == "planner_awr":
         return VOCPlanner(agent, ActionValues(voc, caution=1.0), PlannerConfig(), seed)
@@ -267,21 +284,6 @@ def _improved(
     voc = policy_voc(agent, data.episodes, data.tokens, voc, config, seed)
     objective = partial(Cloning, weights=row_weights(voc, data.episodes, data.tokens, VOC_WEIGHTS["voc_awr_q"]))
     return clone(data, common, seed, device, objective, method, curve)
-
-
-class Sampled:
-    """A policy that acts with its noise, also where the deterministic action is asked for."""
-
-    observation: Literal["state", "pixels"] = "pixels"
-
-    def __init__(self, agent: OfflineAgent) -> None:
-        self.agent = agent
-
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
-        """Drawn actions."""
-        return self.agent.predict(observation, state, episode_start)
 
 
 def main() -> None:

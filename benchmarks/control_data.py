@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -222,6 +222,21 @@ def keep(model: VOC | OfflineAgent, path: Path, seen: dict[str, Tensor] | None =
         save_tensors(temporary / SEEN, seen)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(temporary, path)
+
+
+class Sampled:
+    """A policy that acts with its noise, also where the deterministic action is asked for."""
+
+    observation: Literal["state", "pixels"] = "pixels"
+
+    def __init__(self, agent: OfflineAgent) -> None:
+        self.agent = agent
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Drawn actions."""
+        return self.agent.predict(observation, state, episode_start)
 
 
 def played(

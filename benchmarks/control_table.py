@@ -35,7 +35,7 @@ WHAT = {
     "planner": "planner, Q by the head",
     "planner_awr": "planner around the weighted clone, Q by the head",
     "planner_samples": "planner, Q by samples",
-    "one_step_mppi": "MPPI on a one-step model, as many tokens as planner_samples",
+    "one_step_mppi": "MPPI on a one-step model, eight steps ahead: as many tokens as planner_samples",
     "zero_shot": "planner for another goal (its return is of the data's reward)",
 }
 

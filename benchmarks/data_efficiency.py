@@ -23,7 +23,7 @@ from torch import Tensor
 from voc_rl.benchmarks.cell_benchmark import CellBenchmark
 from voc_rl.benchmarks.cells import Cell, grid
 from voc_rl.benchmarks.data_efficiency_table import results_of, save_plot, table
-from voc_rl.benchmarks.ope import SCALES, estimates_of
+from voc_rl.benchmarks.ope import SCALES, estimates_of, settings_of
 from voc_rl.benchmarks.ope_data import TaskData, task_data
 from voc_rl.data import Episodes
 from voc_rl.quantizers import Quantizer
@@ -94,6 +94,9 @@ class DataEfficiency(CellBenchmark):
         self.check_words("tasks", "methods")
         gammas, shares = SCALES[self.scale].gammas[:1], SHARES[self.scale]
         return grid(share=shares, task=self.tasks, gamma=gammas, method=self.methods, seed=range(self.seeds))
+
+    def settings(self) -> dict[str, Any]:
+        return settings_of(self.scale)
 
     def data(self, task: str) -> PartOfData:
         """All episodes of a task."""

@@ -22,6 +22,7 @@ from voc_rl.benchmarks.ope_baselines import BASELINES, Estimates, effective_star
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData, task_data
 from voc_rl.benchmarks.ope_protocol import SIXTEEN, Target
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
+from voc_rl.configs import to_dict
 from voc_rl.errors import VOCError, check_choices
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, OccupancyTransformer, PolicyTraining, hops
@@ -82,6 +83,9 @@ class OPE(CellBenchmark):
             raise VOCError(f"The truth of scale {self.scale} reaches to gamma {reached}, not {max(self.discounts)}.")
         return grid(task=self.tasks, part=self.parts, gamma=self.discounts, method=self.methods, seed=range(self.seeds))
 
+    def settings(self) -> dict[str, Any]:
+        return settings_of(self.scale)
+
     def data(self, task: str) -> TaskData:
         return task_data(task, self.out, SCALES[self.scale])
 
@@ -124,12 +128,22 @@ def estimates_of(
     return result
 
 
+def settings_of(scale: str) -> dict[str, Any]:
+    """What the folder of a scale was made with; the benchmarks that share it share this too."""
+    network = SCALES[scale].network
+    configs = {f"config_{gamma:g}": to_dict(_config(scale, gamma, 0, network)) for gamma in (*SCALES[scale].gammas, 0)}
+    return {"scale": scale, **to_dict(SCALES[scale]), **configs}
+
+
 def _config(scale: str, gamma: float, seed: int, steps: int) -> EvaluationConfig:
     own = SCALES[scale]
     sizes = sized(own.size)
     loop = replace(sizes.occupancy.loop, steps=steps)
     voc = replace(VOCConfig(), network=sizes.network, seed=seed)
-    training = PolicyTraining(occupancy=OccupancyTraining(gamma=gamma, loop=loop))
+    occupancy = OccupancyTraining(gamma=gamma, loop=loop)
+    training = PolicyTraining(occupancy=occupancy)
+    if gamma == 0:  # from the second step of a roll-out on a one-step model sees its own codes alone, and no action
+        training = PolicyTraining(replace(occupancy, feature_dropout=0.5), action_share=0.0, start_share=0.0)
     config = EvaluationConfig(critic=own.fitted_q, training=training, voc=voc)
     if scale == "smoke":
         few = LoopConfig(steps=50, batch_size=256)

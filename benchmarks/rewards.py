@@ -19,7 +19,7 @@ import tyro
 
 from voc_rl.benchmarks.cell_benchmark import CellBenchmark
 from voc_rl.benchmarks.cells import Cell, grid
-from voc_rl.benchmarks.ope import PARTS, SCALES, evaluator_of
+from voc_rl.benchmarks.ope import PARTS, SCALES, evaluator_of, settings_of
 from voc_rl.benchmarks.ope_baselines import DRAWS
 from voc_rl.benchmarks.ope_data import TaskData, discounted_mean, task_data
 from voc_rl.benchmarks.reward_functions import REWARDS
@@ -58,6 +58,9 @@ class Rewards(CellBenchmark):
     def cells(self) -> list[Cell]:
         self.check_words("tasks", "methods", "parts")
         return grid(task=self.tasks, part=self.parts, gamma=[self.gamma], method=self.methods, seed=range(self.seeds))
+
+    def settings(self) -> dict[str, Any]:
+        return settings_of(self.scale)
 
     def data(self, task: str) -> TaskData:
         return task_data(task, self.out, SCALES[self.scale])

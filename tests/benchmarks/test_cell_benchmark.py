@@ -14,6 +14,8 @@ from voc_rl.benchmarks.cell_benchmark import CellBenchmark
 from voc_rl.benchmarks.cells import Cell, grid
 from voc_rl.errors import VOCError
 
+EXPONENTS = {"square": 2, "cube": 3}
+
 
 class Data:
     prepared: ClassVar[list[str]] = []
@@ -37,12 +39,15 @@ class Powers(CellBenchmark):
         self.check_words("tasks", "methods")
         return grid(task=self.tasks, method=self.methods, seed=range(self.seeds))
 
+    def settings(self) -> dict[str, Any]:
+        return {"scale": self.scale, "exponents": EXPONENTS}
+
     def data(self, task: str) -> Data:
         return Data(task)
 
     def work(self, cell: Cell) -> dict[str, Any]:
         assert cell["task"] in Data.prepared
-        return {"power": int(cell["task"]) ** (2 if cell["method"] == "square" else 3)}
+        return {"power": int(cell["task"]) ** EXPONENTS[cell["method"]]}
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         powers = [record["result"]["power"] for record in records]
@@ -69,6 +74,20 @@ def test_a_run_from_cells_to_results(tmp_path: Path) -> None:
     more = Powers("smoke", tmp_path / "out", tmp_path / "results", methods=("cube",), seeds=2).run()
     assert more["powers"] == [8, 8, 27, 27]
     assert (tmp_path / "out/done.jsonl").read_text().splitlines()[:4] == lines  # what is done is not done again
+
+
+def test_a_folder_of_other_settings_is_refused_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Powers("smoke", tmp_path / "out", tmp_path / "results")
+    bench.run()
+    kept = (tmp_path / "out/done.jsonl").read_bytes()
+    monkeypatch.setitem(EXPONENTS, "cube", 4)
+    with pytest.raises(VOCError, match=r"out was made with other settings \(exponents\); choose another --out"):
+        bench.run()
+    monkeypatch.setitem(EXPONENTS, "cube", 3)
+    with pytest.raises(VOCError, match=r"\(scale\)"):
+        Powers("cpu", tmp_path / "out", tmp_path / "results").run()
+    assert (tmp_path / "out/done.jsonl").read_bytes() == kept
+    assert bench.run()["powers"] == [4, 8, 9, 27]
 
 
 def test_the_command_says_what_is_not_usual(tmp_path: Path) -> None:

@@ -83,6 +83,10 @@ def test_only_models_that_methods_need_are_made_and_unknown_words_are_refused(
     models = [(record["cell"]["model"], record["cell"]["seed"]) for record in finished(tmp_path / "models.jsonl")]
     assert models == [("conv", 0), ("bc", 3), ("voc", 3)]  # convolutions first, one for all seeds
     assert [cell["method"] for cell in bench.cells()] == ["bc_top10_conv", "planner"]
+    improved = Control(out=tmp_path, tasks=("walker-walk",), methods=("voc_awr_2", "planner_awr"), seeds=(3, 4))
+    made = [record["cell"] for record in improved.models()]
+    expected = [("voc", 3), ("voc", 4), ("voc_awr", 3), ("voc_awr", 4)]
+    assert [(cell["model"], cell["seed"]) for cell in made] == expected  # every clone after its VOC, and once
     both = Control(out=tmp_path, tasks=("walker-walk",), mixes=("mixed", "expert"))
     assert [data.folder for data in both.shared()] == [tmp_path / "walker-walk", tmp_path / "walker-walk_expert"]
     assert [data.mix for data in both.shared()] == ["mixed", "expert"]

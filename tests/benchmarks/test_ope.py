@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,9 @@ def test_networks_from_a_behaviour_model_share_its_steps(
     for module in ("training", "policy_training"):
         monkeypatch.setattr(f"voc_rl.occupancy.{module}.optimise", counted)
     monkeypatch.setitem(ope.SCALES, "smoke", replace(ope.SCALES["smoke"], network=24))
-    methods = ("voc_warm", "voc_alone")
-    run = OPE("smoke", shared, tmp_path / "results", ("cheetah-run",), methods, parts=("development",))
+    methods, out = ("voc_warm", "voc_alone"), tmp_path / "out"
+    shutil.copytree(shared / "cheetah-run", out / "cheetah-run")  # other settings are not for the same folder
+    run = OPE("smoke", out, tmp_path / "results", ("cheetah-run",), methods, parts=("development",))
     found = run.run()["development"]["cheetah-run"]["methods"]
     assert set(found) == {*methods, "exact"}
     assert "8 development policies" in (tmp_path / "results/ope.md").read_text()
