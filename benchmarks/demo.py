@@ -22,6 +22,7 @@ from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.report import format_table, save_figure, write_report
 from voc_rl.checkpoints import write_json
 from voc_rl.envs import collect
+from voc_rl.envs.collection import same_settings
 from voc_rl.errors import VOCError, check_choice, check_positive
 from voc_rl.occupancy import default_n
 from voc_rl.pipeline import Pipeline, Say
@@ -92,20 +93,34 @@ def _collect(run: RunFolder, config: DemoConfig, processes: int, force: bool, pr
     settings = {"task": config.task, "policy": POLICIES[config.task], "episodes": config.episodes,
                 "episode_steps": config.episode_steps, "seed": config.voc.seed}  # fmt: skip
     mark = fingerprint(settings)
-    if force:
-        run.forget("collect")
-        for file in data.glob("*.hdf5"):
-            file.unlink()
-        (data / "collect.json").unlink(missing_ok=True)
-    if run.finished("collect", mark):
-        say("collect: done already, skipped (--force does it again)")
-        return data
-    with run.stage("collect", mark, settings):
+    if not force:
+        there = _check_collected(data, config)
+        if there == config.episodes and run.finished("collect", mark):
+            say("collect: done already, skipped (--force does it again)")
+            return data
+    with run.stage("collect", mark, settings, resumes=not force):
         collect(
             data, config.task, load_policy(POLICIES[config.task]), config.episodes, config.voc.seed,
-            max_episode_steps=config.episode_steps, processes=processes, progress=progress,
+            max_episode_steps=config.episode_steps, processes=processes, progress=progress, force=force,
         )  # fmt: skip
     return data
+
+
+def _check_collected(data: Path, config: DemoConfig) -> int:
+    """The number of episodes that are there, before anything of the folder is overwritten.
+
+    Raises:
+        VOCError: they were collected with other settings, or are more than are asked for, all of which would be used.
+    """
+    asked = {"task": config.task, "seed": config.voc.seed, "max_episode_steps": config.episode_steps}
+    same_settings(data, asked)
+    there = len(list(data.glob("episode_*.hdf5")))
+    if there > config.episodes:
+        raise VOCError(
+            f"{data} holds {there} episodes and {config.episodes} are asked for; ask for {there}, choose another "
+            "--out, or use --force to collect anew."
+        )
+    return there
 
 
 def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from commands import COMMANDS, POLICY, SHORT, final_files, refused, train
 from worlds import COMMAND, write_world
 
 from voc_rl import VOC, Episodes
+from voc_rl.benchmarks import demo
 from voc_rl.cli import main
 from voc_rl.runs import RunFolder
 
@@ -37,6 +38,19 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
         assert word in out
     if command == "train":
         assert "--wandb" in out
+
+
+def test_each_task_of_the_demo_has_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[str, Path]] = []
+    monkeypatch.setattr(demo, "run_demo", lambda config, out, **options: found.append((config.task, out)))
+    for more in ((), ("--task", "cheetah-run"), ("--task", "cheetah-run", "--out", "mine"), ("--quantizer", "dino")):
+        main(["demo", "--threads", "1", *more])
+    assert found == [
+        ("walker-walk", Path("runs/demo")),
+        ("cheetah-run", Path("runs/demo_cheetah-run")),
+        ("cheetah-run", Path("mine")),
+        ("walker-walk", Path("runs/demo")),  # another quantizer sees the episodes that are there
+    ]
 
 
 def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ class Demo:
     """walker-walk or cheetah-run."""
     quantizer: str = "vqvae"
     """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch)."""
-    out: Path = Path("runs/demo")
-    """Run folder; an interrupted demo goes on where it stopped."""
+    out: Path | None = None
+    """Run folder, where an interrupted demo goes on; default: runs/demo, or runs/demo_cheetah-run for that task."""
     seed: int = 0
     threads: int | None = None
     """Threads for the arithmetic; default: the cores that are free now, at most 4."""
@@ -45,9 +45,10 @@ class Demo:
         check_seed(self.seed)
         voc = replace(sized("tiny", self.quantizer), seed=self.seed)
         config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps, voc=voc)
+        out = self.out or Path("runs", "demo" if self.task == Demo.task else f"demo_{self.task}")
         device = choose_device(self.device)
         prepare(self.threads)
-        run_demo(config, self.out, processes=self.processes, device=device, force=self.force)
+        run_demo(config, out, processes=self.processes, device=device, force=self.force)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds import small_config, write_world
+from worlds import refusal, small_config, write_world
 
 from voc_rl import VOC
 from voc_rl.benchmarks import demo
 from voc_rl.benchmarks.demo import DemoConfig, run_demo
+from voc_rl.checkpoints import write_json
 from voc_rl.errors import VOCError
 from voc_rl.runs import RunFolder
 
@@ -27,6 +28,7 @@ def no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     def collect(data: Path, task: str, policy: Any, episodes: int, seed: int, **options: Any) -> int:
         assert options["max_episode_steps"] == 250
         write_world(data, episodes, rows=30, size=36, seed=seed)
+        write_json(data / "collect.json", {"seed": seed, "task": task, "max_episode_steps": 250})
         return episodes
 
     monkeypatch.setattr(demo, "collect", collect)
@@ -84,6 +86,33 @@ def test_a_lost_report_is_written_again(finished: dict[str, Any]) -> None:
     again = run_demo(CONFIG, folder, progress=False, say=lambda line: None)
     assert (folder / "report.html").exists()
     assert numbers(again) == numbers(metrics)
+
+
+def test_a_lost_episode_is_collected_again(finished: dict[str, Any]) -> None:
+    folder, metrics = done(finished)
+    (folder / "data" / "episode_000003.hdf5").unlink()
+    said: list[str] = []
+    again = run_demo(CONFIG, folder, progress=False, say=said.append)
+    assert {line.split(":")[0] for line in said if "skipped" in line} == set(STAGES) - {"collect"}
+    assert numbers(again) == numbers(metrics)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "cheetah-run"}, r"other settings (task was 'walker-walk' and is 'cheetah-run')"),
+        ({"voc": replace(CONFIG.voc, seed=1)}, "other settings (seed was 0 and is 1)"),
+        ({"episode_steps": 40}, "other settings (max_episode_steps was 250 and is 40)"),
+        ({"episodes": 5}, "holds 6 episodes and 5 are asked for; ask for 6, choose another --out, or use --force"),
+    ],
+)
+def test_a_demo_that_does_not_fit_the_folder_changes_nothing(
+    finished: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    folder, _ = done(finished)
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert words in refusal(run_demo, replace(CONFIG, **change), folder, progress=False, say=lambda line: None)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
 
 
 def test_the_model_loads(finished: dict[str, Any]) -> None:
