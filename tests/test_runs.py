@@ -236,13 +236,22 @@ def test_listeners_hear_every_step(tmp_path: Path) -> None:
     assert heard == [("one", 50, {"loss": 1.0})]
 
 
-def test_leftovers_of_a_kill_are_swept_up(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for name in (".voc.safetensors.abc.part", "data/.episode_000001.hdf5.x.part", "kept.part"):
+def test_a_run_sweeps_up_its_own_leftovers_alone(tmp_path: Path) -> None:
+    own = (".voc.safetensors.abc.part", "checkpoints/.train.pt.x.part", "estimates/.mc.json.x.part")
+    others = (
+        "kept.part",
+        "data/.episode_000001.hdf5.x.part",  # of a collection, which may be at work
+        "other/.voc.safetensors.abc.part",  # of another run, too
+        ".drawn.part/episode_000000.hdf5",  # a cut drawing, which goes on
+        ".drawn.part/.episode_000001.hdf5.x.part",
+    )
+    for name in (*own, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("half")
     with RunFolder(tmp_path):
         pass
-    assert sorted(p.name for p in tmp_path.rglob("*.part")) == ["kept.part"]
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".lock", *others}
 
 
 def test_damaged_records_are_refused_in_one_sentence(tmp_path: Path) -> None:

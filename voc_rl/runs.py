@@ -4,6 +4,8 @@ config.json     settings per stage, versions, seed, threads, device
 stages.json     finished stages: fingerprint, seconds, peak memory
 metrics.jsonl   the curve, one line per logged step
 checkpoints/    states of unfinished training
+estimates/      values that stages of an evaluation found
+figures/        of a report
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ PACKAGES = (
 )
 # stage -> what its curve is called, where that is another word
 CURVES = {"quantizer": ("teacher", "quantizer"), "train": ("joint", "occupancy", "reward")}
+FOLDERS = ("checkpoints", "estimates", "figures")  # a run's own
 NOTE_EVERY = 2.0  # seconds between notes of the time that an unfinished stage has taken
 
 
@@ -63,14 +66,21 @@ class RunFolder:
         if not self.writes:
             return self
         self._lock = hold_folder(self.path, "run folder")
-        for leftover in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        self._sweep()
         self._end_last_line()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.writes:
             self._lock.close()
+
+    def _sweep(self) -> None:
+        """Delete files that a killed run was writing: its own alone, for other runs and collections may lie below, and
+        the folder of a cut drawing, from which it goes on, has such a name too."""
+        for folder in (self.path, *(self.path / name for name in FOLDERS)):
+            for leftover in folder.glob(".*.part"):
+                if leftover.is_file():
+                    leftover.unlink(missing_ok=True)
 
     def _end_last_line(self) -> None:
         path = self.path / "metrics.jsonl"
