@@ -8,11 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small import toy_episode, toy_folder
+from worlds import together
 
+from voc_rl import conversion
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from voc_rl.cli import main
+from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes, load_dataset
+from voc_rl.distributed import Ranks
 from voc_rl.envs.states import MODELS, StateRenderer
+from voc_rl.runs import RunFolder
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -127,6 +132,76 @@ def test_without_minari(capsys: pytest.CaptureFixture[str], tmp_path: Path, monk
         main(["train-quantizer", "--data", "minari:me/walker-v0", "--out", str(tmp_path), *SHORT])
     assert caught.value.code == 2
     assert capsys.readouterr().err == said
+
+
+# --- states that are drawn into a run folder
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> str:
+    """Three episodes of D4RL's, of 2, 3 and 4 rows."""
+    arrays = d4rl_arrays((1, 2, 3))
+    still = {key: 0 * arrays[key] for key in ("infos/qpos", "infos/qvel", "observations", "next_observations")}
+    write_d4rl(tmp_path / "walker2d-x.hdf5", {**arrays, **still, "actions": np.zeros((6, 6))})
+    return f"d4rl:{tmp_path / 'walker2d-x.hdf5'}"
+
+
+REWARDS = [0, 0, 0, 1000, 1001, 0, 2000, 2001, 2002]
+
+
+def test_a_cut_drawing_of_a_run_goes_on(states: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, draw = tmp_path / "run", StateRenderer.frame
+    drawn: list[np.ndarray] = []
+
+    def frame(self: StateRenderer, physics: np.ndarray) -> np.ndarray:
+        drawn.append(physics)
+        if len(drawn) == 4:  # in the second episode
+            raise KeyboardInterrupt
+        return draw(self, physics)
+
+    monkeypatch.setattr(StateRenderer, "frame", frame)
+    with RunFolder(out), pytest.raises(KeyboardInterrupt):
+        open_with_frames(states, out / "drawn")
+    first = (out / ".drawn.part" / "episode_000000.hdf5").stat().st_mtime_ns
+    with RunFolder(out):
+        dataset = open_with_frames(states, out / "drawn")
+    assert len(drawn) == 4 + 7  # the second episode and the third
+    assert (out / "drawn" / "episode_000000.hdf5").stat().st_mtime_ns == first
+    assert dataset.reward.tolist() == REWARDS
+    assert not list(out.rglob("*.part"))
+
+
+TOGETHER = """
+import sys
+import torch
+from voc_rl.conversion import open_with_frames
+from voc_rl.distributed import join
+from voc_rl.runs import RunFolder
+join(torch.device("cpu"))
+with RunFolder(sys.argv[2]) as run:
+    dataset = open_with_frames(sys.argv[1], run.path / "drawn")
+    sys.exit(f"{run.writes} {dataset.reward.astype(int).tolist()}")
+"""
+
+
+def test_of_two_processes_one_draws(states: str, tmp_path: Path) -> None:
+    ended = together([sys.executable, "-c", TOGETHER, states, str(tmp_path / "run")])
+    assert [error.splitlines()[-1] for _, error in ended] == [f"True {REWARDS}", f"False {REWARDS}"]
+
+
+def test_the_first_process_says_after_every_episode_that_it_draws(
+    states: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool] = []
+
+    monkeypatch.setattr(conversion, "agreed", said.append)
+    for _ in range(2):  # the second time what was drawn is there
+        open_with_frames(states, tmp_path / "drawn")
+    assert said == [True, True, True, False, False]
+    monkeypatch.setattr(conversion, "agreed", lambda own: said.pop(0))
+    monkeypatch.setattr(conversion, "ranks", lambda: Ranks(1, 2))
+    assert open_with_frames(states, tmp_path / "drawn").reward.tolist() == REWARDS
+    assert said == [False]  # it waited for the last word
 
 
 SHORT = ["--gamma", "0.5", "--quantizer-steps", "4", "--threads", "1"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,19 +12,22 @@ from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_minari,
 from voc_rl.data.convert import SETTINGS, write_folder
 from voc_rl.data.registry import parse, stream_dataset
 from voc_rl.data.trial import read_in_child
+from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError, check_choice
 
 if TYPE_CHECKING:
     from voc_rl.envs.states import StateCheck
 
 TARGETS = ("minari", "vd4rl", "voc")
+SIZE = 84  # height and width of drawn frames where none is asked
 
 
 def open_with_frames(source: str | Path, folder: Path | None = None) -> Episodes:
     """Open a dataset of any format to train on its frames. D4RL's states are drawn into ``folder`` first, once.
 
     Args:
-        source: as in ``load_dataset``. folder: for what is drawn; a drawing that was cut goes on.
+        source: as in ``load_dataset``. folder: for what is drawn; a drawing that was cut goes on. Of several processes
+            (``voc_rl.distributed``), all of which have to call this, the first one draws.
 
     Raises:
         VOCError: what ``load_dataset`` and ``convert_dataset`` refuse, states without a ``folder``, or a ``folder``
@@ -35,11 +38,22 @@ def open_with_frames(source: str | Path, folder: Path | None = None) -> Episodes
         return load_dataset(f"{name}:{place}")
     if folder is None:
         raise VOCError(f"{source} holds states, whose pictures are drawn into a folder; --out is needed.")
-    if not folder.exists():
-        convert_dataset(str(source), str(folder), progress=True)
+    _draw_once(f"d4rl:{place}", folder)
     if (drawn := read_json(folder / SETTINGS, "settings of a conversion").get("source")) != f"d4rl:{place}":
         raise VOCError(f"{folder} was drawn from {drawn}, not from d4rl:{place}; choose another --out.")
     return Episodes.open(folder)
+
+
+def _draw_once(spec: str, folder: Path) -> None:
+    """Draw states into ``folder`` unless it is there. Of several processes the first one does, and says after every
+    episode that it is still drawing: as a whole that may take longer than the others wait for a word."""
+    if ranks().first:
+        if not folder.exists():
+            _to_ours(spec, str(folder), SIZE, None, progress=True, after_episode=lambda: agreed(True))
+        agreed(False)
+    else:
+        while agreed(False):  # the first one's answer
+            pass
 
 
 def convert_dataset(
@@ -47,7 +61,7 @@ def convert_dataset(
     out: str,
     to: str = "voc",
     *,
-    size: int = 84,
+    size: int = SIZE,
     task: str | None = None,
     untrusted: bool = False,
     progress: bool = False,
@@ -85,7 +99,14 @@ def convert_dataset(
     return len(dataset.starts), check
 
 
-def _to_ours(spec: str, out: str, size: int, task: str | None, progress: bool) -> tuple[int, StateCheck | None]:
+def _to_ours(
+    spec: str,
+    out: str,
+    size: int,
+    task: str | None,
+    progress: bool,
+    after_episode: Callable[[], object] = lambda: None,
+) -> tuple[int, StateCheck | None]:
     settings = {"source": spec, "size": size, "task": task}
     if not spec.startswith("d4rl:"):
 
@@ -101,8 +122,10 @@ def _to_ours(spec: str, out: str, size: int, task: str | None, progress: bool) -
 
     def drawn(first: int) -> Iterator[tuple[Episode, DataSpec]]:
         if first == len(states.starts):
-            return iter(())
+            return
         left = states.subset(range(first, len(states.starts)))
-        return rendered_episodes(left, size, task, progress, check)
+        for made in rendered_episodes(left, size, task, progress, check):
+            after_episode()
+            yield made
 
     return write_folder(out, drawn, settings), check
