@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from voc_rl.benchmarks.ope_scores import policy_scores
+from voc_rl.benchmarks.ope_scores import paired_difference, policy_scores
 from voc_rl.benchmarks.results import hardware_of
 from voc_rl.checkpoints import atomic_path
 from voc_rl.runs import versions
@@ -34,6 +34,7 @@ WHAT = {
     "exact": "the truth itself",
 }  # fmt: skip
 STRATA = ("logged", "mixed", "unseen")
+REFERENCE = "voc_head"  # what differences are to
 SHOWN = ("voc", "voc_head", "voc_corrected", "mfmc", "fqe")
 
 
@@ -42,6 +43,7 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -
     found: dict[str, Any] = {"development": {}, "test": {}}
     for part, tasks in found.items():
         groups: dict[Any, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+        values_of: dict[Any, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
         for record in records:
             cell = record["cell"]
             if cell["part"] != part:
@@ -52,13 +54,20 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -
                 scored = _scores(estimates, own, cell["seed"])
                 scored["cpu_seconds"] = record["cpu_seconds"]
                 groups[cell["task"], cell["gamma"]][method].append(scored)
+                values_of[cell["task"], cell["gamma"]][method].append({n: e[0] for n, e in estimates.items()})
                 groups[cell["task"], cell["gamma"]].setdefault("exact", [_scores(_exact(own), own, 0)])
         for (task, gamma), methods in groups.items():
             names = _names(records, part, task)
             values = np.array([truth[task, gamma][name] for name in names])
+            j = {
+                method: np.array([[own[name] for name in names] for own in seeds])
+                for method, seeds in values_of[task, gamma].items()
+            }
             entry = {
                 "gamma": gamma, "range": float(np.ptp(values)), "policies": len(names),
                 "methods": {method: _mean(seeds) for method, seeds in methods.items()},
+                "differences": _differences(j, values), "true": dict(zip(names, values.tolist(), strict=True)),
+                "estimates": {method: own.mean(0).round(5).tolist() for method, own in j.items()},
             }  # fmt: skip
             tasks.setdefault(task, {"others": []})
             if "gamma" in tasks[task]:
@@ -80,6 +89,16 @@ def _scores(estimates: Mapping[str, Sequence[float]], true: Mapping[str, float],
         if errors:
             scored[f"mae_{stratum}"] = float(np.mean(errors))
     return scored
+
+
+def _differences(j: Mapping[str, np.ndarray], true: np.ndarray) -> dict[str, dict[str, float]]:
+    """By method: its absolute errors less those of ``REFERENCE``, of J (seeds, P), averaged over the seeds of each."""
+    errors = {method: np.abs(own - true).mean(0) for method, own in j.items()}
+    return {
+        method: paired_difference(own, errors[REFERENCE], np.random.default_rng(61))
+        for method, own in errors.items()
+        if REFERENCE in errors and method != REFERENCE
+    }
 
 
 def _exact(true: Mapping[str, float]) -> dict[str, tuple[float, float, float]]:
@@ -119,6 +138,12 @@ def table(found: Mapping[str, Any]) -> str:
                 parts.append(
                     f"| `{method}` | {WHAT[method]} | {' | '.join([*numbers, *strata, str(row['seeds']), cpu])} |"
                 )
+            if entry["differences"]:
+                told = [
+                    f"`{m}` {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+                    for m, d in entry["differences"].items()
+                ]
+                parts.append(f"\nMAE less that of `{REFERENCE}` [90 % of bootstraps over policies]: {', '.join(told)}.")
             parts.append("")
     return "\n".join(parts)
 

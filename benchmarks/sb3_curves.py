@@ -24,7 +24,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from voc_rl.benchmarks.results import hardware, write_results
+from voc_rl.benchmarks.cells import hold_settings
+from voc_rl.benchmarks.results import hardware, options, write_results
 from voc_rl.benchmarks.sb3_curves_plot import draw_curves
 from voc_rl.checkpoints import read_json, write_json
 from voc_rl.envs import VecVOCValue, make_env
@@ -55,7 +56,7 @@ class Args:
     scale: str = "cpu"
     """smoke (seconds) or cpu."""
     out: Path = Path("runs/sb3_curves")
-    """Where finished arms and seeds are kept."""
+    """Where finished arms and seeds are kept; those of another VOC, task or setting are refused there."""
     task: str = "walker-walk"
     """A dm_control task, the VOC's own."""
     arms: tuple[str, ...] = tuple(ARMS)
@@ -154,8 +155,12 @@ def main(args: Args) -> dict[str, Any]:
     for arm in args.arms:
         check_choice(arm, ARMS, "arm")
     check_positive(len(args.seeds), "number of seeds")
-    open_voc(args.voc)
+    voc = open_voc(args.voc)
     torch.set_num_threads(1)
+    hold_settings(args.out / f"{args.scale}.settings.json", {
+        "task": args.task, "voc": str(args.voc), "voc_gamma": voc.gamma, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
+        "cpu_minutes and steps": SCALES[args.scale],
+    })  # fmt: skip
     for seed in args.seeds:
         for arm in args.arms:
             path = args.out / args.scale / f"{arm}_{seed}.json"
@@ -168,8 +173,9 @@ def main(args: Args) -> dict[str, Any]:
     results = {
         "what": f"PPO on {args.task} from pixels, with and without VOC features and shaping: raw returns of episodes",
         "scale": args.scale, "cpu_minutes": minutes, "task": args.task, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
-        "voc_gamma": open_voc(args.voc).gamma, "arms": found, "hardware": hardware(), "versions": versions(),
-        "command": f"python -m voc_rl.benchmarks.sb3_curves --scale {args.scale}",
+        "voc_gamma": voc.gamma, "arms": found, "hardware": hardware(), "versions": versions(),
+        "command": f"python -m voc_rl.benchmarks.sb3_curves --voc {args.voc} --scale {args.scale}"
+        + options({"task": ((args.task,), (Args.task,))}),
     }  # fmt: skip
     text = table(found, minutes)
     folder = write_results("sb3_curves", results, text, args.results)

@@ -84,6 +84,14 @@ def test_smoke_run_from_pixels_to_the_table(shared: Path, tmp_path: Path) -> Non
     assert methods["exact"]["coverage90"] == 1
     assert methods["nearest"]["mae_logged"] == pytest.approx(0, abs=1e-9)  # the oracle knows them
     assert 0 < methods["mfmc"]["mae"] < entry["range"]
+    assert set(entry["differences"]) == expected - {"exact", "voc_head"}
+    true = np.array(list(entry["true"].values()))
+    for method, difference in entry["differences"].items():
+        own = np.abs(np.array(entry["estimates"][method]) - true).mean()
+        assert own == pytest.approx(methods[method]["mae"], abs=1e-5)
+        assert difference["mean"] == pytest.approx(own - methods["voc_head"]["mae"], abs=2e-5)
+        assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert "MAE less that of `voc_head`" in (tmp_path / "results/ope.md").read_text()
     assert json.loads((tmp_path / "results/ope.json").read_text())["tasks"] == found["tasks"]
     assert (tmp_path / "results/ope.png").stat().st_size > 10_000
     lines = (shared / "cells.jsonl").read_text().splitlines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from voc_rl.benchmarks.ope_scores import policy_scores, regret
+from voc_rl.benchmarks.ope_scores import paired_difference, policy_scores, regret
 from voc_rl.errors import VOCError
 
 
@@ -42,3 +42,16 @@ def test_a_constant_has_no_rank_and_other_policies_are_refused() -> None:
     assert scored([0.5] * 4, [0.1, 0.4, 0.6, 0.8])["spearman"] == 0.0
     with pytest.raises(VOCError, match="same policies"):
         policy_scores({"a": 1.0}, {"a": 1.0, "b": 2.0}, {}, {}, np.random.default_rng(0))
+
+
+def test_paired_differences_know_that_errors_go_together() -> None:
+    """Errors that differ by the same at every policy are told apart however much policies differ among themselves."""
+    rng = np.random.default_rng(0)
+    errors = rng.uniform(0, 1, 24)
+    found = paired_difference(errors + 0.01, errors, rng)
+    assert [found[name] for name in ("mean", "low", "high")] == pytest.approx([0.01] * 3)
+    wide = paired_difference(rng.permutation(errors) + 0.01, errors, rng)
+    assert wide["low"] < 0 < wide["high"]
+    # of differences of 0 and 1 in equal parts the bootstrapped mean is binomial: .5 -+ 1.645 sqrt(.25 / 100)
+    half = paired_difference(np.repeat([0.0, 1.0], 50), np.zeros(100), rng)
+    assert [half["low"], half["high"]] == pytest.approx([0.418, 0.582], abs=0.015)

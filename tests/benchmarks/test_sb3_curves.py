@@ -32,6 +32,8 @@ def test_all_arms_run_and_resume(arguments: dict[str, Any], tmp_path: Path) -> N
     sb3_curves.main(sb3_curves.Args(**{**arguments, "seeds": (0,), "arms": ("features",)}))
     kept = tmp_path / "out/smoke/features_0.json"
     before = kept.read_bytes(), kept.stat().st_mtime_ns
+    with pytest.raises(VOCError, match=r"other settings \(task\)"):
+        sb3_curves.main(sb3_curves.Args(**{**arguments, "task": "cheetah-run"}))
     results = sb3_curves.main(sb3_curves.Args(**arguments))
     assert (kept.read_bytes(), kept.stat().st_mtime_ns) == before
     assert set(results["arms"]) == {"pixels", "pixels+shaping", "features", "features+shaping"}
