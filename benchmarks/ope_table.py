@@ -27,7 +27,7 @@ WHAT = {
     "fqe": "fitted Q evaluation on the quantizer's features",
     "fqe_state": "the same on true states: an upper reference",
     "wis": "weighted importance sampling from the logged starts",
-    "dr": "weighted doubly robust with fqe",
+    "dr": "weighted doubly robust with fqe; its interval is of the starts alone",
     "nearest": "true J of the logged policy that acts most alike (an oracle helps)",
     "median": "median of the logged policies' true J (an oracle helps)",
     "mc": "mean logged return: the behaviour's value",

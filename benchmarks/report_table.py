@@ -27,7 +27,7 @@ METHODS: dict[str, Method] = {
     "voc": Method("VOC samples", "sampled VOC values", "mean reward of sampled futures, divided by 1 − γ"),
     "voc_head": Method("VOC head", "the VOC head", "value head of the same model; one pass, nothing is sampled"),
     "mc": Method("Monte-Carlo", "Monte-Carlo regression", "regression from pixels to the stored returns"),
-    "td": Method("n-step TD", "the n-step TD critic", "critic from pixels with the same number of steps as VOC"),
+    "td": Method("n-step TD", "the n-step TD critic", "critic from pixels, n-step targets with the n of VOC"),
     "one_step": Method(
         "one-step model", "the one-step model", "one-step token model, rolled out at an equal token budget"
     ),
