@@ -98,7 +98,7 @@ class Case:
             one = machine.seconds(lambda: [self.reference.sample(context) for _ in range(rounds.calls)], device)
             reference.append(one / rounds.calls * rounds.samples)
         low = {}
-        if device.type == "cuda":  # not how the public code runs it, but how anybody would try to first
+        if machine.multiplies_in_bfloat16(device):  # not how the public code runs it; how anybody would try to first
             with autocast(device):
                 one = machine.fastest(lambda: self.reference.sample(context), device, 2)
             low = {"reference_bfloat16_seconds": one * rounds.samples}

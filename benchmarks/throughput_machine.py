@@ -43,11 +43,15 @@ def rates(device: torch.device) -> dict[str, float]:
     return {"matmul_flops": matmul_rate(device), "copy_bytes": copy_rate(device)}
 
 
+def multiplies_in_bfloat16(device: torch.device) -> bool:
+    """Whether sampling does, on this device."""
+    return device.type == "cuda" or has_bfloat16()
+
+
 def matmul_rate(device: torch.device) -> float:
     """Floating-point operations a second of matrix products, in the precision that sampling uses: the best of a square
     one and of the paper's widest layer on 3200 sequences."""
-    low = device.type == "cuda" or has_bfloat16()
-    dtype = torch.bfloat16 if low else torch.float32
+    dtype = torch.bfloat16 if multiplies_in_bfloat16(device) else torch.float32
     side = 8192 if device.type == "cuda" else 1536
     rates = []
     for m, k, n in ((side, side, side), (3200, 768, 3072)):

@@ -21,6 +21,7 @@ def table(results: Mapping[str, Any]) -> str:
         rates = part["machine"]
         lines += ["", f"{part['device']}: matrix products at {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, copies at "
                   f"{rates['copy_bytes'] / 1e9:.0f} GB/s (measured)."]  # fmt: skip
+        lines += [_low(size, part[size]) for size in SIZES if "reference_bfloat16_seconds" in part.get(size, {})]
         lines += [_steps(size, part[size]) for size in SIZES if "refill_seconds" in part.get(size, {})]
         lines += _scaling(part.get("scaling", []))
         lines += _storage(part.get("storage", {}))
@@ -34,6 +35,12 @@ def _scaling(rows: list[Mapping[str, Any]]) -> list[str]:
     threads = f"{rows[0]['threads']} threads" if rows[0]["threads"] > 1 else "1 thread"
     points = ", ".join(f"{row['what']} {row['value']}: {row['seconds']:.3g}" for row in rows)
     return ["", f"Seconds of our sampler with one number changed ({threads}): {points}."]
+
+
+def _low(size: str, own: Mapping[str, Any]) -> str:
+    seconds = own["reference_bfloat16_seconds"]
+    faster = seconds / own["sampler_seconds"]["median"]
+    return f"The reference of size {size} in bfloat16: {seconds:.3g} s; ours is {faster:.1f} x faster than that."
 
 
 def _steps(size: str, own: Mapping[str, Any]) -> str:
