@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.agents.drawing import Drawing
 from voc_rl.errors import VOCError, check_positive
-from voc_rl.policy import BehaviourPolicy, Policy
+from voc_rl.policy import BehaviourPolicy, Policy, memoryless
 
 
 class NoisyPolicy(Drawing):
@@ -19,7 +19,7 @@ class NoisyPolicy(Drawing):
     for all entries of the action together.
 
     Args:
-        policy: anything with ``predict`` and ``observation``.
+        policy: anything with ``predict`` and ``observation``, without a recurrent state.
         sigma: standard deviation of the Gaussian part, in units of the action range [-1, 1].
         epsilon: share of uniformly random actions.
         seed: of the generator behind ``predict(..., deterministic=False)``; ``sample`` is given its own.
@@ -43,7 +43,7 @@ class NoisyPolicy(Drawing):
 
     def mode(self, observation: np.ndarray) -> np.ndarray:
         """The wrapped policy's deterministic actions."""
-        return self.policy.predict(observation, deterministic=True)[0]
+        return memoryless(self.policy, observation, deterministic=True)
 
     def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""

@@ -16,6 +16,7 @@ import torch
 
 from voc_rl.agents.actors import GaussianActor, load_policy
 from voc_rl.errors import VOCError
+from voc_rl.policy import memoryless
 
 # what Stable-Baselines3 calls the tensors of a SAC actor with two hidden layers, and what we call them
 _SAC = {
@@ -43,7 +44,7 @@ class Deterministic:
 
     def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """The same actions ``count`` times, (count, A) or (count, B, A)."""
-        actions = np.asarray(self.predict(observation)[0])
+        actions = np.asarray(memoryless(self.policy, observation, deterministic=True))
         return np.broadcast_to(actions, (count, *actions.shape))
 
 

@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from voc_rl.errors import VOCError
+
 
 @runtime_checkable
 class Policy(Protocol):
@@ -24,8 +26,29 @@ class Policy(Protocol):
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """Actions, float32 in [-1, 1], for one observation or a batch, and the recurrent state (or None)."""
+        """Actions, float32 in [-1, 1], for one observation or a batch, and the recurrent state (or None).
+
+        A policy with a recurrent state can act in an environment; where rows are shown one by one, as in policy
+        evaluation, it is refused (``memoryless``).
+        """
         ...
+
+
+def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.ndarray:
+    """What ``predict`` gives for observations that are shown without what came before them.
+
+    Raises:
+        VOCError: a policy that keeps a recurrent state, or answers with something else than actions and state.
+    """
+    found = policy.predict(observation, deterministic=deterministic)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise VOCError(f"{policy!r} gave no pair of actions and state; its `predict` has to return (actions, None).")
+    if found[1] is not None:
+        raise VOCError(
+            f"{policy!r} keeps a recurrent state; recurrent policies cannot be asked row by row, so give one that acts "
+            "by the observation alone."
+        )
+    return found[0]
 
 
 @runtime_checkable

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small import toy_dataset
+from worlds import refusal
 
+from voc_rl.agents import NoisyPolicy
+from voc_rl.agents.loading import Deterministic
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
 
@@ -80,3 +84,50 @@ def test_draws_of_another_number_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(VOCError, match=r"gave actions of shape \(2, 11, 2\); \(3, 11, 2\) is needed"):
         policy_actions([Fewer()], toy_dataset(tmp_path, (5, 6)), 3, np.random.default_rng(0))
+
+
+class TorchNoise(Predicts):
+    """Acts by PyTorch's global random numbers, as Stable-Baselines3's models do."""
+
+    def _act(self, observation: np.ndarray) -> np.ndarray:
+        return torch.rand(len(observation), 2).numpy()
+
+
+def test_noise_of_predict_follows_the_seed_and_disturbs_nothing(tmp_path: Path) -> None:
+    dataset, policy = toy_dataset(tmp_path, (5, 6)), TorchNoise()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = policy_actions([policy, DrawsOnce()], dataset, 3, np.random.default_rng(0)).drawn
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    again = policy_actions([policy, DrawsOnce()], dataset, 3, np.random.default_rng(0)).drawn
+    np.testing.assert_array_equal(first, again)
+    twice = policy_actions([policy, policy], dataset, 3, np.random.default_rng(1)).drawn
+    assert len(np.unique([first[0], *twice])) == 3 * first[0].size  # other seeds, policies and draws: other noise
+    # a policy that draws from the generator has the numbers that it has alone
+    alone = policy_actions([DrawsOnce()], dataset, 3, np.random.default_rng(0)).drawn[0]
+    np.testing.assert_array_equal(first[1], alone)
+
+
+class Recurrent(Predicts):
+    """Counts the steps of an episode."""
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        return self._act(observation), 1 if state is None else state + 1
+
+
+class ActionsAlone(Predicts):
+    def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+        return self._act(observation)
+
+
+def test_a_recurrent_policy_is_not_asked_row_by_row(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (5, 6))
+    for policy in (Recurrent(), Deterministic(Recurrent()), NoisyPolicy(Recurrent(), 0.1)):
+        said = refusal(policy_actions, [policy], dataset, 3, np.random.default_rng(0))
+        assert "recurrent policies cannot be asked row by row" in said
+    assert Deterministic(Recurrent()).predict(dataset.observations(np.arange(2)), 4)[1] == 5  # it may act
+    said = refusal(policy_actions, [ActionsAlone()], dataset, 3, np.random.default_rng(0))
+    assert "has to return (actions, None)" in said

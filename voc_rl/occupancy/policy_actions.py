@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_positive
+from voc_rl.policy import memoryless
+from voc_rl.precision import seeded
 
 ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy at once
 
@@ -55,10 +58,12 @@ def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Genera
     """Drawn actions of a policy at each row, float32 (N, draws, A) in [-1, 1].
 
     All from one pass of ``policy.draws(observation, count, rng)``, (count, B, A), where there is one; else from
-    ``policy.draw(observation, rng)`` or Stable-Baselines3's ``predict`` with its noise, a pass per draw.
+    ``policy.draw(observation, rng)`` or Stable-Baselines3's ``predict`` with its noise, a pass per draw. That noise is
+    PyTorch's global one, as Stable-Baselines3's is, or the policy's own; the former follows ``rng``.
 
     Raises:
-        VOCError: no ``predict``, a policy of the state where the data hold none, or actions that do not fit the data's.
+        VOCError: no ``predict``, one with a recurrent state, a policy of the state where the data hold none, or actions
+            that do not fit the data's.
     """
     if not callable(getattr(policy, "predict", None)):
         raise VOCError(f"{policy!r} is no policy; `predict` and `observation` ('state' or 'pixels') are needed.")
@@ -91,7 +96,9 @@ def _draws(policy: Any, observation: np.ndarray, count: int, rng: np.random.Gene
         return np.clip(np.asarray(policy.draws(observation, count, rng)), -1.0, 1.0)
     if hasattr(policy, "draw"):
         return np.clip([policy.draw(observation, rng) for _ in range(count)], -1.0, 1.0)
-    return np.stack([policy.predict(observation, deterministic=False)[0] for _ in range(count)])
+    seed = int(rng.spawn(1)[0].integers(2**63))  # no number of `rng` itself: other policies' draws stay what they were
+    with seeded(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"), seed):
+        return np.stack([memoryless(policy, observation, deterministic=False) for _ in range(count)])
 
 
 def policy_actions(policies: Sequence[Any], dataset: Episodes, draws: int, rng: np.random.Generator) -> PolicyActions:
