@@ -21,6 +21,11 @@ def ring(states: int = 12) -> np.ndarray:
     return P
 
 
+def slow_ring(states: int = 12) -> np.ndarray:
+    """A ring that is walked round in about 400 steps, (states, states): at gamma .99 the far future is another one."""
+    return 0.97 * np.eye(states) + 0.03 * np.roll(np.eye(states), 1, axis=1)
+
+
 def occupancy(P: np.ndarray, gamma: float) -> np.ndarray:
     """(1 - gamma) P (I - gamma P)^-1."""
     return (1 - gamma) * P @ np.linalg.inv(np.eye(len(P)) - gamma * P)

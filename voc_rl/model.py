@@ -64,7 +64,7 @@ class VOC(Parts):
             gamma: the discount, any of ``gammas``; None is the model's own. ``sample`` and ``mve`` also answer for
                 larger ones, by feeding futures back as contexts.
             estimator: ``head`` (one pass), ``sample`` (mean reward of sampled futures), or ``mve`` (for a larger
-                discount: rewards of a few hops of each sampled path, and the head behind them; see ``values.mve``).
+                discount: rewards of every hop of each sampled path, as many as count; see ``values.mve``).
                 ``density`` needs rows of the data: ``density_value``.
             samples: futures per state, for ``sample`` and ``mve``.
             level: confidence of the interval.
@@ -73,7 +73,8 @@ class VOC(Parts):
                 for rounding). Errors of two states are then dependent: a mean over states may be no surer than one.
 
         Raises:
-            VOCError: observations of another shape or dtype, an estimator or discount that this model does not have.
+            VOCError: observations of another shape or dtype, an estimator or discount that this model does not have, or
+                a discount that is too many hops away.
         """
         codes, features = self.context(obs)
         return self.value_of_codes(codes, features, gamma, estimator, samples, level, generator, common)
@@ -189,7 +190,7 @@ class VOC(Parts):
         base = base_gamma(self.gammas, gamma)
         condition = self.condition(len(codes), base)
         with autocast(self.device):
-            return compose(self.occupancy, codes, features, n, base, gamma, generator, 50, common, condition)
+            return compose(self.occupancy, codes, features, n, base, gamma, generator, common, condition)
 
     def rewards(self, futures: Tensor) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""

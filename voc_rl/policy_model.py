@@ -114,7 +114,7 @@ class PolicyModel:
         return Found.of_states(from_samples(self._rewards(self._futures[key], reward).cpu().numpy(), gamma))
 
     def by_mve(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:
-        """Predicted rewards of a few hops of every path; all later ones are taken to be like the last."""
+        """Predicted rewards of every hop of every path, as many as count (``values.mve``)."""
         base = self._base(gamma)
         codes, features, condition = self.contexts(name, self.starts, base)
         with autocast(device_of(self.network)):

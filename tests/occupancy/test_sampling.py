@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from chains import occupancy, ring
+from chains import occupancy, ring, slow_ring
 from scipy import stats
 from torch import Tensor
 
@@ -272,7 +272,7 @@ def test_composition_is_exact(
     square = Q if Q.shape[1] == len(Q) else np.vstack([Q, np.eye(len(Q) + 1)[-1]])
     model = table_model(occupancy(square, gamma)[: len(Q)])
     count = 20_000
-    futures = compose(model, torch.arange(len(Q))[:, None], None, count, gamma, new_gamma, generator(), 200, common)
+    futures = compose(model, torch.arange(len(Q))[:, None], None, count, gamma, new_gamma, generator(), common)
     assert futures.shape == (len(Q), count, 1)
     exact = occupancy(square, new_gamma)[: len(Q)]
     for state in range(len(Q)):
@@ -282,14 +282,16 @@ def test_composition_is_exact(
         assert stats.chisquare(found[possible], exact[state][possible] * count).pvalue > 1e-4
 
 
-def test_composition_at_most_max_hops() -> None:
-    """A clockwork chain of single steps: no future is further ahead than the hops allowed."""
-    model = table_model(np.roll(np.eye(50), 1, axis=1))
-    futures = compose(model, torch.zeros(1, 1, dtype=torch.int64), None, 5000, 0.0, 0.9, generator(), max_hops=5)
-    counts = np.bincount(futures.flatten().numpy(), minlength=50)
-    expected = [0.1, 0.09, 0.081, 0.0729, 0.9**4]  # the tail stays at the last hop
-    assert counts[0] == counts[6:].sum() == 0
-    assert stats.chisquare(counts[1:6], np.array(expected) * 5000).pvalue > 1e-3
+def test_composition_goes_on_for_as_many_hops_as_are_wanted() -> None:
+    """A slow drift from .5 to .99: every third future lies more than 50 hops ahead."""
+    exact, count = occupancy(slow_ring(), 0.99), 6000
+    model, context = table_model(occupancy(slow_ring(), 0.5)), torch.tensor([[0], [7]])
+    futures = compose(model, context, None, count, 0.5, 0.99, generator())
+    for state, found in zip((0, 7), futures[..., 0].numpy(), strict=True):
+        assert stats.chisquare(np.bincount(found, minlength=12), exact[state] * count).pvalue > 1e-3
+    assert exact[0].min() * count > 50
+    with pytest.raises(VOCError, match=r"gamma 0.999 .* gamma 0.8 would take 200 hops on average, and some over 1000"):
+        compose(model, context, None, count, 0.8, 0.999, generator())
 
 
 def test_width_must_be_a_multiple_of_the_heads() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from chains import occupancy, ring, values
+from chains import occupancy, ring, slow_ring, values
 from decisions import LAST as TERMINAL
 from decisions import UNIFORM, A, decisions
 from decisions import S as STATES
@@ -15,7 +15,7 @@ from torch import Tensor
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTransformer, log_probabilities
 from voc_rl.occupancy.sampling import end_probability
-from voc_rl.values import density, from_weights, future_weights, mve
+from voc_rl.values import ValueEstimate, density, from_weights, future_weights, mve
 
 S = 12
 REWARD = np.cos(2 * np.pi * np.arange(S) / S) + (np.arange(S) == 7)
@@ -57,7 +57,7 @@ def test_hops_with_an_exact_tail_are_exact(gamma: float, new_gamma: float, commo
         assert np.abs(z).max() < 4.0
         assert found.stderr.max() < 0.03 * np.ptp(V)
         assert "model" in found.covers
-        assert ("head" in found.covers) == (gamma < new_gamma)
+        assert ("value function behind" in found.covers) == (gamma < new_gamma)
 
 
 def test_a_wrong_tail_counts_by_its_weight() -> None:
@@ -89,6 +89,29 @@ def test_without_a_tail_later_hops_are_like_the_last() -> None:
     weights = [0.1 * 0.4 ** (n - 1) / 0.5**n for n in range(1, count + 1)]
     expected = (sum(w * hop for w, hop in zip(weights, hops, strict=True)) + (1 - sum(weights)) * hops[-1]) / 0.1
     assert np.abs((found.mean - expected) / found.stderr).max() < 4.0
+    assert "3 hops each" in found.covers
+    assert "the last one stands for all later hops, 51.2% of the weight" in found.covers
+
+
+@pytest.mark.parametrize("tail", [False, True])
+def test_hops_go_on_until_the_later_ones_weigh_nothing(tail: bool) -> None:
+    """A slow drift from .9 to .99: what comes after five hops is 59 % of the value, and is nothing like them."""
+    P, gamma, new_gamma = slow_ring(), 0.9, 0.99
+    M, V = occupancy(P, gamma), values(P, REWARD, new_gamma)
+    mean = torch.from_numpy(M @ REWARD / (1 - new_gamma))  # what a head of .9 knows: the mean reward one hop on
+
+    def found(count: int | None) -> ValueEstimate:
+        return mve(
+            OccupancyTable(M[None]).network, torch.arange(S)[:, None], None, reward_of(REWARD), gamma, new_gamma,
+            generator(), count=count, samples=2000, tail_value=(lambda codes, _: mean[codes[:, 0]]) if tail else None,
+        )  # fmt: skip
+
+    enough = found(None)
+    assert np.abs((enough.mean - V) / enough.stderr).max() < 4.0
+    assert enough.stderr.max() < 0.03 * np.ptp(V)
+    assert "44 hops each" in enough.covers  # .9^44 is the first power below .01
+    few = found(4)
+    assert np.abs((few.mean - V) / few.stderr).max() > 20.0
 
 
 def test_the_same_paths_have_less_noise_than_stops() -> None:
@@ -145,6 +168,8 @@ def test_bad_hops() -> None:
         mve(*arguments, 0.9, generator(), samples=1)
     with pytest.raises(VOCError, match="count is 0"):
         mve(*arguments, 0.9, generator(), count=0)
+    with pytest.raises(VOCError, match=r"gamma 0.999 .* would take 500 hops on average, and some over 1000"):
+        mve(*arguments, 0.999, generator())
 
 
 # --- density ratios

@@ -8,6 +8,7 @@ from voc_rl.occupancy.policy_actions import PolicyActions, going_rows, policy_ac
 from voc_rl.occupancy.policy_targets import CoupledTargets, PolicyTargets, StitchedTargets, TargetSource
 from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
 from voc_rl.occupancy.sampling import (
+    chance_of_another,
     compose,
     end_probability,
     hops,
@@ -39,6 +40,7 @@ __all__ = [
     "ValueHead",
     "arrived_rows",
     "base_gamma",
+    "chance_of_another",
     "compose",
     "default_n",
     "draw_targets",

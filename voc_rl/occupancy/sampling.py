@@ -15,6 +15,8 @@ from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import device_of
 
 LOGITS_AT_ONCE = 1 << 26  # numbers, for the probabilities of given futures
+MOST_HOPS = 1000  # of one future
+CUT = 1e-3  # share of the futures that may want more
 
 
 @torch.no_grad()
@@ -129,7 +131,6 @@ def compose(
     gamma: float,
     new_gamma: float,
     generator: torch.Generator,
-    max_hops: int = 50,
     common: bool = False,
     condition: Condition | None = None,
 ) -> Tensor:
@@ -139,15 +140,18 @@ def compose(
     discount is told ``gamma`` in ``condition``.
 
     One more hop follows with probability (g' - g) / (1 - g); n hops thus have probability
-    (1-g') (g'-g)^(n-1) / (1-g)^n (gamma-models, Janner et al. 2020). END stays END. At most ``max_hops``.
+    (1-g') (g'-g)^(n-1) / (1-g)^n (gamma-models, Janner et al. 2020). END stays END.
     ``common``: one state's random numbers for all (``uniforms``).
+
+    Raises:
+        VOCError: a discount that is too many hops away (``chance_of_another``).
     """
+    another = chance_of_another(gamma, new_gamma)
     noise = uniforms(model, 1, samples, generator) if common else None
     futures = sample_futures(model, context, features, samples, generator, noise, condition)
     flat, later = futures.flatten(0, 1), condition and condition.later(samples)
-    another = (new_gamma - gamma) / (1.0 - gamma)
     going = torch.arange(len(flat), device=flat.device)
-    for _ in range(max_hops - 1 if another > 0 else 0):
+    for _ in range(MOST_HOPS - 1 if another > 0 else 0):
         hop = torch.rand(samples if common else len(going), generator=generator, device=generator.device)
         hop = hop.to(flat.device)
         keep = (hop[going % samples] if common else hop) < another
@@ -156,6 +160,22 @@ def compose(
             break
         _hop(model, flat, going, samples, later, generator, common)
     return flat.view_as(futures)
+
+
+def chance_of_another(gamma: float, new_gamma: float) -> float:
+    """Chance (g' - g) / (1 - g) that another hop follows, on the way from one discount to a larger one.
+
+    Raises:
+        VOCError: of a thousand futures more than one would take over ``MOST_HOPS`` hops.
+    """
+    another = (new_gamma - gamma) / (1.0 - gamma)
+    if another > CUT ** (1.0 / MOST_HOPS):
+        raise VOCError(
+            f"Futures at gamma {new_gamma:g} by hops of a network at gamma {gamma:g} would take "
+            f"{1 / (1 - another):.0f} hops on average, and some over {MOST_HOPS}; train for a larger gamma, or ask for "
+            "a smaller one."
+        )
+    return another
 
 
 @torch.no_grad()

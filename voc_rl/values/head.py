@@ -31,7 +31,8 @@ def by_head(
 def tail_by_head(model: OccupancyTransformer, head: ValueHead | None, gamma: float) -> TailValue | None:
     """The head's value of sampled codes, as if the mean reward one more hop on were that of all later ones.
 
-    None where there is no head, or one that reads features, which sampled codes have not.
+    So it must weigh little, as it does behind the hops that ``mve`` takes of itself. None where there is no head, or
+    one that reads features, which sampled codes have not.
     """
     if head is None or model.config.feature_dim:
         return None

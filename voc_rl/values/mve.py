@@ -4,11 +4,14 @@ Janner et al. 2020 (gamma-models): with hops of an occupancy at gamma, and w_n t
 
     V = 1 / (1 - gamma') sum_{n <= H} w_n E r(z^(n)) + ((gamma' - gamma) / (1 - gamma))^H E V_tail(z^(H)).
 
-``compose`` draws the number of hops; here every path counts all of its hops, which is less noisy.
+``compose`` draws the number of hops; here every path counts all of its hops, which is less noisy. Behind a few hops
+V_tail has to be a value at gamma'. A head that knows discounts up to gamma, or the last hop itself, can but stand for
+all later hops as if they were alike: right only where these weigh next to nothing, and until then hops go on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,10 +19,10 @@ import torch
 from torch import Tensor
 
 from voc_rl.errors import VOCError, check_gamma, check_positive, check_samples
-from voc_rl.occupancy import Condition, OccupancyTransformer, hops
+from voc_rl.occupancy import Condition, OccupancyTransformer, chance_of_another, hops
 from voc_rl.values.estimators import SAMPLE_COVERS, ValueEstimate, from_samples
 
-MVE_COVERS = "the mean over sampled paths of this model (sampling noise only, not the error of the model or its head)"
+LEFT = 0.01  # most weight of what is behind the last hop
 CODES_AT_ONCE = 16384  # states whose tail value is asked for at once
 
 TailValue = Callable[[Tensor, Condition | None], Tensor]
@@ -35,7 +38,7 @@ def mve(
     new_gamma: float,
     generator: torch.Generator,
     *,
-    count: int = 4,
+    count: int | None = None,
     samples: int = 100,
     level: float = 0.9,
     condition: Condition | None = None,
@@ -49,7 +52,8 @@ def mve(
     Args:
         features: float (B, feature_dim), of the first hop; generated codes have none.
         reward: futures int64 (B, samples, n_tokens) -> rewards float (B, samples), 0 for END (``rewards_of_futures``).
-        count: hops H. samples: paths per context.
+        count: hops H; None: as many as leave less than 1 % of the weight to what is behind them. samples: paths per
+            context.
         condition: action and policy, and ``gamma`` where the network reads one; the action is the first hop's, later
             ones the policy draws.
         tail_value: codes int64 (m, n_tokens) and their condition (policies and discounts) -> V float (m,) at
@@ -57,15 +61,18 @@ def mve(
         common: one state's random numbers for all.
 
     Raises:
-        VOCError: a discount below the model's, no hop, or fewer than two samples.
+        VOCError: a discount below the model's or too many hops away, no hop, or fewer than two samples.
     """
     check_gamma(new_gamma, "new_gamma")
-    check_positive(count, "count")
     check_samples(samples)
     if new_gamma < gamma:
         raise VOCError(f"This model was trained for gamma {gamma}; it can answer for larger ones, not for {new_gamma}.")
-    another = (new_gamma - gamma) / (1.0 - gamma)
-    count = count if another > 0 else 1
+    another = chance_of_another(gamma, new_gamma)
+    if another == 0:
+        count = 1
+    elif count is None:
+        count = int(math.log(LEFT) / math.log(another)) + 1
+    check_positive(count, "count")
     values = torch.zeros(len(context), samples, dtype=torch.float64, device=context.device)
     for n, futures in enumerate(hops(model, context, features, samples, count, generator, common, condition)):
         rewards = reward(futures).double()
@@ -74,7 +81,16 @@ def mve(
         tail = rewards / (1.0 - new_gamma) if tail_value is None else _tail(model, futures, condition, tail_value)
         values += another**count * tail
     estimate = from_samples(values.cpu().numpy() * (1.0 - new_gamma), new_gamma, level)
-    return replace(estimate, covers=MVE_COVERS if another > 0 else SAMPLE_COVERS)
+    return replace(estimate, covers=_covers(count, another**count, tail_value) if another > 0 else SAMPLE_COVERS)
+
+
+def _covers(count: int, left: float, tail_value: TailValue | None) -> str:
+    """What the interval holds: noise, and neither the model's error nor what stands for the weight ``left``."""
+    behind = "the last one" if tail_value is None else "the value function behind them"
+    return (
+        f"the mean over sampled paths of this model, {count} hops each (sampling noise only, not the model's own "
+        f"error; {behind} stands for all later hops, {left:.1%} of the weight)"
+    )
 
 
 def _tail(model: OccupancyTransformer, futures: Tensor, condition: Condition | None, tail_value: TailValue) -> Tensor:
