@@ -66,7 +66,8 @@ def plot_codebook(counts: NDArray[Any], theme: Theme) -> Figure:
 
 
 def curve_series(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
-    """(stage, name) -> (steps, values). Of a step logged twice (a resumed run) the last row counts."""
+    """(stage, name) -> (steps, values). Of a step logged twice (a resumed run) the last row counts; a part that is the
+    whole loss of its stage (a cross-entropy without a value head) is left out."""
     points: dict[tuple[str, str], dict[float, float]] = {}
     for row in rows:
         step = as_number(row.get("step"))
@@ -76,7 +77,13 @@ def curve_series(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Ser
             if name not in NOT_CURVES and not math.isnan(as_number(value)):
                 points.setdefault((str(row.get("stage", "training")), name), {})[step] = as_number(value)
     arrays = {key: np.array(sorted(series.items())) for key, series in points.items()}
-    return {key: (a[:, 0], a[:, 1]) for key, a in arrays.items() if len(a) >= 2}
+    whole = {stage: a for (stage, name), a in arrays.items() if name == "loss"}
+    own = {
+        (stage, name): a
+        for (stage, name), a in arrays.items()
+        if name == "loss" or not np.array_equal(a, whole.get(stage, ()))
+    }
+    return {key: (a[:, 0], a[:, 1]) for key, a in own.items() if len(a) >= 2}
 
 
 def plot_curves(rows: Iterable[Mapping[str, Any]], theme: Theme) -> Figure | None:

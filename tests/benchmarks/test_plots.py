@@ -44,4 +44,6 @@ def test_curves_of_a_resumed_run_count_a_step_once() -> None:
     series = curve_series(rows)
     assert list(series) == [("td", "loss")]
     assert series["td", "loss"][1].tolist() == [3.0, 1.5]
+    same = [{"stage": "one_step", "step": t, "loss": 1.0 / t, "cross_entropy": 1.0 / t, "head": 0.0} for t in (1, 2)]
+    assert list(curve_series(same)) == [("one_step", "loss"), ("one_step", "head")]  # no curve is drawn twice
     assert plot_curves([], LIGHT) is None
