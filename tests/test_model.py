@@ -84,6 +84,8 @@ def test_another_reward_is_fitted_to_the_same_model(voc: VOC, world: tuple[Episo
     assert "has no value head; use estimator='sample'" in refusal(asked.value, dataset.observations(rows[:2]))
     assert "one per row" in refusal(voc.fit_reward, dataset, lambda episodes: own)
     assert "NaN" in refusal(voc.fit_reward, dataset, lambda episodes: np.full(len(episodes), np.nan))
+    few = tokenize(voc.quantizer, dataset.subset([0]))
+    assert "codes of 60 rows, but 720 rows" in refusal(voc.fit_reward, dataset, lambda e: e.reward, tokens=few)
 
 
 def test_larger_gamma_by_composition(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:
@@ -202,6 +204,30 @@ def test_refused_questions(voc: VOC, obs: np.ndarray) -> None:
     assert "samples is 1" in refusal(voc.value, obs, estimator="sample", samples=1)
     assert "n is 0" in refusal(voc.sample_futures, obs, 0)
     assert "level is 1" in refusal(voc.value, obs, level=1)
+    codes = voc.context(obs)[0]
+    assert "level is 90" in refusal(voc.density_value, obs, codes, np.zeros(len(obs)), level=90)
+
+
+def test_the_head_is_not_asked_about_codes_alone(voc: VOC, obs: np.ndarray) -> None:
+    """It learned from features; the network itself learned to sample without them."""
+    codes, features = voc.context(obs)
+    assert features is not None
+    assert "reads features and was given codes alone" in refusal(voc.value_of_codes, codes, None)
+    alone, both = (voc.value_of_codes(codes, seen, estimator="sample", samples=300) for seen in (None, features))
+    assert np.corrcoef(alone.mean, both.mean)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("gamma", [GAMMA, 0.8])
+def test_no_observations_have_no_values(voc: VOC, obs: np.ndarray, gamma: float) -> None:
+    for estimator in ("head", "sample", "mve"):
+        if estimator != "head" or gamma == GAMMA:
+            found = voc.value(obs[:0], gamma, estimator, samples=5)  # type: ignore[arg-type]
+            for array in (found.mean, found.stderr, found.low, found.high):
+                assert array.shape == (0,)
+    tokens = voc.quantizer.n_tokens
+    for common in (False, True):
+        assert voc.sample_futures(obs[:0], 5, gamma, common=common).shape == (0, 5, tokens)
+    assert voc.successor_features(obs[:0]).shape == (0, tokens * voc.quantizer.code_dim)
 
 
 def test_refused_observations(voc: VOC, obs: np.ndarray) -> None:

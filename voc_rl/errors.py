@@ -51,6 +51,12 @@ def check_samples(samples: int) -> None:
         raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
 
 
+def check_level(level: float) -> None:
+    """The confidence of an interval."""
+    if not 0 < level < 1:
+        raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
+
+
 def check_observations(obs: Any, shape: tuple[int, ...]) -> None:
     """uint8 observations of ``shape`` (3K, H, W), with one batch axis in front."""
     found = tuple(getattr(obs, "shape", ()))

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive, check_samples
+from voc_rl.errors import (
+    VOCError,
+    check_choice,
+    check_gamma,
+    check_level,
+    check_observations,
+    check_positive,
+    check_samples,
+)
 from voc_rl.model_files import Parts, load_parts, save_parts
 from voc_rl.occupancy import Condition, base_gamma, compose, told
 from voc_rl.precision import autocast, generator_on
@@ -91,15 +99,18 @@ class VOC(Parts):
         generator: torch.Generator | None = None,
         common: bool = False,
     ) -> ValueEstimate:
-        """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim)."""
+        """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim).
+
+        A network that reads features also samples without them (None), as it does from what it has sampled; its head
+        does not.
+        """
         check_codes(codes, self.quantizer)
         codes, features = self._here(codes, features)
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         if estimator == "density":
             raise VOCError("A density estimate weighs rows of the data; call density_value(obs, codes, rewards).")
         check_choice(estimator, ("head", "sample", "mve"), "estimator")
-        if not 0 < level < 1:
-            raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
+        check_level(level)
         if estimator == "head":
             return self._by_head(codes, features, gamma, level)
         check_samples(samples)
@@ -141,6 +152,7 @@ class VOC(Parts):
             VOCError: a model trained without ``null_context``, a discount that it does not know, or an effective sample
                 size below 50 at every state.
         """
+        check_level(level)
         gamma = base_gamma(self.gammas, self.gamma if gamma is None else gamma, hops=False)
         context, features = self.context(obs)
         # no autocast: ratios need their digits
@@ -217,7 +229,7 @@ class VOC(Parts):
             tokens: codes and features of the rows of ``dataset``, where they are known already.
 
         Raises:
-            VOCError: NaN, another shape than one reward per row, or frames of another shape.
+            VOCError: NaN, another shape than one reward per row, frames of another shape, or tokens of other rows.
         """
         self.check_spec(dataset.spec)
         codes, _ = tokenize(self.quantizer, dataset) if tokens is None else tokens

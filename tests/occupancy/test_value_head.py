@@ -8,6 +8,7 @@ import torch
 from chains import episodes_of, occupancy, ring, total_variation, values, walks
 from rings import S, distribution, loop, trained
 
+from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig, optimise
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
 from voc_rl.occupancy.training import OccupancyTrainee
@@ -78,8 +79,8 @@ def test_members_by_plain_matrices() -> None:
             y = torch.nn.functional.gelu(x @ head.weight_1[m] + head.bias_1[m])
             y = torch.nn.functional.gelu(y @ head.weight_2[m] + head.bias_2[m])
             torch.testing.assert_close(found[:, m], 0.5 + 0.5 * (y @ head.weight_3[m])[:, 0], atol=1e-4, rtol=1e-4)
-        # contexts without features are shown the mean
-        torch.testing.assert_close(head(context), head(context, features.mean(0).expand(50, -1)), atol=1e-4, rtol=1e-4)
+        with pytest.raises(VOCError, match="reads features and was given codes alone; give the features too"):
+            head(context)
 
 
 def test_episode_weights_are_exponential_with_mean_one() -> None:

@@ -201,6 +201,13 @@ def test_density_values_are_exact() -> None:
     assert "rows of the data" in found.covers
 
 
+def test_no_contexts_have_no_density_values() -> None:
+    model = OccupancyTable(occupancy(ring(), 0.9)[None], null=np.full(S, 1 / S)).network
+    prefix, rows = model.prefix(torch.zeros(0, 1, dtype=torch.long)), torch.arange(60)[:, None] % S
+    assert future_weights(model, prefix, rows).shape == (0, 60)
+    assert density(model, prefix, rows, np.zeros(60), 0.9).mean.shape == (0,)
+
+
 def test_weights_by_hand() -> None:
     weights = np.zeros((1, 100))
     weights[0, :80] = 0.75 / 80
@@ -241,6 +248,11 @@ def test_a_small_effective_sample_gives_no_number() -> None:
 def test_bad_weights(weights: np.ndarray, rewards: np.ndarray, said: str) -> None:
     with pytest.raises(VOCError, match=said):
         from_weights(weights, rewards, 0.9)
+
+
+def test_a_level_that_is_no_confidence() -> None:
+    with pytest.raises(VOCError, match="level is 90; a confidence between 0 and 1"):
+        from_weights(np.ones((1, 60)), np.ones(60), 0.9, level=90)
 
 
 @torch.no_grad()

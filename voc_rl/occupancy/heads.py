@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voc_rl.errors import VOCError
+
 
 class ValueHead(nn.Module):
     """An ensemble of small networks: context (B, width) [, features (B, F)] -> (1 - gamma) V, (B, members).
@@ -57,12 +59,19 @@ class ValueHead(nn.Module):
         return torch.from_numpy(rng.exponential(size=(episodes, self.members)).astype(np.float32))
 
     def forward(self, context: Tensor, features: Tensor | None = None) -> Tensor:
+        """The members' values of contexts.
+
+        Raises:
+            VOCError: no features, for a head that reads them: it never learned to do without.
+        """
         x = context
         if len(self.feature_mean):
             if features is None:
-                standard = context.new_zeros(len(context), len(self.feature_mean))
-            else:
-                standard = ((features.float() - self.feature_mean) / self.feature_std).to(context.dtype)
+                raise VOCError(
+                    "This value head reads features and was given codes alone; give the features too (VOC.context "
+                    "returns both), or use estimator='sample'."
+                )
+            standard = ((features.float() - self.feature_mean) / self.feature_std).to(context.dtype)
             x = torch.cat([context, standard], 1)
         x = x.expand(self.members, -1, -1)  # (members, B, inputs)
         x = F.gelu(x @ self.weight_1 + self.bias_1)

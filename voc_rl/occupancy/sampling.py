@@ -49,7 +49,7 @@ def sample_futures(
         else:
             own = (noise if noise.shape[1] == 1 else noise[:, some]).expand(-1, len(prefix), -1)
         parts.append(sample_from_prefix(model, prefix, own))
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else context.new_empty((0, samples, model.config.n_tokens))
 
 
 def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: torch.Generator) -> Tensor:
@@ -225,7 +225,7 @@ def log_probabilities(model: OccupancyTransformer, prefix: Prefix, futures: Tens
     B, (_, M, n_tokens), end = len(prefix), futures.shape, model.config.end_code
     impossible = torch.zeros(n_tokens, end + 1, dtype=torch.bool, device=futures.device)
     impossible[0 if not model.config.ends else 1 :, end] = True
-    at_once = max(LOGITS_AT_ONCE // (B * n_tokens * (end + 1)), 1)
+    at_once = max(LOGITS_AT_ONCE // max(B * n_tokens * (end + 1), 1), 1)
     parts = []
     for first in range(0, M, at_once):
         some = futures[:, first : first + at_once].expand(B, -1, -1)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.errors import VOCError, check_gamma
+from voc_rl.errors import VOCError, check_gamma, check_level
 from voc_rl.occupancy import OccupancyTransformer, end_probability, log_probabilities
 from voc_rl.occupancy.contexts import Prefix
 from voc_rl.values.estimators import ValueEstimate
@@ -61,10 +61,11 @@ def from_weights(
         groups: int (N,), episodes of the rows, whose rows err together; None: rows are independent.
 
     Raises:
-        VOCError: shapes that do not fit, rewards that are not finite, or an effective sample size,
+        VOCError: shapes that do not fit, rewards that are not finite, no confidence, or an effective sample size,
             (sum w)^2 / sum w^2, below 50 for every context. Where it is so for some of them, these are NaN.
     """
     check_gamma(gamma)
+    check_level(level)
     weights, rewards = np.asarray(weights, np.float64), np.asarray(rewards, np.float64)
     if weights.ndim != 2 or rewards.shape != weights.shape[1:]:
         raise VOCError(f"Weights {weights.shape} and rewards {rewards.shape} do not fit; (B, N) and (N,) are needed.")
@@ -74,7 +75,7 @@ def from_weights(
     share = weights / np.where(total > 0, total, 1.0)
     size = effective_size(share)
     enough = (size >= FEWEST) | (total[:, 0] == 0)  # nothing but END: the value is 0
-    if not enough.any():
+    if len(enough) and not enough.any():
         raise VOCError(
             f"The effective sample size is {size.max():.1f} of {weights.shape[1]} rows, below {FEWEST:g}: too few rows "
             "look like these futures for a density estimate; give more rows, or use estimator='sample'."

@@ -130,9 +130,11 @@ def fit_reward_head(
     Where the quantizer is.
 
     Raises:
-        VOCError: NaN rewards, or another shape than one per row.
+        VOCError: NaN rewards, another shape than one per row, or codes of other rows.
     """
     reward = check_rewards(reward, len(dataset))
+    if len(codes) != len(dataset):
+        raise VOCError(f"There are codes of {len(codes)} rows, but {len(dataset)} rows; give those of this dataset.")
     arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
     with torch.no_grad():
         vectors = quantizer.embed(codes[arrived.to(codes.device)].to(device_of(quantizer)).long())
