@@ -61,8 +61,9 @@ def from_weights(
         groups: int (N,), episodes of the rows, whose rows err together; None: rows are independent.
 
     Raises:
-        VOCError: shapes that do not fit, rewards that are not finite, no confidence, or an effective sample size,
-            (sum w)^2 / sum w^2, below 50 for every context. Where it is so for some of them, these are NaN.
+        VOCError: shapes that do not fit, rewards that are not finite, a level that is no confidence, or an effective
+            sample size, (sum w)^2 / sum w^2, below 50 for every context. Where it is so for some of them, these are
+            NaN.
     """
     check_gamma(gamma)
     check_level(level)
