@@ -79,6 +79,8 @@ def test_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b'{"a": 1', "is not valid JSON"), (b"", "is not valid JSON"), (b"\xff\xfe\x00", "is not valid JSON"),
+     pytest.param(100_000 * b"[", "is not valid JSON", id="deep"),
+     pytest.param(b'{"a": ' + 5000 * b"9" + b"}", "is not valid JSON", id="long"),
      (b"[1, 2]", "holds list; a JSON object is needed"), (b"3", "holds int")],
 )  # fmt: skip
 def test_bad_json(tmp_path: Path, content: bytes, said: str) -> None:

@@ -121,7 +121,7 @@ def read_json(path: Path, what: str = "file") -> dict[str, Any]:
         raise VOCError(f"{what} {path} does not exist.")
     try:
         value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # brackets can be too many for Python, and numbers too long
         raise VOCError(f"{what} {path} is not valid JSON ({error}).") from error
     if not isinstance(value, dict):
         raise VOCError(f"{what} {path} holds {type(value).__name__}; a JSON object is needed.")
