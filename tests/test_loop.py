@@ -70,11 +70,12 @@ def test_step_seeds() -> None:
     assert step_seed(3, 5) == step_seed(3, 5)
 
 
-def test_weight_decay_on_matrices_only() -> None:
-    model = nn.Linear(3, 2)
-    groups = make_optimizer(list(model.parameters()), LoopConfig(steps=1, weight_decay=0.3)).param_groups
-    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.3), (1, 0.0)]
+def test_weight_decay_on_two_axes_or_more() -> None:
+    model, stacked = nn.Linear(3, 2), nn.Parameter(torch.zeros(5, 1, 2))
+    groups = make_optimizer([*model.parameters(), stacked], LoopConfig(steps=1, weight_decay=0.3)).param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(2, 0.3), (1, 0.0)]
     assert groups[0]["params"][0] is model.weight
+    assert groups[0]["params"][1] is stacked
 
 
 def test_it_learns_and_logs() -> None:

@@ -30,10 +30,11 @@ class LoopConfig:
     """How long and how fast a network is trained.
 
     steps: optimiser steps. batch_size: rows per step. learning_rate: its peak, after a linear warm-up over the share
-    ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on matrices only. betas: AdamW's. clip:
-    largest norm of a gradient. accumulate: equal parts in which a batch is computed, one after another: the same
-    gradient (but for dropout, drawn for each part) in about so many times less memory. Of the networks here the
-    occupancy network's batches have parts; the others' losses and codebooks are made from whole ones.
+    ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on parameters of two axes or more (of biases,
+    on those alone that value heads stack for their members). betas: AdamW's. clip: largest norm of a gradient.
+    accumulate: equal parts in which a batch is computed, one after another: the same gradient (but for dropout, drawn
+    for each part) in about so many times less memory. Of the networks here the occupancy network's batches have parts;
+    the others' losses and codebooks are made from whole ones.
     """
 
     steps: int
@@ -219,11 +220,11 @@ def take_steps(
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    matrices = [p for p in parameters if p.dim() >= 2]
+    """AdamW with weight decay on parameters of two axes or more."""
+    decayed = [p for p in parameters if p.dim() >= 2]
     vectors = [p for p in parameters if p.dim() < 2]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": decayed, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
