@@ -180,7 +180,7 @@ def test_more_steps_need_densities(accept: bool, residual: bool) -> None:
     dataset, actions = small()
     blind = PolicyActions(actions.drawn, actions.accept if accept else None, actions.residual if residual else None)
     CoupledTargets(dataset, blind, GAMMA, 1)
-    with pytest.raises(VOCError, match="density of the logged actions"):
+    with pytest.raises(VOCError, match=r"density .* use StitchedTargets, or CoupledTargets with n=1, which"):
         CoupledTargets(dataset, blind, GAMMA, 2)
     with pytest.raises(VOCError, match="n is 0"):
         CoupledTargets(dataset, actions, GAMMA, 0)

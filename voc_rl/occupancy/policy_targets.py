@@ -1,12 +1,12 @@
 """Training targets for the futures of chosen policies, drawn from data that other policies made.
 
-Three kinds behind one interface, for a context row t of policy p, with the action that was taken there or without:
+Two kinds behind one interface, for a context row t of policy p, with the action that was taken there or without:
 
-- ``stitched``: a real row at a geometric time along the policy's chain through logged rows (``stitching.py``);
-  nothing is bootstrapped. The default: the only kind that stays near the truth with little data.
-- ``coupled``: real steps as long as the logged actions can pass for the policy's (rejection coupling), at most n; then
-  a sample of the target network at the policy's own action. Exact, given an exact target network and densities.
-- ``one-step``: coupled with n = 1, the paper's target with the policy's action. Needs no densities.
+- ``StitchedTargets``: a real row at a geometric time along the policy's chain through logged rows (``stitching.py``);
+  nothing is bootstrapped. ``evaluate_policy`` uses these alone: no other kind stays near the truth with little data.
+- ``CoupledTargets``: real steps as long as the logged actions can pass for the policy's (rejection coupling), at most
+  n; then a sample of the target network at the policy's own action. Exact, given an exact target network and
+  densities; with n = 1 the paper's target with the policy's action, which needs no densities. For ``train_policies``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class CoupledTargets:
         if n > 1 and (actions.accept is None or actions.residual is None):
             raise VOCError(
                 "Coupled targets of more than one step need the density of the logged actions and the behaviour's "
-                "own; use targets='stitched' or 'one-step', which need neither."
+                "own; use StitchedTargets, or CoupledTargets with n=1, which need neither."
             )
         self.dataset, self.actions, self.gamma, self.n = dataset, actions, check_gamma(gamma), n
 
