@@ -265,5 +265,6 @@ def test_tokenize_keeps_the_order_of_rows(trained: tuple[VQVAE, list[float]], da
     whole, _ = tokenize(quantizer, dataset, batch_size=1000)
     assert (whole == codes).float().mean() > 0.99  # sums of bfloat16 may differ with the batch
     part = dataset.subset([3])
-    assert torch.equal(tokenize(quantizer, part, batch_size=7)[0].float().mean(0).isfinite(), torch.ones(3).bool())
-    assert len(tokenize(quantizer, part)[0]) == 20
+    assert len(part) == 20
+    own = tokenize(quantizer, part, batch_size=7)[0]
+    assert (own == codes[part.source_rows]).float().mean() > 0.98
