@@ -142,6 +142,7 @@ def test_allowed_rows_alone_are_followed() -> None:
         allowed=allowed,
     )
     assert allowed[chain.arrival - 1].all()
+    assert chain.excluded == 0.0
     free = stitch(
         candidates, exact_shares(process, states)[0], dataset.terminal, np.random.default_rng(0), bandwidth=1e-3
     )
@@ -150,8 +151,15 @@ def test_allowed_rows_alone_are_followed() -> None:
         candidates, exact_shares(process, states)[0], dataset.terminal, np.random.default_rng(0), bandwidth=1e-3,
         allowed=np.zeros(len(dataset), bool),
     )  # fmt: skip
-    np.testing.assert_array_equal(nowhere.arrival, free.arrival)  # none may be followed: the nearest all the same
+    np.testing.assert_array_equal(nowhere.arrival, free.arrival)  # none may be followed: all are candidates again
     np.testing.assert_array_equal(nowhere.distance, free.distance)
+    assert (nowhere.excluded, free.excluded) == (1.0, 0.0)
+    of_state = find_candidates(dataset, names(states), count=20)  # all of the row's own state, but for the terminal one
+    without = stitch(
+        of_state, exact_shares(process, states)[0], dataset.terminal, np.random.default_rng(0), allowed=states != 3
+    )
+    assert without.excluded == pytest.approx((states == 3).mean())
+    assert without.excluded > 0.05
 
 
 def line(positions: list[float]) -> tuple[Episodes, torch.Tensor]:

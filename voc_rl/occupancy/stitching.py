@@ -38,11 +38,13 @@ class Candidates:
 @dataclass(frozen=True)
 class StitchedChain:
     """Where a policy goes from each row: arrival int64 (N, M), rows arrived at by M draws of its action; distance
-    float32 (N, M), how far the row that it followed was, frame and action together (1: typical); terminal bool (N,)."""
+    float32 (N, M), how far the row that it followed was, frame and action together (1: typical); terminal bool (N,).
+    excluded: share of the rows none of whose candidates was allowed, where excluded ones are followed (``stitch``)."""
 
     arrival: np.ndarray
     distance: np.ndarray
     terminal: np.ndarray
+    excluded: float = 0.0
 
     def values(
         self, reward: np.ndarray, gamma: float, correction: np.ndarray | None = None, tail: float = 1e-4
@@ -162,17 +164,20 @@ def stitch(
     Args:
         action_weight: length of a unit of action, in typical distances of frames.
         bandwidth: of that kernel, in squared typical distances.
-        allowed: bool (N,), rows that may be followed; None: all. Where none of a row's candidates may be, the
-            nearest one is followed all the same.
+        allowed: bool (N,), rows that may be followed; None: all. Where none of a row's candidates may be, one
+            of them all is drawn by the kernel all the same; ``StitchedChain.excluded`` says at what share of the rows.
     """
     count, draws = drawn.shape[:2]
     arrival, distance = np.empty((count, draws), np.int64), np.empty((count, draws), np.float32)
+    excluded = 0
     for first in range(0, count, 16 * ROWS_AT_ONCE):
         some = slice(first, first + 16 * ROWS_AT_ONCE)
         rows, frames = candidates.row[some], candidates.squared[some]
         if allowed is not None:
             usable = allowed[rows]
-            usable[~usable.any(1)] = True
+            lacking = ~usable.any(1)
+            usable[lacking] = True
+            excluded += int(lacking.sum())
             frames = np.where(usable, frames, np.inf)
         taken = candidates.taken[rows]  # (n, K, A)
         for draw in range(draws):
@@ -183,4 +188,4 @@ def stitch(
             best = (total / bandwidth + noise).argmin(1)[:, None]
             arrival[some, draw] = np.take_along_axis(rows, best, 1)[:, 0] + 1
             distance[some, draw] = np.sqrt(np.take_along_axis(total, best, 1)[:, 0])
-    return StitchedChain(arrival, distance, terminal)
+    return StitchedChain(arrival, distance, terminal, excluded / count)
