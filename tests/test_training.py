@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from worlds import picture, refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes
+from voc_rl.joint import JointTraining
+from voc_rl.policy_evaluation import PolicyEvaluator
 from voc_rl.quantizers import tokenize
 from voc_rl.training import fresh_networks, fresh_quantizer, train
 
@@ -56,6 +59,22 @@ def test_training_takes_a_quantizer_and_tokens(episodes: Episodes) -> None:
     assert equal_states(whole, train(dataset, config, quantizer=whole.quantizer, tokens=tokens))
     assert "quantizer" in refusal(train, dataset, config, tokens=tokens)
     assert "tokenise this dataset" in refusal(train, episodes, config, quantizer=whole.quantizer, tokens=tokens)
+
+
+def test_discounts_of_the_datas_own_are_refused_before_anything_is_trained(
+    episodes: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Targets would run through them, and true returns not."""
+    dataset = episodes.subset([0, 1])
+    quantizer = fresh_quantizer(dataset, small_config())
+    policy = SimpleNamespace(observation="pixels", predict=lambda *args, **kwargs: (np.zeros(1), None))
+    dataset.discount[7] = 0.0
+    monkeypatch.setattr("voc_rl.loop.Descent.step", None)
+    for given in (None, quantizer):
+        for joint in (None, JointTraining()):
+            said = refusal(train, dataset, replace(small_config(), joint=joint), quantizer=given)
+            assert "1 row(s) have a discount that training does not know (the first, row 7, has 0); write 1" in said
+    assert "(the first, row 7, has 0)" in refusal(PolicyEvaluator, dataset, {"still": policy}, quantizer=quantizer)
 
 
 def test_training_logs_every_stage(episodes: Episodes) -> None:

@@ -45,6 +45,24 @@ def check_positive(value: int | float, name: str) -> None:
         raise VOCError(f"{name} is {value!r}; a number above zero is needed.")
 
 
+def check_at_least(value: int | float, least: int, name: str) -> None:
+    """A number that is not below ``least``."""
+    if not value >= least:
+        raise VOCError(f"{name} is {value!r}; at least {least} is needed.")
+
+
+def check_share(value: float, name: str) -> None:
+    """A share, 0 and 1 among them."""
+    if not 0 <= value <= 1:
+        raise VOCError(f"{name} is {value!r}; a share between 0 and 1 is needed.")
+
+
+def check_decay(value: float, name: str) -> None:
+    """A share that leaves something: of what an average keeps, of what dropout takes away."""
+    if not 0 <= value < 1:
+        raise VOCError(f"{name} is {value!r}; a number from 0 to below 1 is needed.")
+
+
 def check_samples(samples: int) -> None:
     """A number of samples that has a standard error."""
     if samples < 2:

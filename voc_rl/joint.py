@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError
+from voc_rl.data.checks import check_discounts
+from voc_rl.errors import check_decay, check_share
 from voc_rl.loop import Checkpoints, Descent, LoopConfig, StepLog, take_steps
 from voc_rl.occupancy import OccupancyTraining, OccupancyTransformer, ValueHead
 from voc_rl.occupancy.training import OccupancyTrainee
@@ -45,10 +46,8 @@ class JointTraining:
     decay: float = 0.98
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= 1:
-            raise VOCError(f"warmup is {self.warmup!r}; a share between 0 and 1 is needed.")
-        if not 0 <= self.decay < 1:
-            raise VOCError(f"decay is {self.decay!r}; a number from 0 to below 1 is needed.")
+        check_share(self.warmup, "warmup")
+        check_decay(self.decay, "decay")
 
 
 class Vocabulary:
@@ -217,10 +216,14 @@ def train_joint(
     """Train a quantizer and the networks on its codes at once, from the observations of ``dataset``.
 
     Args:
-        quantizer: where it starts; it is trained in place, and what is returned is its slow average. Everything is
-            computed where it is.
+        quantizer: where it starts, fresh or trained before; it is trained in place, and left in eval mode. What is
+            returned is its slow average. Everything is computed where it is.
         networks: fresh networks for a quantizer's codes, called when the quantizer's steps alone are over.
+
+    Raises:
+        VOCError: discounts of the data's own.
     """
+    check_discounts(dataset)
     if checkpoints is None or not checkpoints.path.exists():
         fit_quantizer(quantizer, dataset, seed, log)
     work = JointSteps(quantizer, networks, dataset, joint, quantizer_training, occupancy, seed)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError
+from voc_rl.data.checks import check_discounts
+from voc_rl.errors import VOCError, check_positive
 from voc_rl.joint import JointTraining, train_joint
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
 from voc_rl.model import VOC
@@ -97,6 +98,9 @@ def train(
             ``quantizer`` is, or on the CPU.
         log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
         progress: show bars with the time left.
+
+    Raises:
+        VOCError: tokens without their quantizer or in joint training, or discounts of the data's own.
     """
     config = config or VOCConfig()
     check_tokens(tokens, quantizer)
@@ -146,7 +150,12 @@ def ready_quantizer(
     checkpoints: Checkpoints | None = None,
     progress: bool = False,
 ) -> Quantizer:
-    """The quantizer that was given, or one trained on ``dataset``; on ``device`` (None: where it is, or the CPU)."""
+    """The quantizer that was given, or one trained on ``dataset``; on ``device`` (None: where it is, or the CPU).
+
+    Raises:
+        VOCError: data that nothing can learn values from (``check_discounts``), before time is spent on them.
+    """
+    check_discounts(dataset)
     quantizer = given or fresh_quantizer(dataset, config)
     quantizer = quantizer if device is None else quantizer.to(device)
     if given is not None:

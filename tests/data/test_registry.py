@@ -11,11 +11,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from small import SPEC, toy_episode, toy_folder
+from small import SPEC, toy_dataset, toy_episode, toy_folder
+from worlds import refusal
 
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, trial, write_minari
-from voc_rl.data.checks import check_dataset, contact_sheet, summary
+from voc_rl.data.checks import check_dataset, check_discounts, contact_sheet, summary
 from voc_rl.data.convert import write_folder
 from voc_rl.data.registry import parse, stream_dataset
 from voc_rl.data.trial import read_in_child
@@ -75,6 +76,30 @@ def test_what_is_no_dataset(tmp_path: Path, untrusted: bool) -> None:
     ):
         with pytest.raises(VOCError, match=said):
             load_dataset(spec, untrusted=untrusted)
+
+
+@pytest.mark.parametrize(
+    ("rows", "discount", "odd", "first"),
+    [
+        (slice(None), 0.99, 9, "row 1, has 0.99"), ([2], 0.0, 1, "row 2, has 0"), ([4, 10], 0.5, 2, "row 4, has 0.5"),
+        ([0, 5], 0.3, 0, ""), (slice(None), 1.0001, 0, ""), ([4, 10], 0.0, 0, ""),
+    ],
+)  # fmt: skip
+def test_discounts_of_the_datas_own(
+    tmp_path: Path, rows: slice | list[int], discount: float, odd: int, first: str
+) -> None:
+    """They load, with a remark, and nothing is trained on them: rows 0 and 5 are first, 4 and 10 last ones."""
+    dataset = toy_dataset(tmp_path, (5, 6))
+    dataset.discount[rows] = discount
+    remarks = [remark for remark in check_dataset(dataset) if "discount" in remark]
+    if not odd:
+        assert remarks == []
+        check_discounts(dataset)
+        return
+    assert len(remarks) == 1
+    assert remarks[0].startswith(f"{odd} rows have a discount that is neither 1 nor")
+    said = refusal(check_discounts, dataset)
+    assert f"{odd} row(s) have a discount that training does not know (the first, {first}); write 1" in said
 
 
 # --- the other process

@@ -44,6 +44,29 @@ def check_dataset(dataset: Episodes) -> list[str]:
     return _remarks(dataset)
 
 
+def check_discounts(dataset: Episodes) -> None:
+    """Refuse to learn from discounts of the data's own: all that learns here discounts by gamma alone.
+
+    Raises:
+        VOCError: a discount that is not 1, or 0 in the last row of an episode.
+    """
+    odd = _odd_discounts(dataset)
+    if len(odd):
+        raise VOCError(
+            f"{dataset}: {len(odd)} row(s) have a discount that training does not know (the first, row "
+            f"{dataset.source_rows[odd[0]]}, has {dataset.discount[odd[0]]:g}); write 1, leave discounting to gamma, "
+            "and end an episode (step type 2) in the row where its discount is 0."
+        )
+
+
+def _odd_discounts(dataset: Episodes) -> np.ndarray:
+    """Rows int64 that a step arrived at with a discount other than 1, or than 0 at the end of an episode."""
+    fits = dataset.discount > 0.99999  # float32 may have rounded
+    fits[dataset.ends - 1] |= dataset.discount[dataset.ends - 1] == 0
+    fits[dataset.starts] = True  # nothing led there
+    return np.flatnonzero(~fits)
+
+
 def _remarks(dataset: Episodes) -> list[str]:
     remarks = []
     acted = dataset.action[dataset.starts].any(1) | (dataset.reward[dataset.starts] != 0)
@@ -57,6 +80,12 @@ def _remarks(dataset: Episodes) -> list[str]:
         remarks.append(f"{short} episodes have a single row, which holds no step.")
     if len(dataset) > 1 and not dataset.action.any():
         remarks.append("Every action is zero.")
+    odd = len(_odd_discounts(dataset))
+    if odd:
+        remarks.append(
+            f"{odd} rows have a discount that is neither 1 nor, in the last row of an episode, 0; such data can be "
+            "read, but not trained on."
+        )
     if not dataset.has_frames:
         remarks.append("There are states but no frames; voc_rl.envs.render_states draws them.")
     return remarks

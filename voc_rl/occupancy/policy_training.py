@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_share
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
@@ -47,8 +47,7 @@ class PolicyTraining:
 
     def __post_init__(self) -> None:
         for name in ("action_share", "start_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise VOCError(f"{name} is {getattr(self, name)}; a share between 0 and 1 is needed.")
+            check_share(getattr(self, name), name)
 
 
 class PolicyGoals(HeadGoals):
