@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import worlds
 from chains import values
 from walks import CELLS, GAMMA, Walk, exact, moves, pay, walks
@@ -18,6 +19,7 @@ from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import EvaluationConfig, PolicyEvaluator, evaluate_policy
+from voc_rl.precision import device_of
 from voc_rl.training import NetworkSize
 from voc_rl.values import FQEConfig, RewardConfig
 
@@ -232,6 +234,47 @@ def test_what_does_not_fit_is_refused(evaluator: PolicyEvaluator, data: Episodes
     assert "without the quantizer whose codes" in said
     said = worlds.refusal(PolicyEvaluator, data, {"wide": Wide(1.0)}, GAMMA, quantizer=evaluator.quantizer, **known)
     assert "policies 1 cannot start from one with policies 3" in said
+
+
+def test_numbers_that_mean_nothing_are_refused(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    for level in (90, 1.0, 0.0, -1, float("nan")):
+        assert f"level is {level!r}; a confidence" in worlds.refusal(evaluator.estimate, "right", level=level)
+        assert f"level is {level!r}; a confidence" in worlds.refusal(evaluate_policy, data, Walk(1.0), level=level)
+    assert "samples is 1; at least 2" in worlds.refusal(EvaluationConfig, samples=1)
+    assert "density_rows is 0" in worlds.refusal(EvaluationConfig, density_rows=0)
+    for starts in (np.arange(len(data)) < 5, np.array([0.0, 1.0]), np.array([]), np.array([-1]), np.array([[0]])):
+        said = worlds.refusal(PolicyEvaluator, data, {"right": Walk(1.0)}, GAMMA, starts)
+        assert f"whole numbers from 0 to {len(data) - 1}" in said
+    last = np.flatnonzero(data.steps_left == 0)
+    data.terminal[last] = True
+    try:
+        said = worlds.refusal(PolicyEvaluator, data, {"right": Walk(1.0)}, GAMMA, last)
+    finally:
+        data.terminal[last] = False
+    assert "Every start is a termination" in said
+
+
+def test_the_quantizer_that_was_given_stays_where_it_is(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    own, policies = evaluator.quantizer, {"right": Walk(1.0)}
+    kept = PolicyEvaluator(data, policies, GAMMA, quantizer=own, tokens=evaluator.tokens)
+    assert kept.quantizer is own
+    meta = torch.device("meta")
+    moved = PolicyEvaluator(data, policies, GAMMA, quantizer=own, tokens=evaluator.tokens, device=meta)
+    assert (device_of(moved.quantizer), moved.device) == (meta, meta)
+    assert device_of(own).type == "cpu"
+    there = PolicyEvaluator(data, policies, GAMMA, quantizer=moved.quantizer, tokens=evaluator.tokens)
+    assert there.quantizer is moved.quantizer
+    assert there.device == meta
+
+
+def test_few_episodes_are_warned_of_once(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    few = data.subset(np.arange(5))
+    tokens = (evaluator.tokens[0][: len(few)], evaluator.tokens[1][: len(few)])
+    policies = {"right": Walk(1.0), "left": Walk(0.0)}
+    config = replace(evaluator.config, stitching=StitchingConfig(replicates=2))
+    with pytest.warns(UserWarning, match="Intervals from 5 episodes are too narrow") as caught:
+        evaluate_policy(few, policies, GAMMA, config=config, quantizer=evaluator.quantizer, tokens=tokens)
+    assert len([w for w in caught if "too narrow" in str(w.message)]) == 1
 
 
 def test_a_policy_far_from_the_data_is_flagged(evaluator: PolicyEvaluator, data: Episodes) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+FEW = 20  # episodes: intervals from fewer may hold much less than they say (docs/policy_evaluation.md)
 FAR = 2.0  # typical distances: a policy whose jumps are longer on average is not supported by the data
 COVERS = (
     "the mean over which episodes were logged (chains of resampled episodes, and how far they drift), the noise of the "
@@ -21,8 +22,9 @@ class PolicyEstimate:
     """The value of one policy: its discounted return from the next step on, averaged over the starts, in reward units.
 
     value, stderr, low, high: the estimate, its standard error and the interval *of the mean* at ``level``; ``covers``
-    says which uncertainty that is. start_values float64 (S,): the value of each start. diagnostics: numbers that tell
-    how far the data support the policy (``docs/policy_evaluation.md``). warning: why not to believe it, or "".
+    says which uncertainty that is. The last three are NaN where only one episode has a step. start_values float64 (S,):
+    the value of each start. diagnostics: numbers that tell how far the data support the policy
+    (``docs/policy_evaluation.md``). warning: why not to believe it, or "".
     """
 
     policy: str
@@ -39,8 +41,9 @@ class PolicyEstimate:
     warning: str
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {**asdict(self), "start_values": self.start_values.tolist()}
+        """JSON-ready: None for NaN, which JSON has not."""
+        found = {**asdict(self), "start_values": self.start_values.tolist()}
+        return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in found.items()}
 
 
 def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
@@ -56,14 +59,24 @@ def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
             f"| {told['value_at_starts']:.3f} / {told['value_elsewhere']:.3f} |"
         )
     lines += ["", f"Discount {estimates[0].gamma:g}, estimator {estimates[0].estimator}. Intervals cover {COVERS}."]
-    return "\n".join([*lines, *(e.warning for e in estimates if e.warning)])
+    return "\n".join([*lines, *warnings_of(estimates)])
 
 
-def warning_of(name: str, diagnostics: Mapping[str, float]) -> str:
-    """A sentence for a policy that the data do not support, else ""."""
-    if diagnostics["match_distance"] <= FAR:
-        return ""
-    return (
-        f"The data hardly support {name}: rows like the ones that it meets, with actions like its own, are "
-        f"{diagnostics['match_distance']:.1f} typical distances away; do not rely on its value."
-    )
+def warnings_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
+    """What is to be warned of, each once."""
+    return list(dict.fromkeys(e.warning for e in estimates if e.warning))
+
+
+def warning_of(name: str, diagnostics: Mapping[str, float], episodes: int) -> str:
+    """A sentence for a policy that the data do not support, and one for data of few episodes; else ""."""
+    said = []
+    if diagnostics["match_distance"] > FAR:
+        said.append(
+            f"The data hardly support {name}: rows like the ones that it meets, with actions like its own, are "
+            f"{diagnostics['match_distance']:.1f} typical distances away; do not rely on its value."
+        )
+    if episodes < 2:
+        said.append("One episode does not tell how much depends on which ones were logged; there is no interval.")
+    elif episodes < FEW:
+        said.append(f"Intervals from {episodes} episodes are too narrow; do not rely on those of fewer than {FEW}.")
+    return " ".join(said)

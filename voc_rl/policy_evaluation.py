@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_choice, check_gamma
+from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples
 from voc_rl.loop import StepLog
 from voc_rl.occupancy import OccupancyTransformer, PolicyTraining, StitchedTargets, ValueHead, train_policies
 from voc_rl.occupancy.stitching import principal_components
-from voc_rl.policy_chains import PolicyChains, StitchingConfig
-from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of
+from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
+from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of, warnings_of
 from voc_rl.policy_model import Found, PolicyModel
+from voc_rl.precision import device_of
 from voc_rl.quantizers import Quantizer, tokenize
 from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quantizer
 from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
@@ -57,6 +58,10 @@ class EvaluationConfig:
     training: PolicyTraining = field(default_factory=PolicyTraining)
     voc: VOCConfig = field(default_factory=VOCConfig)
 
+    def __post_init__(self) -> None:
+        check_samples(self.samples)
+        check_positive(self.density_rows, "density_rows")
+
 
 class PolicyEvaluator:
     """Everything that is shared by the estimates of several policies on one dataset; parts are made when first needed.
@@ -65,7 +70,8 @@ class PolicyEvaluator:
         dataset: logged episodes. policies: by name; see ``voc_rl.policy.Policy``. gamma: the network's discount.
         starts: rows of ``dataset`` that values are averaged over; None: the first row of every episode.
         quantizer: a trained one; None trains one on ``dataset``. tokens: its codes and features of every row.
-        device: where networks are trained; None: the CPU.
+        device: where networks are trained; None: where ``quantizer`` is, or on the CPU. One that is elsewhere stays
+            there: a copy of it moves.
         behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
             with it), from which the policies' network starts; None: from fresh weights.
 
@@ -92,9 +98,7 @@ class PolicyEvaluator:
             raise VOCError("No policy was given; at least one is needed.")
         check_rewards(dataset.reward, len(dataset))
         self.dataset, self.policies, self.gamma = dataset, dict(policies), check_gamma(gamma)
-        self.starts = dataset.starts if starts is None else np.asarray(starts)
-        if self.starts.ndim != 1 or len(self.starts) == 0 or self.starts.min() < 0 or self.starts.max() >= len(dataset):
-            raise VOCError(f"starts have to be rows of the data, 0 to {len(dataset) - 1}, at least one of them.")
+        self.starts = checked_starts(dataset, starts)
         config = config or EvaluationConfig()
         occupancy = replace(config.training.occupancy, gamma=self.gamma)
         size = config.voc.network
@@ -105,7 +109,9 @@ class PolicyEvaluator:
         voc = replace(config.voc, network=size, occupancy=occupancy)
         self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
         self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
-        self._quantizer, self._tokens, self.device = quantizer, tokens, device or torch.device("cpu")
+        there = torch.device("cpu") if quantizer is None else device_of(quantizer)
+        self.device, self._tokens = device or there, tokens
+        self._quantizer = quantizer if self.device == there else copy.deepcopy(quantizer)
         check_tokens(tokens, quantizer)
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
@@ -211,11 +217,13 @@ class PolicyEvaluator:
                 trained for (one, or a range), ``sample`` and ``mve`` for larger ones too, ``stitch`` for any.
 
         Raises:
-            VOCError: an unknown policy or estimator, rewards that do not fit, a discount that the estimator does not
-                reach, ``head`` without one, or an effective sample size (``density``) below 50.
+            VOCError: an unknown policy or estimator, rewards that do not fit, a level that is no confidence, a discount
+                that the estimator does not reach, ``head`` without one, or an effective sample size (``density``)
+                below 50.
         """
         check_choice(name, self.policies, "policy")
         check_choice(estimator, ESTIMATORS, "estimator")
+        check_level(level)
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         own = self.dataset.reward if reward is None else check_rewards(reward, len(self.dataset))
         if estimator in OWN_REWARD and (reward is not None or gamma != self.gamma):
@@ -246,7 +254,7 @@ class PolicyEvaluator:
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
         return PolicyEstimate(
             name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, COVERS, found.starts,
-            diagnostics, warning_of(name, diagnostics),
+            diagnostics, warning_of(name, diagnostics, self.chains.episodes),
         )  # fmt: skip
 
 
@@ -277,8 +285,9 @@ def evaluate_policy(
         config, quantizer, tokens, device: see ``PolicyEvaluator``. level: confidence of the intervals.
 
     Raises:
-        VOCError: a policy, rewards or starts that do not fit the data.
+        VOCError: a policy, rewards or starts that do not fit the data, or a level that is no confidence.
     """
+    check_level(level)
     several = isinstance(policy, Mapping)
     policies = policy if several else {getattr(policy, "name", "") or "policy": policy}
     config = config or EvaluationConfig()
@@ -294,7 +303,6 @@ def evaluate_policy(
     reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset))
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None
     estimates = [evaluator.estimate(name, estimator, reward, head, level) for name in policies]
-    for estimate in estimates:
-        if estimate.warning:
-            warnings.warn(estimate.warning, stacklevel=2)
+    for warning in warnings_of(estimates):
+        warnings.warn(warning, stacklevel=2)
     return sorted(estimates, key=lambda e: -e.value) if several else estimates[0]

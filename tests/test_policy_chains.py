@@ -1,0 +1,142 @@
+"""Values and intervals of chains through the rows of a small decision process, against exact ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chains import episodes_of
+from decisions import A, Decisions, S, choose, decisions, logged
+from worlds import refusal
+
+from voc_rl.data import Episodes
+from voc_rl.policy_chains import PolicyChains, StitchingConfig
+from voc_rl.policy_estimate import PolicyEstimate, format_estimates, warning_of
+from voc_rl.values.statistics import student_interval
+
+GAMMA = 0.8
+
+
+class Chooses:
+    """Acts by the probabilities (S, A) of its state."""
+
+    observation = "state"
+
+    def __init__(self, odds: np.ndarray) -> None:
+        self.odds = odds
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        return np.eye(A)[choose(self.odds[observation[:, 0].astype(int)], count, rng).T]
+
+    def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
+        raise AssertionError("it has draws")
+
+
+def chains_through(
+    process: Decisions, dataset: Episodes, states: np.ndarray, seed: int = 0, starts: np.ndarray | None = None
+) -> PolicyChains:
+    """Of the best policy, through rows whose features name their states."""
+    dataset.state = states[:, None].astype(np.float32)
+    features = torch.from_numpy(np.eye(S, dtype=np.float32)[states])
+    policies = {"best": Chooses(process.policies[0])}
+    starts = dataset.starts if starts is None else starts
+    return PolicyChains(dataset, policies, starts, StitchingConfig(), seed, lambda: features)
+
+
+def test_intervals_hold_the_exact_values_and_are_no_wider_than_told() -> None:
+    process, inside, errors, stderrs = decisions(), [], [], []
+    V = process.values(process.policies[0], GAMMA)
+    for seed in range(20):
+        dataset, states = logged(process, 240, seed)
+        chains, reward = chains_through(process, dataset, states, seed), process.reward[states]
+        found = chains.values("best", reward, GAMMA)[dataset.starts].mean()
+        stderr = np.sqrt(chains.variance("best", reward, GAMMA))
+        low, high = student_interval(found, stderr, chains.config.replicates, 0.9)
+        truth = V[states[dataset.starts]].mean()
+        inside.append(low < truth < high)
+        errors.append(found - truth)
+        stderrs.append(stderr)
+    ratio = np.sqrt(np.square(stderrs).mean() / np.square(errors).mean())
+    print(f"coverage {np.mean(inside):.2f}, standard error {ratio:.2f} times the error")
+    assert np.mean(inside) >= 0.85
+    assert 1.0 < ratio < 3.0
+
+
+def test_the_variance_by_hand() -> None:
+    """Spread of the resampled chains, their shift and the critic's move, each in its own scale."""
+    chains = chains_through(decisions(), *logged(decisions(), 60))
+    reward, critic = np.zeros(len(chains.dataset)), SimpleNamespace()
+    whole = np.full(len(chains.dataset), 5.0)
+    chains._values["best", hash(reward.tobytes()), GAMMA, id(None)] = (whole, np.array([1.0, 2.0, 6.0]))
+    chains._values["best", hash(reward.tobytes()), GAMMA, id(critic)] = (whole + 2.0, np.array([1.0, 2.0, 6.0]))
+    scale = np.e - 1.0  # f / (1 - f), f = 1 - 1 / e
+    assert chains.variance("best", reward, GAMMA) == pytest.approx(scale * 7.0 + (scale * (5 - 3)) ** 2)
+    moved = chains.variance("best", reward, GAMMA, critic)  # type: ignore[arg-type]
+    assert moved == pytest.approx(scale * 7.0 + (scale * (7 - 3)) ** 2 + 2.0**2)
+
+
+def test_one_episode_has_no_interval_and_few_have_a_warning() -> None:
+    process = decisions()
+    dataset, states = logged(process, 60)
+    long = int(np.argmax(dataset.steps_left))
+    one = slice(long, long + int(dataset.steps_left[long]) + 1)
+    single = episodes_of(
+        [dataset.reward[one], np.zeros(1)], [False, False], np.concatenate([dataset.action[one], np.zeros((1, A))])
+    )  # the second has no step
+    chains = chains_through(process, single, np.append(states[one], 0))
+    assert chains.episodes == 1
+    assert np.isnan(chains.variance("best", single.reward, GAMMA))
+    assert np.isfinite(chains.values("best", single.reward, GAMMA)).all()
+    far, near = {"match_distance": 2.5}, {"match_distance": 0.1}
+    assert "there is no interval" in warning_of("best", near, 1)
+    assert "Intervals from 19 episodes are too narrow" in warning_of("best", near, 19)
+    assert warning_of("best", near, 20) == ""
+    assert warning_of("best", far, 20).startswith("The data hardly support best")
+    said = warning_of("best", near, 1)
+    estimate = PolicyEstimate(
+        "best", 1.0, np.nan, np.nan, np.nan, 0.9, GAMMA, "stitch", "", np.ones(2),
+        {"match_distance": 0.1, "value_at_starts": 1.0, "value_elsewhere": 1.0}, said,
+    )  # fmt: skip
+    assert format_estimates([estimate, replace(estimate, policy="worst")]).count(said) == 1
+    kept = estimate.as_dict()
+    assert (kept["value"], kept["stderr"], kept["low"], kept["start_values"]) == (1.0, None, None, [1.0, 1.0])
+
+
+def test_how_often_resampled_chains_follow_excluded_episodes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = decisions()
+    dataset, states = logged(process, 240)
+    chains, reward = chains_through(process, dataset, states), process.reward[states]
+    assert chains.diagnostics("best", reward, GAMMA)["excluded_followed"] == 0.0
+    monkeypatch.setattr("voc_rl.policy_chains.find_candidates", few_candidates)
+    chains = chains_through(process, dataset, states)
+    told = chains.diagnostics("best", reward, GAMMA)["excluded_followed"]
+    assert told == pytest.approx(np.mean([~mask[chains.candidates.row].any(1) for mask in chains._masks]))
+    assert 0.05 < told < 0.37  # two candidates of any two episodes, where a share of .37 is left out
+
+
+def few_candidates(dataset: Episodes, features: torch.Tensor) -> Any:
+    from voc_rl.occupancy import find_candidates
+
+    return find_candidates(dataset, features, count=2)
+
+
+def test_starts_whose_futures_are_all_over_are_still_supported() -> None:
+    dataset = episodes_of([np.array([0.0, 1.0])] * 30, [True] * 30, np.eye(A)[np.arange(60) % A])
+    chains = chains_through(decisions(), dataset, np.arange(60) % 2, starts=np.array([0, 1]))
+    found = chains.diagnostics("best", dataset.reward, 0.999)
+    assert np.isfinite(list(found.values())).all()
+    assert found["rows_used"] == 1.0
+    np.testing.assert_allclose(found["match_distance"], chains.whole("best").distance[0].mean())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"bandwidth": 0.0}, "bandwidth is 0"), ({"bandwidth": -0.2}, "bandwidth is -0.2"),
+     ({"action_weight": -1.0}, "action_weight is -1"), ({"replicates": 1}, "replicates is 1")],
+)  # fmt: skip
+def test_settings_that_would_give_wrong_numbers_are_refused(wrong: dict[str, Any], said: str) -> None:
+    assert said in refusal(StitchingConfig, **wrong)
