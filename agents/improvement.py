@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -108,10 +108,14 @@ def policy_voc(
     agent: OfflineAgent, dataset: Episodes, tokens: tuple[Tensor, Tensor], voc: VOC,
     config: ImprovementConfig | None = None, seed: int = 0,
 ) -> VOC:  # fmt: skip
-    """Evaluate: a VOC of the futures of an action, ``agent`` acting after it, on the agent's stitched chain of rows."""
+    """Evaluate: a VOC of the futures of an action, ``agent`` acting after it, on the agent's stitched chain of rows.
+
+    ``seed``: of the chain and, in place of ``config.voc.seed``, of the networks.
+    """
     config = config or ImprovementConfig()
     rng = np.random.default_rng([seed, 89])
     drawn = policy_actions([agent], dataset, config.draws, rng).drawn[0]
     candidates = find_candidates(dataset, tokens[1].to(device_of(voc.occupancy)))
     chain: StitchedChain = stitch(candidates, drawn, dataset.terminal, rng)
-    return train_action_voc(dataset, config.training, config.voc, chain, quantizer=voc.quantizer, tokens=tokens)
+    networks = replace(config.voc, seed=seed)
+    return train_action_voc(dataset, config.training, networks, chain, quantizer=voc.quantizer, tokens=tokens)

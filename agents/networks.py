@@ -13,6 +13,7 @@ from voc_rl.quantizers import Quantizer
 
 LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
 _LEAST_LOG_STD, _MOST_LOG_STD = math.log(0.05), math.log(1.0)
+_NEARLY_LEAST = -10.0  # of the spread's sigmoid: .05 to four digits, and still to be learned from
 
 
 def layers(*widths: int) -> nn.Sequential:
@@ -108,6 +109,14 @@ class Actor(nn.Module):
         mean, spread = self.body(inputs).chunk(2, -1)
         log_std = _LEAST_LOG_STD + (_MOST_LOG_STD - _LEAST_LOG_STD) * spread.sigmoid()
         return mean.tanh(), log_std.exp()
+
+    @torch.no_grad()
+    def least_spread(self) -> None:
+        """Make the spread the least there is, .05, at all inputs; the mean stays as it is."""
+        last = self.body[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.chunk(2)[1].zero_()
+        last.bias.chunk(2)[1].fill_(_NEARLY_LEAST)
 
     def log_prob(self, inputs: Tensor, actions: Tensor) -> Tensor:
         """Log-density (B,) of actions (B, A), before clipping."""

@@ -158,7 +158,8 @@ class Cloning(_Trainee):
 
 class TD3BC(_Trainee):
     """TD3+BC (Fujimoto and Gu 2021), from frames DrQ-v2+BC (Lu et al. 2023): n-step twin critics; the actor follows
-    their smaller Q, in units of its mean size, and stays near the logged actions.
+    their smaller Q, in units of its mean size, and stays near the logged actions. Only the actor's mean learns: its
+    spread, from which ``predict`` draws unless ``deterministic``, is made the least there is.
 
     alpha: weight of Q. n: steps of the returns. tau: of the slow critic. policy_noise, noise_clip: of target actions.
     """
@@ -168,6 +169,7 @@ class TD3BC(_Trainee):
         policy_noise: float = 0.2, noise_clip: float = 0.3,
     ) -> None:  # fmt: skip
         super().__init__(agent, view)
+        agent.actor.least_spread()
         self.alpha, self.n, self.tau, self.noise = alpha, n, tau, (policy_noise, noise_clip)
         device = device_of(agent.actor)
         with seeded(torch.device("cpu"), step_seed(self.seed, 83)):

@@ -43,8 +43,12 @@ class PlannerConfig:
     floor: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "rounds", "elites", "temperature"):
+        for name in ("rounds", "temperature"):
             check_positive(getattr(self, name), name)
+        if self.candidates < 2:
+            raise VOCError(f"candidates is {self.candidates}; at least 2 are needed to choose among.")
+        if not 0 < self.elites <= 1:
+            raise VOCError(f"elites is {self.elites!r}; a share of the candidates, above 0 and at most 1, is needed.")
 
 
 class VOCPlanner:
@@ -92,7 +96,7 @@ class VOCPlanner:
         observation: np.ndarray,
         state: Any = None,
         episode_start: Any = None,
-        deterministic: bool = True,
+        deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
         """Actions float32 (A,) or (B, A) in [-1, 1]; drawn from the last round's Gaussian unless ``deterministic``."""
         obs = np.asarray(observation)

@@ -106,7 +106,7 @@ def timed(planners: list[VOCPlanner], data: ControlData, decisions: int, threads
         for planner, own in zip(planners, spent, strict=True):
             planner.seconds = dict.fromkeys(planner.seconds, 0.0)
             started = time.perf_counter()
-            planner.predict(obs)
+            planner.predict(obs, deterministic=True)
             own.append({"total": time.perf_counter() - started, **planner.seconds})
     found = []
     for own in spent:

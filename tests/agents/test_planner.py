@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from small import SPEC, numbered_frames, toy_dataset, toy_episode
+from worlds import refusal
 
 from voc_rl.agents.action_values import ActionValues, RollOutScores, logged_chain, train_action_voc
-from voc_rl.agents.improvement import ImprovementConfig, weighted_clone
+from voc_rl.agents.improvement import ImprovementConfig, policy_voc, weighted_clone
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, top_episodes
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
@@ -78,8 +79,8 @@ def test_planner_stays_on_the_support_of_the_prior():
     mean, std = (part.numpy() for part in prior.distribution(obs))
     bound = VOCPlanner(prior, far, PlannerConfig(support=100.0, floor=0.5))
     free = VOCPlanner(prior, far, PlannerConfig(support=0.0, floor=0.5))
-    near, _ = bound.predict(obs)
-    beyond, _ = free.predict(obs)
+    near, _ = bound.predict(obs, deterministic=True)
+    beyond, _ = free.predict(obs, deterministic=True)
     assert np.sqrt(np.square((near - mean) / std).mean()) <= 0.5 + 1e-3
     assert np.sqrt(np.square((beyond - mean) / std).mean()) > 0.5
     assert bound.below_floor == 0.0
@@ -93,6 +94,49 @@ def test_planner_stays_on_the_support_of_the_prior():
     assert prior.draws(obs[0], 3, rng).shape == (3, 2)
 
 
+def test_the_planner_draws_unless_it_is_told_not_to():
+    prior = OfflineAgent((9, 24, 24), 2, FEW, quantizer())
+
+    def flat(codes, features, actions):
+        return torch.zeros(actions.shape[:2])
+
+    obs, planners = np.zeros((4, 9, 24, 24), np.uint8), [VOCPlanner(prior, flat, seed=5) for _ in range(3)]
+    mean, again = (planner.predict(obs, deterministic=True)[0] for planner in planners[:2])
+    np.testing.assert_array_equal(mean, again)
+    assert np.abs(planners[2].predict(obs)[0] - mean).min() > 0  # the same search, then a draw around its mean
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"candidates": 1}, "candidates is 1; at least 2"),
+        ({"elites": 1.5}, "elites is 1.5; a share of the candidates"),
+        ({"elites": 0.0}, "elites is 0.0; a share of the candidates"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+    ],
+)
+def test_searches_that_cannot_choose_are_refused(wrong, said):
+    assert said in refusal(PlannerConfig, **wrong)
+
+
+def test_all_candidates_may_be_elites():
+    prior = OfflineAgent((9, 24, 24), 2, FEW, quantizer())
+    planner = VOCPlanner(prior, lambda codes, features, actions: actions.sum(-1), PlannerConfig(2, elites=1.0))
+    assert np.isfinite(planner.predict(np.zeros((3, 9, 24, 24), np.uint8))[0]).all()
+
+
+def test_td3_bc_leaves_its_spread_the_least_and_its_mean_as_without(tmp_path, monkeypatch):
+    dataset, agents = _frames(tmp_path), []
+    for _ in range(2):
+        agent = OfflineAgent(dataset.observation_shape, 2, FEW, quantizer(dataset.observation_shape), seed=2)
+        agents.append(agent.learn(dataset, partial(TD3BC, n=2)))
+        monkeypatch.setattr("voc_rl.agents.networks.Actor.least_spread", lambda actor: None)
+    (mean, spread), (same, untrained) = (agent.distribution(dataset.observations(np.arange(11))) for agent in agents)
+    assert torch.equal(mean, same)
+    np.testing.assert_allclose(spread, 0.05, rtol=1e-3)
+    assert untrained.min() > 0.1  # what would be drawn from otherwise
+
+
 def test_a_prior_of_frames_proposes_and_the_scores_read_the_quantizer():
     prior = OfflineAgent((9, 24, 24), 2, replace(FEW, inputs="frames"))
     asked, own = [], quantizer()
@@ -102,7 +146,7 @@ def test_a_prior_of_frames_proposes_and_the_scores_read_the_quantizer():
         return torch.zeros(actions.shape[:2])
 
     obs = np.random.default_rng(0).integers(256, size=(3, 9, 24, 24), dtype=np.uint8)
-    VOCPlanner(prior, score, PlannerConfig(candidates=400, rounds=1), quantizer=own).predict(obs)
+    VOCPlanner(prior, score, PlannerConfig(candidates=400, rounds=1), quantizer=own).predict(obs, deterministic=True)
     ((codes, features, actions),) = asked
     with autocast(torch.device("cpu")):  # as frames are tokenized
         expected_codes, expected = own.codes_and_features(torch.from_numpy(obs))
@@ -156,9 +200,9 @@ def _frames(tmp_path):
     return Episodes.open(tmp_path)
 
 
-def _small_voc(dataset, gamma):
+def _small_voc(dataset, gamma, members=2):
     config = VOCConfig(
-        network=NetworkSize(n_layer=1, n_head=2, width=16, head_hidden=8, head_members=2),
+        network=NetworkSize(n_layer=1, n_head=2, width=16, head_hidden=8, head_members=members),
         reward=RewardConfig(hidden=8, bins=5, loop=LoopConfig(steps=3, batch_size=8)),
     )
     training = PolicyTraining(
@@ -197,3 +241,29 @@ def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(t
     voc.occupancy.config.__dict__["action_dim"] = 0
     with pytest.raises(VOCError, match="reads no actions"):
         weighted_clone(voc, dataset, (codes, features), ImprovementConfig(trace=None))
+
+
+@pytest.mark.parametrize("members", [0, 1])
+def test_a_head_of_actions_has_a_spread(tmp_path, members):
+    dataset = _frames(tmp_path)
+    voc = _small_voc(dataset, 0.5, members)
+    assert voc.value_head.members == 2
+    obs = dataset.observations(np.arange(3))
+    assert np.isfinite(voc.value(obs, estimator="head").stderr).all()
+    assert ActionValues(voc, caution=1.0)(*voc.context(obs), torch.zeros(3, 4, 2)).isfinite().all()
+
+
+def test_a_policys_voc_is_of_its_seed(tmp_path, monkeypatch):
+    dataset, asked = _frames(tmp_path), []
+    voc = _small_voc(dataset, 0.5)
+    agent = OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer)
+
+    def train(dataset, training, config, chain, **rest):
+        asked.append((config.seed, chain.arrival))
+
+    monkeypatch.setattr("voc_rl.agents.improvement.train_action_voc", train)
+    tokens = voc.context(dataset.observations(np.arange(11)))
+    for seed in (3, 4):
+        policy_voc(agent, dataset, tokens, voc, ImprovementConfig(voc=VOCConfig(seed=7)), seed)
+    assert [seed for seed, _ in asked] == [3, 4]
+    assert (asked[0][1] != asked[1][1]).any()

@@ -35,7 +35,8 @@ class Sleeper:
         self.seen: list[int] = []
         self.seconds = {"see": 0.0, "propose": 0.0, "score": 0.0}
 
-    def predict(self, observation: np.ndarray) -> None:
+    def predict(self, observation: np.ndarray, deterministic: bool) -> None:
+        assert deterministic
         seconds = self.each * (10 if self.calls < decision_time.WARM else 1)
         self.calls += 1
         self.seen.append(int(observation))
