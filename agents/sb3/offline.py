@@ -21,10 +21,12 @@ _AT_ONCE = 512  # transitions whose frames are stacked at once
 
 
 def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callable[[str], None] | None = print) -> int:
-    """Put every transition of logged episodes into an agent's replay buffer; returns how many were put there.
+    """Put the transitions of logged episodes into an agent's replay buffer; returns how many were put there.
 
-    Observations are stacked frames, or the flat state where that is what the agent sees. Episodes that a time limit
-    cut are bootstrapped from their last frame (``handle_timeout_termination``), terminations are not.
+    All of them for an agent with one environment; one with n fills whole rows of n, so that up to n - 1 transitions at
+    the end of the data stay out. Observations are stacked frames, or the flat state where that is what the agent sees.
+    Episodes that a time limit cut are bootstrapped from their last frame (``handle_timeout_termination``), terminations
+    are not.
 
     Args:
         model: SAC, TD3, DDPG or another off-policy agent with actions in [-1, 1].
