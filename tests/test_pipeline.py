@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +16,12 @@ import pytest
 import torch
 from worlds import COMMAND, SPEC, kill_when, loop, one_sentence, small_config, write_world
 
-from voc_rl import VOC, Episodes
+from voc_rl import VOC, Episodes, pipeline
 from voc_rl.checkpoints import load_tensors, load_torch_file
 from voc_rl.cli import main
 from voc_rl.errors import VOCError
 from voc_rl.pipeline import Pipeline, data_mark
+from voc_rl.quantizers import tokenize
 from voc_rl.runs import RunFolder
 from voc_rl.values import RewardConfig, discounted_returns
 
@@ -63,7 +65,7 @@ def skipped(said: list[str]) -> list[str]:
 
 
 def redone_anew(said: list[str]) -> set[str]:
-    return {line.split(":")[0] for line in said if "with other data or settings; done anew" in line}
+    return {line.split(":")[0] for line in said if "with other data, settings or weights; done anew" in line}
 
 
 def test_metrics(tmp_path: Path, data: Path) -> None:
@@ -148,11 +150,59 @@ def test_data_that_changed_redo_everything_and_say_so(tmp_path: Path) -> None:
     assert metrics["episodes"] == {"training": 4, "held_out": 1}
 
 
-def test_evaluation_of_other_samples_is_done_again(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "function", "redone"),
+    [("quantizer", "ready_quantizer", {"tokenize", "train", "evaluate"}), ("train", "train", {"evaluate"})],
+)
+def test_other_weights_of_the_same_settings_redo_what_follows(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stage: str, function: str, redone: set[str]
+) -> None:
+    """As another number of threads or another device trains them."""
     run_all(tmp_path, data)
-    with RunFolder(tmp_path) as run:
-        metrics = Pipeline(run, data, CONFIG).evaluate(samples=20, max_states=10)
-    assert metrics["states"] == 10
+    before = times(tmp_path)
+    trained = getattr(pipeline, function)
+
+    def otherwise(*arguments: Any, **options: Any) -> Any:
+        found = trained(*arguments, **options)
+        with torch.no_grad():
+            next((found if stage == "quantizer" else found.reward_head).parameters()).mul_(1.01)
+        return found
+
+    with monkeypatch.context() as patch, RunFolder(tmp_path) as run:
+        patch.setattr(pipeline, function, otherwise)
+        forced = Pipeline(run, data, CONFIG, force=frozenset({stage}))
+        forced.train_quantizer() if stage == "quantizer" else forced.train()
+    said, _ = run_all(tmp_path, data)
+    assert redone_anew(said) == redone
+    assert set(skipped(said)) == set(FILES) - redone
+    assert changed(before, times(tmp_path)) == {stage, *redone}
+    codes, features = tokenize(VOC.load(tmp_path).quantizer, Episodes.open(data))
+    stored = load_tensors(tmp_path / "tokens.safetensors")
+    assert torch.equal(stored["codes"], codes)
+    assert torch.equal(stored["features"], features)
+    assert set(skipped(run_all(tmp_path, data)[0])) == set(FILES)
+
+
+def test_evaluation_of_other_samples_is_done_again(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a cut between the new estimates and their scores, when the old scores must not pass for theirs."""
+    run_all(tmp_path, data)
+    shutil.copytree(tmp_path, uncut := tmp_path.with_name(f"{tmp_path.name}_uncut"))
+    write = pipeline.write_json
+
+    def cut(path: Path, value: Any) -> None:
+        if path.name == "metrics.json":
+            raise KeyboardInterrupt
+        write(path, value)
+
+    with monkeypatch.context() as patch, RunFolder(tmp_path) as run, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "write_json", cut)
+        Pipeline(run, data, CONFIG).evaluate(samples=20, max_states=10)
+    found = []
+    for folder in (tmp_path, uncut):
+        with RunFolder(folder) as run:
+            found.append(Pipeline(run, data, CONFIG).evaluate(samples=20, max_states=10))
+    assert [metrics["states"] for metrics in found] == [10, 10]
+    assert found[0]["methods"] == found[1]["methods"]
 
 
 def test_other_data_is_told_apart(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
     if description.get("quantizer", mark := weights_mark(quantizer)) != mark:
         raise VOCError(
             f"{folder}: quantizer.safetensors is not the quantizer that this VOC was trained with; "
-            "they belong to different models."
+            "they belong to different models, train the VOC again."
         )
     occupancy = OccupancyTransformer(config)
     reward_head = RewardHead(quantizer.n_tokens, quantizer.code_dim, reward_config)

@@ -3,7 +3,8 @@
     train-quantizer -> tokenize -> train -> evaluate
     train -> tokenize -> evaluate                         in joint training
 
-A stage knows by its fingerprint (settings, data and the stages before it) whether it is done.
+A stage knows by its fingerprint whether it is done: settings, data, and the weights that the stages before it left. The
+weights too, because another number of threads or another device trains others from the same settings.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Pipeline:
     progress: bool = False
     force: frozenset[str] = frozenset()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    _marks: dict[str, str] = field(default_factory=dict, repr=False)
+    _settings: dict[str, str] = field(default_factory=dict, repr=False)
     _done: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,11 +87,16 @@ class Pipeline:
         trained = fingerprint(base, network, *joint)
         if joint:  # the quantizer comes out of the training of all
             base = trained
-        self._marks = {"quantizer": base, "tokenize": fingerprint(base, "tokens"), "train": trained}
+        self._settings = {"quantizer": base, "train": trained}
 
     def mark(self, *parts: Any) -> str:
         """Fingerprint of a later stage: the trained model and ``parts``."""
-        return fingerprint(self._marks["train"], *parts)
+        self.train()
+        return fingerprint(self._settings["train"], self._weights("quantizer"), self._weights("voc"), *parts)
+
+    def _weights(self, name: str) -> str:
+        """A hash of a weight file; of several processes all read the one that the first has written."""
+        return hashlib.sha256((self.run.path / f"{name}.safetensors").read_bytes()).hexdigest()
 
     def skip(self, stage: str, mark: str) -> bool:
         """Whether a stage is done; says so. A forced one is forgotten first."""
@@ -101,7 +107,7 @@ class Pipeline:
             self.say(f"{stage}: done already, skipped (--force does it again)")
             return True
         if self.run.outdated(stage, mark):
-            self.say(f"{stage}: done before, but with other data or settings; done anew")
+            self.say(f"{stage}: done before, but with other data, settings or weights; done anew")
         return False
 
     def train_quantizer(self) -> Quantizer:
@@ -112,7 +118,7 @@ class Pipeline:
         return self._done["quantizer"]
 
     def _train_quantizer(self) -> Quantizer:
-        config, mark = self.config, self._marks["quantizer"]
+        config, mark = self.config, self._settings["quantizer"]
         if self.skip("quantizer", mark):
             return load_quantizer(self.run.path).to(self.device)
         settings = {
@@ -136,8 +142,8 @@ class Pipeline:
         return self._done["tokens"]
 
     def _tokenize(self) -> tuple[Tensor, Tensor]:
-        path, mark = self.run.path / "tokens.safetensors", self._marks["tokenize"]
-        quantizer = self.train_quantizer()
+        path, quantizer = self.run.path / "tokens.safetensors", self.train_quantizer()
+        mark = fingerprint(self._settings["quantizer"], "tokens", self._weights("quantizer"))
         if not self.skip("tokenize", mark):
             with self.run.stage("tokenize", mark, {"data": str(self.data), "seed": self.config.seed}):
                 codes, features = tokenize(quantizer, self.dataset)
@@ -161,10 +167,11 @@ class Pipeline:
         return self._done["voc"]
 
     def _train(self) -> VOC:
-        mark, config = self._marks["train"], self.config
+        mark, config = self._settings["train"], self.config
         parts: dict[str, Any] = {}
         if config.joint is None:
             parts = {"quantizer": self.train_quantizer(), "tokens": self.tokens_of(self.training)}
+            mark = fingerprint(mark, self._weights("quantizer"))
         elif "quantizer" in self.run.measured("seconds"):  # training by stages has put its own quantizer here
             for stage in ("quantizer", "train"):
                 self.run.forget(stage)
@@ -190,11 +197,12 @@ class Pipeline:
         rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
         constant = np.full(len(truth), self.constant_value())
         gamma = self.train().gamma
-        path, settings = self.run.path / "metrics.json", {"samples": samples, "max_states": max_states}
-        there = agreed(path.exists() and "evaluate" not in self.force) and self.finished("evaluate", settings)
+        settings = {"samples": samples, "max_states": max_states}
         values = {name: estimate.mean for name, estimate in self.estimates(rows, settings).items()}
-        if there:
-            return read_json(path)  # with what else was scored beside these
+        if agreed(
+            (path := self.run.path / "metrics.json").exists()
+        ):  # of these estimates, with what else was scored beside them
+            return read_json(path)
         methods = {name: scores(v, truth, gamma, self.r_max) for name, v in {**values, "constant": constant}.items()}
         metrics = self.metrics(methods, len(truth))
         if self.run.writes:
@@ -228,10 +236,6 @@ class Pipeline:
             found["voc_head"] = voc.value_of_codes(codes, features, estimator="head")
         return found
 
-    def finished(self, name: str, settings: dict[str, Any]) -> bool:
-        """Whether a stage that leaves a ValueEstimate was finished with these settings."""
-        return self.run.finished(name, self.mark(name, settings))
-
     def estimate(self, name: str, settings: dict[str, Any], work: Callable[[], ValueEstimate]) -> ValueEstimate:
         """Do a stage whose result is a ValueEstimate, or read what it left."""
         path, mark = self.run.path / "estimates" / f"{name}.safetensors", self.mark(name, settings)
@@ -240,6 +244,8 @@ class Pipeline:
             words = read_json(path.with_suffix(".json"))
             return ValueEstimate(**stored, level=words["level"], covers=words["covers"])
         with self.run.stage(name, mark, settings, resumes=False):
+            if self.run.writes:  # a kill must not leave the scores of other estimates beside the new ones
+                (self.run.path / "metrics.json").unlink(missing_ok=True)
             estimate = work()
             if self.run.writes:
                 arrays = {key: getattr(estimate, key) for key in ("mean", "stderr", "low", "high")}
