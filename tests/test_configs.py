@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from worlds import refusal
 
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
 from voc_rl.loop import LoopConfig
-from voc_rl.occupancy import OccupancyTraining
+from voc_rl.occupancy import OccupancyConfig, OccupancyTraining
 from voc_rl.quantizers import VQVAEConfig
+from voc_rl.training import NetworkSize
+from voc_rl.values import RewardConfig
+
+SIZES = partial(OccupancyConfig, **{"codebook_size": 5, "n_tokens": 2})
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,38 @@ def test_refused(values: Any, said: str) -> None:
 def test_values_are_checked(values: dict[str, Any], said: str) -> None:
     with pytest.raises(VOCError, match=said):
         from_dict(LoopConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value", "needed"),
+    [
+        *((OccupancyTraining, name, value, "a number above zero")
+          for name, value in (("n", -3), ("n", 0), ("futures", 0), ("refill", 0), ("top_k", 0), ("head_weight", -1.0))),
+        *((OccupancyTraining, "ema", value, "a number from 0 to below 1") for value in (1.5, 1.0, -0.1, math.nan)),
+        *((OccupancyTraining, "feature_dropout", value, "a share between 0 and 1") for value in (2, -0.1, math.nan)),
+        *((OccupancyTraining, "feature_noise", value, "at least 0 is") for value in (-0.1, math.nan)),
+        *((config, name, 0, "a number above zero")
+          for config in (NetworkSize, SIZES) for name in ("n_layer", "n_head", "width")),
+        *((config, name, value, "a number from 0 to below 1")
+          for config in (NetworkSize, SIZES) for name in ("dropout", "attention_dropout") for value in (1.0, -0.1)),
+        *((SIZES, name, 0, "a number above zero") for name in ("codebook_size", "n_tokens", "top_k")),
+        *((SIZES, name, -1, "at least 0 is") for name in ("feature_dim", "action_dim", "policies")),
+        (NetworkSize, "head_hidden", 0, "a number above zero"),
+        *((NetworkSize, "head_members", value, "0, or at least 2 for a standard error, are") for value in (1, -1)),
+        (RewardConfig, "bins", 1, "at least 2 is"), (RewardConfig, "hidden", 0, "a number above zero"),
+    ],
+)  # fmt: skip
+def test_numbers_that_would_break_later(config: Callable[..., Any], name: str, value: float, needed: str) -> None:
+    assert refusal(config, **{name: value}).startswith(f"{name} is {value!r}; {needed}")
+
+
+def test_numbers_at_the_edge_are_taken() -> None:
+    OccupancyTraining(n=1, futures=1, refill=1, top_k=1, ema=0.0, feature_dropout=1.0, feature_noise=0.0)
+    NetworkSize(n_layer=1, n_head=1, width=1, head_hidden=1, head_members=2)
+    NetworkSize(head_members=0)
+    OccupancyConfig(1, 1, n_layer=1, n_head=1, width=1)
+    RewardConfig(hidden=1, bins=2)
+    assert refusal(NetworkSize, n_head=3) == "width 128 is not a multiple of n_head 3."
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1, -0.1, float("nan"), float("inf"), "0.9", None, True])

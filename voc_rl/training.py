@@ -29,6 +29,7 @@ from voc_rl.occupancy import (
     start_from,
     train_occupancy,
 )
+from voc_rl.occupancy.contexts import check_layers
 from voc_rl.precision import device_of, seeded
 from voc_rl.quantizers import Quantizer, build_quantizer, tokenize, train_quantizer
 from voc_rl.values import RewardConfig, fit_reward_head
@@ -42,7 +43,7 @@ class NetworkSize:
 
     features: show the network the quantizer's continuous features beside the codes. null_context: also learn the law of
     the data without any context, which density ratios need (``VOC.density_value``). head_members: networks of the
-    value head; 0 leaves it out.
+    value head, whose spread is its standard error; 0 leaves it out.
     """
 
     n_layer: int = 2
@@ -54,6 +55,12 @@ class NetworkSize:
     null_context: bool = False
     head_hidden: int = 128
     head_members: int = 5
+
+    def __post_init__(self) -> None:
+        check_layers(self.n_layer, self.n_head, self.width, self.dropout, self.attention_dropout)
+        check_positive(self.head_hidden, "head_hidden")
+        if self.head_members < 0 or self.head_members == 1:
+            raise VOCError(f"head_members is {self.head_members}; 0, or at least 2 for a standard error, are needed.")
 
 
 @dataclass(frozen=True)

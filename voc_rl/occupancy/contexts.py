@@ -8,7 +8,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from voc_rl.errors import VOCError, check_gammas
+from voc_rl.errors import VOCError, check_at_least, check_decay, check_gammas, check_positive
+
+
+def check_layers(n_layer: int, n_head: int, width: int, dropout: float, attention_dropout: float) -> None:
+    """Sizes that make a transformer.
+
+    Raises:
+        VOCError: sizes that are not above zero, heads that do not share the width, or dropout that leaves nothing.
+    """
+    for name, size in (("n_layer", n_layer), ("n_head", n_head), ("width", width)):
+        check_positive(size, name)
+    if width % n_head:
+        raise VOCError(f"width {width} is not a multiple of n_head {n_head}.")
+    check_decay(dropout, "dropout")
+    check_decay(attention_dropout, "attention_dropout")
 
 
 @dataclass(frozen=True)
@@ -42,10 +56,15 @@ class OccupancyConfig:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.width % self.n_head:
-            raise VOCError(f"width {self.width} is not a multiple of n_head {self.n_head}.")
+        for name in ("codebook_size", "n_tokens"):
+            check_positive(getattr(self, name), name)
+        for name in ("feature_dim", "action_dim", "policies"):
+            check_at_least(getattr(self, name), 0, name)
+        check_layers(self.n_layer, self.n_head, self.width, self.dropout, self.attention_dropout)
         if self.gammas is not None:
             check_gammas(self.gammas)
+        if self.top_k is not None:
+            check_positive(self.top_k, "top_k")
 
     @property
     def end_code(self) -> int:

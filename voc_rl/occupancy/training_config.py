@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from voc_rl.errors import VOCError, check_gamma, check_gammas
+from voc_rl.errors import (
+    VOCError,
+    check_at_least,
+    check_decay,
+    check_gamma,
+    check_gammas,
+    check_positive,
+    check_share,
+)
 from voc_rl.loop import LoopConfig
 
 
@@ -46,3 +54,11 @@ class OccupancyTraining:
             check_gammas(self.gammas)
             if not self.gammas[0] <= self.gamma <= self.gammas[1]:
                 raise VOCError(f"gamma {self.gamma:g} is outside the range that is learned, gammas {self.gammas}.")
+        for name in ("n", "futures", "refill", "top_k", "head_weight"):
+            value = getattr(self, name)
+            if value is not None:
+                check_positive(value, name)
+        if self.ema is not None:
+            check_decay(self.ema, "ema")
+        check_share(self.feature_dropout, "feature_dropout")
+        check_at_least(self.feature_noise, 0, "feature_noise")

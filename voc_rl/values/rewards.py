@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.loop import LoopConfig, StepLog, optimise
 from voc_rl.occupancy import arrived_rows
 from voc_rl.precision import autocast, device_of, seeded
@@ -24,6 +24,10 @@ class RewardConfig:
     hidden: int = 256
     bins: int = 51
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch_size=512, learning_rate=2e-3))
+
+    def __post_init__(self) -> None:
+        check_positive(self.hidden, "hidden")
+        check_at_least(self.bins, 2, "bins")
 
 
 class RewardHead(nn.Module):
