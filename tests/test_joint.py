@@ -22,6 +22,7 @@ from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.quantizers import Quantizer, tokenize
 from voc_rl.quantizers.training import fit_quantizer
 from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, train
+from voc_rl.values import RewardConfig
 
 SMALL: dict[str, dict[str, Any]] = {
     "vqvae": {},
@@ -163,26 +164,53 @@ def test_codes_are_made_when_needed_and_again_when_the_vocabulary_moves(
 
 
 def test_the_network_is_shown_the_codes_of_the_vocabulary(dataset: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every context, target and bootstrap row that a step asks for has the codes of the vocabulary at that step."""
-    _, work = steps_of(dataset, config_of(warmup=0.0, decay=0.0))
+    """Every context, target and bootstrap row that a step asks for has the codes of the vocabulary at that step, and so
+    has every row that stands for the law of the data."""
+    config = config_of(warmup=0.0, decay=0.0)
+    _, work = steps_of(dataset, replace(config, network=replace(config.network, null_context=True)))
     asked: list[tuple[np.ndarray, Tensor]] = []
-    original = OccupancyTrainee._codes
+    original, original_at = OccupancyTrainee._codes, OccupancyTrainee._codes_at
 
     def recorded(self: OccupancyTrainee, rows: np.ndarray, at: Tensor | None = None) -> Tensor:
         asked.append((rows, original(self, rows, at)))
         return asked[-1][1]
 
+    def recorded_at(self: OccupancyTrainee, rows: Tensor, used: Tensor) -> Tensor:
+        found = original_at(self, rows, used)
+        asked.append((rows[used].numpy(), found[used]))
+        return found
+
     monkeypatch.setattr(OccupancyTrainee, "_codes", recorded)
-    codes = []
+    monkeypatch.setattr(OccupancyTrainee, "_codes_at", recorded_at)
+    codes, lawful = [], 0
     for step in range(20):
         asked.clear()
         work.step(step)
         codes.append(tokenize(work.vocabulary.quantizer, dataset)[0].long())
         assert {len(rows) for rows, _ in asked} >= {64}  # the contexts of a batch
-        assert len(asked) >= (3 if step % 4 == 0 else 1)  # and the targets and bootstrap rows of a stock
+        assert len(asked) >= (4 if step % 4 == 0 else 2)  # and the targets and bootstrap rows of a stock
+        lawful += sum(rows.size for rows, _ in asked if rows.ndim == 2)
         for rows, found in asked:
             assert torch.equal(found, codes[-1][rows])
     assert not torch.equal(codes[0], codes[-1])
+    assert 100 < lawful < 500  # a tenth of 20 batches of 64, two each
+
+
+@pytest.mark.parametrize("name", ["vqvae", "dino"])
+def test_a_trained_quantizer_is_where_it_starts(dataset: Episodes, name: str) -> None:
+    """Fitted anew, nearly all codes would change. The one that was given is left as it is."""
+    config = replace(config_of(name, steps=(20, 2), warmup=1.0), reward=RewardConfig(8, 5, LoopConfig(2)))
+    given = train(dataset.subset([0, 1]), replace(config, joint=None)).quantizer
+    before = {key: tensor.clone() for key, tensor in given.state_dict().items()}
+    hardly = replace(config, quantizer_training=LoopConfig(1, batch_size=8, learning_rate=1e-9))
+    voc = train(dataset, hardly, quantizer=given)
+    assert different(given.state_dict(), before) == []
+    assert not given.training
+    assert voc.quantizer is not given
+    changed = set(different(voc.quantizer.state_dict(), before))
+    assert not any(key.startswith(("components", "mean_", "pixel_variance", "teacher")) for key in changed)
+    codes, own = (tokenize(one, dataset)[0] for one in (voc.quantizer, given))
+    assert (codes != own).float().mean() < 0.05
 
 
 def assert_resumes(dataset: Episodes, config: VOCConfig, path: Path, stop: int) -> None:

@@ -114,6 +114,10 @@ class _PixelTrainee(OccupancyTrainee):
         self.vocabulary.make(rows)
         return super()._codes(rows, at)
 
+    def _codes_at(self, rows: Tensor, used: Tensor) -> Tensor:
+        self.vocabulary.make(rows[used].cpu().numpy())
+        return super()._codes_at(rows, used)
+
     def _features(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor | None:
         self.vocabulary.make(rows)
         return super()._features(rows, at)
@@ -228,6 +232,7 @@ def train_joint(
         fit_quantizer(quantizer, dataset, seed, log)
     work = JointSteps(quantizer, networks, dataset, joint, quantizer_training, occupancy, seed)
     take_steps(work, work.steps, "joint", log=log, checkpoints=checkpoints, progress=progress)
+    quantizer.eval()
     vocabulary, trainee = work.vocabulary, work.trainee
     assert trainee is not None
     vocabulary.make(np.arange(len(dataset)))

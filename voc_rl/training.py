@@ -7,6 +7,7 @@ The first two one after the other, or at once (``joint``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,7 +100,7 @@ def train(
     Args:
         dataset: what it learns from; values are of the policy that made it.
         config: sizes and schedules; None is the default.
-        quantizer: a trained one to use, instead of training one here; in joint training the one to start from.
+        quantizer: a trained one to use, instead of training one here; in joint training a copy of it is what starts.
         tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
         device: where it is trained, and where the VOC is then (``voc_rl.precision.choose_device``); None: where
             ``quantizer`` is, or on the CPU.
@@ -115,7 +116,7 @@ def train(
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
     networks = partial(fresh_networks, config=config, ends=bool(dataset.terminal.any()))
     if config.joint is not None:
-        start = quantizer or fresh_quantizer(dataset, config)
+        start = fresh_quantizer(dataset, config) if quantizer is None else copy.deepcopy(quantizer)
         start = start if device is None else start.to(device)
         quantizer, model, trained_head, codes, features = train_joint(
             start, networks, dataset, config.joint, config.quantizer_training, config.occupancy, config.seed,

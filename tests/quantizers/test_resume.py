@@ -87,3 +87,23 @@ def test_training_resumes_bit_for_bit(name: str, dataset: Episodes, tmp_path: Pa
         assert not torch.equal(other.state_dict()[key], plain.state_dict()[key])
     with pytest.raises(VOCError, match="other settings or data"):
         train_quantizer(fresh(1), dataset, case.loop, seed=3, checkpoints=Checkpoints(checkpoints.path, "b"))
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_trained_one_goes_on_as_it_is(name: str, dataset: Episodes) -> None:
+    """What is fitted before the first step is fitted once: under trained weights, codes would mean something else."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer(name, dataset.observation_shape, CASES[name].config)
+    assert not quantizer.initialised
+    part = dataset.subset([0, 1])
+    part.action = dataset.action[: len(part)]
+    train_quantizer(quantizer, part, LoopConfig(5, batch_size=4))
+    assert quantizer.initialised
+    before = {key: tensor.clone() for key, tensor in quantizer.state_dict().items()}
+    obs = torch.from_numpy(dataset.observations(np.arange(0, len(dataset), 7)))
+    codes = quantizer.encode(obs)
+    train_quantizer(quantizer, dataset, LoopConfig(1, batch_size=4, learning_rate=1e-9))
+    for key, tensor in quantizer.state_dict().items():
+        if key.startswith(("components", "mean_", "pixel_variance", "teacher")):
+            assert torch.equal(tensor, before[key]), key
+    assert (quantizer.encode(obs) != codes).float().mean() < 0.05

@@ -177,7 +177,9 @@ def test_codes_start_from_latents_and_published_ones_stay(dataset: Episodes, tmp
     assert torch.cdist(quantizer.code_vectors(), latents).min(1).values.max() < 1e-2
     path, state = write_weights(tmp_path, PUBLISHED["five levels"])
     published = VQGAN.from_published(path)
+    assert not published.initialised  # the spread of the pixels is not in the file
     published.initialise(frames(4), generator())
+    assert published.initialised
     assert torch.equal(published.code_vectors(), state["quantize.embedding.weight"])
     published.train()
     published.use.zero_()

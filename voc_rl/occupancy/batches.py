@@ -86,15 +86,16 @@ def arrived_rows(dataset: Episodes) -> Tensor:
 
 
 def without_context(
-    futures: Tensor, codes: Tensor, arrived: Tensor, generator: torch.Generator
+    futures: Tensor, codes: Callable[[Tensor, Tensor], Tensor], arrived: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """A batch in which a share of contexts is not shown: where, bool (B,), and its futures int64 (B, M, n_tokens).
 
-    There the futures are the ``codes`` (N, n_tokens) of rows drawn uniformly among ``arrived``, so that the network
-    without context learns the law of the data.
+    There the futures are the codes of rows drawn uniformly among ``arrived``, so that the network without context
+    learns the law of the data. ``codes``: rows int64 (B, M), and which of them are used, bool (B,) -> int64 (B, M,
+    n_tokens).
     """
     device = futures.device
     draws: dict[str, Any] = {"generator": generator, "device": generator.device}
     nothing = torch.rand(len(futures), **draws).to(device) < NULL_SHARE
     rows = arrived[torch.randint(len(arrived), futures.shape[:2], **draws).to(device)]
-    return nothing, torch.where(nothing[:, None, None], codes[rows].long(), futures)
+    return nothing, torch.where(nothing[:, None, None], codes(rows, nothing), futures)

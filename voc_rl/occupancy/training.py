@@ -95,7 +95,7 @@ class OccupancyTrainee:
         features = self._noisy(self._features(batch.rows, batch.at), generator)
         nothing, futures = None, batch.futures
         if self.model.config.null_context:
-            nothing, futures = without_context(futures, self.codes, self.arrived, generator)
+            nothing, futures = without_context(futures, self._codes_at, self.arrived, generator)
         learned = () if self.goals is None else (self.goals.of(batch), self.goals.weights_of(batch, nothing))
         inputs = StepInputs(
             self._codes(batch.rows, batch.at), futures, drawn >= self.config.feature_dropout, batch.condition,
@@ -226,6 +226,11 @@ class OccupancyTrainee:
     def _codes(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor:
         """Codes int64 of ``rows``; ``at``: the same rows where the network is, if they are there already."""
         return self.codes[self._on_device(rows) if at is None else at].long()
+
+    def _codes_at(self, rows: Tensor, used: Tensor) -> Tensor:
+        """Codes int64 (B, M, n_tokens) of rows int64 (B, M) that were drawn where the network is, right where ``used``
+        bool (B,)."""
+        return self.codes[rows].long()
 
     def _features(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor | None:
         if self.features is None:

@@ -33,6 +33,12 @@ class Quantizer(nn.Module, ABC):
     code_dim: int
     feature_dim: int
 
+    @property
+    @abstractmethod
+    def initialised(self) -> bool:
+        """Whether ``initialise`` was done, here or before it was saved. Doing it again would change what codes mean."""
+
+    @abstractmethod
     def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
         """Fit what comes before training, on a sample of uint8 (N, 3K, H, W), once; ``log`` takes the numbers of it."""
 

@@ -152,6 +152,10 @@ class DINOTokenizer(Quantizer):
 
         return load_vqkd(path, n_head, stack)
 
+    @property
+    def initialised(self) -> bool:
+        return bool(self.mean_frame.any())
+
     def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
         """Mean frame; unless published also the self-distilled teacher, and a codebook of what the encoder says."""
         frames = obs[:, -3:]

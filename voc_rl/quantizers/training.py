@@ -53,7 +53,10 @@ def train_quantizer(
     checkpoints: Checkpoints | None = None,
     progress: bool = False,
 ) -> Quantizer:
-    """Fit and train ``quantizer``, where it is, on the observations of ``dataset``; returns it in eval mode."""
+    """Train ``quantizer``, in place and where it is, on the observations of ``dataset``; returns it in eval mode.
+
+    A fresh one is fitted first (``fit_quantizer``); one that was trained before goes on from there.
+    """
     if checkpoints is None or not checkpoints.path.exists():
         fit_quantizer(quantizer, dataset, seed, log)
     quantizer.train()
@@ -63,7 +66,12 @@ def train_quantizer(
 
 
 def fit_quantizer(quantizer: Quantizer, dataset: Episodes, seed: int, log: StepLog | None = None) -> None:
-    """``initialise`` the quantizer on a sample of the observations of ``dataset``: what comes before its first step."""
+    """``initialise`` a fresh quantizer on a sample of the observations of ``dataset``, before its first step.
+
+    One that was trained before stays as it is.
+    """
+    if quantizer.initialised:
+        return
     rng = np.random.default_rng([seed, 1 << 40])
     rows = rng.choice(len(dataset), size=min(FITTING_ROWS, len(dataset)), replace=False)
     device = device_of(quantizer)

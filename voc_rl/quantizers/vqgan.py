@@ -74,6 +74,10 @@ class VQGAN(Quantizer):
 
         return load_vqgan(path, stack)
 
+    @property
+    def initialised(self) -> bool:
+        return bool(self.fitted) and bool(self.pixel_variance != 1)  # published files have codes, and no variance
+
     @torch.no_grad()
     def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
         """Spread of the pixels, and codes drawn from the latents of some frames unless there are codes already."""

@@ -135,6 +135,10 @@ class VQVAE(Quantizer):
 
         return VQGAN.from_published(path, stack)
 
+    @property
+    def initialised(self) -> bool:
+        return bool(self.components.basis.any())  # zeros until it is fitted
+
     def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
         pictures = scale(obs)
         self.mean_picture.copy_(pictures.mean(0))
