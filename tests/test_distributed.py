@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from commands import SHORT
+from small import SPEC, toy_episode
 from test_loop import chain_data, everything, training
 from worlds import together, write_world
 
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors
 from voc_rl.cli import main
+from voc_rl.data import Episodes, write_episode
 from voc_rl.distributed import Ranks, agreed, dealt, gather, join, ranks
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints
+from voc_rl.loop import Checkpoints, LoopConfig
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead, train_occupancy
 from voc_rl.occupancy.training import OccupancyTrainee
+from voc_rl.quantizers import build_quantizer, train_quantizer
 
 STEPS = 60  # more than 50, at which slow values are computed and a line is logged
 
@@ -77,15 +83,16 @@ from voc_rl.errors import VOCError
 import test_distributed
 join(torch.device("cpu"))
 try:
-    test_distributed.train(Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    getattr(test_distributed, sys.argv[2])(Path(sys.argv[3]), *map(int, sys.argv[4:]))
 except VOCError as error:
     sys.exit(f"refused: {error}")
 """
 
 
-def two(folder: Path, *arguments: int) -> list[tuple[int, str]]:
-    """Exit code and errors of two processes that train together."""
-    return together([sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder), *map(str, arguments)])
+def two(work: Callable[..., None], folder: Path, *arguments: int) -> list[tuple[int, str]]:
+    """Exit code and errors of two processes that do a work of this module together."""
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), work.__name__, str(folder)]
+    return together([*command, *map(str, arguments)])
 
 
 def assert_close(one: Path, other: Path) -> None:
@@ -103,7 +110,7 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     main(["train", *evaluated(tmp_path / "alone")])
     shutil.copytree(tmp_path / "alone" / "run", tmp_path / "together" / "run")
     train(tmp_path / "alone")
-    ended = two(tmp_path / "together")
+    ended = two(train, tmp_path / "together")
     assert [code for code, _ in ended] == [0, 0], ended
     assert_close(tmp_path / "together", tmp_path / "alone")
     found, expected = (read_json(tmp_path / name / "run" / "metrics.json") for name in ("together", "alone"))
@@ -111,13 +118,63 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, scores in expected["methods"].items():
         assert found["methods"][name] == pytest.approx(scores, rel=1e-3)
 
-    first, second = two(tmp_path / "lost", 41)
+    first, second = two(train, tmp_path / "lost", 41)
     assert second[0] == 9
     assert first[0] == 1
     assert "refused: Another process of this run was lost, or did not answer; start all of them again" in first[1]
     assert not (tmp_path / "lost" / "out.safetensors").exists()
     train(tmp_path / "lost")  # one process goes on from the checkpoint of two, at step 40
     assert_close(tmp_path / "lost", tmp_path / "alone")
+
+
+QUANTIZERS: dict[str, dict[str, Any]] = {
+    "vqgan": {
+        "channels": 8, "multipliers": (1, 2), "residual_blocks": 1, "attention_levels": (), "latent_channels": 8,
+        "codebook_size": 64, "code_dim": 4, "side": 4,
+    },
+    "dino": {
+        "width": 32, "depth": 1, "heads": 2, "patch": 12, "side": 24, "codebook_size": 24, "code_dim": 4,
+        "decoder_width": 8, "teacher_width": 32, "teacher_steps": 5, "features": True,
+    },
+}  # fmt: skip
+
+
+def train_quantizers(folder: Path) -> None:
+    """Train the quantizers whose codebooks follow latents, each process on its rows; every one writes what it has.
+
+    Codes without latents are moved after a few steps.
+    """
+    dataset = Episodes.open(folder.parent / "data").load_frames()
+    for name, sizes in QUANTIZERS.items():
+        torch.manual_seed(0)
+        quantizer = build_quantizer(name, dataset.observation_shape, sizes)
+        kept = quantizer.code_vectors().clone()
+        with (
+            patch("voc_rl.precision.has_bfloat16", return_value=False),
+            patch("voc_rl.quantizers.codebook.USE_RATE", 0.5),
+        ):
+            train_quantizer(quantizer, dataset, LoopConfig(8, batch_size=8), seed=3)
+        assert not torch.equal(quantizer.code_vectors(), kept)
+        save_tensors(folder / f"{name}{ranks().rank}.safetensors", quantizer.state_dict())
+
+
+def test_two_processes_have_one_codebook(tmp_path: Path) -> None:
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+    frames = np.random.default_rng(0).integers(256, size=(2, 40, 3, 24, 24), dtype=np.uint8)  # no two patches alike
+    for i in range(2):
+        write_episode(tmp_path / "data" / f"{i}.hdf5", toy_episode(i, 40, frames=frames[i]), SPEC)
+    train_quantizers(tmp_path / "alone")
+    ended = two(train_quantizers, tmp_path / "together")
+    assert [code for code, _ in ended] == [0, 0], ended
+    for name in QUANTIZERS:
+        places = ("alone", 0), ("together", 0), ("together", 1)
+        whole, first, second = (load_tensors(tmp_path / place / f"{name}{rank}.safetensors") for place, rank in places)
+        assert [key for key, tensor in first.items() if not torch.equal(tensor, second[key])] == []
+        for key, tensor in whole.items():
+            if key.startswith(("codebook", "use", "feature")):  # not biases before a norm: they learn from rounding
+                torch.testing.assert_close(first[key], tensor, atol=1e-5, rtol=1e-5, msg=f"{name} {key}")
+    torch.testing.assert_close(first["codebook.vectors"].norm(dim=1), torch.ones(24))
 
 
 def test_without_a_store_numbers_are_dealt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,16 @@
-"""Codebooks: the nearest vector, where vectors start, and where those go that nothing chooses."""
+"""Codebooks: the nearest vector, where vectors start, and where those go that nothing chooses.
+
+Of several processes each has a share of a batch; a codebook is moved by the latents of all of them, so that it stays
+the same in every process, and what it is in one that has the whole batch.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from voc_rl.distributed import average, gather, ranks
 
 USE_RATE = 0.03  # of the average of a code's use: without latents it is moved after 100 steps
 LATENTS_AT_ONCE = 4096
@@ -40,9 +46,12 @@ def move_unused(
     batch. A latent is drawn in proportion to its ``error`` (N,), above zero.
     """
     size = len(vectors)
-    share.lerp_(torch.bincount(codes, minlength=size) / len(codes), USE_RATE)
+    chosen = torch.bincount(codes, minlength=size) / len(codes)
+    average([chosen])
+    share.lerp_(chosen, USE_RATE)
     unused = (share < 0.05 / size).nonzero().flatten()
-    if len(unused):
+    if len(unused):  # the same ones in every process, so all of them come here
+        latents, error = (gather(part, len(part) * ranks().size) for part in (latents, error))
         drawn = torch.multinomial(error.to(generator.device), len(unused), replacement=True, generator=generator)
         vectors[unused] = latents[drawn.to(latents.device)]
         share[unused] = 1 / size
@@ -72,8 +81,8 @@ class CosineCodebook(nn.Module):
         unit = F.normalize(latents.float(), dim=-1)
         self.vectors.copy_(draw_vectors(unit, self.size, generator))
         for _ in range(rounds):
-            means, counts = self._means(unit, self.nearest(unit))
-            self.vectors.copy_(torch.where(counts[:, None] > 0, means, self.vectors))
+            sums, counts = self._sums(unit, self.nearest(unit))
+            self.vectors.copy_(torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), self.vectors))
         self.share.fill_(1 / self.size)
 
     @torch.no_grad()
@@ -81,12 +90,13 @@ class CosineCodebook(nn.Module):
         """Move towards the latents (N, dim) of a batch and their ``codes`` (N)."""
         unit = F.normalize(latents.float(), dim=-1)
         error = 1 - (unit * self.vectors[codes]).sum(1)
-        means, counts = self._means(unit, codes)
-        moved = F.normalize(self.vectors.lerp(means, 1 - self.decay), dim=-1)
+        sums, counts = self._sums(unit, codes)
+        average([sums, counts])
+        moved = F.normalize(self.vectors.lerp(F.normalize(sums, dim=-1), 1 - self.decay), dim=-1)
         self.vectors.copy_(torch.where(counts[:, None] > 0, moved, self.vectors))
         move_unused(self.vectors, self.share, unit, codes, error.clamp(min=1e-6), generator)
 
-    def _means(self, unit: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean directions (size, dim) of the latents of each code, and how many there are, float (size)."""
+    def _sums(self, unit: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums (size, dim) of the latents of each code, and how many there are, float (size)."""
         sums = torch.zeros_like(self.vectors).index_add_(0, codes, unit)
-        return F.normalize(sums, dim=-1), torch.bincount(codes, minlength=self.size).float()
+        return sums, torch.bincount(codes, minlength=self.size).float()

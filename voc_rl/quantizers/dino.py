@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from voc_rl.distributed import average
 from voc_rl.errors import VOCError, check_observations, check_positive
 from voc_rl.loop import StepLog
 from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack, scale, unscale
@@ -277,7 +278,8 @@ class DINOTokenizer(Quantizer):
     @torch.no_grad()
     def _follow_features(self, pooled: Tensor) -> None:
         """Running mean and variance of the mean patches (B, width) of a batch."""
-        self.feature_mean.lerp_(pooled.mean(0), 0.05)
+        average([mean := pooled.mean(0)])  # of all processes, whose variances around it are averaged after the step
+        self.feature_mean.lerp_(mean, 0.05)
         self.feature_variance.lerp_((pooled - self.feature_mean).square().mean(0), 0.05)
 
     def _paint(self, vectors: Tensor) -> Tensor:

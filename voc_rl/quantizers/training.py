@@ -34,7 +34,7 @@ class QuantizerTrainee:
             return self.quantizer.loss(self.quantizer.batch(self.dataset, rows, rng), generator)
 
     def after_step(self, step: int) -> None:
-        average(self.quantizer.buffers())  # codebooks and statistics that follow a process's own rows
+        average(self.quantizer.buffers())  # statistics that follow a process's own rows
 
     def state(self) -> dict[str, Any]:
         return dict(self.quantizer.state_dict())
