@@ -87,6 +87,9 @@ def with_recipe(config: VOCConfig, recipe: Recipe) -> VOCConfig:
     the 50 likeliest codes sampled, in targets and in values; loss on the context's codes too; codes alone as context;
     no value head; AdamW 3e-4 with weight decay .1, no clipping, gradients of two batches of 32 summed (which Adam
     takes as one batch of 64); dropout .2, in attention .1.
+
+    One difference is left: the public code keeps dropout on while it samples values too, ours samples them without. So
+    this baseline is a little stronger than what was published.
     """
     check_choice(recipe, RECIPES, "recipe")
     if recipe == "voc":
