@@ -104,8 +104,6 @@ class PolicyEvaluator:
         size = config.voc.network
         if occupancy.gammas is not None:  # a head of policies knows one discount
             size = replace(size, head_members=0)
-        elif size.head_members == 1:  # one member has no spread
-            size = replace(size, head_members=2)
         voc = replace(config.voc, network=size, occupancy=occupancy)
         self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
         self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
