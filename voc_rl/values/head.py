@@ -1,4 +1,4 @@
-"""Values by the value head: of contexts in one pass, and of what a few hops lead to."""
+"""Values by the value head: of contexts in one pass, and of what hops lead to."""
 
 from __future__ import annotations
 

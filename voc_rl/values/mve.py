@@ -1,4 +1,4 @@
-"""Values at a larger discount by a few hops of the model and a value function behind them (gamma-MVE).
+"""Values at a larger discount by hops of the model, and a value function behind them (gamma-MVE).
 
 Janner et al. 2020 (gamma-models): with hops of an occupancy at gamma, and w_n the probability of n hops at gamma',
 
