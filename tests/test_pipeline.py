@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from worlds import COMMAND, SPEC, kill_when, loop, one_sentence, small_config, write_world
+from worlds import SPEC, loop, one_sentence, small_config, write_world
 
 from voc_rl import VOC, Episodes, pipeline
-from voc_rl.checkpoints import load_tensors, load_torch_file
-from voc_rl.cli import main
+from voc_rl.checkpoints import load_tensors
 from voc_rl.errors import VOCError
 from voc_rl.pipeline import Pipeline, data_mark
 from voc_rl.quantizers import tokenize
@@ -275,56 +273,3 @@ def test_tokens_of_other_rows_are_refused(tmp_path: Path, data: Path) -> None:
     save_tensors(tmp_path / "tokens.safetensors", {name: t[:-1] for name, t in tensors.items()})
     with RunFolder(tmp_path) as run:
         assert "tokenise it again" in refused(Pipeline(run, data, CONFIG).tokenize)
-
-
-# --- real kills
-
-STEPS = ["--gamma", "0.5", "--quantizer-steps", "40", "--steps", "60", "--threads", "1"]
-
-
-def command(name: str, data: Path, out: Path) -> list[str]:
-    return [str(COMMAND), name, "--data", str(data), "--out", str(out), *STEPS]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A run that nobody interrupted."""
-    out = tmp_path_factory.mktemp("whole")
-    subprocess.run(command("train", data, out), check=True, capture_output=True)
-    return out
-
-
-def same_tensors(one: Path, two: Path) -> bool:
-    a, b = load_tensors(one), load_tensors(two)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("stage", "steps"), [("quantizer", 40), ("train", 60)])
-def test_a_killed_training_goes_on_to_the_same_weights(
-    tmp_path: Path, data: Path, whole: Path, capsys: pytest.CaptureFixture[str], stage: str, steps: int
-) -> None:
-    checkpoint = tmp_path / "checkpoints" / f"{stage}.pt"
-    name = {"quantizer": "train-quantizer", "train": "train"}[stage]
-    kill_when(checkpoint, command(name, data, tmp_path))
-    reached = load_torch_file(checkpoint)["step"]
-    assert 0 < reached < steps  # in the middle
-    final = {"quantizer": "quantizer", "train": "voc"}[stage]
-    assert not list(tmp_path.glob(f"{final}.*"))  # nothing half-written under a final name
-    other = [*command(name, data, tmp_path)[1:], "--held-out", "0.4"]
-    if stage == "quantizer":  # its checkpoint is not lost to a command with other settings
-        with pytest.raises(SystemExit) as caught:
-            main(other)
-        assert caught.value.code == 2
-        assert capsys.readouterr().err.splitlines()[-1].endswith("use --force to start anew, or another --out.")
-        assert load_torch_file(checkpoint)["step"] == reached
-    resumed = subprocess.run(command(name, data, tmp_path), check=True, capture_output=True, text=True)
-    assert skipped(resumed.stdout.splitlines()) == ([] if stage == "quantizer" else ["quantizer", "tokenize"])
-    files = [f"{name}.safetensors" for name in ("quantizer", "tokens", "voc")]
-    for file in files[: 1 if stage == "quantizer" else 3]:
-        assert same_tensors(tmp_path / file, whole / file), file
-    assert not checkpoint.exists()
-    assert not list(tmp_path.rglob("*.part"))
-    curve, expected = RunFolder(tmp_path).curve(), RunFolder(whole).curve()
-    assert curve == expected[: len(curve)]
-    assert len(curve) == len(expected) or stage == "quantizer"
