@@ -64,8 +64,8 @@ def train_action_voc(
     """A VOC with action input: futures of an action at a frame, of the behaviour (or of another policy) after it.
 
     Args:
-        training: of network and head, its discount too. config: quantizer, sizes, reward head and seed; the head has at
-            least two members, as one has no spread.
+        training: of network and head, its discount too. config: quantizer, sizes, reward head and seed; a value
+            head of two members where it has none.
         chain: of the policy that acts after the action; None: the behaviour's, ``logged_chain``.
         values: float64 (N,), that policy's V of every row; None: along ``chain``.
         quantizer, tokens, device: as in ``voc_rl.train``.
@@ -80,7 +80,7 @@ def train_action_voc(
     chain = chain or logged_chain(dataset, features)
     gamma = training.occupancy.gamma
     values = chain.values(dataset.reward, gamma) if values is None else values
-    size = replace(config.network, head_members=max(config.network.head_members, 2))
+    size = replace(config.network, head_members=config.network.head_members or 2)
     network, head = fresh_networks(
         quantizer,
         replace(config, network=size, occupancy=training.occupancy),

@@ -19,7 +19,7 @@ from torch import Tensor
 from voc_rl.agents.action_values import ActionScores
 from voc_rl.agents.networks import FrozenEncoder, log_density, seen_as_stored
 from voc_rl.agents.offline import OfflineAgent
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.precision import device_of, generator_on
 from voc_rl.quantizers import Quantizer
 
@@ -45,8 +45,7 @@ class PlannerConfig:
     def __post_init__(self) -> None:
         for name in ("rounds", "temperature"):
             check_positive(getattr(self, name), name)
-        if self.candidates < 2:
-            raise VOCError(f"candidates is {self.candidates}; at least 2 are needed to choose among.")
+        check_at_least(self.candidates, 2, "candidates")
         if not 0 < self.elites <= 1:
             raise VOCError(f"elites is {self.elites!r}; a share of the candidates, above 0 and at most 1, is needed.")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
 from voc_rl.values import FittedQ
 from voc_rl.values.fitted_q import MEMBERS
@@ -39,8 +39,7 @@ class StitchingConfig:
     def __post_init__(self) -> None:
         check_positive(self.draws, "draws")
         check_positive(self.bandwidth, "bandwidth")
-        if not self.action_weight >= 0:
-            raise VOCError(f"action_weight is {self.action_weight!r}; a length of at least 0 is needed.")
+        check_at_least(self.action_weight, 0, "action_weight")
         if self.replicates < 2:
             raise VOCError(f"replicates is {self.replicates}; at least 2 are needed for an interval.")
 
