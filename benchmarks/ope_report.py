@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from voc_rl.benchmarks.plots import Theme, new_figure, style
 from voc_rl.benchmarks.report_html import escape, figure, write_page
-from voc_rl.policy_estimate import FAR, PolicyEstimate
+from voc_rl.policy_estimate import FAR, PolicyEstimate, warnings_of
 
 # diagnostic -> heading, and what it tells
 SUPPORT = {
@@ -24,6 +24,11 @@ SUPPORT = {
     "rows_used": ("rows used", "How many different rows the futures of all starts visit: few, and little is known."),
     "value_at_starts": ("at the starts", "Value by the chain alone where the question was asked."),
     "value_elsewhere": ("elsewhere", "The same over all rows. Far apart: the starts are unlike the rest of the data."),
+    "excluded_followed": (
+        "left-out episodes",
+        "Share of the rows where resampled chains followed an episode that they leave out, for want of another: the "
+        "larger, the narrower the intervals are drawn.",
+    ),
     "effective_rows": ("effective rows", "How many rows the density weights really use; below 50 there is no number."),
 }
 COUNTS = ("rows_used", "effective_rows")
@@ -41,12 +46,12 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
             "",
         )
         + _table(["policy", "value", f"{first.level:.0%} interval", "standard error"], [
-            [e.policy, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}", f"{e.stderr:.3f}"] for e in estimates
+            [e.policy, f"{e.value:.3f}", e.interval, f"{e.stderr:.3f}"] for e in estimates
         ]),
         "What the data say of them": _support(estimates),
         "How to read the numbers": _reading(first),
     }  # fmt: skip
-    best = f"{first.policy} is worth {first.value:.3f} ({first.low:.3f} to {first.high:.3f})."
+    best = f"{first.policy} is worth {first.value:.3f} ({first.interval})."
     rivals = [e.policy for e in estimates[1:] if e.high >= first.low]
     more = f"Not told apart from it: {', '.join(rivals)}." if rivals else ""
     write_page(
@@ -79,7 +84,7 @@ def _support(estimates: Sequence[PolicyEstimate]) -> str:
     shown = {name: ",.0f" if name in COUNTS else ".3g" for name in known}
     rows = [[e.policy, *(format(e.diagnostics[name], shown[name]) for name in known)] for e in estimates]
     told = "".join(f"<dt>{escape(SUPPORT[name][0])}</dt><dd>{escape(SUPPORT[name][1])}</dd>" for name in known)
-    warned = "".join(f'<p class="more">{escape(e.warning)}</p>' for e in estimates if e.warning)
+    warned = "".join(f'<p class="more">{escape(warning)}</p>' for warning in warnings_of(estimates))
     return warned + _table(["policy", *(SUPPORT[name][0] for name in known)], rows) + f"<dl>{told}</dl>"
 
 

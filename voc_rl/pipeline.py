@@ -199,9 +199,8 @@ class Pipeline:
         gamma = self.train().gamma
         settings = {"samples": samples, "max_states": max_states}
         values = {name: estimate.mean for name, estimate in self.estimates(rows, settings).items()}
-        if agreed(
-            (path := self.run.path / "metrics.json").exists()
-        ):  # of these estimates, with what else was scored beside them
+        path = self.run.path / "metrics.json"
+        if agreed(path.exists()):  # of these estimates, with what else was scored beside them
             return read_json(path)
         methods = {name: scores(v, truth, gamma, self.r_max) for name, v in {**values, "constant": constant}.items()}
         metrics = self.metrics(methods, len(truth))

@@ -40,6 +40,11 @@ class PolicyEstimate:
     diagnostics: dict[str, float]
     warning: str
 
+    @property
+    def interval(self) -> str:
+        """In words, for tables."""
+        return "no interval" if np.isnan(self.low) else f"{self.low:.3f} to {self.high:.3f}"
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: None for NaN, which JSON has not."""
         found = {**asdict(self), "start_values": self.start_values.tolist()}
@@ -55,7 +60,7 @@ def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
     for e in estimates:
         told = e.diagnostics
         lines.append(
-            f"| {e.policy} | {e.value:.3f} | {e.low:.3f} to {e.high:.3f} | {told['match_distance']:.2f} "
+            f"| {e.policy} | {e.value:.3f} | {e.interval} | {told['match_distance']:.2f} "
             f"| {told['value_at_starts']:.3f} / {told['value_elsewhere']:.3f} |"
         )
     lines += ["", f"Discount {estimates[0].gamma:g}, estimator {estimates[0].estimator}. Intervals cover {COVERS}."]

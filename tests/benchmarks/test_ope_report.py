@@ -42,3 +42,12 @@ def test_the_report_holds_ranking_support_and_warnings(tmp_path: Path) -> None:
     assert "<script" not in text
     assert "http" not in text.replace("http-equiv", "")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_an_estimate_without_an_interval_says_so(tmp_path: Path) -> None:
+    few = "One episode gives no interval."
+    write_ope_report(tmp_path / "report.html", [estimate(name, 2.0, np.nan, few) for name in "ab"], "runs/data")
+    text = (tmp_path / "report.html").read_text()
+    assert "a is worth 2.000 (no interval)." in text
+    assert text.count("<td>no interval</td>") == 2
+    assert text.count(few) == 1  # what holds for all is said once
