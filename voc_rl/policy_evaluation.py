@@ -108,8 +108,7 @@ class PolicyEvaluator:
         self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
         self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
         there = torch.device("cpu") if quantizer is None else device_of(quantizer)
-        self.device, self._tokens = device or there, tokens
-        self._quantizer = quantizer if self.device == there else copy.deepcopy(quantizer)
+        self.device, self._tokens, self._quantizer = device or there, tokens, quantizer
         check_tokens(tokens, quantizer)
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")

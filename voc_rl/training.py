@@ -160,14 +160,16 @@ def ready_quantizer(
 ) -> Quantizer:
     """The quantizer that was given, or one trained on ``dataset``; on ``device`` (None: where it is, or the CPU).
 
+    One that was given and is elsewhere stays there: a copy of it moves.
+
     Raises:
         VOCError: data that nothing can learn values from (``check_discounts``), before time is spent on them.
     """
     check_discounts(dataset)
-    quantizer = given or fresh_quantizer(dataset, config)
-    quantizer = quantizer if device is None else quantizer.to(device)
     if given is not None:
-        return quantizer
+        return given if device in (None, device_of(given)) else copy.deepcopy(given).to(device)
+    quantizer = fresh_quantizer(dataset, config)
+    quantizer = quantizer if device is None else quantizer.to(device)
     return train_quantizer(
         quantizer, dataset, config.quantizer_training, config.seed, log=log, checkpoints=checkpoints, progress=progress
     )
