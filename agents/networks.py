@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from voc_rl.precision import autocast, device_of
-from voc_rl.quantizers import Quantizer
+from voc_rl.precision import autocast
+from voc_rl.quantizers import Quantizer, seen_as_stored
 
 LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
 _LEAST_LOG_STD, _MOST_LOG_STD = math.log(0.05), math.log(1.0)
@@ -58,15 +58,6 @@ class FrozenEncoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """uint8 (B, 3K, H, W) -> float32 (B, width)."""
         return self.inputs(*seen_as_stored(self.quantizer, obs))
-
-
-@torch.no_grad()
-def seen_as_stored(quantizer: Quantizer, obs: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (B, n_tokens) and features float16 (B, feature_dim) of observations, in the precision of ``tokenize``: what
-    learned from stored ones has to meet the same ones when it acts."""
-    with autocast(device_of(quantizer)):
-        codes, features = quantizer.codes_and_features(obs)
-    return codes, features.to(torch.float16)
 
 
 class ConvEncoder(nn.Module):

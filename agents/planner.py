@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from voc_rl.agents.action_values import ActionScores
-from voc_rl.agents.networks import FrozenEncoder, log_density, seen_as_stored
+from voc_rl.agents.networks import FrozenEncoder, log_density
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.precision import device_of, generator_on
-from voc_rl.quantizers import Quantizer
+from voc_rl.quantizers import Quantizer, seen_as_stored
 
 
 @dataclass(frozen=True)

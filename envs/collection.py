@@ -91,16 +91,7 @@ def collect(
         VOCError: bad arguments, a folder that is in use, was collected with other settings or (where it is to be
             emptied) holds other files of episodes, or a worker that was killed.
     """
-    if not isinstance(policy, BehaviourPolicy):
-        raise VOCError(
-            f"{policy!r} cannot collect: `sample` and `start_episode` are needed, which "
-            "voc_rl.agents.NoisyPolicy adds to anything with `predict`."
-        )
-    check_choice(policy.observation, ("state", "pixels"), "policy.observation")
-    check_positive(episodes, "episodes")
-    check_positive(processes, "processes")
-    if seed < 0:
-        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
+    _check_arguments(policy, episodes, processes, seed)
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(task, size, _STACK, action_repeat, render, max_episode_steps)))
         job = _Job(Path(out), policy, seed, _spec(env, policy))
@@ -118,6 +109,19 @@ def collect(
         for _ in tqdm(done, task, total=episodes, initial=there, unit="episode", disable=not progress):
             pass
     return len(todo)
+
+
+def _check_arguments(policy: BehaviourPolicy, episodes: int, processes: int, seed: int) -> None:
+    if not isinstance(policy, BehaviourPolicy):
+        raise VOCError(
+            f"{policy!r} cannot collect: `sample` and `start_episode` are needed, which "
+            "voc_rl.agents.NoisyPolicy adds to anything with `predict`."
+        )
+    check_choice(policy.observation, ("state", "pixels"), "policy.observation")
+    check_positive(episodes, "episodes")
+    check_positive(processes, "processes")
+    if seed < 0:
+        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
 
 
 def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:

@@ -27,7 +27,7 @@ from voc_rl.errors import (
 from voc_rl.model_files import Parts, load_parts, save_parts
 from voc_rl.occupancy import Condition, base_gamma, compose, told
 from voc_rl.precision import autocast, generator_on
-from voc_rl.quantizers import tokenize
+from voc_rl.quantizers import seen_as_stored, tokenize
 from voc_rl.quantizers.base import check_codes
 from voc_rl.values import (
     RewardConfig,
@@ -273,11 +273,10 @@ class VOC(Parts):
         """
         check_observations(obs, self.observation_shape)
         obs = torch.as_tensor(obs).to(self.device)
+        if self.occupancy.config.feature_dim:
+            return seen_as_stored(self.quantizer, obs)
         with autocast(self.device):
-            if not self.occupancy.config.feature_dim:
-                return self.quantizer.encode(obs), None
-            codes, features = self.quantizer.codes_and_features(obs)
-        return codes, features.to(torch.float16)  # as stored features are: equal values of stored and live observations
+            return self.quantizer.encode(obs), None
 
     def save(self, folder: str | Path) -> None:
         """Write the model into ``folder``: two descriptions (JSON) and two weight files (safetensors)."""

@@ -9,12 +9,12 @@ import pytest
 import torch
 from small import SPEC, toy_episode
 
-from voc_rl.agents.networks import FrozenEncoder, seen_as_stored
+from voc_rl.agents.networks import FrozenEncoder
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
 from voc_rl.data import Episodes, write_episode
 from voc_rl.loop import LoopConfig
-from voc_rl.quantizers import build_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers import build_quantizer, seen_as_stored, tokenize, train_quantizer
 
 
 @pytest.mark.parametrize("low", [False, True])

@@ -4,7 +4,7 @@ from voc_rl.quantizers.base import Quantizer, code_counts, codebook_use
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.registry import QUANTIZERS, build_quantizer, load_quantizer, save_quantizer
-from voc_rl.quantizers.training import tokenize, train_quantizer
+from voc_rl.quantizers.training import seen_as_stored, tokenize, train_quantizer
 from voc_rl.quantizers.vqgan import VQGAN
 from voc_rl.quantizers.vqgan_network import VQGANConfig
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
@@ -25,6 +25,7 @@ __all__ = [
     "codebook_use",
     "load_quantizer",
     "save_quantizer",
+    "seen_as_stored",
     "tokenize",
     "train_quantizer",
 ]

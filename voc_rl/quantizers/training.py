@@ -80,6 +80,15 @@ def fit_quantizer(quantizer: Quantizer, dataset: Episodes, seed: int, log: StepL
 
 
 @torch.no_grad()
+def seen_as_stored(quantizer: Quantizer, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (B, n_tokens) and features float16 (B, feature_dim) of observations, in the precision of ``tokenize``: what
+    learned from stored ones has to meet the same ones when it acts."""
+    with autocast(device_of(quantizer)):
+        codes, features = quantizer.codes_and_features(obs)
+    return codes, features.to(torch.float16)
+
+
+@torch.no_grad()
 def tokenize(
     quantizer: Quantizer, dataset: Episodes, rows: np.ndarray | None = None, batch_size: int = 256
 ) -> tuple[Tensor, Tensor]:
@@ -95,9 +104,8 @@ def tokenize(
     features = [torch.zeros(0, quantizer.feature_dim, dtype=torch.float16)]
     for first in range(0, len(rows), batch_size):
         obs = torch.from_numpy(dataset.observations(rows[first : first + batch_size])).to(device)
-        with autocast(device):
-            some_codes, some_features = quantizer.codes_and_features(obs)
+        some_codes, some_features = seen_as_stored(quantizer, obs)
         codes.append(some_codes.to("cpu", torch.int16))
-        features.append(some_features.to("cpu", torch.float16))
+        features.append(some_features.cpu())
     found = torch.cat(codes), torch.cat(features)
     return (gather(found[0], count), gather(found[1], count)) if shared else found
