@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from voc_rl.agents.action_values import ActionValues as ActionValues
     from voc_rl.agents.action_values import RollOutScores as RollOutScores
+    from voc_rl.agents.action_values import action_training as action_training
     from voc_rl.agents.action_values import train_action_voc as train_action_voc
     from voc_rl.agents.actors import GaussianActor as GaussianActor
     from voc_rl.agents.actors import load_policy as load_policy
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ActionValues": "action_values",
     "RollOutScores": "action_values",
+    "action_training": "action_values",
     "train_action_voc": "action_values",
     "OfflineAgent": "offline",
     "AgentConfig": "offline",
@@ -72,6 +74,7 @@ __all__ = [
     "StepMixture",
     "StickyMixture",
     "VOCPlanner",
+    "action_training",
     "callable_of",
     "load_policy",
     "policy_of",

@@ -15,6 +15,7 @@ from voc_rl.loop import StepLog
 from voc_rl.model import VOC
 from voc_rl.occupancy import (
     Condition,
+    OccupancyTraining,
     OccupancyTransformer,
     PolicyTraining,
     StitchedChain,
@@ -31,6 +32,14 @@ from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quant
 from voc_rl.values import fit_reward_head
 
 ROWS_AT_ONCE = 4096  # whose values a head is asked for in one pass
+
+
+def action_training(occupancy: OccupancyTraining | None = None) -> PolicyTraining:
+    """How a VOC with action input is trained: the action is shown to most contexts, since Q is what is asked of it, and
+    starts are no more likely than other rows, since it acts everywhere. ``occupancy``: discount and loop; None: those
+    of ``PolicyTraining``."""
+    shares = PolicyTraining(action_share=0.7, start_share=0.0)
+    return shares if occupancy is None else replace(shares, occupancy=occupancy)
 
 
 def logged_chain(dataset: Episodes, features: Tensor) -> StitchedChain:
@@ -53,7 +62,6 @@ def train_action_voc(
     training: PolicyTraining | None = None,
     config: VOCConfig | None = None,
     chain: StitchedChain | None = None,
-    values: np.ndarray | None = None,
     *,
     quantizer: Quantizer | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
@@ -64,22 +72,21 @@ def train_action_voc(
     """A VOC with action input: futures of an action at a frame, of the behaviour (or of another policy) after it.
 
     Args:
-        training: of network and head, its discount too. config: quantizer, sizes, reward head and seed; a value
-            head of two members where it has none.
+        training: of network and head, its discount too; None: ``action_training()``.
+        config: quantizer, sizes, reward head and seed; a value head of two members where it has none.
         chain: of the policy that acts after the action; None: the behaviour's, ``logged_chain``.
-        values: float64 (N,), that policy's V of every row; None: along ``chain``.
         quantizer, tokens, device: as in ``voc_rl.train``.
 
     Raises:
         VOCError: tokens without the quantizer that made them.
     """
-    training, config = training or PolicyTraining(action_share=0.7, start_share=0.0), config or VOCConfig()
+    training, config = training or action_training(), config or VOCConfig()
     check_tokens(tokens, quantizer)
     quantizer = ready_quantizer(quantizer, dataset, config, device, log=log, progress=progress)
     codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
     chain = chain or logged_chain(dataset, features)
     gamma = training.occupancy.gamma
-    values = chain.values(dataset.reward, gamma) if values is None else values
+    values = chain.values(dataset.reward, gamma)
     size = replace(config.network, head_members=config.network.head_members or 2)
     network, head = fresh_networks(
         quantizer,

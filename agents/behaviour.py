@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voc_rl.agents.drawing import Drawing
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_positive, check_share
 from voc_rl.policy import BehaviourPolicy, Policy, memoryless
 
 
@@ -32,8 +32,7 @@ class NoisyPolicy(Drawing):
         if not isinstance(policy, Policy):
             raise VOCError(f"{policy!r} is no policy; `predict` and `observation` are needed.")
         check_positive(sigma, "sigma")
-        if not 0 <= epsilon <= 1:
-            raise VOCError(f"epsilon is {epsilon!r}; a share in [0, 1] is needed.")
+        check_share(epsilon, "epsilon")
         self.policy, self.sigma, self.epsilon = policy, float(sigma), float(epsilon)
         self.observation: Literal["state", "pixels"] = policy.observation
         self._rng = np.random.default_rng(seed)
@@ -131,8 +130,7 @@ class StickyMixture:
             if not isinstance(policy, BehaviourPolicy):
                 raise VOCError(f"{policy!r} cannot be a member; `sample` and `start_episode` are needed.")
         self.observation: Literal["state", "pixels"] = _common_observation(policies)
-        if not 0 <= switch <= 1:
-            raise VOCError(f"switch is {switch!r}; a probability in [0, 1] is needed.")
+        check_share(switch, "switch")
         self.policies, self.switch = list(policies), float(switch)
         self._acting = 0
         self._first = True

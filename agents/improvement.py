@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.agents.action_values import ROWS_AT_ONCE, ActionValues, train_action_voc
+from voc_rl.agents.action_values import ROWS_AT_ONCE, ActionValues, action_training, train_action_voc
 from voc_rl.agents.objectives import Cloning, advantage_weights, linear_residual, trace_advantages
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes
@@ -42,7 +42,7 @@ class ImprovementConfig:
     baseline: Baseline = "linear"
     draws: int = 4
     agent: AgentConfig = field(default_factory=AgentConfig)
-    training: PolicyTraining = field(default_factory=lambda: PolicyTraining(action_share=0.7, start_share=0.0))
+    training: PolicyTraining = field(default_factory=action_training)
     voc: VOCConfig = field(default_factory=VOCConfig)
 
     def __post_init__(self) -> None:

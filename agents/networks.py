@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from voc_rl.plugin import LARGEST
 from voc_rl.precision import autocast
 from voc_rl.quantizers import Quantizer, seen_as_stored
 
-LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
 _LEAST_LOG_STD, _MOST_LOG_STD = math.log(0.05), math.log(1.0)
 _NEARLY_LEAST = -10.0  # of the spread's sigmoid: .05 to four digits, and still to be learned from
 

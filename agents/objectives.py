@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from voc_rl.agents.networks import Critic
 from voc_rl.agents.views import View
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_gamma
+from voc_rl.errors import VOCError, check_gamma, check_share
 from voc_rl.loop import step_seed
 from voc_rl.occupancy import going_rows, n_step_returns
 from voc_rl.precision import device_of, seeded
@@ -54,8 +54,7 @@ def trace_advantages(dataset: Episodes, values: np.ndarray, gamma: float, trace:
         VOCError: values of another shape, gamma outside [0, 1), or trace outside [0, 1].
     """
     check_gamma(gamma)
-    if not 0 <= trace <= 1:
-        raise VOCError(f"trace is {trace!r}; a number in [0, 1] is needed.")
+    check_share(trace, "trace")
     if values.shape != (len(dataset),):
         raise VOCError(f"Values of shape {values.shape} have to be one for each of the {len(dataset)} rows.")
     going, value = dataset.steps_left > 0, values.astype(np.float64)

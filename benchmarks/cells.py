@@ -41,6 +41,12 @@ def grid(**axes: Iterable[Any]) -> list[Cell]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
+def check_reach(gammas: Iterable[float], reach: float, scale: str) -> None:
+    """Discounts up to ``reach``, that of the roll-outs behind a scale's truth."""
+    if (largest := max(gammas)) > reach:
+        raise VOCError(f"The truth of scale {scale} reaches to gamma {reach}, not {largest}; give --gammas up to that.")
+
+
 def run_cells(
     cells: Iterable[Cell], work: Work, path: Path, say: Say = print, processes: int = 1
 ) -> list[dict[str, Any]]:

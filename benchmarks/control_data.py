@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from voc_rl.agents import NoisyPolicy, StickyMixture, load_policy
-from voc_rl.agents.action_values import train_action_voc
+from voc_rl.agents.action_values import action_training, train_action_voc
 from voc_rl.agents.networks import ConvEncoder
 from voc_rl.agents.objectives import Cloning
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.agents.views import seen_rows
+from voc_rl.benchmarks.one_step import ONE_STEP_DROPOUT
 from voc_rl.benchmarks.ope_data import Scale, TaskData
 from voc_rl.benchmarks.ope_protocol import EPSILON, LOGGED, SIGMA, SWITCH
 from voc_rl.checkpoints import load_tensors, save_tensors
@@ -128,8 +129,10 @@ def voc_training(scale: ControlScale, gamma: float) -> tuple[PolicyTraining, VOC
     config = VOCConfig(network=sizes.network)
     if steps < 100:
         config = replace(config, reward=replace(config.reward, loop=LoopConfig(steps=50, batch_size=256)))
-    occupancy = OccupancyTraining(gamma=gamma, loop=loop, feature_dropout=0.5 if gamma == 0 else 0.15)
-    return PolicyTraining(occupancy=occupancy, action_share=0.7, start_share=0.0), config
+    occupancy = OccupancyTraining(gamma=gamma, loop=loop)
+    if gamma == 0:
+        occupancy = replace(occupancy, feature_dropout=ONE_STEP_DROPOUT)
+    return action_training(occupancy), config
 
 
 class Curve:

@@ -11,10 +11,12 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.loop import StepLog
 from voc_rl.model import VOC
-from voc_rl.occupancy import OccupancyTransformer, sample_futures, train_occupancy
+from voc_rl.occupancy import OccupancyTransformer, hops, train_occupancy
 from voc_rl.precision import autocast
 from voc_rl.training import VOCConfig, fresh_networks
 from voc_rl.values import ValueEstimate, from_samples, horizon
+
+ONE_STEP_DROPOUT = 0.5  # of features: from the second step of a roll-out on, the model sees its own codes alone
 
 
 def train_one_step(
@@ -37,7 +39,7 @@ def train_one_step(
             config.occupancy.loop,
             batch_size=config.occupancy.loop.batch_size * config.occupancy.futures * 2 // 3,
         ),
-        feature_dropout=0.5,  # from the second step on it only sees its own codes
+        feature_dropout=ONE_STEP_DROPOUT,
     )
     network, _ = fresh_networks(
         voc.quantizer, dataclasses.replace(config, occupancy=training), voc.occupancy.config.ends
@@ -73,12 +75,7 @@ def roll_out(
     count = max(token_budget // steps, 2)
     codes, features = codes.to(voc.device), features.to(voc.device)
     with autocast(voc.device):
-        state = sample_futures(model, codes.long(), features, count, generator).flatten(0, 1)
-        total = np.zeros(len(state))
-        for k in range(steps):
-            total += voc.gamma**k * voc.rewards(state[:, None])[:, 0].cpu().numpy()
-            if k + 1 < steps:
-                ended = state[:, :1] == model.config.end_code  # END is absorbing
-                state = torch.where(ended, state, sample_futures(model, state, None, 1, generator)[:, 0])
-    per_state = total.reshape(len(codes), count)
-    return from_samples(per_state * (1.0 - voc.gamma), voc.gamma)
+        total = np.zeros((len(codes), count))
+        for k, state in enumerate(hops(model, codes.long(), features, count, steps, generator)):
+            total += voc.gamma**k * voc.rewards(state).cpu().numpy()
+    return from_samples(total * (1.0 - voc.gamma), voc.gamma)

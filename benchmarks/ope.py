@@ -17,13 +17,14 @@ import torch
 import tyro
 
 from voc_rl.benchmarks.cell_benchmark import CellBenchmark
-from voc_rl.benchmarks.cells import Cell, grid
+from voc_rl.benchmarks.cells import Cell, check_reach, grid
+from voc_rl.benchmarks.one_step import ONE_STEP_DROPOUT
 from voc_rl.benchmarks.ope_baselines import BASELINES, Estimates, effective_starts
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData, task_data
 from voc_rl.benchmarks.ope_protocol import SIXTEEN, Target
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
 from voc_rl.configs import to_dict
-from voc_rl.errors import VOCError, check_choices
+from voc_rl.errors import check_choices
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, OccupancyTransformer, PolicyTraining, hops
 from voc_rl.policy_chains import StitchingConfig
@@ -78,9 +79,7 @@ class OPE(CellBenchmark):
     def cells(self) -> list[Cell]:
         self.check_words("tasks", "parts")
         check_choices(self.methods, (*METHODS, *NETWORKS), "method")
-        reached = max(SCALES[self.scale].gammas)
-        if max(self.discounts) > reached:
-            raise VOCError(f"The truth of scale {self.scale} reaches to gamma {reached}, not {max(self.discounts)}.")
+        check_reach(self.discounts, max(SCALES[self.scale].gammas), self.scale)
         return grid(task=self.tasks, part=self.parts, gamma=self.discounts, method=self.methods, seed=range(self.seeds))
 
     def settings(self) -> dict[str, Any]:
@@ -142,8 +141,9 @@ def _config(scale: str, gamma: float, seed: int, steps: int) -> EvaluationConfig
     voc = replace(VOCConfig(), network=sizes.network, seed=seed)
     occupancy = OccupancyTraining(gamma=gamma, loop=loop)
     training = PolicyTraining(occupancy=occupancy)
-    if gamma == 0:  # from the second step of a roll-out on a one-step model sees its own codes alone, and no action
-        training = PolicyTraining(replace(occupancy, feature_dropout=0.5), action_share=0.0, start_share=0.0)
+    if gamma == 0:  # the one-step model, which is rolled out by the policies alone
+        occupancy = replace(occupancy, feature_dropout=ONE_STEP_DROPOUT)
+        training = PolicyTraining(occupancy=occupancy, action_share=0.0, start_share=0.0)
     config = EvaluationConfig(critic=own.fitted_q, training=training, voc=voc)
     if scale == "smoke":
         few = LoopConfig(steps=50, batch_size=256)

@@ -29,15 +29,14 @@ RESAMPLED = 200
 
 def fqe(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """``fqe`` on the quantizer's features, and ``dr``, which corrects it with the logged steps after the starts."""
-    features = principal_components(data.tokens[1], COMPONENTS).numpy()
-    found = _fitted(data, targets, gamma, seed, device, features)
+    found = fit(data, targets, gamma, seed, device, *members_of(data.episodes, seed))
     return {"fqe": _of_members(found, targets, data, gamma), "dr": _doubly_robust(found, targets, data, gamma, seed)}
 
 
 def fqe_state(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """The same on true states: what a perfect encoder could give it."""
     assert data.episodes.state is not None
-    found = _fitted(data, targets, gamma, seed, device, data.episodes.state)
+    found = fit(data, targets, gamma, seed, device, *members_of(data.episodes, seed), state=data.episodes.state)
     return {"fqe_state": _of_members(found, targets, data, gamma)}
 
 
@@ -84,22 +83,19 @@ def oracles(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int,
 BASELINES: dict[str, Baseline] = {"fqe": fqe, "fqe_state": fqe_state, "wis": wis, "oracles": oracles}
 
 
-def _fitted(
-    data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device, state: np.ndarray
-) -> FittedQ:
-    rng = np.random.default_rng([seed, 31])
-    actions = policy_actions(list(targets.values()), data.episodes, DRAWS, rng)
-    return fitted_q(
-        data.episodes,
-        state,
-        actions,
-        gamma,
-        data.scale.fitted_q,
-        seed,
-        *members_of(data.episodes, seed),
-        device=device,
-        progress=True,
-    )
+def fit(
+    data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device, reward: np.ndarray,
+    weights: np.ndarray | None = None, state: np.ndarray | None = None,
+) -> FittedQ:  # fmt: skip
+    """Fitted Q of the targets, with an output for each reward (N, K); ``weights`` (N, K) of the rows, None: alike.
+
+    ``state`` (N, F): what it sees of the rows; None: the leading components of the quantizer's features.
+    """
+    actions = policy_actions(list(targets.values()), data.episodes, DRAWS, np.random.default_rng([seed, 31]))
+    if state is None:
+        state = principal_components(data.tokens[1], COMPONENTS).numpy()
+    config = data.scale.fitted_q
+    return fitted_q(data.episodes, state, actions, gamma, config, seed, reward, weights, device=device, progress=True)
 
 
 def _of_members(

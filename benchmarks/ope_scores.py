@@ -11,6 +11,7 @@ from voc_rl.errors import VOCError
 
 SUBSETS, SUBSET_SIZE = 500, 10
 RESAMPLED = 2000
+LEVEL = 0.9  # of the intervals that are scored
 
 
 def policy_scores(
@@ -19,14 +20,13 @@ def policy_scores(
     low: Mapping[str, float],
     high: Mapping[str, float],
     rng: np.random.Generator,
-    level: float = 0.9,
 ) -> dict[str, float]:
     """Scores of estimated J against true J, by policy.
 
     mae, bias: in units of J. spearman: rank correlation, also within the better half by truth (spearman_top_half); 0
     where the estimates do not differ. regret@k: true J that is lost by picking the best of the k highest estimates out
     of ten policies drawn at random (500 times), as a share of the range of true J; among equal estimates chance
-    decides. coverage90: share of intervals that hold the truth. interval_score: width plus 2 / (1 - level) times what
+    decides. coverage90: share of intervals that hold the truth. interval_score: width plus 2 / (1 - .9) times what
     the truth lies outside (Gneiting and Raftery 2007).
 
     Raises:
@@ -46,7 +46,7 @@ def policy_scores(
         "regret@1": regret(mean, true, 1, rng),
         "regret@5": regret(mean, true, 5, rng),
         "coverage90": float(((lower <= true) & (true <= upper)).mean()),
-        "interval_score": float((upper - lower + 2 / (1 - level) * outside).mean()),
+        "interval_score": float((upper - lower + 2 / (1 - LEVEL) * outside).mean()),
     }
 
 

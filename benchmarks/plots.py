@@ -119,11 +119,11 @@ def to_png(figure: Figure, dpi: int = 150, colours: int = 256) -> bytes:
     return out.getvalue()
 
 
-def fitted_png(figure: Figure, limit: int = MAX_BYTES) -> bytes:
-    """A figure as a PNG of at most ``limit`` bytes: as sharp as possible, coarser until it fits."""
+def fitted_png(figure: Figure) -> bytes:
+    """A figure as a PNG of at most ``MAX_BYTES``: as sharp as possible, coarser until it fits."""
     dpi, colours = 150, 256
-    while len(png := to_png(figure, dpi, colours)) > limit and dpi > 30:
-        dpi, colours = int(dpi * max(0.5, 0.97 * (limit / len(png)) ** 0.5)), 128
+    while len(png := to_png(figure, dpi, colours)) > MAX_BYTES and dpi > 30:
+        dpi, colours = int(dpi * max(0.5, 0.97 * (MAX_BYTES / len(png)) ** 0.5)), 128
     return png
 
 

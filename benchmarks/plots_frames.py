@@ -20,6 +20,7 @@ Band = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # mean, low, high
 MAX_CONTEXTS = 4
 MAX_SAMPLES = 5
 MAX_RECONSTRUCTIONS = 10
+PICTURES = 12  # frames below an episode
 
 
 def to_hwc(frame: NDArray[Any]) -> NDArray[np.uint8]:
@@ -134,14 +135,13 @@ def plot_episode(
     truth: NDArray[Any],
     values: Mapping[str, Band],
     theme: Theme,
-    pictures: int = 12,
 ) -> Figure:
     """Values along one episode, with the episode's frames below on the same time axis.
 
     The frame shown in a cell is the one at the cell's middle, marked by a tick in the plot above it.
     """
     steps = max(1, len(frames))
-    pictures = min(pictures, steps)
+    pictures = min(PICTURES, steps)
     left, width = 0.065, 0.925
     cell = WIDTH * width / pictures
     bottom, plot_height, top = 0.5, 3.1, 0.5

@@ -154,21 +154,20 @@ FIGURES: dict[str, Callable[[ReportData, Theme], Figure | None]] = {
 }
 
 
-def save_figure(path: Path, data: ReportData, figure: str, theme: Theme = LIGHT) -> None:
+def save_figure(path: Path, data: ReportData, figure: str) -> None:
     """Write one figure of the report as a PNG of less than 300 kB, for a README.
 
     Args:
         path: the file to write.
         data: what the report shows.
         figure: a name in ``FIGURES``.
-        theme: ``LIGHT`` or ``DARK``.
 
     Raises:
         VOCError: the figure is unknown, or the data for it is not there.
     """
     if figure not in FIGURES:
         raise VOCError(f"figure {figure!r} is unknown; choose from {', '.join(FIGURES)}.")
-    drawn = FIGURES[figure](data, theme)
+    drawn = FIGURES[figure](data, LIGHT)
     if drawn is None:
         raise VOCError(f"figure {figure!r} cannot be drawn: the run recorded no data for it.")
     png = fitted_png(drawn)

@@ -20,17 +20,15 @@ import tyro
 from voc_rl.benchmarks.cell_benchmark import CellBenchmark
 from voc_rl.benchmarks.cells import Cell, grid
 from voc_rl.benchmarks.ope import PARTS, SCALES, evaluator_of, settings_of
-from voc_rl.benchmarks.ope_baselines import DRAWS
+from voc_rl.benchmarks.ope_baselines import fit
 from voc_rl.benchmarks.ope_data import TaskData, discounted_mean, task_data
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.benchmarks.rewards_table import results_of, save_plot, table
 from voc_rl.errors import VOCError
-from voc_rl.occupancy import policy_actions
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_evaluation import PolicyEvaluator
 from voc_rl.precision import choose_device
-from voc_rl.values import fitted_q
-from voc_rl.values.fitted_q import COMPONENTS
+from voc_rl.values import FittedQ
 
 METHODS = ("voc", "sf_td", "fqe_all")
 PHI = 32  # features whose successor features ``sf_td`` learns
@@ -136,7 +134,7 @@ def _successor_features(
     arrived = data.episodes.step_type > 0
     phi = (components - components[arrived].mean(0)) / (components[arrived].std(0) + 1e-6)
     phi = np.concatenate([phi, np.ones((len(phi), 1))], 1).astype(np.float32)
-    psi = _fit(data, targets, phi, gamma, seed, device)  # (P, K)
+    psi = _of_starts(fit(data, targets, gamma, seed, device, phi), data, gamma)  # (P, K)
     found: Estimates = {"sf_td": {}}
     for reward, values in rewards.items():
         own = phi[arrived].astype(float)
@@ -150,18 +148,12 @@ def _fitted(
     device: torch.device,
 ) -> Estimates:  # fmt: skip
     """Fitted Q evaluation with an output for every reward: it has to know them all before it is trained."""
-    j = _fit(data, targets, np.stack(list(rewards.values()), 1), gamma, seed, device)
+    j = _of_starts(fit(data, targets, gamma, seed, device, np.stack(list(rewards.values()), 1)), data, gamma)
     return {"fqe_all": {r: {name: float(j[i, k]) for i, name in enumerate(targets)} for k, r in enumerate(rewards)}}
 
 
-def _fit(
-    data: TaskData, targets: Mapping[str, Any], reward: np.ndarray, gamma: float, seed: int, device: torch.device
-) -> np.ndarray:
-    """(1 - gamma) V float64 (P, K) of the starts, for rewards (N, K)."""
-    actions = policy_actions(list(targets.values()), data.episodes, DRAWS, np.random.default_rng([seed, 31]))
-    features = principal_components(data.tokens[1], COMPONENTS).numpy()
-    config = data.scale.fitted_q
-    found = fitted_q(data.episodes, features, actions, gamma, config, seed, reward, device=device, progress=True)
+def _of_starts(found: FittedQ, data: TaskData, gamma: float) -> np.ndarray:
+    """(1 - gamma) V float64 (P, K), averaged over the starts."""
     return found.value[:, data.starts].mean(1) * (1.0 - gamma)
 
 

@@ -84,10 +84,10 @@ def sampling_flops(config: OccupancyConfig, states: int, samples: int) -> float:
     return context + steps * (2.0 * matrix_weights(config) + 4.0 * config.n_layer * config.width * (n + n / 2))
 
 
-def sampling_bytes(config: OccupancyConfig, states: int, samples: int, element: int = 2) -> float:
+def sampling_bytes(config: OccupancyConfig, states: int, samples: int) -> float:
     """Bytes that have to be read: at every step all weights, all contexts' keys and values (once per state, not per
     sample), and each future's own earlier ones. Activations are left out: they can stay in caches."""
-    n, steps = config.n_tokens, config.n_tokens - 1
+    n, steps, element = config.n_tokens, config.n_tokens - 1, 2  # bytes of a bfloat16
     pair = 2 * config.n_layer * config.width * element  # key and value of one place
     own = states * samples * pair * steps * n / 2
     return steps * (matrix_weights(config) * element + states * n * pair) + own

@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from voc_rl.benchmarks.baselines import BATCH, Budget, train_critic
-from voc_rl.benchmarks.cells import Cell, check_scale, finished, run_cells
+from voc_rl.benchmarks.cells import Cell, check_reach, check_scale, finished, run_cells
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.quantizers import config_of as quantizer_config
@@ -28,7 +28,7 @@ from voc_rl.benchmarks.value_error_data import Scale, TaskData
 from voc_rl.benchmarks.value_error_plot import draw_errors
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
 from voc_rl.configs import to_dict
-from voc_rl.errors import VOCError, check_choice, check_choices, check_positive
+from voc_rl.errors import check_choice, check_choices, check_positive
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, default_n
 from voc_rl.precision import choose_device, generator_on, keep_freed_memory
@@ -78,8 +78,7 @@ def main(args: Args) -> dict[str, Any]:
     check_choices(args.others, QUANTIZERS, "quantizer")
     check_positive(len(args.tasks), "number of tasks")
     check_positive(len(args.seeds), "number of seeds")
-    if max(gammas) > max(scale.gammas):
-        raise VOCError(f"The truth of scale {args.scale} reaches to gamma {max(scale.gammas)}, not {max(gammas)}.")
+    check_reach(gammas, max(scale.gammas), args.scale)
     torch.set_num_threads(1)
     keep_freed_memory()
     records, truths = [], {}

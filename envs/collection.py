@@ -27,7 +27,7 @@ from tqdm import tqdm
 from voc_rl.checkpoints import few, hold_folder, read_json, write_json
 from voc_rl.data import DataSpec, Episode, write_episode
 from voc_rl.envs.make import make_env
-from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.errors import VOCError, check_choice, check_positive, check_seed
 from voc_rl.policy import BehaviourPolicy
 
 SETTINGS = "collect.json"
@@ -120,8 +120,7 @@ def _check_arguments(policy: BehaviourPolicy, episodes: int, processes: int, see
     check_choice(policy.observation, ("state", "pixels"), "policy.observation")
     check_positive(episodes, "episodes")
     check_positive(processes, "processes")
-    if seed < 0:
-        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
+    check_seed(seed)
 
 
 def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from voc_rl.data import DataSpec
-from voc_rl.errors import VOCError, check_choice, check_gamma
+from voc_rl.errors import VOCError, check_at_least, check_choice, check_gamma
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import Features, check_space, feature_size, open_voc, vectors_of_codes
 
@@ -40,8 +40,7 @@ class ValueSettings:
             raise VOCError("mode 'shaping' needs gamma, the discount of the agent that learns from the shaped rewards.")
         if self.gamma is not None:
             check_gamma(self.gamma)
-        if self.futures < 0:
-            raise VOCError(f"futures is {self.futures}; zero or a positive number is needed.")
+        check_at_least(self.futures, 0, "futures")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from voc_rl.cli_data import Data
-from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, check_seed, prepare
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, prepare
+from voc_rl.errors import VOCError, check_positive, check_seed
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Ope:
     runs that module's code)."""
     gamma: float = 0.95
     estimator: Literal["stitch", "corrected", "head", "sample", "density"] = "stitch"
-    """stitch needs no network; the others train one for all the policies, some minutes."""
+    """stitch: chains of logged rows; corrected: also a critic; head, sample, density: also a network for
+    all the policies. Each needs a quantizer, which is trained where --quantizer names none."""
     reward: str | None = None
     """module:callable that takes the episodes and returns rewards (N,) on arrival at their rows (runs that module's
     code); default: the logged ones. For stitch, sample and density."""

@@ -9,13 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from voc_rl.errors import VOCError, check_choice, check_positive
-
-
-def check_seed(seed: int) -> None:
-    """Zero or a positive number."""
-    if seed < 0:
-        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
+from voc_rl.errors import VOCError, check_choice, check_positive, check_seed
 
 
 def prepare(threads: int | None) -> None:
@@ -44,7 +38,8 @@ class Settings:
     n: int | None = None
     """Real steps per target; default 4 / (1 - gamma), of the largest discount; 1 is the paper's one-step target."""
     size: str = "tiny"
-    """tiny, small or paper: the network, its tokens and how long it trains."""
+    """tiny, small or paper: the network, its tokens and how long it trains. The paper's own 75 tokens are those of
+    --quantizer vqgan."""
     recipe: str = "voc"
     """voc, or paper: trained and sampled as the paper's public code ran, defects included, as a baseline."""
     quantizer: str = "vqvae"

@@ -18,10 +18,10 @@ def check_gamma(gamma: float, name: str = "gamma") -> float:
     return float(gamma)
 
 
-def check_gammas(gammas: tuple[float, float], name: str = "gammas") -> None:
+def check_gammas(gammas: tuple[float, float]) -> None:
     """A range of discounts in [0, 1): the smallest and the largest."""
-    if len(gammas) != 2 or not check_gamma(gammas[0], name) < check_gamma(gammas[1], name):
-        raise VOCError(f"{name} is {gammas!r}; the smallest and the largest of a range of discounts are needed.")
+    if len(gammas) != 2 or not check_gamma(gammas[0], "gammas") < check_gamma(gammas[1], "gammas"):
+        raise VOCError(f"gammas is {gammas!r}; the smallest and the largest of a range of discounts are needed.")
 
 
 def check_choice(value: str, choices: Iterable[str], name: str) -> str:
@@ -61,6 +61,12 @@ def check_decay(value: float, name: str) -> None:
     """A share that leaves something: of what an average keeps, of what dropout takes away."""
     if not 0 <= value < 1:
         raise VOCError(f"{name} is {value!r}; a number from 0 to below 1 is needed.")
+
+
+def check_seed(seed: int) -> None:
+    """A seed of NumPy's and torch's generators."""
+    if seed < 0:
+        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
 
 
 def check_samples(samples: int) -> None:

@@ -67,7 +67,10 @@ def download(name: str, folder: str | Path | None = None) -> Path:
         )
     except Exception as error:  # the library raises many kinds, of networks, caches and repositories
         reason = str(error).strip().splitlines()
-        raise VOCError(f"{name} could not be downloaded ({reason[0] if reason else type(error).__name__}).") from error
+        raise VOCError(
+            f"{name} could not be downloaded ({reason[0] if reason else type(error).__name__}); its place is "
+            f"{found.repository}, and a file from there is read by the `from_published` of its class."
+        ) from error
     return Path(whole) / found.folder
 
 

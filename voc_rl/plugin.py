@@ -18,7 +18,7 @@ from voc_rl.precision import autocast
 Features = Literal["context", "successor", "tokens"]
 FEATURES: tuple[Features, ...] = ("context", "successor", "tokens")
 FEATURE_SAMPLES = 16  # futures per state behind the successor features
-_LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
+LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
 
 
 def open_voc(voc: VOC | str | Path) -> VOC:
@@ -81,8 +81,8 @@ def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tenso
     Computed where the VOC is. But for rounding: batches above ``precision.SMALL_BATCH`` are computed in bfloat16 where
     the processor has it.
 
-    - ``context``: what the value head reads: the occupancy network's last output of the context, then the quantizer's
-      continuous features in standard deviations of the training data, at most 10.
+    - ``context``: the occupancy network's last output of the context, then the quantizer's continuous features in
+      standard deviations of the training data, cut at 10 (the value head reads the same, uncut).
     - ``tokens``: the vectors of the codes.
     - ``successor``: successor features times 1 - gamma (the mean future's vectors), of 16 sampled futures drawn with
       the same random numbers for every state. Some 30 times the cost of the other two.
@@ -114,5 +114,4 @@ def vectors_of_codes(voc: VOC, codes: Tensor, features: Tensor | None, kind: Fea
         last = model.last(codes, features, voc.condition(len(codes))).float()
     if features is None:
         return last
-    standard = (features.float() - model.feature_mean) / model.feature_std
-    return torch.cat([last, standard.clamp(-_LARGEST, _LARGEST)], 1)
+    return torch.cat([last, model.standard(features).clamp(-LARGEST, LARGEST)], 1)

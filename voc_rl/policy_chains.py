@@ -119,8 +119,8 @@ class PolicyChains:
         as it shrinks with the number of episodes. A critic may be wrong by as much as it moved the value.
 
         On the conservative side where data are few: spread and shift also hold the noise of the few actions that
-        resampled chains draw. On small decision processes (``tests/test_policy_chains.py``) the root is 1.7 to 2.4
-        times the error that there is, and nominal 90 % intervals hold every true value.
+        resampled chains draw. On small decision processes the root is 1.7 to 2.4 times the error that there is
+        (``docs/policy_evaluation.md``; ``tests/test_policy_chains.py`` holds it between 1 and 3).
         """
         if self.episodes < 2:
             return float("nan")  # all samples of one episode are that episode: their spread is 0 and says nothing

@@ -83,5 +83,5 @@ def warning_of(name: str, diagnostics: Mapping[str, float], episodes: int) -> st
     if episodes < 2:
         said.append("One episode does not tell how much depends on which ones were logged; there is no interval.")
     elif episodes < FEW:
-        said.append(f"Intervals from {episodes} episodes are too narrow; do not rely on those of fewer than {FEW}.")
+        said.append(f"Intervals from {episodes} episodes may be too narrow; do not rely on those of fewer than {FEW}.")
     return " ".join(said)

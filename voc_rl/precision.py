@@ -118,14 +118,14 @@ def has_bfloat16() -> bool:
     return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
-def free_cores(most: int = 4) -> int:
-    """How many threads the arithmetic should use: the cores that others leave free now, at most ``most``.
+def free_cores() -> int:
+    """How many threads the arithmetic should use: the cores that others leave free now, at most four.
 
     More threads than free cores wait for each other: under load, two were measured up to 30 times slower than one.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
-    return max(min(cores - busy, most), 1)
+    return max(min(cores - busy, 4), 1)
 
 
 def keep_freed_memory() -> None:

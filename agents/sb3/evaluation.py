@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from voc_rl.agents.sb3.traces import Calibration, ValueTraces, calibration
+from voc_rl.agents.sb3.traces import Calibration, ValueTraces, calibration, raw_rewards
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import open_voc
@@ -65,7 +65,7 @@ def evaluate_policy_value(
         actions, state = model.predict(obs, state, starts, deterministic)
         obs, rewards, dones, infos = env.step(actions)
         starts = np.asarray(dones, bool)
-        totals += [float(info.get("voc", {}).get("raw_reward", r)) for info, r in zip(infos, rewards, strict=True)]
+        totals += raw_rewards(infos, rewards)
         for i, episode in traces.step(obs, rewards, starts, infos)[2].items():
             if quota[i]:
                 episodes.append(episode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,13 +74,13 @@ class ValueTraces:
         terminated = dones & ~np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         arrived[finals] = values[len(dones) :]
         arrived[terminated] = 0.0
-        raw = [float(info.get("voc", {}).get("raw_reward", r)) for info, r in zip(infos, rewards, strict=True)]
+        raw = raw_rewards(infos, rewards)
         before = np.array([trace[-1] for trace in self._values])
-        residuals = np.array(raw) + self.voc.gamma * arrived - before
+        residuals = raw + self.voc.gamma * arrived - before
         ended = {}
         for i, trace in enumerate(self._values):
             trace.append(float(arrived[i]))
-            self._rewards[i].append(raw[i])
+            self._rewards[i].append(float(raw[i]))
             if dones[i]:
                 ended[int(i)] = self._known(i, bool(terminated[i]))
                 trace[:], self._rewards[i][:] = [float(now[i])], [0.0]
@@ -96,6 +97,11 @@ class ValueTraces:
 
     def _read(self, frames: np.ndarray) -> np.ndarray:
         return self.voc.value(frames, estimator=self.estimator, common=True).mean
+
+
+def raw_rewards(infos: Sequence[Mapping[str, Any]], rewards: np.ndarray) -> np.ndarray:
+    """Rewards float64 (n,) of the environments, before a VOC wrapper shaped them."""
+    return np.array([float(info.get("voc", {}).get("raw_reward", r)) for info, r in zip(infos, rewards, strict=True)])
 
 
 def check_raw_rewards(env: VecEnv) -> None:
@@ -129,7 +135,10 @@ def calibration(episodes: list[tuple[np.ndarray, np.ndarray]]) -> Calibration:
     """
     kept = [(p, r) for p, r in episodes if len(p)]
     if not kept:
-        raise VOCError("No state has a known return: episodes are shorter than the horizon of the VOC's discount.")
+        raise VOCError(
+            "No state has a known return: episodes are shorter than the horizon of the VOC's discount; play longer "
+            "ones, or take a VOC of a smaller discount."
+        )
     predicted, realised = np.concatenate([p for p, _ in kept]), np.concatenate([r for _, r in kept])
     groups = np.repeat(np.arange(len(kept)), [len(p) for p, _ in kept])
     gap = realised - predicted

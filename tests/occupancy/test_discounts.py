@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused() -> None:
             OccupancyConfig(S, 1, gammas=wrong)  # type: ignore[arg-type]
         with pytest.raises(VOCError, match="gammas"):
             OccupancyTraining(gammas=wrong)  # type: ignore[arg-type]
-    with pytest.raises(VOCError, match=r"gamma 0\.95 is outside the range that is learned"):
+    with pytest.raises(VOCError, match=r"gamma 0\.95 is outside gammas"):
         OccupancyTraining(gamma=0.95, gammas=RANGE)
     for gamma, hops, said in ((0.4, True, "0.5 to 0.9 and larger ones"), (0.95, False, "0.5 to 0.9 only")):
         with pytest.raises(VOCError, match=f"answers for gamma {said}, not for {gamma}"):

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.errors import VOCError
+from voc_rl.occupancy.features import SeesFeatures
 
 
-class ValueHead(nn.Module):
+class ValueHead(SeesFeatures):
     """An ensemble of small networks: context (B, width) [, features (B, F)] -> (1 - gamma) V, (B, members).
 
     Each member sees every episode with its own weight (Bayesian bootstrap), so that their spread tells how much the
@@ -32,12 +33,9 @@ class ValueHead(nn.Module):
         self.weight_3 = nn.Parameter(torch.zeros(members, hidden, 1))
         self.register_buffer("bias_value", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
-        self.register_buffer("feature_mean", torch.zeros(feature_dim))
-        self.register_buffer("feature_std", torch.ones(feature_dim))
         self.bias_value: Tensor
         self.spread: Tensor
-        self.feature_mean: Tensor
-        self.feature_std: Tensor
+        self.hold_features(feature_dim)
 
     def fit_rewards(self, rewards: np.ndarray) -> None:
         """Start at the mean of rewards (N,), and measure errors in its size, or in half their spread if that is more.
@@ -48,11 +46,6 @@ class ValueHead(nn.Module):
         mean = float(rewards.mean())
         self.bias_value.fill_(mean)
         self.spread.fill_(max(abs(mean), float(rewards.std()) / 2.0, 1e-3))
-
-    def fit_features(self, features: Tensor) -> None:
-        """Take mean and spread of float (N, F)."""
-        self.feature_mean.copy_(features.float().mean(0))
-        self.feature_std.copy_(features.float().std(0).clamp(min=1e-4))
 
     def episode_weights(self, episodes: int, rng: np.random.Generator) -> Tensor:
         """Bayesian bootstrap weights float32 (episodes, members), mean one."""
@@ -71,8 +64,7 @@ class ValueHead(nn.Module):
                     "This value head reads features and was given codes alone; give the features too (VOC.context "
                     "returns both), or use estimator='sample'."
                 )
-            standard = ((features.float() - self.feature_mean) / self.feature_std).to(context.dtype)
-            x = torch.cat([context, standard], 1)
+            x = torch.cat([context, self.standard(features).to(context.dtype)], 1)
         x = x.expand(self.members, -1, -1)  # (members, B, inputs)
         x = F.gelu(x @ self.weight_1 + self.bias_1)
         x = F.gelu(x @ self.weight_2 + self.bias_2)

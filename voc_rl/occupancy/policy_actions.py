@@ -70,7 +70,7 @@ def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Genera
     kind = getattr(policy, "observation", None)
     if kind == "state":
         if dataset.state is None:
-            raise VOCError(f"{policy!r} observes the flat state, which these data do not hold.")
+            raise VOCError(f"{policy!r} observes states, which these data do not hold; give a policy of pixels.")
         actions = _draws(policy, dataset.state, draws, rng)
     elif kind == "pixels":
         parts = [

@@ -53,7 +53,7 @@ class OccupancyTraining:
         if self.gammas is not None:
             check_gammas(self.gammas)
             if not self.gammas[0] <= self.gamma <= self.gammas[1]:
-                raise VOCError(f"gamma {self.gamma:g} is outside the range that is learned, gammas {self.gammas}.")
+                raise VOCError(f"gamma {self.gamma:g} is outside gammas {self.gammas}; give one within.")
         for name in ("n", "futures", "refill", "top_k", "head_weight"):
             value = getattr(self, name)
             if value is not None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.blocks import Block
 from voc_rl.occupancy.contexts import Cache, Condition, OccupancyConfig, Prefix
+from voc_rl.occupancy.features import SeesFeatures
 
 WAVES = 8  # cosines that tell a discount
 
@@ -37,7 +38,7 @@ class Discounts(nn.Module):
         return self.layers(torch.cos(place[:, None] * self.waves))
 
 
-class OccupancyTransformer(nn.Module):
+class OccupancyTransformer(SeesFeatures):
     """Context codes [and features] -> distribution of the codes of an observation at a discounted future time.
 
     Attributes:
@@ -61,10 +62,7 @@ class OccupancyTransformer(nn.Module):
                 nn.Linear(2 * config.width, config.width),
             )
             self.no_features = nn.Parameter(torch.zeros(config.width))
-            self.feature_mean: Tensor
-            self.feature_std: Tensor
-            self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
-            self.register_buffer("feature_std", torch.ones(config.feature_dim))
+            self.hold_features(config.feature_dim)
         if config.action_dim:
             self.actions = nn.Sequential(
                 nn.Linear(config.action_dim, config.width), nn.GELU(), nn.Linear(config.width, config.width)
@@ -105,11 +103,6 @@ class OccupancyTransformer(nn.Module):
         frequencies = torch.randn(vectors.shape[1], width, **drawn).to(vectors.device) / (1.5 * distance)
         phases = 2 * math.pi * torch.rand(width, **drawn).to(vectors.device)
         self.codes.weight[: len(vectors)] = 0.02 * math.sqrt(2) * torch.cos(vectors @ frequencies + phases)
-
-    def fit_features(self, features: Tensor) -> None:
-        """Take mean and spread of float (N, feature_dim), so that the network sees numbers of size one."""
-        self.feature_mean.copy_(features.float().mean(0))
-        self.feature_std.copy_(features.float().std(0).clamp(min=1e-4))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (..., vocabulary), with the tied head."""
@@ -236,7 +229,7 @@ class OccupancyTransformer(nn.Module):
     def _feature_vector(self, batch: int, features: Tensor | None, use_features: Tensor | None) -> Tensor:
         if features is None:
             return self.no_features.expand(batch, -1)
-        vector = self.features((features.float() - self.feature_mean) / self.feature_std)
+        vector = self.features(self.standard(features))
         if use_features is None:
             return vector
         return torch.where(use_features[:, None], vector, self.no_features.to(vector.dtype))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from voc_rl.data import Episodes
 from voc_rl.data.hdf5 import FIRST
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.precision import device_of
 from voc_rl.quantizers.shift import random_shift
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
@@ -63,8 +63,7 @@ class MUSIKConfig:
     def __post_init__(self) -> None:
         for name in ("horizon", "negatives", "energy_hidden", "max_action_size"):
             check_positive(getattr(self, name), name)
-        if self.shift < 0:
-            raise VOCError(f"shift is {self.shift!r}; a number of pixels that is not below zero is needed.")
+        check_at_least(self.shift, 0, "shift")
 
     def network(self) -> VQVAEConfig:
         """The part that sizes the encoder, the codebook and the decoder."""

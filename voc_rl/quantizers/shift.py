@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from voc_rl.errors import VOCError
+from voc_rl.errors import check_at_least
 
 
 def random_shift(obs: Tensor, pad: int, generator: torch.Generator) -> Tensor:
@@ -17,8 +17,7 @@ def random_shift(obs: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     Raises:
         VOCError: ``pad`` below zero.
     """
-    if pad < 0:
-        raise VOCError(f"pad is {pad!r}; a number of pixels that is not below zero is needed.")
+    check_at_least(pad, 0, "pad")
     height, width = obs.shape[-2:]
     moves = torch.randint(-pad, pad + 1, (2, len(obs), 1), generator=generator, device=generator.device)
     down, right = moves.to(obs.device)
