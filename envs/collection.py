@@ -175,13 +175,14 @@ def _spec(env: gym.Env, policy: BehaviourPolicy) -> DataSpec:
 
 
 def same_settings(out: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a folder was collected with these settings, some of those in ``collect.json``; False where it says none.
+    """Whether a folder was collected with these settings, some of those in ``collect.json``; False where it says none,
+    or holds no episode.
 
     Raises:
         VOCError: it was collected with others.
     """
     path = out / SETTINGS
-    if not path.exists():
+    if not path.exists() or not any(out.glob("*.hdf5")):
         return False
     old = read_json(path, "collection settings")
     differing = [name for name in settings if old.get(name) != settings[name]]
@@ -201,7 +202,7 @@ def _empty(out: Path) -> None:
 
 
 def _claim(job: _Job) -> None:
-    """Write the settings into a new folder, or compare them with an old one's; sweep up what was cut."""
+    """Write the settings into a folder without episodes, or compare them with an old one's; sweep up what was cut."""
     if not same_settings(job.out, job.settings()):
         if any(job.out.glob("*.hdf5")):
             raise VOCError(f"{job.out} holds episodes but no {SETTINGS}; choose another folder.")

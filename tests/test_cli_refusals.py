@@ -163,6 +163,7 @@ def test_too_short_for_the_discount(capsys: pytest.CaptureFixture[str], world: P
     arguments = ["evaluate", "--data", world, "--out", tmp_path, *SHORT]
     assert "known return at gamma 0.9" in refused(capsys, *arguments, "--gamma", "0.9")
     assert "max_states is 1" in refused(capsys, *arguments, "--max-states", "1")
+    assert "samples is 1" in refused(capsys, *arguments, "--samples", "1")
     assert final_files(tmp_path) == []
 
 
@@ -191,6 +192,19 @@ def test_a_checkpoint_of_other_settings(capsys: pytest.CaptureFixture[str], worl
     assert (out / "checkpoints" / "quantizer.pt").read_bytes() == before
     main(["train-quantizer", *long, "--seed", "5", "--quantizer-steps", "20", "--force"])
     assert (out / "quantizer.safetensors").exists()
+
+
+def test_a_wandb_that_does_not_start(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    def no_key(**options: object) -> None:
+        raise wandb.errors.UsageError("No API key configured")
+
+    monkeypatch.setattr(wandb, "init", no_key)
+    message = refused(capsys, *train(world, tmp_path / "run", "--wandb", "online"))
+    assert "wandb did not start (No API key configured); log in, or use --wandb offline" in message
 
 
 def test_no_wandb_run_for_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -50,8 +50,12 @@ def server() -> Iterator[tuple[str, list[str]]]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            self.send_response(200 if self.path == "/there.pth" else 404)
+            self.send_response(200 if self.path in ("/there.pth", "/cut.pth") else 404)
+            if self.path == "/cut.pth":
+                self.send_header("Content-Length", "1000000")
             self.end_headers()
+            if self.path == "/cut.pth":
+                self.wfile.write(b"weights")
             if self.path == "/there.pth":
                 self.wfile.write(b"weights" * 1000)
 
@@ -84,8 +88,10 @@ def test_failures_are_one_sentence_and_leave_nothing(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     monkeypatch.setitem(hub.FILES, "dino", hub.Published("a file", url=f"{server[0]}/missing.pth"))
+    monkeypatch.setitem(hub.FILES, "vqgan", hub.Published("a file", url=f"{server[0]}/cut.pth"))
     for name, words in (
-        ("dino", "404"), ("walker_vqvae", "(no route to host)"), ("beit", "Unknown published file 'beit'"),
+        ("dino", "404"), ("vqgan", "7 of 1000000 bytes came"), ("walker_vqvae", "(no route to host)"),
+        ("beit", "Unknown published file 'beit'"),
     ):  # fmt: skip
         with pytest.raises(VOCError) as caught:
             hub.download(name, tmp_path)

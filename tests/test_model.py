@@ -265,7 +265,7 @@ def test_no_value_head(saved: Path, obs: np.ndarray) -> None:
 
 def test_other_data_warns(voc: VOC) -> None:
     for name, value in (
-        ("task", "circle"), ("render", "faithful"), ("mujoco", "3.1"), ("action_repeat", 2),
+        ("task", "circle"), ("render", "faithful"), ("mujoco", "3.1"), ("action_repeat", 2), ("camera", 2),
     ):  # fmt: skip
         spec = replace(SPEC, **{name: value})
         with pytest.warns(UserWarning, match=name) as caught:
@@ -276,4 +276,5 @@ def test_other_data_warns(voc: VOC) -> None:
         warnings.simplefilter("error")
         voc.check_spec(SPEC)
         voc.check_spec(replace(SPEC, task=""))  # a foreign file that does not say
+        voc.check_spec(replace(SPEC, camera=-1))
         voc.check_spec(replace(SPEC, backend="osmesa"))  # the training data did not say its own

@@ -23,7 +23,7 @@ from voc_rl.training import NetworkSize, VOCConfig
 from voc_rl.values import RewardConfig
 
 CELLS = 4
-SPEC = DataSpec(task="square", size=24, render="fast", mujoco="3.0", action_repeat=1)
+SPEC = DataSpec(task="square", size=24, render="fast", mujoco="3.0", action_repeat=1, camera=0)
 COMMAND = Path(sys.executable).with_name("voc-rl")
 
 

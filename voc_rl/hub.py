@@ -5,6 +5,7 @@ voc_rl.hub.download("walker_vqvae")  ->  path for VQVAE.from_published
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -82,6 +83,9 @@ def _from_address(url: str, folder: Path) -> Path:
         with atomic_path(path) as temporary, urllib.request.urlopen(url) as answer, open(temporary, "wb") as file:
             while block := answer.read(1 << 20):
                 file.write(block)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            announced = answer.headers["Content-Length"]
+            if announced is not None and file.tell() != int(announced):  # urllib takes a cut connection for the end
+                raise VOCError(f"{url}: {file.tell()} of {announced} bytes came; download it again.")
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise VOCError(f"{url} could not be downloaded ({error}).") from error
     return path

@@ -72,9 +72,10 @@ class Parts:
 
     def check_spec(self, spec: DataSpec) -> None:
         """Warn where frames were made in another way than those the model was trained on."""
+        unsaid = DataSpec()
         for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
             mine, other = getattr(self.spec, name), getattr(spec, name)
-            if mine != other and mine and other:
+            if mine != other and getattr(unsaid, name) not in (mine, other):
                 warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2)
 
 

@@ -194,7 +194,8 @@ class Pipeline:
         Raises:
             VOCError: no held-out state has a known return (episodes shorter than the horizon).
         """
-        rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
+        check_samples(samples)  # before training: bad input is refused at once
+        rows, truth = self.test_states(max_states)
         constant = np.full(len(truth), self.constant_value())
         gamma = self.train().gamma
         settings = {"samples": samples, "max_states": max_states}

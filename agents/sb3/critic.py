@@ -46,7 +46,7 @@ class VOCCritic(TD3):
 
     Raises:
         VOCError: no VOC there, or one without action input or value head; other frames, actions or discount than the
-            VOC's; a weight below zero; when it learns, rewards that ``VecNormalize`` scales.
+            VOC's; a weight below zero; when it learns, rewards that ``VecNormalize`` scales or a VOC wrapper shapes.
     """
 
     def __init__(
@@ -103,6 +103,13 @@ class VOCCritic(TD3):
             super().train(gradient_steps, batch_size)
         finally:
             self.replay_buffer = buffer
+
+    def _store_transition(
+        self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
+    ) -> None:
+        if any("raw_reward" in info.get("voc", {}) for info in infos):
+            raise VOCError("The environment shapes the rewards, which Q_voc does not count; use mode='info'.")
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_q_voc"]

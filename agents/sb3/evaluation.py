@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from voc_rl.agents.sb3.traces import Calibration, ValueTraces, calibration, raw_rewards
 from voc_rl.errors import VOCError, check_positive
@@ -56,7 +58,36 @@ def evaluate_policy_value(
     check_positive(n_eval_episodes, "n_eval_episodes")
     voc = open_voc(voc)
     traces = ValueTraces(voc, env, estimator)
-    quota = np.array([(n_eval_episodes + i) // env.num_envs for i in range(env.num_envs)])
+    normalize = unwrap_vec_normalize(env)
+    with _at_rest(normalize):
+        returns, episodes = _play(model, env, traces, n_eval_episodes, deterministic)
+    if env is own:  # a later learn() goes on from a reset, not from the observation before this
+        model._last_obs = env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(env.num_envs, bool)
+        if normalize is not None:  # what the replay buffer of an off-policy agent stores
+            model._last_original_obs = normalize.get_original_obs()
+    found = calibration(episodes)
+    return PolicyValue(**found.__dict__, gamma=voc.gamma, episode_return=float(np.mean(returns)))
+
+
+@contextmanager
+def _at_rest(normalize: VecNormalize | None) -> Iterator[None]:
+    """Statistics of observations do not move: an agent is not changed by being looked at."""
+    if normalize is None:
+        yield
+        return
+    before, normalize.training = normalize.training, False
+    try:
+        yield
+    finally:
+        normalize.training = before
+
+
+def _play(
+    model: BaseAlgorithm, env: VecEnv, traces: ValueTraces, count: int, deterministic: bool
+) -> tuple[list[float], list[tuple[np.ndarray, np.ndarray]]]:
+    """Returns of ``count`` episodes, and predicted and realised values of each; shared out evenly."""
+    quota = np.array([(count + i) // env.num_envs for i in range(env.num_envs)])
     obs: Any = env.reset()
     traces.start(obs)
     starts, state = np.ones(env.num_envs, bool), None
@@ -72,8 +103,4 @@ def evaluate_policy_value(
                 returns.append(totals[i])
                 quota[i] -= 1
             totals[i] = 0.0
-    if env is own:  # a later learn() goes on from a reset, not from the observation before this
-        model._last_obs = env.reset()  # type: ignore[assignment]
-        model._last_episode_starts = np.ones(env.num_envs, bool)
-    found = calibration(episodes)
-    return PolicyValue(**found.__dict__, gamma=voc.gamma, episode_return=float(np.mean(returns)))
+    return returns, episodes

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
 
-from voc_rl.data import DataSpec, Episodes, write_episode
+from voc_rl.data import Episodes, write_episode
 from voc_rl.data import hdf5 as hdf5_module
 from voc_rl.data.hdf5 import SPEC_ATTRIBUTE
 from voc_rl.errors import VOCError
@@ -138,18 +138,18 @@ def test_a_group_where_an_array_is_needed(tmp_path: Path) -> None:
         assert "a group" in refused(path)
 
 
-def other_task() -> DataSpec:
-    return replace(SPEC, task="another")
-
-
-def other_render() -> DataSpec:
-    return replace(SPEC, render="faithful")
-
-
-@pytest.mark.parametrize(("spec", "word"), [(other_task, "task another"), (other_render, "render profile faithful")])
-def test_mixed_folders(tmp_path: Path, spec: Callable[[], DataSpec], word: str) -> None:
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"task": "another"}, "task another"),
+        ({"render": "faithful"}, "render profile faithful"),
+        ({"camera": 3}, "camera 3"),
+        ({"action_repeat": 8}, "action repeat 8"),
+    ],
+)
+def test_mixed_folders(tmp_path: Path, changed: dict[str, Any], word: str) -> None:
     toy_folder(tmp_path, (3, 3))
-    write_episode(tmp_path / "z.hdf5", toy_episode(9, 3), spec())
+    write_episode(str(tmp_path / "z.hdf5"), toy_episode(9, 3), replace(SPEC, **changed))
     message = refused(tmp_path)
     assert message.startswith(f"{tmp_path / 'z.hdf5'} has {word}")
     assert "episode_000.hdf5" in message

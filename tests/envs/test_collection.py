@@ -232,6 +232,7 @@ def test_an_error_of_the_policy_says_where_it_happened(tmp_path):
         collect(tmp_path, "walker-walk", Failing(), 2, seed=0, **SHORT)
     assert caught.value.__notes__ == [f"while collecting episode 0 of walker-walk into {tmp_path}"]
     assert not list(tmp_path.glob("*.hdf5"))
+    assert collect(tmp_path, "walker-walk", POLICY, 1, seed=0, **SHORT)  # the folder holds nothing of that policy
 
 
 def test_a_policy_that_does_not_pickle_is_refused_for_workers(tmp_path):

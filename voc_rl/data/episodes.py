@@ -98,6 +98,8 @@ class Episodes:
                 ("actions of size", shard.arrays["action"].shape[1], shards[0].arrays["action"].shape[1]),
                 ("task", shard.spec.task, shards[0].spec.task),
                 ("render profile", shard.spec.render, shards[0].spec.render),
+                ("camera", shard.spec.camera, shards[0].spec.camera),
+                ("action repeat", shard.spec.action_repeat, shards[0].spec.action_repeat),
             ):
                 if value != first:
                     raise VOCError(

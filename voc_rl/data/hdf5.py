@@ -131,12 +131,13 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
         temporary.write_bytes(image)
 
 
-def write_episode(path: Path, episode: Episode, spec: DataSpec) -> None:
+def write_episode(path: str | Path, episode: Episode, spec: DataSpec) -> None:
     """Write one episode as one file, in one step.
 
     Raises:
         VOCError: arrays of unequal length, other dtypes, NaN, rows that are not one whole episode, or no frames.
     """
+    path = Path(path)
     small, frames = checked_episode(episode, str(path)), episode.frames
     if frames.size == 0:
         raise VOCError(f"{path}: the episode has no frames; render its states first (voc_rl.envs.render_states).")

@@ -20,7 +20,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from worlds import CELLS, one_sentence, picture
 
-from voc_rl import VOC
+from voc_rl import VOC, VOCValueWrapper
 from voc_rl.agents import ActionValues
 from voc_rl.agents.sb3 import VOCCritic, VOCFeaturesExtractor, fill_replay_buffer, train_offline
 from voc_rl.data import Episodes
@@ -184,6 +184,7 @@ def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged:
     two = Other(square_env(), gym.spaces.Box(-1.0, 1.0, (2,), np.float32))
     wide = RescaleAction(square_env(), np.float32(-2), np.float32(2))
     small = PixelObservation(Square(), 24, 3)
+    shaped = VOCValueWrapper(square_env(), square_voc, mode="shaping", gamma=GAMMA)
     reads = "this VOC reads Box(-1.0, 1.0, (1,), float32)"
     cases: list[tuple[Any, str]] = [
         (lambda: agent(voc, DiscretizeAction(square_env(), bins=3)), f"actions are Discrete(3); {reads}"),
@@ -198,6 +199,7 @@ def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged:
         (lambda: agent(None, eyes=voc), "voc is NoneType"),
         (lambda: agent(VOC.load(voc), eyes=voc), "the path of its run folder is needed"),  # type: ignore[arg-type]
         (lambda: agent(voc, VecNormalize(DummyVecEnv([square_env]), norm_obs=False)).learn(12), "scales the rewards"),
+        (lambda: agent(voc, shaped).learn(12), "shapes the rewards"),
     ]
     for make, words in cases:
         with pytest.raises(VOCError) as refusal:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from corridor import GAMMA, PLAN, STATES, Corridor, Walk, mean_of, plan_of, table_voc
 from square import SIDE, square_env
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from worlds import CELLS, one_sentence, picture
@@ -136,6 +136,21 @@ def test_an_agent_with_an_environment_of_its_own(square_voc: Path) -> None:
     seen = model._last_obs  # a later learn() goes on from where the environment stands now
     np.testing.assert_array_equal(seen[:, -3:], [np.moveaxis(inner.render(), 2, 0) for inner in env.envs])
     model.learn(16, reset_num_timesteps=False)
+
+
+def test_an_agent_on_normalised_observations_is_not_changed(square_voc: Path) -> None:
+    inner = VecVOCValue(make_vec_env(square_env, 2, seed=0), square_voc, mode="observation")
+    env = VecNormalize(inner, norm_reward=False, norm_obs_keys=["value"])
+    model = SAC("MultiInputPolicy", env, buffer_size=64, learning_starts=100, seed=0, device="cpu").learn(6)
+    before = env.obs_rms["value"].count  # type: ignore[index]
+    evaluate_policy_value(model, square_voc, n_eval_episodes=2)
+    assert env.training
+    assert env.obs_rms["value"].count == before + 2  # type: ignore[index]  # the reset that it goes on from
+    assert model.replay_buffer is not None
+    place, fresh = model.replay_buffer.pos, env.get_original_obs()
+    model.learn(2, reset_num_timesteps=False)
+    for key, shown in fresh.items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(model.replay_buffer.observations[key][place].reshape(shown.shape), shown)  # type: ignore[index]
 
 
 def test_what_cannot_be_evaluated_is_refused(square_voc: Path) -> None:
