@@ -88,7 +88,7 @@ class PolicyChains:
         rng = np.random.default_rng([seed, 31])
         self.actions = policy_actions(list(policies.values()), dataset, config.draws, rng)
         self._chains: dict[tuple[str, int], StitchedChain] = {}
-        self._values: dict[tuple[str, int, float, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._values: dict[tuple[str, int, float, FittedQ | None], tuple[np.ndarray, np.ndarray]] = {}
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -158,7 +158,7 @@ class PolicyChains:
 
         The critic's outputs, which differ in their weights of the episodes, take turns.
         """
-        key = (name, hash(reward.tobytes()), gamma, id(critic))
+        key = (name, hash(reward.tobytes()), gamma, critic)
         if key not in self._values:
             policy = self.names.index(name)
 

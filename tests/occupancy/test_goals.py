@@ -11,9 +11,16 @@ from chains import episodes_of
 from torch import Tensor
 
 from voc_rl.loop import LoopConfig
-from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
+from voc_rl.occupancy import (
+    Condition,
+    OccupancyConfig,
+    OccupancyTraining,
+    OccupancyTransformer,
+    ValueHead,
+    train_occupancy,
+)
 from voc_rl.occupancy.batches import Batch, StepInputs
-from voc_rl.occupancy.goals import Returns, ReturnsAtDiscounts, returns_of
+from voc_rl.occupancy.goals import BatchReturns, Returns, returns_of
 from voc_rl.occupancy.training import OccupancyTrainee
 
 # the first ends, the second is cut
@@ -27,9 +34,8 @@ def test_the_loss_weighs_episodes_and_bootstraps_by_hand() -> None:
     model = OccupancyTransformer(OccupancyConfig(3, 1, n_layer=1, n_head=1, width=8))
     head = ValueHead(8, hidden=4, members=2)
     config = OccupancyTraining(gamma=0.5, n=2, loop=LoopConfig(steps=5, batch_size=2))
-    trainee = OccupancyTrainee(model, head, DATASET, CODES, None, config, 0)
-    own = trainee.goals
-    assert own is not None
+    own = Returns(head, DATASET, config.gamma, 2, 0)
+    trainee = OccupancyTrainee(model, head, DATASET, CODES, None, config, 0, own)
     assert float(head.bias_value) == pytest.approx(MEAN_REWARD)
     torch.testing.assert_close(own.values, torch.full((7, 2), MEAN_REWARD))
     own.values = torch.arange(14.0).view(7, 2)
@@ -64,8 +70,7 @@ def slow(rows: np.ndarray, condition: Condition) -> Tensor:
 
 
 def test_values_are_renewed_where_returns_continue() -> None:
-    goals = returns_of(ValueHead(8, members=2), DATASET, OccupancyTraining(gamma=0.5), 2, 0)
-    assert isinstance(goals, Returns)
+    goals = Returns(ValueHead(8, members=2), DATASET, 0.5, 2, 0)
     assert goals.made(np.arange(2), 0.5, Condition(), slow) is None
     goals.renew(slow)
     # nothing continues at the first two rows of either episode
@@ -73,10 +78,32 @@ def test_values_are_renewed_where_returns_continue() -> None:
     torch.testing.assert_close(goals.values, torch.tensor(expected))
 
 
+def test_values_that_weigh_much_are_of_the_moment() -> None:
+    head = ValueHead(8, members=2)
+    assert isinstance(returns_of(head, DATASET, OccupancyTraining(gamma=0.9), 40, 0), Returns)
+    assert isinstance(returns_of(head, DATASET, OccupancyTraining(gamma=0.9), 20, 0), BatchReturns)
+
+
+@pytest.mark.parametrize("n", [1, 5, None])
+def test_the_head_learns_what_lies_beyond_n(n: int | None) -> None:
+    """Two kinds of episodes that pay always or never: (1 - gamma) V is 0 and 1, whatever n is."""
+    kinds = np.arange(20) % 2
+    dataset = episodes_of([np.r_[0.0, np.full(59, float(kind))] for kind in kinds], [False] * 20)
+    codes = torch.from_numpy(np.repeat(kinds, 60))[:, None]
+    torch.manual_seed(0)
+    model = OccupancyTransformer(OccupancyConfig(2, 1, n_layer=1, n_head=1, width=16))
+    training = OccupancyTraining(gamma=0.9, n=n, loop=LoopConfig(steps=400, batch_size=32, learning_rate=4e-3))
+    model, head = train_occupancy(model, ValueHead(16, hidden=16, members=2), dataset, codes, None, training)
+    assert head is not None
+    with torch.no_grad():
+        found = head(model.last(torch.tensor([[0], [1]]), None)).mean(1)
+    torch.testing.assert_close(found, torch.tensor([0.0, 1.0]), atol=0.1, rtol=0.0)
+
+
 def test_returns_at_discounts_of_their_own() -> None:
     config = OccupancyTraining(gamma=0.5, gammas=(0.2, 0.8))
     goals = returns_of(ValueHead(8, members=2), DATASET, config, 2, 0)
-    assert isinstance(goals, ReturnsAtDiscounts)
+    assert isinstance(goals, BatchReturns)
     rows, gamma = np.array([0, 0, 1, 4]), np.array([0.2, 0.8, 0.5, 0.4])
     condition = Condition(gamma=torch.from_numpy(gamma.astype(np.float32)))
     made = goals.made(rows, gamma, condition, slow)

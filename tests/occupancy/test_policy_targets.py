@@ -27,12 +27,16 @@ from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import (
     CoupledTargets,
+    OccupancyConfig,
+    OccupancyTransformer,
     PolicyActions,
     PolicyTargets,
+    PolicyTraining,
     StitchedTargets,
     find_candidates,
     stitch,
     taken_actions,
+    train_policies,
 )
 
 GAMMA = 0.9
@@ -173,6 +177,16 @@ def test_two_steps_of_a_policy_that_leaves() -> None:
     targets = draw(np.zeros(1, int), np.array([0]), np.array([True]), 20_000, np.random.default_rng(0))
     assert set(targets.row.ravel()) == {1, -1}
     assert (targets.bootstrap[targets.row < 0] == 1).all()
+
+
+@pytest.mark.parametrize(("action_dim", "action_share"), [(0, 0.5), (1, 0.0)])
+def test_actions_that_nobody_is_told_are_refused(action_dim: int, action_share: float) -> None:
+    dataset, actions = small()
+    network = OccupancyTransformer(OccupancyConfig(2, 1, n_layer=1, n_head=1, width=8, action_dim=action_dim))
+    source = CoupledTargets(dataset, PolicyActions(actions.drawn), GAMMA, 1)
+    codes, training = torch.zeros(len(dataset), 1, dtype=torch.int64), PolicyTraining(action_share=action_share)
+    with pytest.raises(VOCError, match="give it action input .* or use StitchedTargets"):
+        train_policies(network, None, dataset, codes, None, source, training)
 
 
 @pytest.mark.parametrize(("accept", "residual"), [(False, True), (True, False)])

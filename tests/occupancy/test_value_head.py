@@ -30,6 +30,22 @@ def test_it_starts_at_the_mean_reward() -> None:
         torch.testing.assert_close(head(context, features), (one - 0.7) / 0.7 * 1e-3, atol=1e-7, rtol=1e-4)
 
 
+def test_bfloat16_leaves_differences_of_values() -> None:
+    """Values that differ by a hundredth of the mean reward, as Q of two actions do."""
+    torch.manual_seed(0)
+    head = ValueHead(32, members=3)
+    torch.nn.init.normal_(head.weight_3, std=1e-3)
+    head.fit_rewards(np.array([1.0, 1.0]))
+    context = torch.randn(500, 32)
+    with torch.no_grad():
+        exact = head(context)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = head(context)
+    assert found.dtype == torch.float32
+    assert 0.001 < float(exact.std()) < 0.02
+    assert float((found - exact).std()) < 0.02 * float(exact.std())
+
+
 def test_rare_and_centred_rewards_are_measured_by_half_their_spread() -> None:
     head = ValueHead(6)
     for rewards, mean, unit in (

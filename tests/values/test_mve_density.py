@@ -222,6 +222,9 @@ def test_weights_by_hand() -> None:
     assert together.stderr[0] == pytest.approx(0.75 / 0.5 * (4 / 3 * (20 / 80) ** 2 * 5.0) ** 0.5)
     balanced = from_weights(weights, rewards, 0.5, groups=np.arange(100) // 4)  # and here they cancel
     assert balanced.stderr[0] == pytest.approx(0.0, abs=1e-12)
+    alone = from_weights(weights, rewards, 0.5, groups=np.zeros(100, int))  # one episode tells nothing of others
+    assert alone.mean == found.mean
+    assert np.isnan([alone.stderr[0], alone.low[0], alone.high[0]]).all()
 
 
 def test_a_small_effective_sample_gives_no_number() -> None:

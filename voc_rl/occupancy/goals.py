@@ -1,8 +1,8 @@
 """What the value head learns: (1 - gamma) V of contexts, and how much each episode counts for each of its members.
 
-For the behaviour these are n-step returns, which continue with values of the slow networks. At one discount the values
-of all rows are kept and renewed now and then; where contexts have discounts of their own, goals are made with the
-batches.
+For the behaviour these are n-step returns, which continue with values of the slow networks. Where n is so large that
+these weigh little, the values of all rows are kept and renewed now and then; where they weigh more, or contexts have
+discounts of their own, goals are made with the batches.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from voc_rl.occupancy.targets import n_step_returns
 from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.precision import device_of, on_device
 
+SLIGHT = 0.05  # weight of the value after n steps, at most, that may be some hundred steps old
 # rows int64 (B,) and their condition -> (1 - gamma) V under the slow networks, float32 (B, members)
 SlowValues = Callable[[np.ndarray, Condition], Tensor]
 
@@ -81,8 +82,8 @@ class Returns(HeadGoals):
         self.values[on_device(self.renewed, self.device)] = slow(self.renewed, Condition())
 
 
-class ReturnsAtDiscounts(HeadGoals):
-    """n-step returns times 1 - gamma, at the discount that each context of a batch has."""
+class BatchReturns(HeadGoals):
+    """n-step returns times 1 - gamma, at the discount of each context, with the slow values of the moment."""
 
     def __init__(self, head: ValueHead, dataset: Episodes, n: int, seed: int) -> None:
         super().__init__(head, dataset, seed)
@@ -101,6 +102,6 @@ class ReturnsAtDiscounts(HeadGoals):
 
 def returns_of(head: ValueHead, dataset: Episodes, config: OccupancyTraining, n: int, seed: int) -> HeadGoals:
     """The behaviour's n-step returns, at one discount or at several."""
-    if config.gammas is None:
+    if config.gammas is None and config.gamma**n <= SLIGHT:
         return Returns(head, dataset, config.gamma, n, seed)
-    return ReturnsAtDiscounts(head, dataset, n, seed)
+    return BatchReturns(head, dataset, n, seed)

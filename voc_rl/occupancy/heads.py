@@ -68,4 +68,5 @@ class ValueHead(SeesFeatures):
         x = x.expand(self.members, -1, -1)  # (members, B, inputs)
         x = F.gelu(x @ self.weight_1 + self.bias_1)
         x = F.gelu(x @ self.weight_2 + self.bias_2)
-        return (x @ self.weight_3)[..., 0].T * self.spread + self.bias_value
+        # float32: in bfloat16 the mean reward would swallow the differences between states and actions
+        return (x @ self.weight_3)[..., 0].T.float() * self.spread + self.bias_value

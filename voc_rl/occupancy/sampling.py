@@ -211,7 +211,10 @@ def _hop(
     generator: torch.Generator, common: bool,
 ) -> None:  # fmt: skip
     """One more hop of the places ``going`` of futures int64 (B * samples, n_tokens), in place; the policy acts."""
-    noise = uniforms(model, 1, samples, generator)[:, 0, going % samples, None] if common else None
+    noise = None
+    if common:
+        same = uniforms(model, 1, samples, generator)
+        noise = same[:, 0, (going % samples).to(same.device), None]
     flat[going] = sample_futures(model, flat[going], None, 1, generator, noise, later and later[going])[:, 0]
 
 

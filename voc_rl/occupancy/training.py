@@ -142,7 +142,7 @@ class OccupancyTrainee:
         assert self.head is not None
         assert inputs.goals is not None
         assert inputs.weights is not None
-        error = (self.head(context, inputs.features).float() - inputs.goals) / self.head.spread
+        error = (self.head(context, inputs.features) - inputs.goals) / self.head.spread
         return (error.square() * inputs.weights).mean()
 
     @torch.no_grad()

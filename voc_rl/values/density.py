@@ -58,7 +58,8 @@ def from_weights(
     size is larger than that of each.
 
     Args:
-        groups: int (N,), episodes of the rows, whose rows err together; None: rows are independent.
+        groups: int (N,), episodes of the rows, whose rows err together; one alone has no standard error (NaN). None:
+            rows are independent.
 
     Raises:
         VOCError: shapes that do not fit, rewards that are not finite, a level that is no confidence, or an effective
@@ -88,7 +89,7 @@ def from_weights(
         _, place = np.unique(groups, return_inverse=True)
         sums = np.zeros((place.max() + 1, len(off)))
         np.add.at(sums, place, off.T)
-        off, correction = sums.T, len(sums) / max(len(sums) - 1, 1)
+        off, correction = sums.T, len(sums) / (len(sums) - 1) if len(sums) > 1 else np.nan
     scale = np.where(enough, total[:, 0], np.nan) / (1.0 - gamma)
     mean, stderr = scale * mean, scale * np.sqrt(correction * (off**2).sum(1))
     low, high = normal_interval(mean, stderr, level)

@@ -107,7 +107,7 @@ class _Trainee:
         self.network.load_state_dict(state)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FittedQ:
     """value float64 (P, N, K): V of every row, policy and output; taken (P, N, K): Q of the action taken there."""
 
