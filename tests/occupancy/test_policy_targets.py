@@ -185,7 +185,7 @@ def test_actions_that_nobody_is_told_are_refused(action_dim: int, action_share: 
     network = OccupancyTransformer(OccupancyConfig(2, 1, n_layer=1, n_head=1, width=8, action_dim=action_dim))
     source = CoupledTargets(dataset, PolicyActions(actions.drawn), GAMMA, 1)
     codes, training = torch.zeros(len(dataset), 1, dtype=torch.int64), PolicyTraining(action_share=action_share)
-    with pytest.raises(VOCError, match="give it action input .* or use StitchedTargets"):
+    with pytest.raises(VOCError, match=r"give it action input .* or use StitchedTargets"):
         train_policies(network, None, dataset, codes, None, source, training)
 
 
