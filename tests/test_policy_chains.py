@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from worlds import refusal
 from voc_rl.data import Episodes
 from voc_rl.policy_chains import PolicyChains, StitchingConfig
 from voc_rl.policy_estimate import PolicyEstimate, format_estimates, warning_of
+from voc_rl.values import FittedQ
 from voc_rl.values.statistics import student_interval
 
 GAMMA = 0.8
@@ -69,13 +69,13 @@ def test_intervals_hold_the_exact_values_and_are_no_wider_than_told() -> None:
 def test_the_variance_by_hand() -> None:
     """Spread of the resampled chains, their shift and the critic's move, each in its own scale."""
     chains = chains_through(decisions(), *logged(decisions(), 60))
-    reward, critic = np.zeros(len(chains.dataset)), SimpleNamespace()
+    reward, critic = np.zeros(len(chains.dataset)), FittedQ(np.zeros(1), np.zeros(1))
     whole = np.full(len(chains.dataset), 5.0)
-    chains._values["best", hash(reward.tobytes()), GAMMA, id(None)] = (whole, np.array([1.0, 2.0, 6.0]))
-    chains._values["best", hash(reward.tobytes()), GAMMA, id(critic)] = (whole + 2.0, np.array([1.0, 2.0, 6.0]))
+    chains._values["best", hash(reward.tobytes()), GAMMA, None] = (whole, np.array([1.0, 2.0, 6.0]))
+    chains._values["best", hash(reward.tobytes()), GAMMA, critic] = (whole + 2.0, np.array([1.0, 2.0, 6.0]))
     scale = np.e - 1.0  # f / (1 - f), f = 1 - 1 / e
     assert chains.variance("best", reward, GAMMA) == pytest.approx(scale * 7.0 + (scale * (5 - 3)) ** 2)
-    moved = chains.variance("best", reward, GAMMA, critic)  # type: ignore[arg-type]
+    moved = chains.variance("best", reward, GAMMA, critic)
     assert moved == pytest.approx(scale * 7.0 + (scale * (7 - 3)) ** 2 + 2.0**2)
 
 

@@ -129,7 +129,7 @@ def test_one_network_for_a_range_of_discounts(evaluator: PolicyEvaluator, data: 
         several.estimate("left", "density", gamma=0.95)
     with pytest.raises(VOCError, match="has no value head"):
         several.estimate("left", "head")
-    with pytest.raises(VOCError, match=r"gamma 0\.95 is outside the range"):
+    with pytest.raises(VOCError, match=r"gamma 0\.95 is outside gammas"):
         PolicyEvaluator(data, {"left": Walk(0.0)}, 0.95, config=config)
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from worlds import CELLS, exact_values, small_config, write_world
 
-from voc_rl.benchmarks import one_step
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.data import Episodes
 from voc_rl.model import VOC
+from voc_rl.occupancy import sampling
 from voc_rl.quantizers import tokenize
 from voc_rl.training import train
 from voc_rl.values import horizon
@@ -33,9 +33,18 @@ class Ring:
         self.asked: list[tuple[int, int, bool]] = []
 
     def sample(
-        self, model: Any, context: Tensor, features: Tensor | None, samples: int, generator: torch.Generator
+        self,
+        model: Any,
+        context: Tensor,
+        features: Tensor | None,
+        samples: int,
+        generator: torch.Generator,
+        noise: Tensor | None,
+        condition: Any,
     ) -> Tensor:
         assert model is self
+        assert noise is None
+        assert condition is None
         self.asked.append((len(context), samples, features is not None))
         # what follows an END is nonsense on purpose: nobody may use it
         code = torch.where(context == END, 0, (context + 1) % STATES)
@@ -50,7 +59,7 @@ def rewards(futures: Tensor) -> Tensor:
 
 def rolled(monkeypatch: pytest.MonkeyPatch, gamma: float, budget: int, last: int | None = None) -> tuple[Any, Ring]:
     ring = Ring(last)
-    monkeypatch.setattr(one_step, "sample_futures", ring.sample)
+    monkeypatch.setattr(sampling, "sample_futures", ring.sample)
     voc: Any = SimpleNamespace(gamma=gamma, rewards=rewards, device=torch.device("cpu"))
     codes = torch.arange(STATES, dtype=torch.int16)[:, None]
     estimate = roll_out(ring, voc, codes, torch.zeros(STATES, 3), budget, torch.Generator())  # type: ignore[arg-type]
@@ -107,7 +116,7 @@ def test_the_trained_model_steps_once(world: tuple[Episodes, np.ndarray, VOC]) -
     model = train_one_step(voc, dataset, (codes, features), config)
     rows = np.flatnonzero(dataset.steps_left > 0)[::7]
     generator = torch.Generator().manual_seed(0)
-    drawn = one_step.sample_futures(model, codes[rows].long(), features[rows], 40, generator)
+    drawn = sampling.sample_futures(model, codes[rows].long(), features[rows], 40, generator)
     paid = voc.rewards(drawn).mean(1).numpy()
     expected = np.array([0.1 * (c == CELLS - 1) + 0.9 * (c == CELLS - 2) for c in columns[rows]])
     assert np.abs(paid - expected).mean() < 0.12
