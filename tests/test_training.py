@@ -12,7 +12,7 @@ from worlds import picture, refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes
 from voc_rl.joint import JointTraining
-from voc_rl.policy_evaluation import PolicyEvaluator
+from voc_rl.policy_evaluator import PolicyEvaluator
 from voc_rl.quantizers import tokenize
 from voc_rl.training import fresh_networks, fresh_quantizer, train
 

@@ -130,7 +130,8 @@ class Ope:
         from voc_rl.checkpoints import write_json
         from voc_rl.conversion import open_with_frames
         from voc_rl.policy_estimate import format_estimates
-        from voc_rl.policy_evaluation import EvaluationConfig, evaluate_policy
+        from voc_rl.policy_evaluation import evaluate_policy
+        from voc_rl.policy_evaluator import EvaluationConfig
         from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
         from voc_rl.training import VOCConfig

@@ -194,12 +194,11 @@ class Pipeline:
         Raises:
             VOCError: no held-out state has a known return (episodes shorter than the horizon).
         """
-        check_samples(samples)  # before training: bad input is refused at once
-        rows, truth = self.test_states(max_states)
+        rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
         constant = np.full(len(truth), self.constant_value())
-        gamma = self.train().gamma
         settings = {"samples": samples, "max_states": max_states}
         values = {name: estimate.mean for name, estimate in self.estimates(rows, settings).items()}
+        gamma = self.train().gamma
         path = self.run.path / "metrics.json"
         if agreed(path.exists()):  # of these estimates, with what else was scored beside them
             return read_json(path)

@@ -18,7 +18,7 @@ from torch import Tensor
 from voc_rl.agents.action_values import ActionValues
 from voc_rl.agents.sb3.features import open_path
 from voc_rl.agents.sb3.offline import check_actions
-from voc_rl.agents.sb3.traces import check_raw_rewards
+from voc_rl.agents.sb3.traces import check_raw_rewards, check_unshaped
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
 from voc_rl.plugin import check_space
@@ -107,8 +107,7 @@ class VOCCritic(TD3):
     def _store_transition(
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
     ) -> None:
-        if any("raw_reward" in info.get("voc", {}) for info in infos):
-            raise VOCError("The environment shapes the rewards, which Q_voc does not count; use mode='info'.")
+        check_unshaped(infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _excluded_save_params(self) -> list[str]:

@@ -14,6 +14,8 @@ from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import check_space
 from voc_rl.values import horizon, returns_to_go
 
+RAW = "raw_reward"  # in info["voc"], where a wrapper shapes rewards
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -101,7 +103,17 @@ class ValueTraces:
 
 def raw_rewards(infos: Sequence[Mapping[str, Any]], rewards: np.ndarray) -> np.ndarray:
     """Rewards float64 (n,) of the environments, before a VOC wrapper shaped them."""
-    return np.array([float(info.get("voc", {}).get("raw_reward", r)) for info, r in zip(infos, rewards, strict=True)])
+    return np.array([float(info.get("voc", {}).get(RAW, r)) for info, r in zip(infos, rewards, strict=True)])
+
+
+def check_unshaped(infos: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse rewards that a VOC wrapper shaped.
+
+    Raises:
+        VOCError: there are some.
+    """
+    if any(RAW in info.get("voc", {}) for info in infos):
+        raise VOCError("The environment shapes the rewards, which Q_voc does not count; use mode='info'.")
 
 
 def check_raw_rewards(env: VecEnv) -> None:

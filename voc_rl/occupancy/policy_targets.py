@@ -42,7 +42,10 @@ class PolicyTargets:
 class TargetSource(Protocol):
     """Draws targets: policies int64 (B,) and rows int64 (B,) of the contexts; known bool (B,): whether the first
     action is the one that was taken (else the policy draws it, as it does at last rows, where none was taken); gamma
-    (B,): discounts of the contexts; None: the source's own."""
+    (B,): discounts of the contexts; None: the source's own. ``bootstraps``: whether targets may go on in the target
+    network, with an action of the policy's."""
+
+    bootstraps: bool
 
     def draw(
         self, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int, rng: np.random.Generator,
@@ -52,6 +55,8 @@ class TargetSource(Protocol):
 
 class StitchedTargets:
     """Real rows along the chain of each policy."""
+
+    bootstraps = False
 
     def __init__(self, dataset: Episodes, chains: Sequence[StitchedChain], gamma: float) -> None:
         self.gamma, self.terminal, self.steps_left = check_gamma(gamma), dataset.terminal, dataset.steps_left
@@ -76,6 +81,8 @@ class CoupledTargets:
     Raises:
         VOCError: n above 1 without acceptance probabilities and residual draws.
     """
+
+    bootstraps = True
 
     def __init__(self, dataset: Episodes, actions: PolicyActions, gamma: float, n: int) -> None:
         check_positive(n, "n")

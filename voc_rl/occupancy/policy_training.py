@@ -22,7 +22,7 @@ from voc_rl.occupancy.discounts import draw_gammas
 from voc_rl.occupancy.goals import HeadGoals
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import taken_actions
-from voc_rl.occupancy.policy_targets import CoupledTargets, TargetSource
+from voc_rl.occupancy.policy_targets import TargetSource
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
@@ -88,13 +88,13 @@ class PolicyTrainee(OccupancyTrainee):
         config: PolicyTraining,
         seed: int,
     ) -> None:
-        goals = None if head is None else PolicyGoals(head, dataset, values, config.occupancy, seed)
-        super().__init__(model, head, dataset, codes, features, config.occupancy, seed, goals)
-        if isinstance(source, CoupledTargets) and not (model.config.action_dim and config.action_share):
+        if source.bootstraps and not (model.config.action_dim and config.action_share):
             raise VOCError(
                 "Coupled targets go on with an action, which this network is not told; give it action input "
                 "(action_dim) and an action_share above zero, or use StitchedTargets."
             )
+        goals = None if head is None else PolicyGoals(head, dataset, values, config.occupancy, seed)
+        super().__init__(model, head, dataset, codes, features, config.occupancy, seed, goals)
         self.source, self.settings, self.starts = source, config, starts
         self.policies = max(model.config.policies, 1)
         self.taken = torch.from_numpy(taken_actions(dataset)).to(self.device)

@@ -1,0 +1,245 @@
+"""What is shared by the estimates of several policies on one dataset, made when first needed: ``PolicyEvaluator``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voc_rl.data import Episodes
+from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples
+from voc_rl.loop import StepLog
+from voc_rl.occupancy import OccupancyTransformer, PolicyTraining, StitchedTargets, ValueHead, train_policies
+from voc_rl.occupancy.stitching import principal_components
+from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
+from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of
+from voc_rl.policy_model import Found, PolicyModel
+from voc_rl.precision import device_of
+from voc_rl.quantizers import Quantizer, tokenize
+from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quantizer
+from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
+from voc_rl.values.fitted_q import COMPONENTS
+from voc_rl.values.statistics import student_interval
+
+PolicyEstimator = Literal["stitch", "corrected", "head", "sample", "mve", "density"]
+ESTIMATORS: tuple[PolicyEstimator, ...] = ("stitch", "corrected", "head", "sample", "mve", "density")
+OWN_REWARD = ("corrected", "head")  # estimators that know the data's reward at the network's discount only
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How policies are evaluated.
+
+    stitching: of the chains. samples: futures per start, for ``sample`` and ``mve``. density_rows: that ``density``
+    weighs. critic: of the chains' jumps. training: of the policies' network. voc: quantizer, sizes of the network,
+    reward head, seed; without ``head_members`` there is no value head, and ``head`` cannot be asked.
+    """
+
+    stitching: StitchingConfig = field(default_factory=StitchingConfig)
+    samples: int = 64
+    density_rows: int = 2000
+    critic: FQEConfig = field(default_factory=FQEConfig)
+    training: PolicyTraining = field(default_factory=PolicyTraining)
+    voc: VOCConfig = field(default_factory=VOCConfig)
+
+    def __post_init__(self) -> None:
+        check_samples(self.samples)
+        check_positive(self.density_rows, "density_rows")
+
+
+class PolicyEvaluator:
+    """Everything that is shared by the estimates of several policies on one dataset; parts are made when first needed.
+
+    Args:
+        dataset: logged episodes. policies: by name; see ``voc_rl.policy.Policy``. gamma: the network's discount.
+        starts: rows of ``dataset`` that values are averaged over; None: the first row of every episode.
+        quantizer: a trained one; None trains one on ``dataset``. tokens: its codes and features of every row.
+        device: where networks are trained; None: where ``quantizer`` is, or on the CPU. One that is elsewhere stays
+            there: a copy of it moves.
+        behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
+            with it), from which the policies' network starts; None: from fresh weights.
+
+    Raises:
+        VOCError: no policies, policies that do not fit the data, starts outside it, or a behaviour of other sizes.
+    """
+
+    def __init__(
+        self,
+        dataset: Episodes,
+        policies: Mapping[str, Any],
+        gamma: float = 0.95,
+        starts: np.ndarray | None = None,
+        config: EvaluationConfig | None = None,
+        *,
+        quantizer: Quantizer | None = None,
+        tokens: tuple[Tensor, Tensor] | None = None,
+        device: torch.device | None = None,
+        behaviour: OccupancyTransformer | None = None,
+        log: StepLog | None = None,
+        progress: bool = False,
+    ) -> None:
+        if not policies:
+            raise VOCError("No policy was given; at least one is needed.")
+        check_rewards(dataset.reward, len(dataset))
+        self.dataset, self.policies, self.gamma = dataset, dict(policies), check_gamma(gamma)
+        self.starts = checked_starts(dataset, starts)
+        config = config or EvaluationConfig()
+        occupancy = replace(config.training.occupancy, gamma=self.gamma)
+        size = config.voc.network
+        if occupancy.gammas is not None:  # a head of policies knows one discount
+            size = replace(size, head_members=0)
+        voc = replace(config.voc, network=size, occupancy=occupancy)
+        self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
+        self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
+        there = torch.device("cpu") if quantizer is None else device_of(quantizer)
+        self.device, self._tokens, self._quantizer = device or there, tokens, quantizer
+        check_tokens(tokens, quantizer)
+        if behaviour is not None and quantizer is None:
+            raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
+        # before anything is trained, so that a network or a policy that does not fit is refused at once
+        if behaviour is not None:
+            self._networks()
+        self.chains = PolicyChains(
+            dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.tokens[1].to(self.device)
+        )
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """The one that was given, or a trained one."""
+        return ready_quantizer(
+            self._quantizer, self.dataset, self.config.voc, self.device, log=self.log, progress=self.progress
+        )
+
+    @cached_property
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Codes and features of every row."""
+        return self._tokens if self._tokens is not None else tokenize(self.quantizer, self.dataset)
+
+    @cached_property
+    def critic(self) -> FittedQ:
+        """Q of all the policies for the data's reward, on the frames' features."""
+        features = principal_components(self.tokens[1], COMPONENTS).numpy()
+        return fitted_q(
+            self.dataset, features, self.chains.actions, self.gamma, self.config.critic, self.seed,
+            *members_of(self.dataset, self.seed), device=self.device, log=self.log, progress=self.progress,
+        )  # fmt: skip
+
+    @cached_property
+    def model(self) -> PolicyModel:
+        """Occupancy network of all the policies, trained on their chains, and its head, on their corrected values.
+
+        Without a head no critic is fitted: sampled futures need neither.
+        """
+        codes, features = self.tokens
+        network, head = self._networks()
+        chains = [self.chains.whole(name) for name in self.policies]
+        values = None
+        if head is not None:
+            own = self.dataset.reward
+            values = np.stack([self.chains.values(name, own, self.gamma, self.critic) for name in self.policies])
+        trained, trained_head = train_policies(
+            network, head, self.dataset, codes, features, StitchedTargets(self.dataset, chains, self.gamma),
+            self.config.training, self.seed, values=values, starts=self.starts, log=self.log, progress=self.progress,
+        )  # fmt: skip
+        return PolicyModel(
+            trained, trained_head, self.quantizer, self.dataset, self.tokens, list(self.policies), self.starts,
+            self.gamma, self.seed,
+        )  # fmt: skip
+
+    def _networks(self) -> tuple[OccupancyTransformer, ValueHead | None]:
+        """Network and head before their training."""
+        ends, actions = bool(self.dataset.terminal.any()), self.dataset.action.shape[1]
+        return fresh_networks(self.quantizer, self.config.voc, ends, actions, len(self.policies), self._behaviour)
+
+    def alone(self, name: str) -> PolicyEvaluator:
+        """An evaluator of one of the policies, whose network is trained for it alone; all else is shared."""
+        policies = {check_choice(name, self.policies, "policy"): self.policies[name]}
+        self.tokens  # noqa: B018 - made by being asked for, once for all policies, as the critic is
+        if self.config.voc.network.head_members:
+            self.critic  # noqa: B018
+        only = copy.copy(self)
+        only.policies = policies
+        only.__dict__.pop("model", None)
+        return only
+
+    def fit_reward(self, reward: np.ndarray) -> RewardHead:
+        """A reward head for rewards float (N,) on arrival at each row, trained in seconds on the codes.
+
+        Raises:
+            VOCError: NaN, or another number of rewards than of rows.
+        """
+        voc, codes = self.config.voc, self.tokens[0]
+        return fit_reward_head(
+            self.quantizer, codes, self.dataset, reward, voc.reward, voc.seed, log=self.log, progress=self.progress
+        )
+
+    @cached_property
+    def reward_head(self) -> RewardHead:
+        """For the rewards of the data."""
+        return self.fit_reward(self.dataset.reward)
+
+    def estimate(
+        self,
+        name: str,
+        estimator: PolicyEstimator = "stitch",
+        reward: np.ndarray | None = None,
+        reward_head: RewardHead | None = None,
+        level: float = 0.9,
+        gamma: float | None = None,
+    ) -> PolicyEstimate:
+        """The value of policy ``name``.
+
+        Args:
+            estimator: ``stitch``; ``corrected`` and ``head`` (the data's reward only); ``sample``, ``mve``, or
+                ``density`` (real rewards of logged rows; needs a network with ``null_context``).
+            reward: other rewards (N,) on arrival than the data's. reward_head: one fitted to them, for ``sample`` and
+                ``mve``, where several policies are asked.
+            gamma: None is the evaluator's; ``sample``, ``mve`` and ``density`` answer for those that the network was
+                trained for (one, or a range), ``sample`` and ``mve`` for larger ones too, ``stitch`` for any.
+
+        Raises:
+            VOCError: an unknown policy or estimator, rewards that do not fit, a level that is no confidence, a discount
+                that the estimator does not reach, ``head`` without one, or an effective sample size (``density``)
+                below 50.
+        """
+        check_choice(name, self.policies, "policy")
+        check_choice(estimator, ESTIMATORS, "estimator")
+        check_level(level)
+        gamma = self.gamma if gamma is None else check_gamma(gamma)
+        own = self.dataset.reward if reward is None else check_rewards(reward, len(self.dataset))
+        if estimator in OWN_REWARD and (reward is not None or gamma != self.gamma):
+            raise VOCError(
+                f"estimator={estimator!r} knows the data's reward at gamma {self.gamma:g} only; use 'sample' or "
+                "'stitch' for others."
+            )
+        if estimator == "head" and not self.config.voc.network.head_members:
+            raise VOCError(
+                "The network has no value head (head_members is 0, or gammas are learned); use 'corrected', 'sample' "
+                "or 'stitch'."
+            )
+        critic = self.critic if estimator in OWN_REWARD else None
+        chained = self.chains.values(name, own, gamma, critic)[self.starts]
+        found = Found(float(chained.mean()), 0.0, chained)
+        if estimator == "head":
+            found = self.model.by_head(name, gamma)
+        elif estimator == "density":
+            found = self.model.by_density(name, self.config.density_rows, own, gamma)
+        elif estimator in ("sample", "mve"):
+            reward_head = reward_head or (self.reward_head if reward is None else self.fit_reward(own))
+            ask = self.model.by_mve if estimator == "mve" else self.model.by_samples
+            found = ask(name, self.config.samples, reward_head, gamma)
+        # the network learned from the chain: where it says otherwise, one of them is wrong by as much
+        variance = self.chains.variance(name, own, gamma, critic)
+        stderr = np.sqrt(variance + found.noise**2 + (found.mean - chained.mean()) ** 2)
+        low, high = student_interval(np.asarray(found.mean), stderr, self.config.stitching.replicates, level)
+        diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
+        return PolicyEstimate(
+            name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, COVERS, found.starts,
+            diagnostics, warning_of(name, diagnostics, self.chains.episodes),
+        )  # fmt: skip
