@@ -52,7 +52,7 @@ class Scale:
 SCALES = {
     "smoke": Scale({size: Rounds(states=2, samples=3, rounds=2) for size in SIZES}, (("samples", 2),), 60, False),
     "cpu": Scale(
-        {"tiny": Rounds(rounds=5, calls=5), "small": Rounds(rounds=5, calls=3), "paper": Rounds(rounds=2)},
+        {"tiny": Rounds(rounds=5, calls=5), "small": Rounds(rounds=5, calls=3), "paper": Rounds()},
         (
             ("samples", 1), ("samples", 4), ("samples", 16), ("states", 1), ("states", 4), ("states", 16),
             ("tokens", 8), ("tokens", 25), ("width", 128), ("width", 384),

@@ -131,7 +131,7 @@ class Case:
             plain(rounds.steps)
             self.reference.step(context, following, GAMMA)
         _reset(device)
-        for _ in range(max(rounds.rounds - 1, 1)):
+        for _ in range(rounds.rounds):
             ours.append(machine.seconds(lambda: steps(rounds.steps), device) / rounds.steps)
             reference.append(machine.seconds(lambda: self.reference.step(context, following, GAMMA), device))
             if cuda:
