@@ -32,6 +32,7 @@ from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quant
 from voc_rl.values import fit_reward_head
 
 ROWS_AT_ONCE = 4096  # whose values a head is asked for in one pass
+DISTANCES_AT_ONCE = 1 << 24
 
 
 def action_training(occupancy: OccupancyTraining | None = None) -> PolicyTraining:
@@ -45,14 +46,18 @@ def action_training(occupancy: OccupancyTraining | None = None) -> PolicyTrainin
 def logged_chain(dataset: Episodes, features: Tensor) -> StitchedChain:
     """The behaviour's own chain: every row goes on to the next one of its episode.
 
-    A time limit is no end: its last row goes on where the row with the nearest frame did.
+    A time limit is no end: its last row goes on where the row with the nearest frame did: by features (N, F), or, where
+    a quantizer has none, by codes int (N, n_tokens), of which as many as possible are the same.
     """
     rows, going = np.arange(len(dataset)), going_rows(dataset)
-    last = np.flatnonzero(dataset.steps_left == 0)
-    view = features.float()
-    nearest = torch.cdist(view[torch.from_numpy(last)], view[torch.from_numpy(going)]).argmin(1).cpu().numpy()
+    cut = np.flatnonzero((dataset.steps_left == 0) & ~dataset.terminal)
+    view, norm = features.float(), 2.0 if features.is_floating_point() else 0.0
+    seen = view[torch.from_numpy(going)]
     arrival = rows + 1
-    arrival[last] = going[nearest] + 1
+    for some in np.array_split(cut, -(-len(cut) * len(going) // DISTANCES_AT_ONCE) or 1):
+        # not by products of vectors, which lose small distances
+        distances = torch.cdist(view[torch.from_numpy(some)], seen, norm, "donot_use_mm_for_euclid_dist")
+        arrival[some] = going[distances.argmin(1).cpu().numpy()] + 1
     arrival[dataset.terminal] = rows[dataset.terminal]
     return StitchedChain(arrival[:, None], np.zeros((len(dataset), 1), np.float32), dataset.terminal)
 
@@ -73,7 +78,8 @@ def train_action_voc(
 
     Args:
         training: of network and head, its discount too; None: ``action_training()``.
-        config: quantizer, sizes, reward head and seed; a value head of two members where it has none.
+        config: quantizer, sizes, reward head and seed; a value head of two members where it has none, but no head for
+            a range of discounts.
         chain: of the policy that acts after the action; None: the behaviour's, ``logged_chain``.
         quantizer, tokens, device: as in ``voc_rl.train``.
 
@@ -84,10 +90,12 @@ def train_action_voc(
     check_tokens(tokens, quantizer)
     quantizer = ready_quantizer(quantizer, dataset, config, device, log=log, progress=progress)
     codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
-    chain = chain or logged_chain(dataset, features)
+    chain = chain or logged_chain(dataset, features if features.shape[1] else codes)
     gamma = training.occupancy.gamma
     values = chain.values(dataset.reward, gamma)
-    size = replace(config.network, head_members=config.network.head_members or 2)
+    # a head learns values at one discount; with a range of them, Q is asked of sampled futures
+    members = 0 if training.occupancy.gammas else config.network.head_members or 2
+    size = replace(config.network, head_members=members)
     network, head = fresh_networks(
         quantizer,
         replace(config, network=size, occupancy=training.occupancy),
@@ -172,7 +180,7 @@ class ActionValues:
             with autocast(device):
                 futures = sample_futures(
                     model, *_contexts(model, codes, features, M), self.samples, generator_on(device, self.seed), noise,
-                    Condition(actions.flatten(0, 1)),
+                    replace(self.voc.condition(B * M), action=actions.flatten(0, 1)),
                 )  # fmt: skip
             return self.voc.rewards(futures).mean(1).view(B, M)
 

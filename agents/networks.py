@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from voc_rl.plugin import LARGEST
 from voc_rl.precision import autocast
-from voc_rl.quantizers import Quantizer, seen_as_stored
+from voc_rl.quantizers import Quantizer, check_features, seen_as_stored
 
 _LEAST_LOG_STD, _MOST_LOG_STD = math.log(0.05), math.log(1.0)
 _NEARLY_LEAST = -10.0  # of the spread's sigmoid: .05 to four digits, and still to be learned from
@@ -27,10 +27,16 @@ def layers(*widths: int) -> nn.Sequential:
 
 
 class FrozenEncoder(nn.Module):
-    """A trained quantizer's continuous features, or the vectors of its codes, in standard deviations of the data."""
+    """A trained quantizer's continuous features, or the vectors of its codes, in standard deviations of the data.
+
+    Raises:
+        VOCError: the features of a quantizer that has none.
+    """
 
     def __init__(self, quantizer: Quantizer, tokens: bool) -> None:
         super().__init__()
+        if not tokens:
+            check_features(quantizer)
         self.quantizer, self.of_tokens = quantizer.eval().requires_grad_(False), tokens
         self.width = quantizer.n_tokens * quantizer.code_dim if tokens else quantizer.feature_dim
         self.register_buffer("mean", torch.zeros(self.width))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from voc_rl.agents.networks import Critic
 from voc_rl.agents.views import View
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_gamma, check_share
+from voc_rl.errors import VOCError, check_at_least, check_gamma, check_positive, check_share
 from voc_rl.loop import step_seed
 from voc_rl.occupancy import going_rows, n_step_returns
 from voc_rl.precision import device_of, seeded
@@ -134,15 +134,16 @@ class Cloning(_Trainee):
     """Maximum likelihood of the logged actions, of rows drawn in proportion to ``weights`` (N,); None: all alike.
 
     Raises:
-        VOCError: weights that do not fit the rows, or are all zero.
+        VOCError: weights that do not fit the rows, are below zero, or are all zero.
     """
 
     def __init__(self, agent: Any, view: View, weights: np.ndarray | None = None) -> None:
         super().__init__(agent, view)
         weights = np.ones(len(view.dataset)) if weights is None else np.asarray(weights, float)
-        if weights.shape != (len(view.dataset),) or not np.isfinite(weights).all() or weights[view.going].sum() <= 0:
+        fit = weights.shape == (len(view.dataset),) and np.isfinite(weights).all() and (weights >= 0).all()
+        if not fit or weights[view.going].sum() <= 0:
             raise VOCError(
-                f"Weights of shape {weights.shape} have to be {len(view.dataset)} finite numbers, not all zero."
+                f"Weights of shape {weights.shape} have to be {len(view.dataset)} finite ones from 0 on, not all zero."
             )
         self.cumulative = np.cumsum(weights[view.going] / weights[view.going].sum())
 
@@ -161,6 +162,9 @@ class TD3BC(_Trainee):
     spread, from which ``predict`` draws unless ``deterministic``, is made the least there is.
 
     alpha: weight of Q. n: steps of the returns. tau: of the slow critic. policy_noise, noise_clip: of target actions.
+
+    Raises:
+        VOCError: n below 1, or a negative weight.
     """
 
     def __init__(
@@ -168,6 +172,8 @@ class TD3BC(_Trainee):
         policy_noise: float = 0.2, noise_clip: float = 0.3,
     ) -> None:  # fmt: skip
         super().__init__(agent, view)
+        check_positive(n, "n")
+        check_at_least(alpha, 0, "alpha")
         agent.actor.least_spread()
         self.alpha, self.n, self.tau, self.noise = alpha, n, tau, (policy_noise, noise_clip)
         device = device_of(agent.actor)

@@ -54,6 +54,19 @@ class AgentConfig:
         check_positive(self.width, "width")
 
 
+def check_continuous(dataset: Episodes) -> None:
+    """Refuse actions outside [-1, 1].
+
+    Raises:
+        VOCError: there are some.
+    """
+    if (largest := float(np.abs(dataset.action).max())) > 1.0 + 1e-6:
+        raise VOCError(
+            f"The data's actions reach {largest:g}; continuous ones in [-1, 1] are needed, not indices of discrete "
+            "ones."
+        )
+
+
 class OfflineAgent(Drawing):
     """An actor that sees frames: Stable-Baselines3's ``predict``, so that everything that takes policies takes it.
 
@@ -140,11 +153,7 @@ class OfflineAgent(Drawing):
             raise VOCError(
                 f"The data's actions have size {dataset.action.shape[1]}; the agent's have {self.action_size}."
             )
-        if np.abs(dataset.action).max() > 1.0 + 1e-6:
-            raise VOCError(
-                f"The data's actions reach {np.abs(dataset.action).max():g}; continuous ones in [-1, 1] are needed, "
-                "not indices of discrete ones."
-            )
+        check_continuous(dataset)
         if seen is not None and (not self._frozen or seen.shape != (len(dataset), self.encoder.width)):
             raise VOCError(
                 f"`seen` of shape {tuple(seen.shape)} is for an agent of frozen convolutions, one row of "

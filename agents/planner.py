@@ -20,6 +20,8 @@ from voc_rl.agents.action_values import ActionScores
 from voc_rl.agents.networks import FrozenEncoder, log_density
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.errors import VOCError, check_at_least, check_positive
+from voc_rl.model import VOC
+from voc_rl.model_files import weights_mark
 from voc_rl.precision import device_of, generator_on
 from voc_rl.quantizers import Quantizer, seen_as_stored
 
@@ -56,14 +58,15 @@ class VOCPlanner:
     Args:
         prior: a clone of the behaviour (``OfflineAgent``): proposes actions and knows their density.
         score: ``ActionValues``, of the data's reward or of another (``reward=``), or any ``ActionScores``.
-        quantizer: whose codes and features ``score`` reads; None: that of the prior.
+        quantizer: whose codes and features ``score`` reads; None: that of its VOC (``score.voc``) or of the prior.
 
     Attributes:
         seconds: time spent so far, by part: "see" (frames to codes and features), "propose", "score"; calls: how many
-        predictions. below_floor: share of the actions taken so far that lay outside the prior's support.
+        predictions. below_floor: share of the planned actions so far that lay outside the prior's support.
 
     Raises:
-        VOCError: no quantizer, and a prior that has none because it sees frames through convolutions.
+        VOCError: another quantizer than that of the scores' VOC; or none, where scores have no VOC and the prior sees
+            frames through convolutions.
     """
 
     observation: Literal["state", "pixels"] = "pixels"
@@ -72,11 +75,15 @@ class VOCPlanner:
         self, prior: OfflineAgent, score: ActionScores, config: PlannerConfig | None = None, seed: int = 0,
         quantizer: Quantizer | None = None,
     ) -> None:  # fmt: skip
+        own = prior.encoder.quantizer if isinstance(prior.encoder, FrozenEncoder) else None
+        voc: VOC | None = getattr(score, "voc", None)
+        quantizer = quantizer or (voc.quantizer if voc is not None else own)
         if quantizer is None:
-            if not isinstance(prior.encoder, FrozenEncoder):
-                raise VOCError("This prior sees frames; give the planner the quantizer of its scores (quantizer=).")
-            quantizer = prior.encoder.quantizer
-        self.quantizer = quantizer
+            raise VOCError("This prior sees frames; give the planner the quantizer of its scores (quantizer=).")
+        if voc is not None and weights_mark(quantizer) != weights_mark(voc.quantizer):
+            raise VOCError("quantizer is another than that of the scores' VOC, which reads its codes; leave it out.")
+        same = own is not None and weights_mark(own) == weights_mark(quantizer)
+        self.quantizer = own if same and own is not None else quantizer  # the prior's copy: frames are read once
         self.prior, self.score, self.config, self.seed = prior, score, config or PlannerConfig(), seed
         self._generator = generator_on(device_of(prior.actor), seed)
         self.seconds = {"see": 0.0, "propose": 0.0, "score": 0.0}
@@ -87,7 +94,7 @@ class VOCPlanner:
 
     @property
     def below_floor(self) -> float:
-        """Share of the actions taken so far whose density under the prior is below the floor."""
+        """Share of the planned actions (those ``deterministic`` takes) whose density is below the prior's floor."""
         return self.outside / max(self.planned, 1)
 
     def predict(

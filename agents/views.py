@@ -56,7 +56,8 @@ def _frozen(
 ) -> Callable[[np.ndarray, torch.Generator], Tensor]:
     codes, features = tokens if tokens is not None else tokenize(agent.encoder.quantizer, dataset)
     codes, features = codes.to(device), features.to(device)
-    agent.encoder.fit(codes, features)
+    if not agent.encoder.mean.any():  # an agent that learned already goes on with what its actor knows
+        agent.encoder.fit(codes, features)
     return _noisy(agent.encoder.inputs(codes, features), agent.config.noise)
 
 

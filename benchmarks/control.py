@@ -39,6 +39,7 @@ from voc_rl.benchmarks.control_data import (
     clone,
     control_data,
     keep,
+    kept_curve,
     load_voc,
     make_model,
     model_path,
@@ -169,7 +170,7 @@ class Control(CellBenchmark):
             improve(data, seed, SCALES[self.scale], device, curve)
         else:
             make_model(data, cell["model"], seed, SCALES[self.scale], device, curve)
-        return {"curve": curve.points}
+        return {"curve": kept_curve(model_path(data, cell["model"], seed))}
 
     def work(self, cell: Cell) -> dict[str, Any]:
         """The returns of a method, and what else is worth keeping."""
@@ -265,7 +266,7 @@ def improve(data: ControlData, seed: int, scale: ControlScale, device: torch.dev
     path = model_path(data, IMPROVED, seed)
     if not path.exists():
         objective = partial(Cloning, weights=_weights(IMPROVED, data, seed, device))
-        keep(clone(data, agent_config(scale.agent), seed, device, objective, IMPROVED, curve), path)
+        keep(clone(data, agent_config(scale.agent), seed, device, objective, IMPROVED, curve), path, curve)
 
 
 def _improved(

@@ -23,7 +23,7 @@ from voc_rl.agents.views import seen_rows
 from voc_rl.benchmarks.one_step import ONE_STEP_DROPOUT
 from voc_rl.benchmarks.ope_data import Scale, TaskData
 from voc_rl.benchmarks.ope_protocol import EPSILON, LOGGED, SIGMA, SWITCH
-from voc_rl.checkpoints import load_tensors, save_tensors
+from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.data import Episodes
 from voc_rl.envs import collect, make_env
 from voc_rl.loop import LoopConfig, StepLog
@@ -41,7 +41,7 @@ MIXES: dict[str, tuple[int, ...]] = {
     "mixed": LOGGED,
 }
 GAMMA = 0.95
-CONV, SEEN = "conv", "seen.safetensors"
+CONV, SEEN, CURVE = "conv", "seen.safetensors", "curve.json"
 FILM_STEP = 4  # steps between two frames that are kept
 CURVE_EPISODES = 3
 
@@ -173,10 +173,10 @@ def make_model(
         agent = new_agent(data, slower, seed, device, model)
         agent.learn(data.episodes, Cloning, progress=True)
         assert isinstance(agent.encoder, ConvEncoder)
-        keep(agent, path, {"seen": seen_rows(agent.encoder, data.episodes)})
+        keep(agent, path, seen={"seen": seen_rows(agent.encoder, data.episodes)})
         return
     if model == "bc":
-        keep(clone(data, agent_config(scale.agent), seed, device, name=model, curve=curve), path)
+        keep(clone(data, agent_config(scale.agent), seed, device, name=model, curve=curve), path, curve)
         return
     training, config = voc_training(scale, 0.0 if model == "one_step" else GAMMA)
     voc = train_action_voc(
@@ -216,15 +216,25 @@ def load_voc(data: ControlData, model: str, seed: int, device: torch.device) -> 
     return VOC.load(model_path(data, model, seed)).to(device)
 
 
-def keep(model: VOC | OfflineAgent, path: Path, seen: dict[str, Tensor] | None = None) -> None:
-    """Save a model into a folder that is there as a whole or not at all; ``seen``: tensors that go with it."""
+def keep(
+    model: VOC | OfflineAgent, path: Path, curve: Curve | None = None, seen: dict[str, Tensor] | None = None
+) -> None:
+    """Save a model into a folder that is there as a whole or not at all, with its curve: a kill before the model's
+    record is written loses neither. ``seen``: tensors that go with it."""
     temporary = path.with_name(f".{path.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save(temporary)
     if seen is not None:
         save_tensors(temporary / SEEN, seen)
+    if curve is not None:
+        write_json(temporary / CURVE, {"points": curve.points})
     shutil.rmtree(path, ignore_errors=True)
     os.replace(temporary, path)
+
+
+def kept_curve(path: Path) -> list[list[float]]:
+    """Points (step, return) of the curve of a kept model; none where it has no curve."""
+    return read_json(path / CURVE)["points"] if (path / CURVE).exists() else []
 
 
 class Sampled:

@@ -15,7 +15,7 @@ from voc_rl.values.statistics import student_interval
 LEVEL = 0.9
 WHAT = {
     "behaviour": "what made the data",
-    "best_logged": "the best checkpoint of the data, acting as it was logged (of the true state)",
+    "best_logged": "the best checkpoint of the data, from the true state, with the noise it logged with",
     "bc": "behaviour cloning, mean action",
     "bc_sampled": "behaviour cloning, sampled action",
     "bc_top10": "cloning of the best tenth of the episodes",
@@ -64,9 +64,16 @@ def lying_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def curve_of(curves: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
-    """Steps, and at each the mean of several seeds, of curves of (step, return) at the same steps."""
-    points = np.array(curves, float)
-    return {"steps": points[0, :, 0].astype(int).tolist(), "returns": points[..., 1].mean(0).round(1).tolist()}
+    """Steps, the mean return at each, and of how many seeds, of curves of (step, return).
+
+    Seeds that were finished under another ``--curve`` have other steps: those that most seeds have are shown.
+    """
+    steps = [tuple(int(step) for step, _ in curve) for curve in curves]
+    shown = max(dict.fromkeys(steps), key=steps.count)
+    returns = np.array(
+        [[value for _, value in curve] for curve, own in zip(curves, steps, strict=True) if own == shown]
+    )
+    return {"steps": list(shown), "returns": returns.mean(0).round(1).tolist(), "seeds": len(returns)}
 
 
 def results_of(

@@ -28,7 +28,7 @@ RESAMPLED = 200
 
 
 def fqe(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
-    """``fqe`` on the quantizer's features, and ``dr``, which corrects it with the logged steps after the starts."""
+    """``fqe`` on the quantizer's features, and ``dr``, which corrects it with the logged steps after every row."""
     found = fit(data, targets, gamma, seed, device, *members_of(data.episodes, seed))
     return {"fqe": _of_members(found, targets, data, gamma), "dr": _doubly_robust(found, targets, data, gamma, seed)}
 
@@ -41,20 +41,19 @@ def fqe_state(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: in
 
 
 def wis(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
-    """Per-decision weighted importance sampling over the logged steps after each start (Precup et al. 2000).
+    """Per-decision weighted importance sampling (Precup et al. 2000) from every row of the data.
 
-    Weights are products of density ratios to the acting member's stored density, normalised over the starts at each
-    step; the interval resamples the starts.
+    V = sum_s p_s sum_k gamma^(k-1) sum_i w_ik r_ik over the windows i of kind s and their steps k. Each row begins a
+    window, which ends with its episode (by a time limit, in these tasks) or at the horizon. Kinds are first rows, and
+    other rows by the logged policy that acts there; p_s are their shares among the starts that values are asked for.
+    Weights are products, up to the k-th step, of density ratios to the acting member's stored density, normalised at
+    each step over the windows of a kind that reach it. The interval resamples episodes.
     """
     estimates = {}
     rng = np.random.default_rng([seed, 73])
     for name, policy in targets.items():
-        log_weights, rewards = _after_starts(data, policy, gamma)
-
-        def estimate(some: np.ndarray, w: np.ndarray = log_weights, r: np.ndarray = rewards) -> float:
-            return _wis(w[some], r[some], gamma)
-
-        estimates[name] = _with_interval(estimate, data, gamma, rng)
+        log_weights, rewards = _windows(data, policy, gamma, data.episodes.reward)
+        estimates[name] = _with_interval(log_weights, rewards, _kinds(data)[1], 0.0, gamma, rng)
     return {"wis": estimates}
 
 
@@ -107,71 +106,108 @@ def _of_members(
     return {name: (float(members[i].mean()), float(low[i]), float(high[i])) for i, name in enumerate(targets)}
 
 
-def _after_starts(data: TaskData, policy: Any, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logs of weights, and rewards (S, H), of the logged steps after each start; weight 0 where there is none."""
+def _kinds(data: TaskData) -> tuple[np.ndarray, np.ndarray]:
+    """Kind int64 (N,) of every row, and the share (K,) of each kind among the starts.
+
+    0: first rows; others: by the policy that acts there. Long products of ratios leave few windows, mostly such where
+    the target itself acts from the first step on: over all rows at once these begin in other states than the starts.
+    """
+    dataset = data.episodes
+    if dataset.policy_id is None:
+        raise VOCError("Windows are weighted by who acts, but these data hold no policy_id; collect them with it.")
+    acting = np.unique(np.roll(dataset.policy_id, -1), return_inverse=True)[1]  # a row holds who led there
+    kind = np.where(dataset.step_type == 0, 0, 1 + acting)
+    return kind, np.bincount(kind[data.starts], minlength=kind.max() + 1) / len(data.starts)
+
+
+def _windows(data: TaskData, policy: Any, gamma: float, arrived: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of logged steps from every row: logs of weights (K, E, H) at each step, and what it brings (K, E, H).
+
+    Windows of one kind and episode are taken together: the log of their weights' sum, and the mean of what they bring,
+    by these weights. ``arrived`` (N,): what arriving at a row brings. Weight 0 where no window reaches.
+    """
     dataset, steps = data.episodes, horizon(gamma)
     if dataset.log_prob is None or dataset.unclipped_action is None:
         raise VOCError("Importance weights need log_prob and unclipped_action, which these data do not hold.")
-    rows = data.starts[:, None] + np.arange(1, steps + 1)  # rows arrived at
-    there = np.arange(1, steps + 1) <= dataset.steps_left[data.starts][:, None]
-    rows = np.where(there, rows, 0)
-    flat = rows.ravel()
     assert dataset.state is not None
-    before = dataset.state[np.maximum(flat - 1, 0)]
-    ratio = policy.log_prob(before, dataset.unclipped_action[flat]) - dataset.log_prob[flat]
-    log_weight = np.where(there, ratio.reshape(rows.shape), -np.inf)
-    return np.cumsum(log_weight, 1), np.where(there, dataset.reward[rows], 0.0)
+    before = dataset.state[np.maximum(np.arange(len(dataset)) - 1, 0)]
+    ratio = policy.log_prob(before, dataset.unclipped_action) - dataset.log_prob
+    (kind, share), episodes = _kinds(data), len(dataset.starts)
+    group = kind * episodes + dataset.episode
+    rows = np.argsort(group, kind="stable")
+    groups, begins, sizes = np.unique(group[rows], return_index=True, return_counts=True)
+    own, left = np.zeros(len(rows)), dataset.steps_left[rows]
+    log_weights = np.full((len(share) * episodes, steps), -np.inf)
+    brought = np.zeros(log_weights.shape)
+    for k in range(steps):
+        arrival = np.where(left > k, rows + k + 1, 0)
+        own += np.where(left > k, ratio[arrival], -np.inf)
+        largest = np.maximum.reduceat(own, begins)
+        largest = np.where(np.isfinite(largest), largest, 0.0)
+        weights = np.exp(own - np.repeat(largest, sizes))
+        total = np.add.reduceat(weights, begins)
+        brought[groups, k] = np.add.reduceat(weights * arrived[arrival], begins) / np.maximum(total, 1e-300)
+        with np.errstate(divide="ignore"):  # no weight is a log of minus infinity
+            log_weights[groups, k] = largest + np.log(total)
+    shape = (len(share), episodes, steps)
+    return log_weights.reshape(shape), brought.reshape(shape)
 
 
-def _shares(log_weights: np.ndarray) -> np.ndarray:
-    """Weights (S, H) normalised over the starts at each step; 0 at a step that no start reaches.
+def _shares(log_weights: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Weights (K, E, H) normalised over the episodes at each step, times the share (K,) of a kind among the starts.
 
-    Relative to the largest: products of ninety ratios are often below the smallest float at all starts at once.
+    Kinds that no window reaches a step of leave their share to the others; 0 at a step that none reaches. Relative to
+    the largest: products of ninety ratios are often below the smallest float everywhere at once.
     """
-    largest = log_weights.max(0)
+    largest = log_weights.max(1, keepdims=True)
     weights = np.exp(log_weights - np.where(np.isfinite(largest), largest, 0.0))
-    return weights / np.maximum(weights.sum(0), 1e-300)
-
-
-def _wis(log_weights: np.ndarray, rewards: np.ndarray, gamma: float) -> float:
-    """sum_k gamma^(k-1) sum_i w_ik r_ik, w the normalised weights."""
-    return float((gamma ** np.arange(rewards.shape[1]) * (_shares(log_weights) * rewards).sum(0)).sum())
+    weights *= share[:, None, None] / np.maximum(weights.sum(1, keepdims=True), 1e-300)
+    return weights / np.maximum(weights.sum((0, 1)), 1e-300)
 
 
 def effective_starts(data: TaskData, policy: Any, gamma: float) -> float:
-    """Effective sample size 1 / sum_i w_ik^2 behind ``wis`` and ``dr``, in starts; its discounted mean over steps."""
-    shares = _shares(_after_starts(data, policy, gamma)[0])
-    size = 1.0 / np.maximum(np.square(shares).sum(0), 1e-300) * (shares.sum(0) > 0)
+    """Effective number of starts behind ``wis`` and ``dr``, 1 / sum_e w_ek^2; its discounted mean over steps.
+
+    Windows of one episode overlap: they count as one start together, with the sum w_ek of their weights.
+    """
+    log_weights, _ = _windows(data, policy, gamma, data.episodes.reward)
+    shares = _shares(log_weights, _kinds(data)[1]).sum(0)  # (E, H)
+    size = (shares.sum(0) > 0) / np.maximum(np.square(shares).sum(0), 1e-300)
     return float(np.average(size, weights=gamma ** np.arange(len(size))))
 
 
 def _doubly_robust(
     found: FittedQ, targets: Mapping[str, Any], data: TaskData, gamma: float, seed: int
 ) -> dict[str, tuple[float, float, float]]:
-    """Weighted doubly robust (Thomas and Brunskill 2016): fqe's V of the starts plus weighted errors of its Q."""
+    """Weighted doubly robust (Thomas and Brunskill 2016): fqe's V of the starts plus the weighted errors of its Q.
+
+    V is the mean of the starts. The errors r + gamma V' - Q of logged steps are weighted and summed as ``wis`` does
+    with rewards, over windows from every row. The interval resamples episodes for these errors; V and Q stay as they
+    are.
+    """
     dataset, rng = data.episodes, np.random.default_rng([seed, 83])
     estimates = {}
     for i, (name, policy) in enumerate(targets.items()):
-        log_weights, rewards = _after_starts(data, policy, gamma)
-        rows = np.minimum(data.starts[:, None] + np.arange(1, rewards.shape[1] + 1), len(dataset) - 1)
         value, taken = found.value[i].mean(1), found.taken[i].mean(1)
-        later = np.where(dataset.terminal[rows], 0.0, value[rows])
-        error = np.where(np.isfinite(log_weights), rewards + gamma * later - taken[rows - 1], 0.0)
-
-        def estimate(
-            some: np.ndarray, w: np.ndarray = log_weights, e: np.ndarray = error, v: np.ndarray = value
-        ) -> float:
-            return float(v[data.starts][some].mean()) + _wis(w[some], e[some], gamma)
-
-        estimates[name] = _with_interval(estimate, data, gamma, rng)
+        later = np.where(dataset.terminal, 0.0, value)
+        error = dataset.reward + gamma * later - np.roll(taken, 1)  # no window arrives at row 0
+        log_weights, errors = _windows(data, policy, gamma, error)
+        known = float(value[data.starts].mean())
+        estimates[name] = _with_interval(log_weights, errors, _kinds(data)[1], known, gamma, rng)
     return estimates
 
 
 def _with_interval(
-    estimate: Callable[[np.ndarray], float], data: TaskData, gamma: float, rng: np.random.Generator
-) -> tuple[float, float, float]:
-    """J of all starts, and the 5th and 95th percentile over resampled starts."""
-    count, unit = len(data.starts), (1.0 - gamma) / R_MAX
-    resampled = [estimate(rng.integers(count, size=count)) for _ in range(RESAMPLED)]
+    log_weights: np.ndarray, brought: np.ndarray, share: np.ndarray, known: float, gamma: float,
+    rng: np.random.Generator,
+) -> tuple[float, float, float]:  # fmt: skip
+    """J of ``known`` and the weighted sum over windows, and the 5th and 95th percentile over resampled episodes."""
+    count, discounts = log_weights.shape[1], gamma ** np.arange(log_weights.shape[2])
+
+    def estimate(some: np.ndarray) -> float:
+        by_step = (_shares(log_weights[:, some], share) * brought[:, some]).sum((0, 1))
+        return (known + float(by_step @ discounts)) * (1.0 - gamma) / R_MAX
+
+    resampled = [estimate(np.asarray(rng.integers(count, size=count))) for _ in range(RESAMPLED)]
     low, high = np.percentile(resampled, [5, 95])
-    return estimate(np.arange(count)) * unit, float(low) * unit, float(high) * unit
+    return estimate(np.arange(count)), float(low), float(high)

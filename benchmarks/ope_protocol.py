@@ -2,9 +2,9 @@
 
 Data: episodes of checkpoints of one training run with sticky switching; action = .9 N(a*, .2^2) + .1 uniform (other
 noise where a policy says so), log-densities stored. Targets: logged policies, mixtures of two, and policies that the
-data do not hold. Settings are chosen on the development policies alone. The test policies were evaluated twice: what to
-mend (the ranking of the better half, the width of intervals) was seen on the first evaluation, how, on development
-policies (docs/what_was_tried.md).
+data do not hold. Settings are chosen on the development policies alone, which are checkpoints of test policies with
+another noise, so near copies of them. The test policies were evaluated twice: what to mend (the ranking of the better
+half, the width of intervals) was seen on the first evaluation, how, on development policies (docs/what_was_tried.md).
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ WHAT = {
     "one_step": "the same network trained for one step, rolled out",
     "fqe": "fitted Q evaluation on the quantizer's features",
     "fqe_state": "the same on true states: an upper reference",
-    "wis": "weighted importance sampling from the logged starts",
-    "dr": "weighted doubly robust with fqe; its interval is of the starts alone",
+    "wis": "weighted importance sampling of logged steps",
+    "dr": "weighted doubly robust with fqe; its interval takes fqe as it is",
     "nearest": "true J of the logged policy that acts most alike (an oracle helps)",
     "median": "median of the logged policies' true J (an oracle helps)",
     "mc": "mean logged return: the behaviour's value",
@@ -43,7 +43,7 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -
     found: dict[str, Any] = {"development": {}, "test": {}}
     for part, tasks in found.items():
         groups: dict[Any, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
-        values_of: dict[Any, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+        values_of: dict[Any, dict[str, dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
         for record in records:
             cell = record["cell"]
             if cell["part"] != part:
@@ -54,20 +54,20 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -
                 scored = _scores(estimates, own, cell["seed"])
                 scored["cpu_seconds"] = record["cpu_seconds"]
                 groups[cell["task"], cell["gamma"]][method].append(scored)
-                values_of[cell["task"], cell["gamma"]][method].append({n: e[0] for n, e in estimates.items()})
+                values_of[cell["task"], cell["gamma"]][method][cell["seed"]] = {n: e[0] for n, e in estimates.items()}
                 groups[cell["task"], cell["gamma"]].setdefault("exact", [_scores(_exact(own), own, 0)])
         for (task, gamma), methods in groups.items():
             names = _names(records, part, task)
             values = np.array([truth[task, gamma][name] for name in names])
             j = {
-                method: np.array([[own[name] for name in names] for own in seeds])
+                method: {seed: np.array([own[name] for name in names]) for seed, own in seeds.items()}
                 for method, seeds in values_of[task, gamma].items()
             }
             entry = {
                 "gamma": gamma, "range": float(np.ptp(values)), "policies": len(names),
                 "methods": {method: _mean(seeds) for method, seeds in methods.items()},
                 "differences": _differences(j, values), "true": dict(zip(names, values.tolist(), strict=True)),
-                "estimates": {method: own.mean(0).round(5).tolist() for method, own in j.items()},
+                "estimates": {m: np.mean(list(own.values()), 0).round(5).tolist() for m, own in j.items()},
             }  # fmt: skip
             tasks.setdefault(task, {"others": []})
             if "gamma" in tasks[task]:
@@ -91,14 +91,15 @@ def _scores(estimates: Mapping[str, Sequence[float]], true: Mapping[str, float],
     return scored
 
 
-def _differences(j: Mapping[str, np.ndarray], true: np.ndarray) -> dict[str, dict[str, float]]:
-    """By method: its absolute errors less those of ``REFERENCE``, of J (seeds, P), averaged over the seeds of each."""
-    errors = {method: np.abs(own - true).mean(0) for method, own in j.items()}
-    return {
-        method: paired_difference(own, errors[REFERENCE], np.random.default_rng(61))
-        for method, own in errors.items()
-        if REFERENCE in errors and method != REFERENCE
-    }
+def _differences(j: Mapping[str, Mapping[int, np.ndarray]], true: np.ndarray) -> dict[str, dict[str, float]]:
+    """By method: its absolute errors less those of ``REFERENCE``, of J (P,) by seed, over the seeds that both have."""
+    found, base = {}, j.get(REFERENCE, {})
+    for method, own in j.items():
+        seeds = sorted(set(own) & set(base))
+        if seeds and method != REFERENCE:
+            mine, other = (np.mean([np.abs(side[seed] - true) for seed in seeds], 0) for side in (own, base))
+            found[method] = paired_difference(mine, other, np.random.default_rng(61))
+    return found
 
 
 def _exact(true: Mapping[str, float]) -> dict[str, tuple[float, float, float]]:

@@ -29,7 +29,7 @@ from voc_rl.benchmarks.plots_frames import psnr
 from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
 from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, psnr_notes, summary, table
-from voc_rl.benchmarks.results import hardware, write_results
+from voc_rl.benchmarks.results import hardware_of, write_results
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
@@ -259,7 +259,7 @@ def _write(args: Args, bench: Bench, records: list[dict[str, Any]]) -> dict[str,
         "what": f"What quantizers keep of frames: trained on {1 - HELD_OUT:.0%} of {scale.episodes} episodes of "
         f"{scale.episode_steps} steps, measured on the others",
         "scale": args.scale, "settings": {name: _settings(name, scale) for name in args.quantizers}, "threads": 1,
-        "tasks": found, "hardware": hardware(), "versions": versions(),
+        "tasks": found, "hardware": hardware_of(records), "versions": versions(),
         "command": f"python -m voc_rl.benchmarks.quantizers --scale {args.scale} --seeds {seeds}",
     }  # fmt: skip
     text = table(found)

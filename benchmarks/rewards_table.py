@@ -98,7 +98,10 @@ def table(found: Mapping[str, Any]) -> str:
                 f"| `{method}` | {WHAT[method]} | {' | '.join(cells)} | {'–' if cpu is None else f'{cpu:.0f}'} |"
             )
         lines.append("")
-    lines.append("`voc`, `voc_density` and `mfmc` share the CPU seconds of one cell. n/m: policies with a number.")
+    lines.append(
+        "`voc`, `voc_density` and `mfmc` share the CPU seconds of one cell. % answered: share of the policies that got "
+        "a number; error and rank are of those alone."
+    )
     return "\n".join(lines)
 
 

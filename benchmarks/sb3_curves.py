@@ -25,11 +25,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from voc_rl.benchmarks.cells import hold_settings
-from voc_rl.benchmarks.results import hardware, options, write_results
+from voc_rl.benchmarks.results import hardware, hardware_of, options, write_results
 from voc_rl.benchmarks.sb3_curves_plot import draw_curves
 from voc_rl.checkpoints import read_json, write_json
 from voc_rl.envs import VecVOCValue, make_env
 from voc_rl.errors import check_choice, check_positive
+from voc_rl.model import VOC
+from voc_rl.model_files import weights_mark
 from voc_rl.plugin import open_voc
 from voc_rl.runs import versions
 
@@ -99,18 +101,26 @@ def run_cell(arm: str, seed: int, args: Args) -> dict[str, Any]:
         model = PPO(policy, env, seed=seed, device="cpu", **PPO_SETTINGS)
         model.learn(10**9, callback=episodes)
     env.close()
-    return {"arm": arm, "seed": seed, "steps": model.num_timesteps, "episodes": episodes.rows}
+    found = {"arm": arm, "seed": seed, "steps": model.num_timesteps, "episodes": episodes.rows}
+    return {**found, "hardware": hardware()}
 
 
 def agent_env(arm: str, task: str, voc: Path, seed: int, limit: int | None = None) -> VecEnv:
     """What the agent of an arm sees and is paid."""
     features, shaping, _ = ARMS[arm]
-    env = make_vec_env(partial(make_env, task, max_episode_steps=limit), ENVS, seed=seed)
+    # environment i is seeded with the seed plus i: far apart, so that no two seeds share starts
+    env = make_vec_env(partial(make_env, task, max_episode_steps=limit), ENVS, seed=1000 * seed)
     if shaping:
         env = VecVOCValue(env, voc, mode="shaping", gamma=PPO_SETTINGS["gamma"])
     if features:
         env = VecVOCValue(env, voc, mode="observation", observe="features_only")
     return env
+
+
+def marks(voc: VOC) -> list[str]:
+    """What tells one VOC from another: of the weights of each part."""
+    parts = (voc.quantizer, voc.occupancy, voc.reward_head, voc.value_head)
+    return [weights_mark(part) for part in parts if part is not None]
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -158,7 +168,7 @@ def main(args: Args) -> dict[str, Any]:
     voc = open_voc(args.voc)
     torch.set_num_threads(1)
     hold_settings(args.out / f"{args.scale}.settings.json", {
-        "task": args.task, "voc": str(args.voc), "voc_gamma": voc.gamma, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
+        "task": args.task, "voc": marks(voc), "voc_gamma": voc.gamma, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
         "cpu_minutes and steps": SCALES[args.scale],
     })  # fmt: skip
     for seed in args.seeds:
@@ -173,7 +183,7 @@ def main(args: Args) -> dict[str, Any]:
     results = {
         "what": f"PPO on {args.task} from pixels, with and without VOC features and shaping: raw returns of episodes",
         "scale": args.scale, "cpu_minutes": minutes, "task": args.task, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
-        "voc_gamma": voc.gamma, "arms": found, "hardware": hardware(), "versions": versions(),
+        "voc_gamma": voc.gamma, "arms": found, "hardware": hardware_of(cells), "versions": versions(),
         "command": f"python -m voc_rl.benchmarks.sb3_curves --voc {args.voc} --scale {args.scale}"
         + options({"task": ((args.task,), (Args.task,))}),
     }  # fmt: skip

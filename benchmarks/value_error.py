@@ -65,7 +65,7 @@ class Args:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of training, and of which episodes are trained on."""
     others: tuple[str, ...] = OTHERS
-    """Quantizers besides vqvae, with the first seed and at one discount."""
+    """Quantizers besides vqvae, with the first seed and at one discount of the scale; none where that is not asked."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are trained. Critics get the VOC's CPU seconds at scale cpu, so compare them there on a CPU."""
 
@@ -105,13 +105,14 @@ def main(args: Args) -> dict[str, Any]:
 def cells_of(task: str, scale: str, gammas: Sequence[float], seeds: Sequence[int], others: Sequence[str]) -> list[Cell]:
     """All cells of a task, each after those that it needs, seed by seed."""
     cells: list[Cell] = []
+    compared_at = SCALES[scale].compared_at
     for place, seed in enumerate(seeds):
-        for quantizer in (BASE, *(others if place == 0 else ())):
+        for quantizer in (BASE, *(others if place == 0 and compared_at in gammas else ())):
             mark = fingerprint(_settings(quantizer, SCALES[scale]))
             common = {"task": task, "seed": seed, "scale": scale, "settings": mark}
             cells.append({**common, "quantizer": quantizer, "method": "quantizer"})
             for gamma in gammas:
-                if quantizer == BASE or gamma == SCALES[scale].compared_at:
+                if quantizer == BASE or gamma == compared_at:
                     cells += [{**common, "quantizer": quantizer, "gamma": gamma, "method": m} for m in BY_CODES]
                 if quantizer == BASE:
                     cells += [{**common, "quantizer": PIXELS, "gamma": gamma, "method": m} for m in BY_PIXELS]

@@ -10,7 +10,7 @@ import numpy as np
 
 from voc_rl.benchmarks.ope_data import R_MAX
 from voc_rl.benchmarks.report_table import COLUMNS, METHODS, OURS, ordered
-from voc_rl.benchmarks.results import hardware
+from voc_rl.benchmarks.results import hardware_of
 from voc_rl.benchmarks.value_error_data import HELD_OUT, LEFT_OUT, Truth
 from voc_rl.runs import versions
 from voc_rl.values import scores
@@ -31,7 +31,8 @@ NOTES = """\
   best constant, 0 the truth. ±: standard deviation over seeds. NRMSE: root of the squared error times (1 − γ) / 2.
 - Differences of errors: the mean over states of what one method's squared error is above the other's, averaged over
   the seeds that both have, over the same variance. In brackets 90 % of bootstrapped means; whole episodes are drawn,
-  because neighbouring states err alike.
+  because neighbouring states err alike; then each seed. **Bold**: the two are told apart, that is, the interval leaves
+  out 0 and every seed has its sign (of a single seed it says nothing about training anew).
 - CPU s: of training, the quantizer included. `mc` and `td` had what `voc` on `vqvae` took. All in one thread."""
 
 
@@ -46,7 +47,7 @@ def results_of(records: Sequence[Mapping[str, Any]], truths: Truths, scale: str)
         "scale": scale, "tasks": dict(sorted(tasks.items(), reverse=True)), "threads": 1,
         "held_out": HELD_OUT, "left_out_by_seed": LEFT_OUT,
         "quantizers": [{**r["cell"], **r["result"]} for r in records if r["cell"]["method"] == "quantizer"],
-        "hardware": hardware(), "versions": versions(),
+        "hardware": hardware_of(records), "versions": versions(),
         "command": f"python -m voc_rl.benchmarks.value_error --scale {scale}",
     }  # fmt: skip
 
@@ -99,19 +100,24 @@ def _differences(values: Values, truth: Truth) -> list[dict[str, Any]]:
     return found
 
 
-def paired_difference(ours: np.ndarray, theirs: np.ndarray, truth: Truth, rng: np.random.Generator) -> dict[str, float]:
-    """By how much the error of values (seeds, B) is above that of others (seeds, B): mean, low, high (90 %).
+def paired_difference(ours: np.ndarray, theirs: np.ndarray, truth: Truth, rng: np.random.Generator) -> dict[str, Any]:
+    """By how much the error of values (seeds, B) is above that of others (seeds, B): mean, low, high (90 %), by_seed.
 
-    The roll-outs' noise cancels: both are compared with the same means. Episodes are drawn with replacement.
+    The roll-outs' noise cancels: both are compared with the same means. Episodes are drawn with replacement, which
+    knows nothing of luck in training; so the two are told apart only where every seed is on the interval's side of 0.
     """
-    squares = ((ours - truth.mean) ** 2 - (theirs - truth.mean) ** 2).mean(0)
-    squares /= max(float(truth.mean.var() - truth.noise.mean()), 1e-12)
+    each = (ours - truth.mean) ** 2 - (theirs - truth.mean) ** 2
+    variance = max(float(truth.mean.var() - truth.noise.mean()), 1e-12)
+    squares, by_seed = each.mean(0) / variance, each.mean(1) / variance
     _, place = np.unique(truth.episode, return_inverse=True)
     sums, counts = np.bincount(place, squares), np.bincount(place)
     drawn = rng.integers(len(sums), size=(RESAMPLED, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    return {"mean": float(squares.mean()), "low": float(low), "high": float(high)}
+    return {
+        "mean": float(squares.mean()), "low": float(low), "high": float(high), "by_seed": by_seed.tolist(),
+        "told_apart": bool(min(low, *by_seed) > 0 or max(high, *by_seed) < 0),
+    }  # fmt: skip
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -149,10 +155,16 @@ def _sentences(entry: Mapping[str, Any]) -> list[str]:
     lines = []
     for method, sees in dict.fromkeys((d["method"], d["sees"]) for d in entry["differences"]):
         own = [d for d in entry["differences"] if (d["method"], d["sees"]) == (method, sees)]
-        found = [f"`{d['rival']}` {d['mean']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]" for d in own]
-        lines.append(f"- Error of `{method}` ({sees}) minus that of: {', '.join(found)}")
+        lines.append(f"- Error of `{method}` ({sees}) minus that of: {', '.join(map(_difference, own))}")
     if "known_rows" in entry:
         share = entry["known_rows"] / entry["rows"]
         lines.append(f"- {entry['known_rows']:,} training rows ({share:.0%}) have a return that `mc` may learn from.")
     lines += [f"- `{method}` refused: {why}." for method, why in entry["refused"].items()]
     return lines
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    """A difference with its interval and, of several seeds, each seed's."""
+    bold = "**" if found["told_apart"] else ""
+    seeds = "; " + ", ".join(f"{own:+.2f}" for own in found["by_seed"]) if len(found["by_seed"]) > 1 else ""
+    return f"`{found['rival']}` {bold}{found['mean']:+.2f}{bold} [{found['low']:+.2f}, {found['high']:+.2f}{seeds}]"

@@ -32,8 +32,10 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
     termination).
 
     ``reset(seed=s, options={"physics": v})`` continues from ``v``: same frame, and same rewards and frames
-    from there on, bit for bit. What a task draws into its *model* (the targets of reacher, finger, fish,
-    swimmer) is not part of ``v``: it follows from the seed; without a seed the running episode's stays.
+    from there on, bit for bit. What a task draws into its *model* (targets of reacher, finger-turn, fish-swim,
+    swimmer, manipulator and stacker; gains of point_mass-hard; the terrain of quadruped-escape) is not part of
+    ``v``: it follows from ``s``, which then has to be the seed of the episode that ``v`` is of; without a seed
+    the running episode's stays.
     Observations of forces and accelerations (quadruped, dog, hopper's touch) are derived anew at ``v``, and
     agree with the original ones from the first step on.
 
@@ -44,7 +46,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         size: height and width of a rendered frame, in pixels.
         render: ``"fast"`` (no shadows, reflections, multisampling) or ``"faithful"`` (dm_control's render).
         camera: index of the camera; None is 2 for quadruped and 0 for all others.
-        render_mode: Gymnasium's word; only ``"rgb_array"``.
+        render_mode: Gymnasium's word; only ``"rgb_array"``, which None is too.
 
     Raises:
         VOCError: an unknown task, profile, camera or render mode; no headless OpenGL.
@@ -60,15 +62,15 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         size: int = 84,
         render: str = "fast",
         camera: int | None = None,
-        render_mode: str = "rgb_array",
+        render_mode: str | None = "rgb_array",
     ) -> None:
         EzPickle.__init__(self, task, action_repeat, max_episode_steps, size, render, camera, render_mode)
-        if render_mode != "rgb_array":
+        if render_mode not in ("rgb_array", None):
             raise VOCError(f"render_mode is {render_mode!r}; 'rgb_array' is needed.")
         check_positive(action_repeat, "action_repeat")
         if max_episode_steps is not None:
             check_positive(max_episode_steps, "max_episode_steps")
-        self.task, self.action_repeat, self.render_mode = task, action_repeat, render_mode
+        self.task, self.action_repeat, self.render_mode = task, action_repeat, "rgb_array"
         self._env, own_limit = _load(task)
         if max_episode_steps is None and own_limit is not None:
             max_episode_steps = max(1, own_limit // action_repeat)

@@ -17,7 +17,7 @@ def make_env(
     render: str = "fast",
     max_episode_steps: int | None = None,
     camera: int | None = None,
-    render_mode: str = "rgb_array",
+    render_mode: str | None = "rgb_array",
 ) -> gym.Env[np.ndarray, np.ndarray]:
     """A task of the dm_control suite, seen through stacked frames: uint8 (3 * stack, size, size).
 

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
+from voc_rl.envs.gl import prepare_gl
 from voc_rl.errors import VOCError, check_positive
 
 
@@ -17,7 +18,8 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
 
     Channels come first and the oldest frame comes first. At reset the first frame fills the stack, unless
     ``options["frames"]``, uint8 (stack, 3, size, size), oldest first, gives it: a state restored in the
-    middle of an episode then looks as it did there. Where the wrapped observation is a flat vector,
+    middle of an episode then looks as it did there. A step after an end only resets
+    (``gymnasium.wrappers.Autoreset``), and fills the stack too. Where the wrapped observation is a flat vector,
     ``info["state"]`` holds it as float32.
 
     Args:
@@ -26,7 +28,7 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
         stack: number of frames.
 
     Raises:
-        VOCError: ``env`` does not render arrays.
+        VOCError: ``env`` does not render arrays; no headless OpenGL for a task of MuJoCo.
     """
 
     def __init__(self, env: gym.Env, size: int = 84, stack: int = 3) -> None:
@@ -39,11 +41,14 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
             )
         check_positive(size, "size")
         check_positive(stack, "stack")
+        if hasattr(env.unwrapped, "mujoco_renderer"):  # Gymnasium's tasks choose their OpenGL at the first frame
+            prepare_gl()
         self.size, self.stack = size, stack
         self.observation_space = gym.spaces.Box(0, 255, (3 * stack, size, size), np.uint8)
         inner = env.observation_space
         self._flat = isinstance(inner, gym.spaces.Box) and len(inner.shape) == 1
         self._frames: deque[np.ndarray] = deque(maxlen=stack)
+        self._over = False  # the next step only resets
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -59,12 +64,14 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
             options = {key: value for key, value in (options or {}).items() if key != "frames"}
         observation, info = self.env.reset(seed=seed, options=options)
         self._frames.extend([self._frame()] * self.stack if frames is None else frames)
+        self._over = False
         return self._observation(), self._info(observation, info)
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         """Step the environment and push its new frame."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._frames.append(self._frame())
+        self._frames.extend([self._frame()] * (self.stack if self._over else 1))
+        self._over = bool(terminated or truncated)
         return self._observation(), reward, terminated, truncated, self._info(observation, info)
 
     def _observation(self) -> np.ndarray:

@@ -43,7 +43,8 @@ def roll_outs(
     and the roll-out's alone, so that neither the number of processes nor the other policies change it.
 
     Raises:
-        VOCError: a policy that observes pixels, or physics vectors of another task.
+        VOCError: a policy that observes pixels, physics vectors of another task, or a task whose model is drawn anew in
+            every episode (a target, say), which no physics vector holds.
     """
     check_positive(horizon, "horizon")
     check_positive(count, "count")
@@ -62,6 +63,7 @@ def _follow(
     task: str, physics: np.ndarray, policy: Any, horizon: int, count: int, seed: list[int], action_repeat: int
 ) -> RollOuts:
     env = DMControlEnv(task, action_repeat, max_episode_steps=horizon + 1)
+    _check_restorable(env)
     size = env.observation_space.shape[0]  # type: ignore[index]
     reward = np.zeros((len(physics), count, horizon), np.float32)
     state = np.zeros((len(physics), count, horizon, size), np.float32)
@@ -77,3 +79,24 @@ def _follow(
                     break
     env.close()
     return RollOuts(reward, state)
+
+
+def _check_restorable(env: DMControlEnv) -> None:
+    """Refuse a task whose model depends on the seed: its stored states cannot be restored without that."""
+    one, other = (_model_bytes(env, seed) for seed in (0, 1))
+    if not np.array_equal(one, other):
+        raise VOCError(
+            f"{env.task} draws its target, gains or terrain anew in every episode, and physics vectors do not hold "
+            "them; roll-outs need a task whose model stays, as walker's and cheetah's do."
+        )
+
+
+def _model_bytes(env: DMControlEnv, seed: int) -> np.ndarray:
+    """All of MuJoCo's model in an episode of that seed, uint8."""
+    import mujoco
+
+    env.reset(seed=seed)
+    model = env.physics.model.ptr
+    whole = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, whole)
+    return whole

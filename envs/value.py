@@ -13,7 +13,7 @@ from voc_rl.envs.value_overlay import draw_overlay
 from voc_rl.envs.value_reader import Mode, Observe, Reading, ValueReader, ValueSettings
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
-from voc_rl.plugin import Features
+from voc_rl.plugin import Seen
 
 
 class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -24,7 +24,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     - ``value``: discounted sum of the rewards from the next step on, in reward units, of the policy that made the
       VOC's data (not of the policy that acts here); ``stderr``: its standard error; ``gamma``: its discount.
     - ``successor_features`` float32 (P,) and ``futures`` int64 (F, n_tokens), sampled, where asked for.
-    - ``raw_reward``, at steps in mode ``shaping``.
+    - ``raw_reward``, at steps in mode ``shaping``: what the environment paid, also where wrappers inside shape it.
 
     Everything is a function of the frames: samples are drawn with the same random numbers each time.
 
@@ -35,17 +35,19 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
       features instead of pixels, as ``observe`` says.
     - ``shaping``: the reward becomes r + gamma Phi(s') - Phi(s) with Phi the value and gamma the *agent's* discount
       (Ng et al. 1999, which leaves optimal policies as they are). Phi(s') is 0 after a termination; at a truncation it
-      is the value of the last observation.
+      is the value of the last observation. A step after an end only resets (``gymnasium.wrappers.Autoreset``): it is no
+      transition, and its reward stays as it is.
 
     Args:
         env: an environment with stacked frames uint8 (3K, H, W), such as ``make_env`` and ``PixelObservation`` make.
         voc: a run folder (specs, pickles and saved agents then hold its path) or a VOC.
         mode: ``info``, ``observation`` or ``shaping``.
         estimator: ``head`` (one pass) or ``sample``.
-        gamma: the discount of the values; None is the VOC's own. In mode ``shaping`` the agent's discount, which has
-            to be given; the potential is then the value at the VOC's own discount.
+        gamma: the discount of the values; None is the VOC's own. In mode ``shaping`` the agent's discount (1 too),
+            which has to be given; the potential is then the value at the VOC's own discount.
         observe: ``value``, ``features`` or ``features_only``, for mode ``observation``.
-        features: ``context``, ``tokens`` or ``successor``, the kind of features (``voc_rl.plugin.feature_vectors``).
+        features: ``context``, ``tokens`` or ``successor``, the kind of features (``voc_rl.plugin.feature_vectors``), or
+            ``codes``: all that the VOC reads of the frames, where ``VOCFeaturesExtractor`` and ``VOCCritic`` go on.
         successor_features: put them into ``info["voc"]``.
         futures: number of sampled futures in ``info["voc"]``; pictures of them: ``voc.quantizer.decode``.
         samples: futures per state behind the estimator ``sample`` and the successor features.
@@ -56,7 +58,8 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             estimator does not have.
 
     Warns:
-        UserWarning: the environment has another task, render profile or MuJoCo than the VOC's training data.
+        UserWarning: the environment has another task, render profile or MuJoCo than the VOC's training data, or does
+            not say (no ``data_spec``).
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         estimator: Estimator = "head",
         gamma: float | None = None,
         observe: Observe = "value",
-        features: Features = "context",
+        features: Seen = "context",
         successor_features: bool = False,
         futures: int = 0,
         samples: int = 100,
@@ -86,10 +89,10 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._overlay = overlay
         if overlay and env.render_mode != "rgb_array":
             raise VOCError(f"The overlay needs render_mode='rgb_array'; this environment has {env.render_mode!r}.")
-        if hasattr(env.unwrapped, "data_spec"):
-            self._reader.warn_of([env.unwrapped.data_spec])
+        self._reader.warn_of([env.unwrapped.data_spec] if hasattr(env.unwrapped, "data_spec") else [])
         self._pixels: np.ndarray | None = None
         self._readings: list[Reading] = []
+        self._over = False  # the next step only resets
 
     @property
     def voc(self) -> VOC:
@@ -100,6 +103,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Start an episode and read its first observation."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._readings.clear()
+        self._over = False
         reading = self._read(obs)
         return self._reader.observe_one(obs[None], reading), self._with(info, reading.row(0))
 
@@ -107,12 +111,16 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """Step the environment and read where it arrived."""
         before = self._readings[-1] if self._readings else None
         obs, reward, terminated, truncated, info = self.env.step(action)
+        if self._over:
+            self._readings.clear()
         reading = self._read(obs)
         shown = reading.row(0)
         if self._reader.settings.mode == "shaping":
             assert before is not None  # env.step refuses to come before a reset
-            shown["raw_reward"] = float(reward)
-            reward = float(self._reader.shaped(reward, terminated, reading.value, before.value)[0])
+            shown["raw_reward"] = info.get("voc", {}).get("raw_reward", float(reward))
+            if not self._over:
+                reward = float(self._reader.shaped(reward, terminated, reading.value, before.value)[0])
+        self._over = bool(terminated or truncated)
         return self._reader.observe_one(obs[None], reading), reward, terminated, truncated, self._with(info, shown)
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,21 @@ import torch
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_at_least, check_choice, check_gamma
 from voc_rl.model import VOC, Estimator
-from voc_rl.plugin import Features, check_space, feature_size, open_voc, vectors_of_codes
+from voc_rl.plugin import (
+    FEATURES,
+    Seen,
+    check_space,
+    codes_as_vectors,
+    codes_size,
+    feature_size,
+    open_voc,
+    vectors_of_codes,
+)
+
+# A forked worker (AsyncVectorEnv forks on Linux) has none of the threads that its parent computed with, and its first
+# product would wait for them for ever; one thread each is right where workers are many.
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 Mode = Literal["info", "observation", "shaping"]
 Observe = Literal["value", "features", "features_only"]
@@ -28,7 +44,7 @@ class ValueSettings:
     estimator: Estimator = "head"
     gamma: float | None = None
     observe: Observe = "value"
-    features: Features = "context"
+    features: Seen = "context"
     successor_features: bool = False
     futures: int = 0
     samples: int = 100
@@ -36,9 +52,11 @@ class ValueSettings:
     def __post_init__(self) -> None:
         check_choice(self.mode, ("info", "observation", "shaping"), "mode")
         check_choice(self.observe, ("value", "features", "features_only"), "observe")
+        check_choice(self.features, (*FEATURES, "codes"), "kind of features")
         if self.mode == "shaping" and self.gamma is None:
             raise VOCError("mode 'shaping' needs gamma, the discount of the agent that learns from the shaped rewards.")
-        if self.gamma is not None:
+        ordinary = self.mode == "shaping" and self.gamma == 1  # of agents whose episodes terminate
+        if self.gamma is not None and not ordinary:
             check_gamma(self.gamma)
         check_at_least(self.futures, 0, "futures")
 
@@ -104,11 +122,21 @@ class ValueReader:
         settings = self.settings
         if settings.mode != "observation":
             return pixels
-        size = 1 if settings.observe == "value" else feature_size(self.voc, settings.features)
-        extra = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        extra = gym.spaces.Box(-np.inf, np.inf, (1 if settings.observe == "value" else self._width(),), np.float32)
         if settings.observe == "features_only":
             return extra
         return gym.spaces.Dict({"pixels": pixels, settings.observe: extra})
+
+    def _width(self) -> int:
+        kind = self.settings.features
+        return codes_size(self.voc) if kind == "codes" else feature_size(self.voc, kind)
+
+    def _features(self, codes: torch.Tensor, features: torch.Tensor | None) -> np.ndarray:
+        kind = self.settings.features
+        if kind == "codes":
+            return codes_as_vectors(codes, features).cpu().numpy()
+        with torch.no_grad():
+            return vectors_of_codes(self.voc, codes, features, kind).cpu().numpy()
 
     def read(self, obs: np.ndarray) -> Reading:
         """One batched call for observations uint8 (n, 3K, H, W)."""
@@ -117,8 +145,7 @@ class ValueReader:
         estimate = voc.value_of_codes(*state, self._value_gamma, settings.estimator, settings.samples, common=True)
         features = successor = futures = None
         if settings.mode == "observation" and settings.observe != "value":
-            with torch.no_grad():
-                features = vectors_of_codes(voc, *state, settings.features).cpu().numpy()
+            features = self._features(*state)
         if settings.successor_features:
             successor = voc.successor_features_of_codes(*state, settings.samples, common=True)
         if settings.futures:
@@ -149,6 +176,16 @@ class ValueReader:
         return np.asarray(reward, np.float64) + gamma * np.where(terminated, 0.0, arrived) - before
 
     def warn_of(self, specs: Iterable[DataSpec]) -> None:
-        """Warn where frames are made in another way than those the VOC was trained on."""
+        """Warn where frames are made in another way than those the VOC was trained on.
+
+        Of an environment that does not say how (no specs), once, if the VOC's training data did.
+        """
+        specs, mine = set(specs), self.voc.spec
         for spec in specs:
             self.voc.check_spec(spec)
+        if not specs and mine.task and mine.render:
+            warnings.warn(
+                "Cannot tell how the environment's frames are made, as it has no data_spec; the VOC was trained with "
+                f"task {mine.task!r}, render {mine.render!r}, camera {mine.camera}: compare its frames with the data.",
+                stacklevel=3,
+            )

@@ -10,7 +10,7 @@ import numpy as np
 from voc_rl.envs.value_reader import Mode, Observe, ValueReader, ValueSettings
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
-from voc_rl.plugin import Features
+from voc_rl.plugin import Seen
 
 try:
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -19,7 +19,8 @@ except ImportError as error:
 
 
 class VecVOCValue(VecEnvWrapper):
-    """``VOCValueWrapper`` around a ``VecEnv``; same arguments, modes and numbers, one batched call per step.
+    """``VOCValueWrapper`` around a ``VecEnv``; same arguments (but ``overlay``), modes and numbers, one batched call
+    per step.
 
     ``infos[i]["voc"]`` belongs to the observation that is returned; where an episode ended, and the environment has
     been reset already, ``infos[i]["terminal_observation"]`` is what the agent would see, and
@@ -38,7 +39,7 @@ class VecVOCValue(VecEnvWrapper):
         estimator: Estimator = "head",
         gamma: float | None = None,
         observe: Observe = "value",
-        features: Features = "context",
+        features: Seen = "context",
         successor_features: bool = False,
         futures: int = 0,
         samples: int = 100,
@@ -46,8 +47,7 @@ class VecVOCValue(VecEnvWrapper):
         settings = ValueSettings(mode, estimator, gamma, observe, features, successor_features, futures, samples)
         self._reader = ValueReader(voc, venv.observation_space, settings)
         super().__init__(venv, self._reader.observation_space)
-        if venv.has_attr("data_spec"):
-            self._reader.warn_of(set(venv.get_attr("data_spec")))
+        self._reader.warn_of(venv.get_attr("data_spec") if venv.has_attr("data_spec") else [])
         self._potential = np.zeros(venv.num_envs)
 
     @property
@@ -74,14 +74,15 @@ class VecVOCValue(VecEnvWrapper):
         reading = self._reader.read(pixels)
         arrived = reading.value[:n].copy()
         arrived[finals] = reading.value[n:]
+        shown = [reading.row(i) for i in range(n)]
         shaped = rewards
         if self._reader.settings.mode == "shaping":
             truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
             shaped = self._reader.shaped(rewards, dones & ~truncated, arrived, self._potential)
+            for i, info in enumerate(infos):  # a wrapper inside may have shaped the reward too, and knows the raw one
+                shown[i]["raw_reward"] = info.get("voc", {}).get("raw_reward", float(rewards[i]))
         self._potential = reading.value[:n]
-        for i, info in enumerate(infos):
-            raw = {"raw_reward": float(rewards[i])} if self._reader.settings.mode == "shaping" else {}
-            info["voc"] = {**info.get("voc", {}), **reading.row(i), **raw}  # a wrapper inside may have shaped too
+        infos = [{**info, "voc": {**info.get("voc", {}), **shown[i]}} for i, info in enumerate(infos)]
         for row, i in enumerate(finals.tolist(), n):
             infos[i]["terminal_observation"] = self._reader.observe_one(pixels, reading, row)
             infos[i]["terminal_voc"] = reading.row(row)

@@ -11,11 +11,12 @@ from gymnasium.vector.utils import batch_space
 
 from voc_rl.envs.value_reader import Mode, Observe, Reading, ValueReader, ValueSettings
 from voc_rl.model import VOC, Estimator
-from voc_rl.plugin import Features
+from voc_rl.plugin import Seen
 
 
 class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
-    """``VOCValueWrapper`` around a vector environment; same arguments, modes and numbers, one batched call per step.
+    """``VOCValueWrapper`` around a vector environment; same arguments (but ``overlay``), modes and numbers, one batched
+    call per step.
 
     ``infos["voc"]`` holds arrays with a row per environment. All three autoreset modes are understood:
 
@@ -36,7 +37,7 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         estimator: Estimator = "head",
         gamma: float | None = None,
         observe: Observe = "value",
-        features: Features = "context",
+        features: Seen = "context",
         successor_features: bool = False,
         futures: int = 0,
         samples: int = 100,
@@ -48,8 +49,8 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._autoreset = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         call = getattr(env.unwrapped, "call", None)  # environments that are not made of single ones have none
-        if call is not None and all(call("has_wrapper_attr", "data_spec")):
-            self._reader.warn_of(set(call("data_spec")))
+        specs = call("data_spec") if call is not None and all(call("has_wrapper_attr", "data_spec")) else []
+        self._reader.warn_of(specs)
         self._potential = np.zeros(env.num_envs)
         self._over = np.zeros(env.num_envs, bool)  # episodes whose next step only resets
 
@@ -81,7 +82,7 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         arrived[finals] = reading.value[n:]
         columns = now.columns()
         if self._reader.settings.mode == "shaping":
-            columns["raw_reward"] = np.array(rewards, np.float64)
+            columns["raw_reward"] = _raw_rewards(infos, rewards)
             shaped = self._reader.shaped(rewards, terminations, arrived, self._potential)
             rewards = np.where(self._over, rewards, shaped)
         if len(finals):
@@ -119,6 +120,15 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         """``infos`` with "voc", in Gymnasium's form: a mask beside every array says for whom it holds."""
         masks = {f"_{name}": mask.copy() for name in columns}
         return {**infos, "voc": {**infos.get("voc", {}), **columns, **masks}, "_voc": mask.copy()}
+
+
+def _raw_rewards(infos: dict[str, Any], rewards: np.ndarray) -> np.ndarray:
+    """What the environments paid, float64 (n,), also where wrappers inside have shaped it."""
+    raw = np.array(rewards, np.float64)
+    for shown in (infos.get("voc", {}), infos.get("final_info", {}).get("voc", {})):
+        if "raw_reward" in shown:
+            raw = np.where(shown["_raw_reward"], shown["raw_reward"], raw)
+    return raw
 
 
 def _rows(reading: Reading, rows: Any) -> Reading:

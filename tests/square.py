@@ -28,6 +28,7 @@ VALUE_MODES: list[dict[str, Any]] = [
     {"mode": "observation", "observe": "features"},
     {"mode": "observation", "observe": "features_only", "features": "tokens"},
     {"mode": "observation", "observe": "features_only", "features": "successor"},
+    {"mode": "observation", "observe": "features_only", "features": "codes"},
     {"mode": "shaping", "gamma": 0.9},
 ]
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from voc_rl import VOC, Episodes
 from voc_rl.benchmarks import demo
 from voc_rl.cli import main
 from voc_rl.runs import RunFolder
+from voc_rl.wandb_log import wandb_listener
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,43 @@ def test_wandb_offline(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert logged.stat().st_size > 500
     assert b"occupancy/loss" in logged.read_bytes()
     assert {row["stage"] for row in RunFolder(out).curve()} == {"occupancy", "reward"} | {"quantizer"}
+
+
+class StubRun:
+    def __init__(self, name: str) -> None:
+        self.id, self.logged = name, 0
+
+    def log(self, numbers: dict[str, float]) -> None:
+        self.logged += 1
+
+
+def test_a_resumed_training_goes_on_in_its_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    asked: list[str | None] = []
+
+    def init(**options: Any) -> StubRun:
+        assert options["resume"] == "allow"
+        asked.append(options["id"])
+        return StubRun(options["id"] or f"new{len(asked)}")
+
+    monkeypatch.setattr(wandb, "init", init)
+    for mark, force in (("a", False), ("a", False), ("a", True), ("a", False), ("b", False), ("b", False)):
+        wandb_listener("offline", tmp_path, mark, force)("occupancy", 50, {"loss": 1.0})
+    assert asked == [None, "new1", None, "new3", None, "new5"]  # a forced training, or another one, has its own
+
+
+def test_training_says_to_wandb_what_is_trained(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    asked: list[str | None] = []
+
+    def init(**options: Any) -> StubRun:
+        asked.append(options["id"])
+        return StubRun(options["id"] or f"new{len(asked)}")
+
+    monkeypatch.setattr(wandb, "init", init)
+    for more in ([], [], ["--gamma", "0.4"]):
+        main([str(word) for word in train(world, tmp_path, "--wandb", "offline", *more)])
+    assert asked == [None, "new1", None]
 
 
 @pytest.mark.slow

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from small import toy_episode, toy_folder
+from small import toy_episode, toy_folder, write_v_d4rl
 from worlds import together
 
 from voc_rl import conversion
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from voc_rl.cli import main
-from voc_rl.conversion import open_with_frames
-from voc_rl.data import Episodes, load_dataset
+from voc_rl.conversion import convert_dataset, open_with_frames
+from voc_rl.data import Episodes, convert, load_dataset
 from voc_rl.distributed import Ranks
 from voc_rl.envs.states import MODELS, StateRenderer
+from voc_rl.errors import VOCError
 from voc_rl.runs import RunFolder
 
 
@@ -48,7 +51,7 @@ def test_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_84px(tmp_path / "a.hdf5", [toy_episode(0, 5)], action=np.full((5, 2), 0.5, np.float32))
     main(["data", "validate", f"vd4rl:{tmp_path / 'a.hdf5'}"])
     out = capsys.readouterr().out
-    assert "remark: 1 of 1 episodes have an action or a reward in their first row" in out
+    assert "a.hdf5: 1 of 1 episodes have an action or a reward in their first row" in out
     assert out.rstrip().endswith("valid: every frame and every number was read")
     (tmp_path / "a.hdf5").write_bytes((tmp_path / "a.hdf5").read_bytes()[:900])
     message = refused(capsys, "validate", tmp_path / "a.hdf5")
@@ -90,6 +93,46 @@ def test_convert_npz_and_minari(
     main(["data", "convert", "minari:toy/x-v0", str(tmp_path / "back")])
     np.testing.assert_array_equal(Episodes.open(tmp_path / "back").reward, Episodes.open(tmp_path / "ours").reward)
     assert "is no name of a Minari dataset" in refused(capsys, "info", "minari:../x y")
+
+
+def test_a_cut_conversion_goes_on_with_the_same_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that came since would move the others: some episodes would be there twice, others never."""
+    source, out, write, written = tmp_path / "64px", tmp_path / "out", convert.write_episode, []
+    for name, i in (("b", 1), ("d", 3), ("f", 5)):
+        write_64px(source / f"{name}.npz", toy_episode(i, 4))
+
+    def cut(path: Path, *episode: object) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write(path, *episode)
+
+    monkeypatch.setattr(convert, "write_episode", cut)
+    with pytest.raises(KeyboardInterrupt):
+        convert_dataset(str(source), str(out))
+    write_64px(source / "a.npz", toy_episode(0, 4))
+    with pytest.raises(
+        VOCError, match=r"\.out\.part holds a cut conversion of .*files that have changed since; delete it"
+    ):
+        convert_dataset(str(source), str(out))
+    (source / "a.npz").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert convert_dataset("64px", str(out)) == (3, None)
+    assert len(written) == 4
+    assert Episodes.open(out).reward[1::4].tolist() == [101, 301, 501]
+
+
+def test_an_episode_without_a_step_is_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_v_d4rl(tmp_path / "a.hdf5", (3, 1, 2), step_type=np.array([0, 1, 2, 0, 0, 2]), action=np.zeros((6, 2)))
+    for to, out in (("voc", "ours"), ("vd4rl", "theirs.hdf5")):
+        with pytest.warns(
+            UserWarning, match=r"1 malformed episode\(s\) of 3 left out; the first, at row 3: a single row"
+        ):
+            main(["data", "convert", f"voc:{tmp_path / 'a.hdf5'}", str(tmp_path / out), "--to", to])
+        said = capsys.readouterr()
+        assert "convert: 2 episodes" in said.out
+        assert ("2/2" if to == "voc" else "1/1") in said.err  # progress: episodes, or blocks of frames
+        assert Episodes.open(tmp_path / out).frames(np.arange(5))[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5]
 
 
 def test_convert_draws_states_and_goes_on_after_a_cut(
@@ -147,6 +190,24 @@ def states(tmp_path: Path) -> str:
 
 
 REWARDS = [0, 0, 0, 1000, 1001, 0, 2000, 2001, 2002]
+
+
+def test_what_was_drawn_is_of_the_same_file(
+    states: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However its place is written; a file that was replaced under its name has other rewards."""
+    file, drawn = Path(states.removeprefix("d4rl:")), tmp_path / "drawn"
+    assert open_with_frames(states, drawn).reward.tolist() == REWARDS
+    assert "\ncheck: " in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert open_with_frames("d4rl:walker2d-x.hdf5", drawn).reward.tolist() == REWARDS
+    with h5py.File(file, "a") as changed:
+        changed["rewards"][:] += 1
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # where the clock of the disk is coarse
+    with pytest.raises(
+        VOCError, match=r"drawn was drawn from d4rl:.*walker2d-x\.hdf5 before that file changed; delete"
+    ):
+        open_with_frames(states, drawn)
 
 
 def test_a_cut_drawing_of_a_run_goes_on(states: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +273,7 @@ def test_commands_train_on_every_format(capsys: pytest.CaptureFixture[str], tmp_
     pytest.importorskip("minari")
     from voc_rl.data.minari_data import write_minari_folder
 
-    folder, episodes = tmp_path / "64px", [toy_episode(i, 40, frames=noise(i, 40)) for i in range(3)]
+    folder, episodes = tmp_path / "64px", [toy_episode(i, 40, frames=noise(i, 40, 64)) for i in range(3)]
     for i, episode in enumerate(episodes):
         write_64px(folder / f"{i}.npz", episode)
     write_minari_folder(tmp_path / "minari", "toy-v0", load_dataset(folder))
@@ -231,5 +292,5 @@ def test_commands_train_on_every_format(capsys: pytest.CaptureFixture[str], tmp_
     assert "walker2d-x.hdf5, not from d4rl:" in capsys.readouterr().err
 
 
-def noise(seed: int, rows: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(256, size=(rows, 3, 24, 24), dtype=np.uint8)
+def noise(seed: int, rows: int, size: int = 24) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(rows, 3, size, size), dtype=np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
 ) -> None:
     monkeypatch.chdir(folder)  # where the module is
     asked = ["--policy", "mine:left", "mine:right", "--gamma", str(GAMMA), "--quantizer", "run", "--threads", "1"]
+    asked += ["--seed", "3"]
     more = [] if reward is None else ["--reward", reward]
     main(["ope", "--data", "data", "--out", "found", *asked, *more])
     printed = capsys.readouterr().out
@@ -84,3 +86,16 @@ def test_rewards_that_do_not_fit_are_refused(
     assert "'mine:nothing' names no module:callable" in refused(capsys, *asked, "--reward", "mine:nothing")
     own = refused(capsys, *asked, "--reward", "mine:column", "--estimator", "corrected")
     assert "knows the data's reward" in own
+
+
+def test_a_quantizer_of_another_task_is_warned_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    shutil.copytree("run", "other")
+    description = json.loads(Path("other/voc.json").read_text())
+    description["spec"]["task"] = "square"
+    Path("other/voc.json").write_text(json.dumps(description))
+    asked = ["ope", "--data", "data", "--policy", "mine:left", "--quantizer", "other", "--threads", "1"]
+    with pytest.warns(UserWarning, match="trained with task 'square', this data has 'ring'"):
+        refused(capsys, *asked, "--reward", "mine:short")

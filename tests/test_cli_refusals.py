@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from commands import COMMANDS, POLICY, SHORT, final_files, refused, train
 from worlds import COMMAND, kill_when, write_world
 
+from voc_rl import cli
 from voc_rl.cli import main
 from voc_rl.runs import RunFolder
 
@@ -92,6 +94,7 @@ def test_bad_demos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["--steps", "0"], "steps is 0"),
         (["--quantizer-steps", "-3"], "steps is -3"),
         (["--seed", "-1"], "seed is -1"),
+        (["--seed", str(2**63)], "seed is 9223372036854775808; a whole number from 0 to 2^63 - 1"),
         (["--threads", "-1"], "threads is -1"),
     ],
 )
@@ -151,9 +154,9 @@ def test_bad_data(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Pat
 
 
 def test_frames_that_no_quantizer_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    write_world(tmp_path / "data", 3, 30, size=20)
+    write_world(tmp_path / "data", 3, 30, size=21)
     message = refused(capsys, *train(tmp_path / "data", tmp_path / "run"))
-    assert "(9, 20, 20)" in message
+    assert "(9, 21, 21)" in message
     assert "multiples of 12" in message
     assert final_files(tmp_path / "run") == []
 
@@ -165,6 +168,60 @@ def test_too_short_for_the_discount(capsys: pytest.CaptureFixture[str], world: P
     assert "max_states is 1" in refused(capsys, *arguments, "--max-states", "1")
     assert "samples is 1" in refused(capsys, *arguments, "--samples", "1")
     assert final_files(tmp_path) == []
+
+
+def test_a_folder_for_results_is_met_before_the_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    asked = ["ope", "--data", tmp_path / "none", *POLICY, "--threads", "1", "--out"]
+    assert "file cannot be used as a folder of results" in refused(capsys, *asked, tmp_path / "file")
+    with RunFolder(tmp_path / "run"):
+        assert "is in use by another run" in refused(capsys, *asked, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--data", "d", "--out", "o"], "the same command goes on from the last checkpoint."),
+        (["train", "--data", "d", "--out", "o", "--force"], "the same command without --force goes on from the last"),
+        (["demo", "--force"], "the same command without --force goes on from the last checkpoint."),
+        (["ope", "--data", "d", *POLICY], "it keeps no checkpoints, so the same command starts again."),
+        (["data", "info", "d"], "the same command goes on from the last checkpoint."),
+    ],
+)
+def test_what_an_interrupted_command_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    def interrupted(self: object) -> None:
+        raise KeyboardInterrupt
+
+    for command in (cli.Train, cli.Demo, cli.Ope, cli.Data):
+        monkeypatch.setattr(command, "run", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.startswith(f"voc-rl: interrupted; {says}")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_is_gone_ends_a_command_without_a_word(world: Path, unbuffered: str) -> None:
+    """As in ``voc-rl data info DATA | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [COMMAND, "data", "info", str(world)], stdout=writer, stderr=subprocess.PIPE, check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: object) -> None:
+        raise BrokenPipeError("a process that collects was lost")
+
+    monkeypatch.setattr(cli.Data, "run", lost)
+    with pytest.raises(BrokenPipeError, match="was lost"):
+        main(["data", "info", "d"])
 
 
 def test_a_folder_in_use(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:

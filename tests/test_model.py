@@ -112,8 +112,8 @@ def test_estimates_have_all_fields(voc: VOC, obs: np.ndarray) -> None:
         assert (estimate.mean <= estimate.high).all()
     wide, narrow = (voc.value(obs, estimator="sample", level=level) for level in (0.95, 0.5))
     np.testing.assert_array_equal(wide.mean, narrow.mean)
-    z = 1.959964 / 0.674490
-    np.testing.assert_allclose(wide.high - wide.mean, z * (narrow.high - narrow.mean), rtol=1e-5, atol=1e-12)
+    t = 1.984217 / 0.676976  # Student's, of 100 samples
+    np.testing.assert_allclose(wide.high - wide.mean, t * (narrow.high - narrow.mean), rtol=1e-5, atol=1e-12)
 
 
 def test_a_torch_tensor_is_as_good_as_an_array(voc: VOC, obs: np.ndarray) -> None:
@@ -205,6 +205,7 @@ def test_refused_questions(voc: VOC, obs: np.ndarray) -> None:
     assert "n is 0" in refusal(voc.sample_futures, obs, 0)
     assert "level is 1" in refusal(voc.value, obs, level=1)
     codes = voc.context(obs)[0]
+    assert "2 tokens per row are needed" in refusal(voc.density_value, obs, codes[:, :1], np.zeros(len(obs)))
     assert "level is 90" in refusal(voc.density_value, obs, codes, np.zeros(len(obs)), level=90)
 
 

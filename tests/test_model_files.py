@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from worlds import SPEC, refusal, small_config, write_world
 
-from voc_rl import VOC, Episodes
+from voc_rl import VOC, Episodes, model_files
+from voc_rl.model_files import check_spec_of
 from voc_rl.training import fresh_quantizer, train
+from voc_rl.values import RewardHead
 
 GAMMA = 0.5
 CONFIG = small_config(GAMMA, quantizer=30, steps=30)
@@ -148,3 +151,36 @@ def test_missing_and_unexpected_parts(voc: VOC, saved: Path) -> None:
     VOC(voc.quantizer, voc.occupancy, voc.reward_head, None, GAMMA, SPEC).save(saved)
     change(saved / "voc.json", value={"hidden": 32, "members": 3})
     assert "missing" in refusal(VOC.load, saved)
+
+
+def test_weights_of_another_save_are_refused(
+    voc: VOC, saved: Path, dataset: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New weights under the old description and its discount: what a cut leaves, and what a reader meets meanwhile."""
+    other = VOC(voc.quantizer, voc.occupancy, fresh_reward(voc), voc.value_head, 0.9, SPEC)
+
+    def cut(path: Path, value: object) -> None:
+        if path.name == "voc.json":
+            raise KeyboardInterrupt
+        write(path, value)
+
+    write = model_files.write_json
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model_files, "write_json", cut)
+        other.save(saved)
+    message = refusal(VOC.load, saved)
+    assert "voc.safetensors holds other weights than voc.json was written for" in message
+    other.save(saved)
+    assert VOC.load(saved).gamma == 0.9
+
+
+def fresh_reward(voc: VOC) -> RewardHead:
+    return RewardHead(voc.quantizer.n_tokens, voc.quantizer.code_dim, voc.reward_head.config)
+
+
+def test_frames_of_another_task_are_warned_of_by_what_lies_in_the_folder(saved: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="trained with task 'square', this data has 'ring'"):
+        check_spec_of(saved, replace(SPEC, task="ring"))
+    with warnings.catch_warnings(action="error"):
+        check_spec_of(saved, SPEC)
+        check_spec_of(tmp_path, SPEC)  # a quantizer without a VOC says nothing

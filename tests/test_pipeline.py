@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -17,10 +18,12 @@ from worlds import SPEC, loop, one_sentence, small_config, write_world
 
 from voc_rl import VOC, Episodes, pipeline
 from voc_rl.checkpoints import load_tensors
+from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError
-from voc_rl.pipeline import Pipeline, data_mark
+from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import tokenize
 from voc_rl.runs import RunFolder
+from voc_rl.stage_settings import data_mark
 from voc_rl.values import RewardConfig, discounted_returns
 
 CONFIG = replace(small_config(gamma=0.5, quantizer=10, steps=10), reward=RewardConfig(32, 11, loop(10)))
@@ -28,7 +31,7 @@ FILES = {
     "quantizer": (),  # saving the whole model writes its files again, unchanged
     "tokenize": ("tokens.safetensors",),
     "train": ("voc.safetensors", "voc.json"),
-    "evaluate": ("metrics.json",),
+    "evaluate": ("estimates/evaluate.safetensors",),  # metrics.json is of one model, and written anew with its scores
 }
 METHOD = {"error", "nrmse", "mae", "bias", "spearman", "pearson"}
 
@@ -84,6 +87,15 @@ def test_metrics(tmp_path: Path, data: Path) -> None:
     assert [row["step"] for row in curve] == [10, 10, 10]
     assert {row["stage"] for row in curve} == {"quantizer", "occupancy", "reward"}
     assert VOC.load(tmp_path).spec == SPEC
+
+
+@pytest.mark.parametrize(("repeat", "largest", "r_max"), [(2, 1.9, 2.0), (1, 12.0, 12.0), (1, -3.0, 3.0), (0, 0, 1e-6)])
+def test_the_largest_reward(repeat: int, largest: float, r_max: float) -> None:
+    """dm_control pays at most 1 per control step; D4RL's tasks pay what they like."""
+    dataset = SimpleNamespace(spec=DataSpec(action_repeat=repeat), reward=np.array([0, largest / 2, largest]))
+    run = object.__new__(Pipeline)
+    run.dataset = dataset  # type: ignore[assignment]
+    assert run.r_max == pytest.approx(r_max)
 
 
 def test_what_is_done_is_skipped(tmp_path: Path, data: Path) -> None:

@@ -14,7 +14,7 @@ from worlds import refusal
 
 from voc_rl.data import Episodes
 from voc_rl.policy_chains import PolicyChains, StitchingConfig
-from voc_rl.policy_estimate import PolicyEstimate, format_estimates, warning_of
+from voc_rl.policy_estimate import PolicyEstimate, covers, format_estimates, warning_of
 from voc_rl.values import FittedQ
 from voc_rl.values.statistics import student_interval
 
@@ -66,6 +66,22 @@ def test_intervals_hold_the_exact_values_and_are_no_wider_than_told() -> None:
     assert 1.0 < ratio < 3.0
 
 
+def test_a_policys_numbers_do_not_depend_on_who_is_beside_it() -> None:
+    process = decisions()
+    dataset, states = logged(process, 120)
+    dataset.state, features = states[:, None].astype(np.float32), torch.from_numpy(np.eye(S, dtype=np.float32)[states])
+    reward, odds, found = process.reward[states], process.policies, []
+    for policies in (
+        {"a": Chooses(odds[0])}, {"z": Chooses(odds[1]), "a": Chooses(odds[0])}, {"b": Chooses(odds[0])},
+    ):  # fmt: skip
+        chains = PolicyChains(dataset, policies, dataset.starts, StitchingConfig(), 0, lambda: features)
+        name = list(policies)[-1]
+        found.append((chains.values(name, reward, GAMMA), chains.variance(name, reward, GAMMA)))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] > 0
+    assert np.abs(found[0][0] - found[2][0]).max() > 1e-3  # each name has random numbers of its own
+
+
 def test_the_variance_by_hand() -> None:
     """Spread of the resampled chains, their shift and the critic's move, each in its own scale."""
     chains = chains_through(decisions(), *logged(decisions(), 60))
@@ -98,10 +114,13 @@ def test_one_episode_has_no_interval_and_few_have_a_warning() -> None:
     assert warning_of("best", far, 20).startswith("The data hardly support best")
     said = warning_of("best", near, 1)
     estimate = PolicyEstimate(
-        "best", 1.0, np.nan, np.nan, np.nan, 0.9, GAMMA, "stitch", "", np.ones(2),
+        "best", 1.0, np.nan, np.nan, np.nan, 0.9, GAMMA, "stitch", covers(), np.ones(2),
         {"match_distance": 0.1, "value_at_starts": 1.0, "value_elsewhere": 1.0}, said,
     )  # fmt: skip
     assert format_estimates([estimate, replace(estimate, policy="worst")]).count(said) == 1
+    said = format_estimates([estimate])
+    assert "and the noise of the policy; not a reward that the frames do not show." in said
+    assert "critic" not in said
     kept = estimate.as_dict()
     assert (kept["value"], kept["stderr"], kept["low"], kept["start_values"]) == (1.0, None, None, [1.0, 1.0])
 

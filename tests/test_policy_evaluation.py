@@ -66,6 +66,9 @@ def test_values_are_those_of_linear_algebra(
             assert errors < 0.6 * np.abs(exact(data, 0.5, evaluator.starts) - truth).mean()
         assert found.low < found.value < found.high
         assert found.warning == ""
+        assert ("critic" in found.covers) == (estimator in ("corrected", "head"))
+        assert ("network" in found.covers) == (estimator not in ("stitch", "corrected"))
+        assert ("sampling" in found.covers) == (estimator in ("sample", "mve", "density"))
 
 
 def test_another_reward_needs_no_new_model(evaluator: PolicyEvaluator, data: Episodes) -> None:

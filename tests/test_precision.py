@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from voc_rl.errors import VOCError
 from voc_rl.precision import (
     autocast,
     choose_device,
+    current,
     float32,
+    free_cores,
     has_bfloat16,
     keep_freed_memory,
     seeded,
@@ -99,6 +104,64 @@ def test_seeded_leaves_no_trace() -> None:
     assert torch.equal(torch.rand(3), expected)
     with seeded(CPU, 5):
         assert torch.equal(torch.rand(2), inside)
+
+
+def test_seeded_leaves_other_devices_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.manual_seed`` would also seed GPUs, which are not put back."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a user's stream of the GPU is lost"))
+    with seeded(CPU, 5):
+        inside = torch.rand(2)
+    assert torch.equal(inside, torch.rand(2, generator=torch.Generator().manual_seed(5)))
+
+
+def test_the_gpu_that_is_worked_on_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def chosen(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", chosen)
+    with current(CPU):
+        assert entered == []
+    with current(torch.device("cuda", 1)):
+        assert entered == [torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize(
+    ("bound", "load", "quota", "processes", "threads"),
+    [
+        (64, 0.2, None, None, 4),
+        (3, 0.0, None, None, 3),
+        (8, 5.1, None, None, 3),
+        (2, 9.0, None, None, 1),
+        (64, 0.0, "max 100000", None, 4),
+        (64, 10.0, "250000 100000", None, 2),
+        (64, 0.0, "50000 100000", None, 1),
+        (8, 0.0, None, "4", 2),
+        (8, 0.0, None, "16", 1),
+        (64, 0.0, "600000 100000", "2", 3),
+    ],
+)
+def test_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bound: int, load: float, quota: str | None, processes: str | None,
+    threads: int,
+) -> None:  # fmt: skip
+    """Cores less the load, within a container's quota, shared by the processes of a machine, at most four."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(bound)), raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("voc_rl.precision.QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert free_cores() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # as it was when PyTorch read it
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert free_cores() == 7
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,6 +198,30 @@ def test_forget(tmp_path: Path) -> None:
         assert [row["stage"] for row in run.curve()] == ["quantizer", "mc"]
 
 
+def test_what_was_found_of_a_model_does_not_outlive_it(tmp_path: Path) -> None:
+    """From the beginning of the work, so that a kill leaves no scores of the old model beside the new one."""
+    found = ("metrics.json", "report.html", "figures/scatter.png")
+    kept = ("estimates/evaluate.safetensors", "data/metrics.json")
+    for stage in ("quantizer", "tokenize", "train", "evaluate", "mc"):
+        for name in (*found, *kept):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("of the old model")
+        with RunFolder(tmp_path) as run, run.stage(stage, "a", {}):
+            there = {name for name in (*found, *kept) if (tmp_path / name).exists()}
+        assert there == {*kept, *(found if stage in ("evaluate", "mc") else ())}
+
+
+def test_settings_of_a_finished_stage(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        assert run.settings("train") is None
+        with run.stage("train", "a", {"steps": 3}):
+            assert run.settings("train") is None
+        assert run.settings("train") == {"steps": 3}
+        with pytest.raises(KeyboardInterrupt):
+            interrupt(run, "train", "b")
+        assert run.settings("train") is None
+
+
 def test_checkpoints_are_gone_when_a_stage_is_done(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as run:
         checkpoints = run.checkpoints("train", "a", 700)

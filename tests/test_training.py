@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from worlds import picture, refusal, small_config, write_world
+from test_joint import config_of, different
+from worlds import SPEC, picture, refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes
+from voc_rl.agents.networks import FrozenEncoder
 from voc_rl.joint import JointTraining
-from voc_rl.policy_evaluator import PolicyEvaluator
-from voc_rl.quantizers import tokenize
-from voc_rl.training import fresh_networks, fresh_quantizer, train
+from voc_rl.loop import LoopConfig
+from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.quantizers import tokenize, train_quantizer
+from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, train
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,59 @@ def test_training_takes_a_quantizer_and_tokens(episodes: Episodes) -> None:
     assert equal_states(whole, train(dataset, config, quantizer=whole.quantizer, tokens=tokens))
     assert "quantizer" in refusal(train, dataset, config, tokens=tokens)
     assert "tokenise this dataset" in refusal(train, episodes, config, quantizer=whole.quantizer, tokens=tokens)
+
+
+def test_an_untrained_quantizer_is_not_used(episodes: Episodes) -> None:
+    dataset, config = episodes.subset([0, 1]), small_config()
+    said = refusal(train, dataset, config, quantizer=fresh_quantizer(dataset, config))
+    assert "Quantizer vqvae is untrained, and its codes say nothing" in said
+
+
+@pytest.mark.parametrize("name", ["vqvae", "dino"])
+def test_what_joint_training_returns_can_be_trained_again(episodes: Episodes, name: str) -> None:
+    """All but what is frozen for good, as the encoder and the codes of published files."""
+    dataset, config = episodes.subset([0, 1]), config_of(name, steps=(4, 4))
+    if name == "dino":
+        config = replace(config, quantizer_config={**config.quantizer_config, "published": True, "features": False})
+    fresh, quantizer = fresh_quantizer(dataset, config), train(dataset, config).quantizer
+    trainable = {key for key, parameter in quantizer.named_parameters() if parameter.requires_grad}
+    assert trainable == {key for key, parameter in fresh.named_parameters() if parameter.requires_grad}
+    assert any(key.startswith(("encoder", "painter")) for key in trainable)
+    before = {key: parameter.detach().clone() for key, parameter in quantizer.named_parameters()}
+    for again in (train(dataset, config, quantizer=quantizer).quantizer,
+                  train_quantizer(quantizer, dataset, LoopConfig(2, batch_size=8))):  # fmt: skip
+        assert set(different(dict(again.named_parameters()), before)) == trainable
+    said = refusal(train, dataset, config, quantizer=quantizer.requires_grad_(False))
+    assert f"Quantizer {name} has no parameters that train" in said
+
+
+def test_features_are_needed_where_nothing_else_is_read(episodes: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"channels": 8, "multipliers": (1,), "attention_levels": (), "latent_channels": 8, "code_dim": 4, "side": 4}
+    config = replace(small_config(), quantizer="vqgan", quantizer_config=sizes)
+    without = fresh_quantizer(episodes, config)
+    policy = SimpleNamespace(observation="pixels", predict=None)
+    monkeypatch.setattr("voc_rl.loop.Descent.step", None)  # refused before anything is trained
+    for asked in (
+        lambda: FrozenEncoder(without, tokens=False),
+        lambda: PolicyEvaluator(episodes, {"a": policy}, quantizer=without),
+        lambda: PolicyEvaluator(episodes, {"a": policy}, config=EvaluationConfig(voc=config)),
+    ):
+        assert "Quantizer vqgan has no continuous features" in refusal(asked)
+    assert FrozenEncoder(without, tokens=True).width == without.n_tokens * 4
+
+
+def test_frames_get_a_patch_that_fits_them(tmp_path: Path) -> None:
+    for size, patch in ((24, 6), (64, 4), (9, None)):
+        write_world(tmp_path / str(size), episodes=1, rows=4, size=size, spec=replace(SPEC, size=size))
+        dataset = Episodes.open(tmp_path / str(size))
+        for name in ("vqvae", "musik"):
+            config = VOCConfig(quantizer=name)
+            if patch is None:
+                assert "multiples of 12 are needed, or another `patch`" in refusal(fresh_quantizer, dataset, config)
+                continue
+            assert fresh_quantizer(dataset, config).config.patch == patch
+            chosen = replace(config, quantizer_config={"patch": 2})
+            assert fresh_quantizer(dataset, chosen).config.patch == 2
 
 
 def test_discounts_of_the_datas_own_are_refused_before_anything_is_trained(

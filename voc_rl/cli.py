@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +16,8 @@ import tyro
 from voc_rl.cli_data import Data
 from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, prepare
 from voc_rl.errors import VOCError, check_positive, check_seed
+
+STDOUT = 1  # the descriptor of what is printed
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Demo:
     """Run folder, where an interrupted demo goes on; default: runs/demo, or runs/demo_cheetah-run for that task."""
     seed: int = 0
     threads: int | None = None
-    """Threads for the arithmetic; default: the cores that are free now, at most 4."""
+    """Threads for the arithmetic; default: OMP_NUM_THREADS, or the cores that are free now, at most 4."""
     processes: int = 2
     """Processes that collect."""
     device: str = "auto"
@@ -123,18 +128,8 @@ class Ope:
     threads: int | None = None
 
     def run(self) -> None:
-        import numpy as np
-
         from voc_rl.agents import Deterministic, callable_of, policy_of
-        from voc_rl.benchmarks.ope_report import write_ope_report
-        from voc_rl.checkpoints import write_json
-        from voc_rl.conversion import open_with_frames
-        from voc_rl.policy_estimate import format_estimates
-        from voc_rl.policy_evaluation import evaluate_policy
-        from voc_rl.policy_evaluator import EvaluationConfig
-        from voc_rl.precision import choose_device
-        from voc_rl.quantizers import load_quantizer
-        from voc_rl.training import VOCConfig
+        from voc_rl.checkpoints import hold_folder
 
         check_seed(self.seed)
         prepare(self.threads)
@@ -142,13 +137,33 @@ class Ope:
         if self.deterministic:
             policies = {name: Deterministic(policy) for name, policy in policies.items()}
         reward_fn = None if self.reward is None else callable_of(self.reward)
+        # before hours of training, not after them
+        with nullcontext() if self.out is None else hold_folder(self.out, "folder of results"):
+            self._evaluate(policies, reward_fn)
+
+    def _evaluate(self, policies: dict[str, Any], reward_fn: Any) -> None:
+        import numpy as np
+
+        from voc_rl.benchmarks.ope_report import write_ope_report
+        from voc_rl.checkpoints import write_json
+        from voc_rl.conversion import open_with_frames
+        from voc_rl.model_files import check_spec_of
+        from voc_rl.policy_estimate import format_estimates
+        from voc_rl.policy_evaluation import evaluate_policy
+        from voc_rl.policy_evaluator import EvaluationConfig
+        from voc_rl.precision import choose_device
+        from voc_rl.quantizers import load_quantizer
+        from voc_rl.training import VOCConfig
+
         dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn")
-        starts = None
+        starts = quantizer = None
         if self.starts:
             check_positive(self.starts, "starts")
             rows = np.flatnonzero(dataset.steps_left > 0)
             starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
-        quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
+        if self.quantizer is not None:
+            quantizer = load_quantizer(self.quantizer)
+            check_spec_of(self.quantizer, dataset.spec)
         estimates = evaluate_policy(
             dataset, policies, self.gamma, self.estimator, starts=starts, reward_fn=reward_fn, quantizer=quantizer,
             config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), device=choose_device(self.device), progress=True,
@@ -178,12 +193,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.cli(Command, prog="voc-rl", args=arguments, description=__doc__)
     try:
         command.run()
+        sys.stdout.flush()  # here, where a reader that is gone can be met
     except VOCError as error:
         print(f"voc-rl: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("voc-rl: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print(f"voc-rl: interrupted; {_what_goes_on(command)}.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        sys.exit(141)  # as a command that SIGPIPE ends
+
+
+def _what_goes_on(command: Any) -> str:
+    """What to say to somebody who interrupted a command."""
+    if isinstance(command, Ope):
+        return "it keeps no checkpoints, so the same command starts again"
+    forced = getattr(getattr(command, "settings", command), "force", False)
+    return f"the same command{' without --force' if forced else ''} goes on from the last checkpoint"
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more (``voc-rl ... | head``); it is thrown away then."""
+    printed = select.poll()
+    printed.register(STDOUT, 0)
+    gone = any(event & select.POLLERR for _, event in printed.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # else Python complains when it ends
+    return gone
 
 
 if __name__ == "__main__":

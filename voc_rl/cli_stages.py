@@ -48,7 +48,7 @@ class Settings:
     """Share of the episodes that is never trained on."""
     seed: int = 0
     threads: int | None = None
-    """Threads for the arithmetic; default: the cores that are free now, at most 4."""
+    """Threads for the arithmetic; default: OMP_NUM_THREADS, or the cores that are free now, at most 4."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where there is one."""
     force: bool = False
@@ -84,7 +84,9 @@ class Settings:
         force = frozenset({stage}) if self.force else frozenset()
         device = choose_device(self.device)
         say = print if run.writes else lambda line: None
-        return Pipeline(run, self.data, config, self.held_out, say, progress=True, force=force, device=device)
+        return Pipeline(
+            run, self.data, config, self.held_out, say, progress=True, force=force, stage=stage, device=device
+        )
 
     def do(self, stage: str, work: Any, listener: Any = None) -> None:
         from voc_rl.distributed import join
@@ -96,7 +98,7 @@ class Settings:
         with RunFolder(self.out, device_name(device)) as run:
             pipeline = self.pipeline(run, stage)
             if listener is not None and run.writes:
-                run.listeners.append(listener())
+                run.listeners.append(listener(pipeline.asked.marks["train"], self.force))
             work(pipeline)
 
 

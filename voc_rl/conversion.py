@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from voc_rl.checkpoints import read_json
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_minari, write_vd4rl
+from voc_rl.data.border import file_stamp
 from voc_rl.data.convert import SETTINGS, write_folder
+from voc_rl.data.malformed import with_steps
 from voc_rl.data.registry import parse, stream_dataset
-from voc_rl.data.trial import read_in_child
+from voc_rl.data.trial import read_in_child, source_files
 from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError, check_choice
+from voc_rl.runs import fingerprint
 
 if TYPE_CHECKING:
     from voc_rl.envs.states import StateCheck
@@ -39,9 +45,23 @@ def open_with_frames(source: str | Path, folder: Path | None = None) -> Episodes
     if folder is None:
         raise VOCError(f"{source} holds states, whose pictures are drawn into a folder; --out is needed.")
     _draw_once(f"d4rl:{place}", folder)
-    if (drawn := read_json(folder / SETTINGS, "settings of a conversion").get("source")) != f"d4rl:{place}":
-        raise VOCError(f"{folder} was drawn from {drawn}, not from d4rl:{place}; choose another --out.")
+    drawn, source_now = read_json(folder / SETTINGS, "settings of a conversion"), _made_from(f"d4rl:{place}")
+    if drawn.get("source") != source_now["source"]:
+        raise VOCError(f"{folder} was drawn from {drawn.get('source')}, not from d4rl:{place}; choose another --out.")
+    if drawn.get("files") != source_now["files"]:
+        raise VOCError(
+            f"{folder} was drawn from d4rl:{place} before that file changed; delete it, or choose another --out."
+        )
     return Episodes.open(folder)
+
+
+def _made_from(spec: str) -> dict[str, str]:
+    """What says whether a conversion is still of the same data: the place, and a hash of its files' names, sizes and
+    times of change."""
+    word, _, place = spec.partition(":")
+    files = source_files(spec)
+    source = f"{word}:{Path(place).resolve()}" if Path(place).exists() else spec
+    return {"source": source, "files": fingerprint([(str(file), *file_stamp(file)) for file in files])}
 
 
 def _draw_once(spec: str, folder: Path) -> None:
@@ -49,7 +69,8 @@ def _draw_once(spec: str, folder: Path) -> None:
     episode that it is still drawing: as a whole that may take longer than the others wait for a word."""
     if ranks().first:
         if not folder.exists():
-            _to_ours(spec, str(folder), SIZE, None, progress=True, after_episode=lambda: agreed(True))
+            _, check = _to_ours(spec, str(folder), SIZE, None, progress=True, after_episode=lambda: agreed(True))
+            tqdm.write(f"check: {check}", file=sys.stderr)  # beside the progress
         agreed(False)
     else:
         while agreed(False):  # the first one's answer
@@ -87,15 +108,15 @@ def convert_dataset(
         return _to_ours(spec, out, size, task, progress)
     if to == "vd4rl" and Path(out).exists():
         raise VOCError(f"{out} exists already; choose another file.")
-    dataset, check = load_dataset(spec), None
+    dataset, check = with_steps(load_dataset(spec)), None
     if spec.startswith("d4rl:"):
         from voc_rl.envs.states import render_states
 
         dataset, check = render_states(dataset, size, task, progress)
     if to == "minari":
-        write_minari(out, dataset)
+        write_minari(out, dataset, progress)
     else:
-        write_vd4rl(out, dataset)
+        write_vd4rl(out, dataset, progress=progress)
     return len(dataset.starts), check
 
 
@@ -107,12 +128,14 @@ def _to_ours(
     progress: bool,
     after_episode: Callable[[], object] = lambda: None,
 ) -> tuple[int, StateCheck | None]:
-    settings = {"source": spec, "size": size, "task": task}
+    settings = {**_made_from(spec), "size": size, "task": task}
     if not spec.startswith("d4rl:"):
 
         def streamed(first: int) -> Iterator[tuple[Episode, DataSpec]]:
-            described, stream = stream_dataset(spec)
-            return ((episode, described) for episode in islice(stream, first, None))
+            described, count, stream = stream_dataset(spec)
+            left = islice(stream, first, None)
+            shown = tqdm(left, "convert", count, initial=first, unit="episode", disable=not progress)
+            return ((episode, described) for episode in shown)
 
         return write_folder(out, streamed, settings), None
 

@@ -65,8 +65,8 @@ def check_decay(value: float, name: str) -> None:
 
 def check_seed(seed: int) -> None:
     """A seed of NumPy's and torch's generators."""
-    if seed < 0:
-        raise VOCError(f"seed is {seed}; zero or a positive number is needed.")
+    if not 0 <= seed < 2**63:
+        raise VOCError(f"seed is {seed}; a whole number from 0 to 2^63 - 1 is needed.")
 
 
 def check_samples(samples: int) -> None:

@@ -7,13 +7,19 @@ lie, so nothing in it may depend on anything else: no number that Python made fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import Lock
 from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from voc_rl.precision import current
+
 WARM_UP = 3  # calls before the capture, in which libraries choose kernels and take their memory
+_CAPTURING = Lock()
 
 
 class Inputs(Protocol):
@@ -37,6 +43,20 @@ def add_gradients(
     return {"loss": loss.detach(), **numbers}
 
 
+@contextmanager
+def capture(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """Inside of it, what ``device``, the current one, is asked to do becomes ``graph``. One thread captures at a time;
+    others may work meanwhile."""
+    with _CAPTURING, torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local"):
+        yield
+
+
+@lru_cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """PyTorch's own is on whichever GPU the first capture of the process was on."""
+    return torch.cuda.Stream(device)
+
+
 class StepGraph(Generic[T]):
     """``add_gradients`` of one loss as a CUDA graph; inputs of later calls have the shapes of the first ones."""
 
@@ -52,21 +72,23 @@ class StepGraph(Generic[T]):
         Raises:
             RuntimeError: something in the loss cannot be captured.
         """
-        self.inputs = inputs.copy()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                add_gradients(loss_of, self.inputs, scale)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.numbers = add_gradients(loss_of, self.inputs, scale)
+        self.inputs, self.device = inputs.copy(), parameters[0].device
+        with current(self.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    add_gradients(loss_of, self.inputs, scale)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with capture(self.graph, self.device):
+                self.numbers = add_gradients(loss_of, self.inputs, scale)
         torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
 
     def __call__(self, inputs: T) -> dict[str, Tensor]:
         """Add the gradients of ``inputs``; returns the numbers."""
         for own, new in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             own.copy_(new)
-        self.graph.replay()
+        with current(self.device):
+            self.graph.replay()
         return {name: number.clone() for name, number in self.numbers.items()}

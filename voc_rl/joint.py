@@ -225,7 +225,7 @@ def train_joint(
         networks: fresh networks for a quantizer's codes, called when the quantizer's steps alone are over.
 
     Raises:
-        VOCError: discounts of the data's own.
+        VOCError: discounts of the data's own, or a quantizer whose parameters are all frozen.
     """
     check_discounts(dataset)
     if checkpoints is None or not checkpoints.path.exists():
@@ -235,6 +235,8 @@ def train_joint(
     quantizer.eval()
     vocabulary, trainee = work.vocabulary, work.trainee
     assert trainee is not None
+    for slow, fast in zip(vocabulary.quantizer.parameters(), quantizer.parameters(), strict=True):
+        slow.requires_grad_(fast.requires_grad)  # what is returned can be trained again
     vocabulary.make(np.arange(len(dataset)))
     codes, features = vocabulary.codes.cpu(), vocabulary.features.cpu()
     return JointlyTrained(vocabulary.quantizer, trainee.target.eval(), trainee.target_head, codes, features)

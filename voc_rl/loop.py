@@ -78,11 +78,15 @@ class PreparedTrainee(Trainee, Protocol):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a loop keeps its state, every ``every`` steps; ``fingerprint`` must match for a resume."""
+    """Where a loop keeps its state, every ``every`` steps; ``fingerprint`` must match for a resume.
+
+    anew: what a user says to begin without it, for messages.
+    """
 
     path: Path
     fingerprint: str
     every: int = 200
+    anew: str = "--force"
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -258,8 +262,8 @@ def _resume(work: Steps, checkpoints: Checkpoints) -> int:
     state = load_torch_file(checkpoints.path)
     if not isinstance(state, dict) or state.get("fingerprint") != checkpoints.fingerprint:
         raise VOCError(
-            f"{checkpoints.path} was written by a run with other settings or data; use --force to start anew, "
-            "or another --out."
+            f"{checkpoints.path} was written by a run with other settings or data; use {checkpoints.anew} to start "
+            "anew, or another --out."
         )
     work.load_state(state)
     return int(state["step"])

@@ -149,10 +149,11 @@ class VOC(Parts):
             gamma: any of ``gammas``; None is the model's own.
 
         Raises:
-            VOCError: a model trained without ``null_context``, a discount that it does not know, or an effective sample
-                size below 50 at every state.
+            VOCError: a model trained without ``null_context``, codes of another quantizer, a discount that it does not
+                know, or an effective sample size below 50 at every state.
         """
         check_level(level)
+        check_codes(codes, self.quantizer)
         gamma = base_gamma(self.gammas, self.gamma if gamma is None else gamma, hops=False)
         context, features = self.context(obs)
         # no autocast: ratios need their digits

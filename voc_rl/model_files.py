@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from voc_rl.checkpoints import FORMAT_VERSION, load_state_dict, load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import from_dict, to_dict
@@ -72,15 +74,30 @@ class Parts:
 
     def check_spec(self, spec: DataSpec) -> None:
         """Warn where frames were made in another way than those the model was trained on."""
-        unsaid = DataSpec()
-        for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
-            mine, other = getattr(self.spec, name), getattr(spec, name)
-            if mine != other and getattr(unsaid, name) not in (mine, other):
-                warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=2)
+        _compare_specs(self.spec, spec)
+
+
+def check_spec_of(folder: str | Path, spec: DataSpec) -> None:
+    """Warn as ``Parts.check_spec`` does, by what the VOC of a folder says; one without a VOC says nothing.
+
+    Raises:
+        VOCError: a damaged description.
+    """
+    path = Path(folder) / DESCRIPTION
+    if path.exists():
+        _compare_specs(from_dict(DataSpec, read_json(path, "VOC description").get("spec", {}), "spec"), spec)
+
+
+def _compare_specs(trained: DataSpec, spec: DataSpec) -> None:
+    unsaid = DataSpec()
+    for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
+        mine, other = getattr(trained, name), getattr(spec, name)
+        if mine != other and getattr(unsaid, name) not in (mine, other):
+            warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=3)
 
 
 def save_parts(folder: str | Path, voc: Parts) -> None:
-    """Write ``voc`` into ``folder``."""
+    """Write ``voc`` into ``folder``; its description comes last, and says of which weights it is."""
     folder = Path(folder)
     save_quantizer(voc.quantizer, folder)
     parts: dict[str, torch.nn.Module] = {"occupancy": voc.occupancy, "reward": voc.reward_head}
@@ -92,6 +109,7 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
         "format_version": FORMAT_VERSION,
         "gamma": voc.gamma,
         "quantizer": weights_mark(voc.quantizer),
+        "weights": tensors_mark(tensors),
         "spec": asdict(voc.spec),
         "occupancy": to_dict(voc.occupancy.config),
         "reward": to_dict(voc.reward_head.config),
@@ -104,7 +122,8 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
     """Read what ``save_parts`` wrote, as an object of ``kind``; loading never executes code from the files.
 
     Raises:
-        VOCError: missing or damaged files, another format version, or weights of another quantizer.
+        VOCError: missing or damaged files, another format version, or weights of another quantizer or VOC, as they lie
+            there while one is saved over another.
     """
     folder = Path(folder)
     description = read_json(folder / DESCRIPTION, "VOC description")
@@ -134,21 +153,31 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
     occupancy = OccupancyTransformer(config)
     reward_head = RewardHead(quantizer.n_tokens, quantizer.code_dim, reward_config)
     value_head = ValueHead(config.width, config.feature_dim, **value) if value else None
-    _load_weights(folder / WEIGHTS, {"occupancy": occupancy, "reward": reward_head, "value": value_head})
+    tensors = load_tensors(folder / WEIGHTS)
+    if description.get("weights", mark := tensors_mark(tensors)) != mark:
+        raise VOCError(
+            f"{folder}: {WEIGHTS} holds other weights than {DESCRIPTION} was written for (one VOC is being saved over "
+            "another, or that was cut); load it again later, or train the VOC again."
+        )
+    _load_weights(folder / WEIGHTS, tensors, {"occupancy": occupancy, "reward": reward_head, "value": value_head})
     return kind(quantizer, occupancy, reward_head, value_head, gamma, spec)
 
 
 def weights_mark(module: torch.nn.Module) -> str:
     """A short hash of the weights of ``module``."""
+    return tensors_mark(module.state_dict())
+
+
+def tensors_mark(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named tensors."""
     found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
 
 
-def _load_weights(path: Path, parts: dict[str, torch.nn.Module | None]) -> None:
-    tensors = load_tensors(path)
+def _load_weights(path: Path, tensors: Mapping[str, Tensor], parts: dict[str, torch.nn.Module | None]) -> None:
     known = {name for name, module in parts.items() if module is not None}
     unexpected = sorted({name.split(".")[0] for name in tensors} - known)
     if unexpected:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
-from voc_rl.configs import to_dict
 from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes
 from voc_rl.distributed import agreed, gather, ranks
@@ -29,22 +28,14 @@ from voc_rl.loop import step_seed
 from voc_rl.model import VOC
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
 from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.stage_settings import Asked, command_of
 from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import ValueEstimate, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
 # whole datasets up to this size are decompressed into memory before training reads them at random
 FRAMES_IN_MEMORY = 2 * 1024**3
-FRAMES_IN_MARK = 64
 STATES_AT_ONCE = 64  # whose futures are drawn together, with random numbers of their own
-
-
-def data_mark(dataset: Episodes) -> str:
-    """A short hash of a dataset: its small arrays, how it was made, and some of its frames."""
-    rows = np.unique(np.linspace(0, len(dataset) - 1, FRAMES_IN_MARK).astype(int))
-    arrays = (dataset.reward, dataset.action, dataset.discount, dataset.step_type, dataset.frames(rows))
-    hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-    return fingerprint(hashes, dataset.frame_shape, asdict(dataset.spec))
 
 
 @dataclass
@@ -56,6 +47,11 @@ class Pipeline:
             run folder. config: what is trained.
         held_out: share of the episodes that are never trained on. say: takes one line about what is skipped.
         force: stages that are done anew even when they are finished. device: where networks are trained and asked.
+        stage: the one whose command this is: other finished ones are never trained anew with other settings by the
+            way; None: all of them may be.
+
+    Raises:
+        VOCError: a share or data that do not fit, or a finished stage of other settings than those that are given.
     """
 
     run: RunFolder
@@ -65,8 +61,9 @@ class Pipeline:
     say: Say = lambda line: None
     progress: bool = False
     force: frozenset[str] = frozenset()
+    stage: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    _settings: dict[str, str] = field(default_factory=dict, repr=False)
+    asked: Asked = field(init=False, repr=False)
     _done: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -76,27 +73,23 @@ class Pipeline:
         if len(self.dataset) * np.prod(self.dataset.frame_shape) <= FRAMES_IN_MEMORY:
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
-        quantizer = (
-            self.config.quantizer,
-            self.config.quantizer_config,
-            to_dict(self.config.quantizer_training),
-        )
-        base = fingerprint(data_mark(self.dataset), self.held_out, self.config.seed, quantizer)
-        network = (to_dict(self.config.network), to_dict(self.config.occupancy), to_dict(self.config.reward))
-        joint = () if self.config.joint is None else (to_dict(self.config.joint),)
-        trained = fingerprint(base, network, *joint)
-        if joint:  # the quantizer comes out of the training of all
-            base = trained
-        self._settings = {"quantizer": base, "train": trained}
+        self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)
+        refusal = "" if self.stage is None else self.asked.refusal(self.run, self.stage)
+        if agreed(bool(refusal)):
+            raise VOCError(refusal)
 
     def mark(self, *parts: Any) -> str:
         """Fingerprint of a later stage: the trained model and ``parts``."""
         self.train()
-        return fingerprint(self._settings["train"], self._weights("quantizer"), self._weights("voc"), *parts)
+        return fingerprint(self.asked.marks["train"], self._weights("quantizer"), self._weights("voc"), *parts)
 
     def _weights(self, name: str) -> str:
         """A hash of a weight file; of several processes all read the one that the first has written."""
         return hashlib.sha256((self.run.path / f"{name}.safetensors").read_bytes()).hexdigest()
+
+    def anew(self, stage: str) -> str:
+        """What to say on the command line to have a stage done anew."""
+        return "--force" if self.stage in (None, stage) else f"{command_of(stage)} --force"
 
     def skip(self, stage: str, mark: str) -> bool:
         """Whether a stage is done; says so. A forced one is forgotten first."""
@@ -104,7 +97,7 @@ class Pipeline:
             self.run.forget(stage)
             self.force = self.force - {stage}
         if self.run.finished(stage, mark):
-            self.say(f"{stage}: done already, skipped (--force does it again)")
+            self.say(f"{stage}: done already, skipped ({self.anew(stage)} does it again)")
             return True
         if self.run.outdated(stage, mark):
             self.say(f"{stage}: done before, but with other data, settings or weights; done anew")
@@ -118,17 +111,14 @@ class Pipeline:
         return self._done["quantizer"]
 
     def _train_quantizer(self) -> Quantizer:
-        config, mark = self.config, self._settings["quantizer"]
+        config, mark = self.config, self.asked.marks["quantizer"]
         if self.skip("quantizer", mark):
             return load_quantizer(self.run.path).to(self.device)
-        settings = {
-            "data": str(self.data), "held_out": self.held_out, "seed": config.seed, "quantizer": config.quantizer,
-            "quantizer_config": config.quantizer_config, **to_dict(config.quantizer_training),
-        }  # fmt: skip
-        with self.run.stage("quantizer", mark, settings):
+        steps = config.quantizer_training.steps
+        with self.run.stage("quantizer", mark, self.asked.settings["quantizer"]):
             quantizer = ready_quantizer(
                 None, self.training, config, self.device, log=self.run.log,
-                checkpoints=self.run.checkpoints("quantizer", mark, config.quantizer_training.steps),
+                checkpoints=self.run.checkpoints("quantizer", mark, steps, self.anew("quantizer")),
                 progress=self.progress,
             )  # fmt: skip
             if self.run.writes:
@@ -143,7 +133,7 @@ class Pipeline:
 
     def _tokenize(self) -> tuple[Tensor, Tensor]:
         path, quantizer = self.run.path / "tokens.safetensors", self.train_quantizer()
-        mark = fingerprint(self._settings["quantizer"], "tokens", self._weights("quantizer"))
+        mark = fingerprint(self.asked.marks["quantizer"], "tokens", self._weights("quantizer"))
         if not self.skip("tokenize", mark):
             with self.run.stage("tokenize", mark, {"data": str(self.data), "seed": self.config.seed}):
                 codes, features = tokenize(quantizer, self.dataset)
@@ -167,7 +157,7 @@ class Pipeline:
         return self._done["voc"]
 
     def _train(self) -> VOC:
-        mark, config = self._settings["train"], self.config
+        mark, config = self.asked.marks["train"], self.config
         parts: dict[str, Any] = {}
         if config.joint is None:
             parts = {"quantizer": self.train_quantizer(), "tokens": self.tokens_of(self.training)}
@@ -178,11 +168,11 @@ class Pipeline:
         if self.skip("train", mark):
             return VOC.load(self.run.path).to(self.device)
         steps = config.occupancy.loop.steps + (0 if config.joint is None else config.quantizer_training.steps)
-        settings = {"data": str(self.data), **to_dict(config)}
-        with self.run.stage("train", mark, settings):
+        with self.run.stage("train", mark, self.asked.settings["train"]):
             voc = train(
                 self.training, config, **parts, device=self.device, log=self.run.log,
-                checkpoints=lambda name: self.run.checkpoints("train", mark, steps), progress=self.progress,
+                checkpoints=lambda name: self.run.checkpoints("train", mark, steps, self.anew("train")),
+                progress=self.progress,
             )  # fmt: skip
             if self.run.writes:
                 voc.save(self.run.path)
@@ -254,10 +244,8 @@ class Pipeline:
 
     @property
     def r_max(self) -> float:
-        """Largest reward of a row: 1 per control step in dm_control, else the largest logged one."""
-        if self.dataset.spec.action_repeat:
-            return float(self.dataset.spec.action_repeat)
-        return max(float(np.abs(self.dataset.reward).max()), 1e-6)
+        """Largest reward of a row: 1 per control step, which dm_control never exceeds, or the largest logged one."""
+        return max(float(self.dataset.spec.action_repeat), float(np.abs(self.dataset.reward).max()), 1e-6)
 
     def constant_value(self) -> float:
         """Mean true return of the training states: the best constant that training data can name."""

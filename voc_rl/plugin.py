@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.errors import VOCError, check_choice
+from voc_rl.errors import VOCError, check_choice, check_observations
 from voc_rl.model import VOC
 from voc_rl.model_files import DESCRIPTION, WEIGHTS
 from voc_rl.precision import autocast
+from voc_rl.quantizers.base import check_codes
 
 Features = Literal["context", "successor", "tokens"]
 FEATURES: tuple[Features, ...] = ("context", "successor", "tokens")
+Seen = Features | Literal["codes"]  # what a wrapper can show instead of frames
 FEATURE_SAMPLES = 16  # futures per state behind the successor features
 LARGEST = 10.0  # standard deviations; keeps what a frame unlike the training data shows in bounds
 
@@ -67,6 +69,54 @@ def check_space(space: Any, shape: tuple[int, int, int], whose: str) -> None:
     )
 
 
+def shows_codes(space: Any, voc: VOC) -> bool:
+    """Whether observations of a space are what a VOC reads of frames, ``codes_as_vectors``, and not the frames."""
+    shape = getattr(space, "shape", None) or ()
+    return len(shape) == 1 and np.issubdtype(space.dtype, np.floating) and shape == (codes_size(voc),)
+
+
+def check_readable(space: Any, voc: VOC, whose: str) -> None:
+    """An observation space of the VOC's frames, or of their codes (``shows_codes``).
+
+    Raises:
+        VOCError: another space; says how to get there.
+    """
+    if not shows_codes(space, voc):
+        check_space(space, voc.observation_shape, whose)
+
+
+def codes_size(voc: VOC) -> int:
+    """Width of ``codes_as_vectors``."""
+    return voc.quantizer.n_tokens + voc.occupancy.config.feature_dim
+
+
+def codes_as_vectors(codes: Tensor, features: Tensor | None) -> Tensor:
+    """All that a VOC reads of frames (``VOC.context``) as float32 (B, D): the codes' numbers, then the features as the
+    quantizer gives them. ``read`` takes them apart again."""
+    parts = [codes.float()] if features is None else [codes.float(), features.float()]
+    return torch.cat(parts, 1)
+
+
+def read(voc: VOC, obs: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
+    """Codes int64 and features (or None) of frames uint8 (B, 3K, H, W), or of their ``codes_as_vectors``, float (B, D).
+
+    Where the VOC is.
+
+    Raises:
+        VOCError: other observations, or codes that something changed on the way.
+    """
+    rows = torch.as_tensor(obs)
+    if not (rows.ndim == 2 and rows.is_floating_point() and rows.shape[1] == codes_size(voc)):
+        check_observations(rows, voc.observation_shape)
+        return voc.context(obs)
+    n = voc.quantizer.n_tokens
+    codes = rows[:, :n].to(voc.device).long()
+    if not torch.equal(codes.to(rows.dtype), rows[:, :n].to(voc.device)):
+        raise VOCError("The codes in the observations are no whole numbers; they must not be scaled (VecNormalize).")
+    check_codes(codes, voc.quantizer)
+    return codes, rows[:, n:].to(voc.device, torch.float32) if voc.occupancy.config.feature_dim else None
+
+
 def feature_size(voc: VOC, kind: Features) -> int:
     """Width of ``feature_vectors``."""
     check_choice(kind, FEATURES, "kind of features")
@@ -76,7 +126,8 @@ def feature_size(voc: VOC, kind: Features) -> int:
 
 
 def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tensor:
-    """Features float32 (B, D) of observations uint8 (B, 3K, H, W), each a function of its observation alone.
+    """Features float32 (B, D) of observations, each a function of its observation alone: of frames uint8
+    (B, 3K, H, W), or of their codes (``codes_as_vectors``).
 
     Computed where the VOC is. But for rounding: batches above ``precision.SMALL_BATCH`` are computed in bfloat16 where
     the processor has it.
@@ -88,14 +139,14 @@ def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tenso
       the same random numbers for every state. Some 30 times the cost of the other two.
 
     Gradients reach the occupancy network (``context``) and the quantizer's encoder, straight through the rounding
-    (``tokens``); wrap the call in ``torch.no_grad()`` where none are wanted.
+    (``tokens``, of frames); wrap the call in ``torch.no_grad()`` where none are wanted.
 
     Raises:
         VOCError: another kind, or observations of another shape or dtype.
     """
     check_choice(kind, FEATURES, "kind of features")
-    codes, features = voc.context(obs)
-    if kind == "tokens" and torch.is_grad_enabled():  # straight-through (Bengio et al. 2013)
+    codes, features = read(voc, obs)
+    if kind == "tokens" and torch.is_grad_enabled() and obs.ndim == 4:  # straight-through (Bengio et al. 2013)
         with autocast(voc.device):
             latents = voc.quantizer.latents(torch.as_tensor(obs).to(voc.device))
         return (latents + (voc.quantizer.embed(codes) - latents).detach()).flatten(1).float()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
 from voc_rl.errors import VOCError, check_at_least, check_positive
-from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
+from voc_rl.occupancy import Candidates, PolicyActions, StitchedChain, find_candidates, policy_actions, stitch
 from voc_rl.values import FittedQ
 from voc_rl.values.fitted_q import MEMBERS
 
@@ -85,10 +86,17 @@ class PolicyChains:
         check_discounts(dataset)
         self.dataset, self.names, self.starts = dataset, list(policies), starts
         self.config, self.seed, self._features = config, seed, features
-        rng = np.random.default_rng([seed, 31])
-        self.actions = policy_actions(list(policies.values()), dataset, config.draws, rng)
+        drawn = [
+            policy_actions([policy], dataset, config.draws, self._generator(31, name)).drawn
+            for name, policy in policies.items()
+        ]
+        self.actions = PolicyActions(np.concatenate(drawn))
         self._chains: dict[tuple[str, int], StitchedChain] = {}
         self._values: dict[tuple[str, int, float, FittedQ | None], tuple[np.ndarray, np.ndarray]] = {}
+
+    def _generator(self, purpose: int, name: str, place: int = 0) -> np.random.Generator:
+        """Random numbers of a policy's own: its chain is the same, whoever is evaluated beside it."""
+        return np.random.default_rng([self.seed, purpose, crc32(name.encode()), place])
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -189,7 +197,7 @@ class PolicyChains:
     def _chain(self, name: str, place: int, allowed: np.ndarray | None, draws: int | None) -> StitchedChain:
         if (name, place) not in self._chains:
             policy, config = self.names.index(name), self.config
-            rng = np.random.default_rng([self.seed, 47, policy, place])
+            rng = self._generator(47, name, place)
             self._chains[name, place] = stitch(
                 self.candidates, self.actions.drawn[policy][:, :draws], self.dataset.terminal, rng,
                 config.action_weight, config.bandwidth, allowed,

@@ -11,10 +11,17 @@ import numpy as np
 FEW = 20  # episodes: intervals from fewer may hold much less than they say (docs/policy_evaluation.md)
 FAR = 2.0  # typical distances: a policy whose jumps are longer on average is not supported by the data
 COVERS = (
-    "the mean over which episodes were logged (chains of resampled episodes, and how far they drift), the noise of the "
-    "policy and of sampling, how far a critic moved the chain's value, and how far the network is from its chain; not "
-    "a reward that the frames do not show"
+    "the mean over which episodes were logged (chains of resampled episodes, and how far they drift) and the noise of "
+    "the policy"
 )
+
+
+def covers(critic: bool = False, network: bool = False, samples: bool = False) -> str:
+    """What an interval covers, in words: of a chain alone, or also of what was asked beside it."""
+    more = ", how far the critic moved the chain's value" if critic else ""
+    more += ", how far the network is from its chain" if network else ""
+    more += ", the noise of sampling" if samples else ""
+    return f"{COVERS}{more}; not a reward that the frames do not show"
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,10 @@ def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
             f"| {e.policy} | {e.value:.3f} | {e.interval} | {told['match_distance']:.2f} "
             f"| {told['value_at_starts']:.3f} / {told['value_elsewhere']:.3f} |"
         )
-    lines += ["", f"Discount {estimates[0].gamma:g}, estimator {estimates[0].estimator}. Intervals cover {COVERS}."]
+    lines += [
+        "",
+        f"Discount {estimates[0].gamma:g}, estimator {estimates[0].estimator}. Intervals cover {estimates[0].covers}.",
+    ]
     return "\n".join([*lines, *warnings_of(estimates)])
 
 

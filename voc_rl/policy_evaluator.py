@@ -18,11 +18,11 @@ from voc_rl.loop import StepLog
 from voc_rl.occupancy import OccupancyTransformer, PolicyTraining, StitchedTargets, ValueHead, train_policies
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
-from voc_rl.policy_estimate import COVERS, PolicyEstimate, warning_of
+from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
 from voc_rl.policy_model import Found, PolicyModel
 from voc_rl.precision import device_of
-from voc_rl.quantizers import Quantizer, tokenize
-from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quantizer
+from voc_rl.quantizers import Quantizer, check_features, tokenize
+from voc_rl.training import VOCConfig, check_tokens, fresh_networks, fresh_quantizer, ready_quantizer
 from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
 from voc_rl.values.statistics import student_interval
@@ -66,7 +66,8 @@ class PolicyEvaluator:
             with it), from which the policies' network starts; None: from fresh weights.
 
     Raises:
-        VOCError: no policies, policies that do not fit the data, starts outside it, or a behaviour of other sizes.
+        VOCError: no policies, policies that do not fit the data, starts outside it, a quantizer without continuous
+            features, or a behaviour of other sizes.
     """
 
     def __init__(
@@ -102,7 +103,8 @@ class PolicyEvaluator:
         check_tokens(tokens, quantizer)
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
-        # before anything is trained, so that a network or a policy that does not fit is refused at once
+        # before anything is trained, so that a quantizer, network or policy that does not fit is refused at once
+        check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer)
         if behaviour is not None:
             self._networks()
         self.chains = PolicyChains(
@@ -239,7 +241,9 @@ class PolicyEvaluator:
         stderr = np.sqrt(variance + found.noise**2 + (found.mean - chained.mean()) ** 2)
         low, high = student_interval(np.asarray(found.mean), stderr, self.config.stitching.replicates, level)
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
+        network = estimator not in ("stitch", "corrected")
+        said = covers(critic is not None, network, network and estimator != "head")
         return PolicyEstimate(
-            name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, COVERS, found.starts,
+            name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, said, found.starts,
             diagnostics, warning_of(name, diagnostics, self.chains.episodes),
         )  # fmt: skip

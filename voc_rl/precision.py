@@ -13,9 +13,10 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor
 from voc_rl.errors import VOCError, check_choice
 
 SMALL_BATCH = 8
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time in so many
 
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -82,11 +84,23 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """A GPU as the current one, on which CUDA's streams, graphs and kernels of our own are; nothing on a CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """PyTorch's global random numbers from a seed, and afterwards as they were: for what knows no generator."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """PyTorch's global random numbers from a seed, and afterwards as they were: for what knows no generator.
+
+    Those of the CPU and of ``device``; of other devices, which ``torch.manual_seed`` would seed too, none.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with current(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 
@@ -119,13 +133,23 @@ def has_bfloat16() -> bool:
 
 
 def free_cores() -> int:
-    """How many threads the arithmetic should use: the cores that others leave free now, at most four.
+    """How many threads the arithmetic should use: what OMP_NUM_THREADS says, else the cores that others leave free now,
+    shared with the processes that torchrun started here beside this one, at most four.
 
     More threads than free cores wait for each other: under load, two were measured up to 30 times slower than one.
     """
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()  # PyTorch reads it
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
-    return max(min(cores - busy, 4), 1)
+    free = min(cores - busy, _quota()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(min(free, 4), 1)
+
+
+def _quota() -> int:
+    """How many cores' time a container may use, where it is limited to some (control groups, version 2)."""
+    given, period = QUOTA.read_text().split() if QUOTA.exists() else ("max", "100000")
+    return sys.maxsize if given == "max" else max(int(given) // int(period), 1)
 
 
 def keep_freed_memory() -> None:

@@ -40,6 +40,8 @@ PACKAGES = (
 # stage -> what its curve is called, where that is another word
 CURVES = {"quantizer": ("teacher", "quantizer"), "train": ("joint", "occupancy", "reward")}
 FOLDERS = ("checkpoints", "estimates", "figures")  # a run's own
+MODEL = ("quantizer", "tokenize", "train")  # stages that make the model of a run
+FOUND = ("metrics.json", "report.html", "figures/*.png")  # what was found of it, without a word of which one it was
 NOTE_EVERY = 2.0  # seconds between notes of the time that an unfinished stage has taken
 
 
@@ -118,9 +120,21 @@ class RunFolder:
                 continue
         return rows
 
-    def checkpoints(self, stage: str, mark: str, steps: int) -> Checkpoints:
-        """Where the training of a stage keeps its state: after every tenth of it, at most 200 steps apart."""
-        return Checkpoints(self.path / "checkpoints" / f"{stage}.pt", mark, every=min(max(steps // 10, 1), 200))
+    def checkpoints(self, stage: str, mark: str, steps: int, anew: str = Checkpoints.anew) -> Checkpoints:
+        """Where the training of a stage keeps its state: after every tenth of it, at most 200 steps apart.
+
+        ``anew``: what a user says to begin it anew.
+        """
+        path = self.path / "checkpoints" / f"{stage}.pt"
+        return Checkpoints(path, mark, every=min(max(steps // 10, 1), 200), anew=anew)
+
+    def settings(self, stage: str) -> dict[str, Any] | None:
+        """With what a stage was finished; None where it was not."""
+        path = self.path / "config.json"
+        if stage not in self._stages() or not path.exists():
+            return None
+        found: dict[str, Any] | None = read_json(path)["stages"].get(stage)
+        return found
 
     def finished(self, stage: str, mark: str) -> bool:
         """Whether a stage was finished with the same fingerprint."""
@@ -150,7 +164,8 @@ class RunFolder:
         """Do a stage: measure it, and when it ends well record it as finished.
 
         Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero.
-        A record of other settings is forgotten first: what it vouches for is about to be replaced.
+        A record of other settings is forgotten first: what it vouches for is about to be replaced. So is what was found
+        of the model that was there, where a stage makes another; ``estimates`` stay, whose records know their model.
         """
         if not self.writes:
             yield
@@ -158,6 +173,9 @@ class RunFolder:
             return
         if name in self._stages() or not resumes:
             self.forget(name)
+        if name in MODEL:
+            for path in (path for pattern in FOUND for path in self.path.glob(pattern)):
+                path.unlink(missing_ok=True)
         self._note_settings(name, settings)
         reset_peak_memory()
         self._clock = clock = _Clock(name, mark, self._stages().get(f"{name} (unfinished)", {}))

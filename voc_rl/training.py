@@ -18,7 +18,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_choice, check_positive
 from voc_rl.joint import JointTraining, train_joint
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
 from voc_rl.model import VOC
@@ -32,7 +32,8 @@ from voc_rl.occupancy import (
 )
 from voc_rl.occupancy.contexts import check_layers
 from voc_rl.precision import device_of, seeded
-from voc_rl.quantizers import Quantizer, build_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers import QUANTIZERS, VQVAE, Quantizer, build_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers.vqvae import fitting_patch
 from voc_rl.values import RewardConfig, fit_reward_head
 
 OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
@@ -68,7 +69,8 @@ class NetworkSize:
 class VOCConfig:
     """Everything that training a VOC needs besides data. See the parts for their meaning.
 
-    quantizer: its name. quantizer_config: keys of that quantizer's config. quantizer_training: its loop.
+    quantizer: its name. quantizer_config: keys of that quantizer's config; vqvae and musik without ``patch`` get the
+    largest up to 6 that fits the frames. quantizer_training: its loop.
     joint: train quantizer and occupancy network at once; None: one after the other.
     """
 
@@ -108,7 +110,8 @@ def train(
         progress: show bars with the time left.
 
     Raises:
-        VOCError: tokens without their quantizer or in joint training, or discounts of the data's own.
+        VOCError: tokens without their quantizer or in joint training, an untrained quantizer, or discounts of the
+            data's own.
     """
     config = config or VOCConfig()
     check_tokens(tokens, quantizer)
@@ -176,9 +179,15 @@ def ready_quantizer(
 
 
 def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
-    """An untrained quantizer for the frames of ``dataset``, on the CPU, its weights drawn from the seed."""
+    """An untrained quantizer for the frames of ``dataset``, on the CPU, its weights drawn from the seed.
+
+    The patch of vqvae and musik, where the config leaves it out, is one that fits the frames.
+    """
+    shape, sizes = dataset.observation_shape, config.quantizer_config
+    if issubclass(QUANTIZERS[check_choice(config.quantizer, QUANTIZERS, "quantizer")][0], VQVAE):
+        sizes = {"patch": fitting_patch(shape), **sizes}
     with seeded(torch.device("cpu"), step_seed(config.seed, 1 << 42)):
-        return build_quantizer(config.quantizer, dataset.observation_shape, config.quantizer_config)
+        return build_quantizer(config.quantizer, shape, sizes)
 
 
 def fresh_networks(

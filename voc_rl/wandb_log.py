@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from voc_rl.checkpoints import read_json, write_json
 from voc_rl.errors import VOCError
 
+KEPT = "wandb.json"
 
-def wandb_listener(mode: str, out: Path) -> Callable[[str, int, Mapping[str, float]], None]:
+
+def wandb_listener(mode: str, out: Path, mark: str, force: bool) -> Callable[[str, int, Mapping[str, float]], None]:
     """Start a run named after the folder ``out``, and return what logs a step to it.
+
+    A run of the same ``mark``, the fingerprint of what is trained, goes on where it was, but for ``force``.
 
     Raises:
         VOCError: wandb is not installed, or does not start.
@@ -18,11 +23,15 @@ def wandb_listener(mode: str, out: Path) -> Callable[[str, int, Mapping[str, flo
         import wandb
     except ImportError as error:
         raise VOCError("wandb is not installed; run: pip install 'voc_rl[wandb]'.") from error
-    out.mkdir(parents=True, exist_ok=True)
+    kept = read_json(out / KEPT, "note of the W&B run") if (out / KEPT).exists() else {}
+    known = None if force or kept.get("mark") != mark else kept.get("id")
     try:
-        run = wandb.init(project="voc_rl", name=out.name, dir=str(out), mode=mode)  # type: ignore[arg-type]
+        run = wandb.init(
+            project="voc_rl", name=out.name, dir=str(out), id=known, resume="allow", mode=mode,  # type: ignore[arg-type]
+        )  # fmt: skip
     except wandb.errors.Error as error:
         raise VOCError(f"wandb did not start ({error}); log in, or use --wandb offline.") from error
+    write_json(out / KEPT, {"id": run.id, "mark": mark})
 
     def listen(stage: str, step: int, numbers: Mapping[str, float]) -> None:
         run.log({f"{stage}/{name}": value for name, value in numbers.items()} | {f"{stage}/step": step})

@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from voc_rl.agents.sb3.traces import ValueTraces, calibration
+from voc_rl.agents.sb3.traces import Ended, ValueTraces, calibration
 from voc_rl.errors import check_positive
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import open_voc
@@ -25,7 +25,7 @@ class VOCValueCallback(BaseCallback):
     - ``voc/td_residual``, ``voc/td_residual_abs``: mean of r + gamma V(s') - V(s), and of its size.
     - ``voc/predicted``, ``voc/realised``, ``voc/gap``, ``voc/gap_stderr``: mean value, mean realised discounted return
       and their difference over the states of the last ``episodes`` episodes whose return is known (``voc_rl.values``:
-      episodes that a time limit cut count up to a horizon before their end). Means are compared, because a value is
+      where a time limit cuts episodes, states up to a horizon before it count). Means are compared, because a value is
       the mean of a return and not the return.
 
     The values are those of the policy that made the VOC's data. An agent that is better than that policy has a gap
@@ -52,7 +52,7 @@ class VOCValueCallback(BaseCallback):
         check_positive(every, "every")
         check_positive(episodes, "episodes")
         self._voc, self._estimator, self.every = open_voc(voc), estimator, every
-        self._episodes: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=episodes)
+        self._episodes: deque[Ended] = deque(maxlen=episodes)
         self._values: list[float] = []
         self._residuals: list[float] = []
         self._next = every
@@ -85,8 +85,9 @@ class VOCValueCallback(BaseCallback):
             "td_residual": float(residuals.mean()),
             "td_residual_abs": float(np.abs(residuals).mean()),
         }
-        if any(len(predicted) for predicted, _ in self._episodes):
-            found = calibration(list(self._episodes))
+        known = self._traces.known(list(self._episodes))
+        if any(len(predicted) for predicted, _ in known):
+            found = calibration(known)
             numbers.update(predicted=found.predicted, realised=found.realised, gap=found.gap)
             if found.episodes > 1:
                 numbers["gap_stderr"] = found.gap_stderr

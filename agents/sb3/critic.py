@@ -18,10 +18,10 @@ from torch import Tensor
 from voc_rl.agents.action_values import ActionValues
 from voc_rl.agents.sb3.features import open_path
 from voc_rl.agents.sb3.offline import check_actions
-from voc_rl.agents.sb3.traces import check_raw_rewards, check_unshaped
+from voc_rl.agents.sb3.traces import check_own_codes, check_raw_rewards, check_specs, check_unshaped
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
-from voc_rl.plugin import check_space
+from voc_rl.plugin import check_readable, read
 
 
 class VOCCritic(TD3):
@@ -36,8 +36,9 @@ class VOCCritic(TD3):
     divided by 1 - gamma. So the agent has to have the VOC's discount and the rewards of the VOC's data. There is no SAC
     twin: its Q counts entropy, which Q_voc does not.
 
-    The agent sees the VOC's frames; everything else is TD3's: policies (also with ``VOCFeaturesExtractor``), ``learn``,
-    ``train_offline``, ``save``, ``load``. The zip holds the path of the VOC and not its weights;
+    The agent sees the VOC's frames, or their codes (a value wrapper with ``features="codes"``), which is many times
+    faster; everything else is TD3's: policies (also with ``VOCFeaturesExtractor``), ``learn``, ``train_offline``,
+    ``save``, ``load``. The zip holds the path of the VOC and not its weights;
     ``VOCCritic.load(path, voc=...)`` names another path.
 
     Args:
@@ -63,6 +64,8 @@ class VOCCritic(TD3):
         if _init_setup_model:  # not where a saved agent is read, whose attributes come afterwards
             env = maybe_make_env(env, settings.get("verbose", 0))
             known = open_path(voc)
+            if env is None:
+                raise VOCError("env is None; give the agent an environment with the VOC's frames.")
             _check_voc_actions(env.action_space, known)  # before TD3, which asserts
             gamma = known.gamma if gamma is None else gamma
         super().__init__(policy, env, gamma=0.99 if gamma is None else gamma, _init_setup_model=False, **settings)
@@ -73,11 +76,14 @@ class VOCCritic(TD3):
     def _setup_model(self) -> None:
         known = open_path(self.voc)
         _check_voc_actions(self.action_space, known)
-        check_space(self.observation_space, known.observation_shape, "The agent's")
+        check_readable(self.observation_space, known, "The agent's")
         if abs(self.gamma - known.gamma) > 1e-9:
             raise VOCError(f"The agent's gamma is {self.gamma}, the VOC's {known.gamma}; leave gamma out to take its.")
         if not self.voc_weight >= 0:
             raise VOCError(f"voc_weight is {self.voc_weight}; a number from 0 to infinity is needed.")
+        if self.env is not None:
+            check_specs(self.env, known)
+            check_own_codes(self.env, known)
         self._q_voc = _ActionQ(known, self.device)
         super()._setup_model()
 
@@ -87,7 +93,8 @@ class VOCCritic(TD3):
             self.critic.q1_forward = self._q_voc  # type: ignore[method-assign]
 
     def q_voc(self, obs: Any, actions: Any) -> Tensor:
-        """Q_voc float32 (B, 1), in reward units, of actions (B, A) at frames uint8 (B, 3K, H, W)."""
+        """Q_voc float32 (B, 1), in reward units, of actions (B, A) at what the agent sees: frames uint8 (B, 3K, H, W),
+        or their codes."""
         with torch.no_grad():
             return self._q_voc(torch.as_tensor(obs), torch.as_tensor(actions))
 
@@ -126,7 +133,7 @@ class _ActionQ:
 
     def __call__(self, obs: Tensor, actions: Tensor) -> Tensor:
         with torch.no_grad():
-            codes, features = self.voc.context(obs)
+            codes, features = read(self.voc, obs)
         return self.score(codes, features, actions[:, None]) / (1.0 - self.voc.gamma)
 
 

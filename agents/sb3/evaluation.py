@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 
-from voc_rl.agents.sb3.traces import Calibration, ValueTraces, calibration, raw_rewards
+from voc_rl.agents.sb3.traces import Calibration, Ended, ValueTraces, calibration
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import open_voc
@@ -34,7 +35,7 @@ class PolicyValue(Calibration):
 def evaluate_policy_value(
     model: BaseAlgorithm,
     voc: VOC | str | Path,
-    env: VecEnv | None = None,
+    env: VecEnv | gym.Env[Any, Any] | None = None,
     n_eval_episodes: int = 10,
     deterministic: bool = True,
     estimator: Estimator = "head",
@@ -48,13 +49,16 @@ def evaluate_policy_value(
         deterministic: as in ``predict``. estimator: ``head`` or ``sample``.
 
     Raises:
-        VOCError: no environment, observations without frames that the VOC can read, normalised rewards, or episodes
-            shorter than the horizon of the VOC's discount.
+        VOCError: no environment, observations without frames that the VOC can read, or episodes shorter than the
+            horizon of the VOC's discount.
     """
     own = model.get_env()
-    env = env or own
+    env = own if env is None else env
     if env is None:
-        raise VOCError("The agent has no environment; pass env, a VecEnv with the VOC's frames.")
+        raise VOCError("The agent has no environment; pass env, one with the VOC's frames.")
+    if not isinstance(env, VecEnv):
+        single = env
+        env = DummyVecEnv([lambda: single])
     check_positive(n_eval_episodes, "n_eval_episodes")
     voc = open_voc(voc)
     traces = ValueTraces(voc, env, estimator)
@@ -66,7 +70,7 @@ def evaluate_policy_value(
         model._last_episode_starts = np.ones(env.num_envs, bool)
         if normalize is not None:  # what the replay buffer of an off-policy agent stores
             model._last_original_obs = normalize.get_original_obs()
-    found = calibration(episodes)
+    found = calibration(traces.known(episodes))
     return PolicyValue(**found.__dict__, gamma=voc.gamma, episode_return=float(np.mean(returns)))
 
 
@@ -85,8 +89,8 @@ def _at_rest(normalize: VecNormalize | None) -> Iterator[None]:
 
 def _play(
     model: BaseAlgorithm, env: VecEnv, traces: ValueTraces, count: int, deterministic: bool
-) -> tuple[list[float], list[tuple[np.ndarray, np.ndarray]]]:
-    """Returns of ``count`` episodes, and predicted and realised values of each; shared out evenly."""
+) -> tuple[list[float], list[Ended]]:
+    """Returns of ``count`` episodes, and their predicted and realised values; shared out evenly."""
     quota = np.array([(count + i) // env.num_envs for i in range(env.num_envs)])
     obs: Any = env.reset()
     traces.start(obs)
@@ -96,7 +100,7 @@ def _play(
         actions, state = model.predict(obs, state, starts, deterministic)
         obs, rewards, dones, infos = env.step(actions)
         starts = np.asarray(dones, bool)
-        totals += raw_rewards(infos, rewards)
+        totals += traces.raw_rewards(infos, rewards)
         for i, episode in traces.step(obs, rewards, starts, infos)[2].items():
             if quota[i]:
                 episodes.append(episode)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
-from voc_rl.plugin import Features, check_space, feature_size, feature_vectors, open_voc
+from voc_rl.plugin import Features, check_readable, feature_size, feature_vectors, open_voc, shows_codes
 
 
 def open_path(voc: Any) -> VOC:
@@ -29,7 +29,7 @@ def open_path(voc: Any) -> VOC:
 
 
 class VOCFeaturesExtractor(BaseFeaturesExtractor):
-    """Features of stacked frames from a trained VOC, for the policies of PPO, A2C, SAC, TD3 and DQN.
+    """Features of stacked frames, or of their codes, from a trained VOC: for policies of PPO, A2C, SAC, TD3 and DQN.
 
     ``SAC("CnnPolicy", env, policy_kwargs={"features_extractor_class": VOCFeaturesExtractor,
     "features_extractor_kwargs": {"voc": "runs/demo"}})``
@@ -40,7 +40,9 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
     policy. Either way it stays in evaluation mode, and an orthogonal initialisation (PPO, A2C) leaves it as it is.
 
     Args:
-        observation_space: uint8 (3K, H, W), channels first, the size and stack of the VOC's frames.
+        observation_space: uint8 (3K, H, W), channels first, the size and stack of the VOC's frames; or what a value
+            wrapper shows with ``features="codes"``, which a replay buffer keeps in an 80th of the memory, and of
+            which features are made in a fraction of the time.
         voc: a run folder, as a path, so that saved agents stay small.
         features: ``context``, ``tokens`` or ``successor`` (``voc_rl.plugin.feature_vectors``).
         frozen: keep the VOC as it is. False trains what the features come from: the occupancy network (``context``)
@@ -60,10 +62,14 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         normalized: bool = True,
     ) -> None:
         model = open_path(voc)
-        check_space(observation_space, model.observation_shape, "The policy's")
+        check_readable(observation_space, model, "The policy's")
         if features == "successor" and not frozen:
             raise VOCError("features 'successor' are sampled and cannot be trained; use frozen=True.")
+        of_codes = shows_codes(observation_space, model)
+        if of_codes and features == "tokens" and not frozen:
+            raise VOCError("features 'tokens' of codes cannot be trained, only those of frames; use frozen=True.")
         super().__init__(observation_space, feature_size(model, features))
+        self._codes = of_codes
         self.features, self.frozen, self.normalized = features, frozen, normalized
         if not frozen:
             model = copy.deepcopy(model)
@@ -78,8 +84,8 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         return self._voc[0]
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Frames (B, 3K, H, W), uint8 or already divided by 255 -> float32 (B, D)."""
-        frames = self._as_uint8(observations).cpu()
+        """Frames (B, 3K, H, W), uint8 or already divided by 255, or their codes -> float32 (B, D)."""
+        frames = (observations if self._codes else self._as_uint8(observations)).cpu()
         if self.frozen:
             with torch.no_grad():
                 vectors = feature_vectors(self.voc, frames, self.features)
@@ -100,6 +106,8 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
                 f"Frames lie in {found}, outside 0..{largest:g}; normalized={not self.normalized} may be what is "
                 "meant (True: the policy divides by 255)."
             )
+        if not self.normalized and not torch.equal(observations, observations.round()):
+            raise VOCError("Frames hold no whole numbers; normalized=True is for frames that are divided by 255.")
         return (observations * (255.0 / largest)).round().to(torch.uint8)
 
     def train(self, mode: bool = True) -> VOCFeaturesExtractor:

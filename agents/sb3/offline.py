@@ -14,8 +14,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import configure_logger
 from tqdm import tqdm
 
+from voc_rl.agents.offline import check_continuous
+from voc_rl.agents.sb3.features import VOCFeaturesExtractor
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_positive
+from voc_rl.model import VOC
+from voc_rl.plugin import codes_as_vectors, shows_codes
+from voc_rl.quantizers import tokenize
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
 
@@ -24,22 +29,27 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
     """Put the transitions of logged episodes into an agent's replay buffer; returns how many were put there.
 
     All of them for an agent with one environment; one with n fills whole rows of n, so that up to n - 1 transitions at
-    the end of the data stay out. Observations are stacked frames, or the flat state where that is what the agent sees.
-    Episodes that a time limit cut are bootstrapped from their last frame (``handle_timeout_termination``), terminations
-    are not.
+    the end of the data stay out. Observations are what the agent sees: stacked frames, the flat state, or codes of the
+    frames, for an agent that looks at them through a ``VOCFeaturesExtractor``. Episodes that a time limit cut are
+    bootstrapped from their last frame (``handle_timeout_termination``), terminations are not.
 
     Args:
         model: SAC, TD3, DDPG or another off-policy agent with actions in [-1, 1].
         dataset: logged episodes. say: takes one line that names the memory, before it is taken; None: no line.
 
     Raises:
-        VOCError: an agent without a plain replay buffer, other spaces than the data's, or too little room in the
-            buffer or in memory.
+        VOCError: an agent without a plain replay buffer, other spaces than the data's, actions outside [-1, 1], a
+            ``VecNormalize`` without statistics, or too little room in the buffer or in memory.
+
+    Warns:
+        UserWarning: codes of frames that were made in another way than those the VOC was trained on.
     """
     buffer = _plain_buffer(model)
     _check_steps(buffer)
+    _check_statistics(model)
     read = _reader(model, dataset)
     check_actions(model.action_space, dataset.action.shape[1], "the data hold")
+    check_continuous(dataset)
     rows = np.flatnonzero(dataset.steps_left > 0)
     rows = rows[: len(rows) // buffer.n_envs * buffer.n_envs]  # whole buffer rows only
     filled = buffer.size() * buffer.n_envs
@@ -143,10 +153,32 @@ def _check_steps(buffer: ReplayBuffer) -> None:
         )
 
 
+def _check_statistics(model: OffPolicyAlgorithm) -> None:
+    """Logged rows are stored as they are; what samples them scales them by statistics of what the agent has seen."""
+    normalize = model.get_vec_normalize_env()
+    if normalize is None:
+        return
+    counts = []
+    if normalize.norm_obs:
+        found = normalize.obs_rms
+        counts += [part.count for part in (found.values() if isinstance(found, dict) else [found])]
+    if normalize.norm_reward:
+        counts.append(normalize.ret_rms.count)
+    if counts and min(counts) < 1:
+        raise VOCError(
+            "The agent's VecNormalize has no statistics yet, so it would cut logged numbers at its clip; load those of "
+            "an earlier run, or leave it out."
+        )
+
+
 def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarray], np.ndarray]:
     space = model.observation_space
     if space.shape == dataset.observation_shape and space.dtype == np.uint8:
         return dataset.observations
+    eyes = getattr(getattr(model.policy, "actor", None), "features_extractor", None)
+    if isinstance(eyes, VOCFeaturesExtractor) and shows_codes(space, eyes.voc):
+        vectors = _codes(eyes.voc, dataset)
+        return lambda rows: vectors[rows]
     state = dataset.state
     if state is not None and space.shape == state.shape[1:] and np.issubdtype(space.dtype, np.floating):
         return lambda rows: state[rows]
@@ -155,6 +187,12 @@ def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarra
         f"The agent observes {space.dtype} {space.shape}; the data hold uint8 {dataset.observation_shape} frames and "
         f"{states}."
     )
+
+
+def _codes(voc: VOC, dataset: Episodes) -> np.ndarray:
+    voc.check_spec(dataset.spec)
+    codes, features = tokenize(voc.quantizer, dataset)
+    return codes_as_vectors(codes, features if voc.occupancy.config.feature_dim else None).numpy()
 
 
 def check_actions(space: gym.Space[Any], size: int, holder: str) -> None:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from gymnasium.spaces import Dict
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize, unwrap_vec_wrapper
 
+from voc_rl.envs import VecVOCValue
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
-from voc_rl.plugin import check_space
-from voc_rl.values import horizon, returns_to_go
+from voc_rl.model_files import weights_mark
+from voc_rl.plugin import check_readable, read, shows_codes
+from voc_rl.values import horizon, known_rows, returns_to_go
 
 RAW = "raw_reward"  # in info["voc"], where a wrapper shapes rewards
 
@@ -35,20 +38,35 @@ class Calibration:
     episodes: int
 
 
+@dataclass(frozen=True)
+class Ended:
+    """Values and discounted returns, float64 (T,) each, of the states of an episode but for its last one."""
+
+    predicted: np.ndarray
+    realised: np.ndarray
+    terminated: bool
+
+
 class ValueTraces:
     """Values of every observation of a ``VecEnv``, and of what episodes last looked like, in one call per step.
 
-    Values are at the VOC's own discount, in reward units. Shaped rewards (``info["voc"]["raw_reward"]`` is there) are
-    replaced by the raw ones.
+    Values are at the VOC's own discount, in reward units. Rewards that ``VecNormalize`` scaled, or that a VOC wrapper
+    shaped (``info["voc"]["raw_reward"]`` is there), are replaced by the raw ones.
 
     Raises:
-        VOCError: observations that hold no frames the VOC can read, or normalised rewards.
+        VOCError: observations that hold no frames the VOC can read.
+
+    Warns:
+        UserWarning: frames that are made in another way than those of the VOC's training data.
     """
 
     def __init__(self, voc: VOC, env: VecEnv, estimator: Estimator) -> None:
         self.voc, self.estimator = voc, estimator
         self._pixels_key = _pixels_key(env, voc)
-        check_raw_rewards(env)
+        check_specs(env, voc)
+        check_own_codes(env, voc)
+        normalize = unwrap_vec_normalize(env)
+        self._scaled = normalize if normalize is not None and normalize.norm_reward else None
         self._horizon = horizon(voc.gamma)
         self._values: list[list[float]] = [[] for _ in range(env.num_envs)]
         self._rewards: list[list[float]] = [[] for _ in range(env.num_envs)]
@@ -62,12 +80,12 @@ class ValueTraces:
 
     def step(
         self, obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> tuple[np.ndarray, np.ndarray, dict[int, tuple[np.ndarray, np.ndarray]]]:
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, Ended]]:
         """One step of all environments.
 
         Returns:
-            The values of ``obs`` (n,); the TD residuals r + gamma V(s') - V(s) of the step (n,); and by environment,
-            where an episode ended, predicted values and realised returns of its states whose return is known.
+            The values of ``obs`` (n,); the TD residuals r + gamma V(s') - V(s) of the step (n,); and by environment
+            the episodes that ended.
         """
         finals = np.flatnonzero(dones)
         last = [self._frames(infos[i]["terminal_observation"])[None] for i in finals]
@@ -76,7 +94,7 @@ class ValueTraces:
         terminated = dones & ~np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         arrived[finals] = values[len(dones) :]
         arrived[terminated] = 0.0
-        raw = raw_rewards(infos, rewards)
+        raw = self.raw_rewards(infos, rewards)
         before = np.array([trace[-1] for trace in self._values])
         residuals = raw + self.voc.gamma * arrived - before
         ended = {}
@@ -84,26 +102,32 @@ class ValueTraces:
             trace.append(float(arrived[i]))
             self._rewards[i].append(float(raw[i]))
             if dones[i]:
-                ended[int(i)] = self._known(i, bool(terminated[i]))
+                ended[int(i)] = self._ended(i, bool(terminated[i]))
                 trace[:], self._rewards[i][:] = [float(now[i])], [0.0]
         return now, residuals, ended
 
-    def _known(self, i: int, terminated: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _ended(self, i: int, terminated: bool) -> Ended:
         rewards = np.array(self._rewards[i])
         returns = returns_to_go(rewards, np.ones_like(rewards), self.voc.gamma)
-        states = len(rewards) - 1 if terminated else max(len(rewards) - self._horizon, 0)
-        return np.array(self._values[i][:states]), returns[:states]
+        return Ended(np.array(self._values[i][:-1]), returns[:-1], terminated)
+
+    def known(self, episodes: Sequence[Ended]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Predicted values and realised returns of the states of each episode whose return is known
+        (``values.known_rows``)."""
+        steps = np.array([len(episode.realised) for episode in episodes], np.int64)
+        rows = known_rows(steps, np.array([episode.terminated for episode in episodes], bool), self._horizon)
+        return [(e.predicted[known[:-1]], e.realised[known[:-1]]) for e, known in zip(episodes, rows, strict=True)]
+
+    def raw_rewards(self, infos: Sequence[Mapping[str, Any]], rewards: np.ndarray) -> np.ndarray:
+        """Rewards float64 (n,) of the environments in the last step, before anything shaped or scaled them."""
+        rewards = rewards if self._scaled is None else self._scaled.get_original_reward()
+        return np.array([float(info.get("voc", {}).get(RAW, r)) for info, r in zip(infos, rewards, strict=True)])
 
     def _frames(self, obs: Any) -> np.ndarray:
         return obs if self._pixels_key is None else obs[self._pixels_key]
 
     def _read(self, frames: np.ndarray) -> np.ndarray:
-        return self.voc.value(frames, estimator=self.estimator, common=True).mean
-
-
-def raw_rewards(infos: Sequence[Mapping[str, Any]], rewards: np.ndarray) -> np.ndarray:
-    """Rewards float64 (n,) of the environments, before a VOC wrapper shaped them."""
-    return np.array([float(info.get("voc", {}).get(RAW, r)) for info, r in zip(infos, rewards, strict=True)])
+        return self.voc.value_of_codes(*read(self.voc, frames), estimator=self.estimator, common=True).mean
 
 
 def check_unshaped(infos: Sequence[Mapping[str, Any]]) -> None:
@@ -116,6 +140,31 @@ def check_unshaped(infos: Sequence[Mapping[str, Any]]) -> None:
         raise VOCError("The environment shapes the rewards, which Q_voc does not count; use mode='info'.")
 
 
+def check_specs(env: VecEnv, voc: VOC) -> None:
+    """Warn where environments make frames in another way than those the VOC was trained on."""
+    if env.has_attr("data_spec"):
+        for spec in set(env.get_attr("data_spec")):
+            voc.check_spec(spec)
+
+
+def check_own_codes(env: VecEnv, voc: VOC) -> None:
+    """Refuse observations of codes that are not those of the VOC's quantizer, or that are scaled.
+
+    Raises:
+        VOCError: there are some.
+    """
+    space = env.observation_space
+    if not shows_codes(space.spaces.get("pixels") if isinstance(space, Dict) else space, voc):
+        return
+    normalize = unwrap_vec_normalize(env)
+    if normalize is not None and normalize.norm_obs:
+        raise VOCError("VecNormalize scales the codes in the observations, which then are none; use norm_obs=False.")
+    wrapped = unwrap_vec_wrapper(env, VecVOCValue)
+    shown = [wrapped.voc] if wrapped is not None else env.get_attr("voc") if env.has_attr("voc") else []
+    if any(weights_mark(other.quantizer) != weights_mark(voc.quantizer) for other in shown):
+        raise VOCError("The environment shows codes of another VOC's quantizer; wrap it with the VOC that is asked.")
+
+
 def check_raw_rewards(env: VecEnv) -> None:
     """Refuse rewards in other units than the VOC's.
 
@@ -124,18 +173,16 @@ def check_raw_rewards(env: VecEnv) -> None:
     """
     normalize = unwrap_vec_normalize(env)
     if isinstance(normalize, VecNormalize) and normalize.norm_reward:
-        raise VOCError("VecNormalize scales the rewards, which then cannot be compared; use norm_reward=False.")
+        raise VOCError("VecNormalize scales the rewards, which Q_voc does not; use norm_reward=False.")
 
 
 def _pixels_key(env: VecEnv, voc: VOC) -> str | None:
-    """Where the frames are in an observation: None where they are all of it."""
-    from gymnasium.spaces import Dict
-
+    """Where the frames are in an observation: None where they, or their codes, are all of it."""
     space = env.observation_space
     if isinstance(space, Dict) and "pixels" in space.spaces:
-        check_space(space["pixels"], voc.observation_shape, "The environment's")
+        check_readable(space["pixels"], voc, "The environment's")
         return "pixels"
-    check_space(space, voc.observation_shape, "The environment's")
+    check_readable(space, voc, "The environment's")
     return None
 
 

@@ -1,37 +1,22 @@
-"""The planner and offline agents against exact answers, and what they refuse."""
+"""The planner against exact answers, and what it refuses."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from small import SPEC, numbered_frames, toy_dataset, toy_episode
+from actions import FEW, framed, quantizer, small_voc
 from worlds import refusal
 
-from voc_rl.agents.action_values import ActionValues, RollOutScores, logged_chain, train_action_voc
-from voc_rl.agents.improvement import ImprovementConfig, policy_voc, weighted_clone
-from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, top_episodes
-from voc_rl.agents.offline import AgentConfig, OfflineAgent
+from voc_rl.agents.action_values import ActionValues
+from voc_rl.agents.offline import OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
-from voc_rl.data import Episodes, write_episode
 from voc_rl.errors import VOCError
-from voc_rl.loop import LoopConfig
-from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.precision import autocast
-from voc_rl.quantizers import build_quantizer
-from voc_rl.training import NetworkSize, VOCConfig
-from voc_rl.values import RewardConfig
 
 GAMMA, STATES = 0.9, 3
-FEW = AgentConfig(width=16, loop=LoopConfig(steps=3, batch_size=8, learning_rate=1e-3))
-
-
-def quantizer(shape=(9, 24, 24)):
-    found = build_quantizer("vqvae", shape, {"n_tokens": 2, "components": 4, "hidden": 16, "conv_width": 4})
-    return found.eval()
 
 
 def step_law(state: int, action: np.ndarray) -> np.ndarray:
@@ -125,18 +110,6 @@ def test_all_candidates_may_be_elites():
     assert np.isfinite(planner.predict(np.zeros((3, 9, 24, 24), np.uint8))[0]).all()
 
 
-def test_td3_bc_leaves_its_spread_the_least_and_its_mean_as_without(tmp_path, monkeypatch):
-    dataset, agents = _frames(tmp_path), []
-    for _ in range(2):
-        agent = OfflineAgent(dataset.observation_shape, 2, FEW, quantizer(dataset.observation_shape), seed=2)
-        agents.append(agent.learn(dataset, partial(TD3BC, n=2)))
-        monkeypatch.setattr("voc_rl.agents.networks.Actor.least_spread", lambda actor: None)
-    (mean, spread), (same, untrained) = (agent.distribution(dataset.observations(np.arange(11))) for agent in agents)
-    assert torch.equal(mean, same)
-    np.testing.assert_allclose(spread, 0.05, rtol=1e-3)
-    assert untrained.min() > 0.1  # what would be drawn from otherwise
-
-
 def test_a_prior_of_frames_proposes_and_the_scores_read_the_quantizer():
     prior = OfflineAgent((9, 24, 24), 2, replace(FEW, inputs="frames"))
     asked, own = [], quantizer()
@@ -161,108 +134,25 @@ def test_a_prior_of_frames_proposes_and_the_scores_read_the_quantizer():
         VOCPlanner(prior, score)
 
 
-def test_weights_pick_the_best_episodes_and_grow_with_the_advantage(tmp_path):
-    dataset = toy_dataset(tmp_path, (5, 6, 4))
-    assert set(dataset.episode[top_episodes(dataset, 0.34) > 0]) == {2}
-    advantages = np.array([-1.0, 0.0, 1.0, 99.0])
-    weights = advantage_weights(advantages, np.arange(3), 1.0)
-    assert weights[:3] == pytest.approx(np.exp(np.array([-1, 0, 1]) / np.sqrt(2 / 3)))
-    assert weights[3] == 20.0
-
-
-def test_chain_of_the_behaviour_is_the_data_and_goes_on_behind_a_time_limit(tmp_path):
-    dataset = toy_dataset(tmp_path, (4, 5), terminated=(1,))
-    features = torch.arange(9.0)[:, None]
-    chain = logged_chain(dataset, features)
-    going = np.flatnonzero(dataset.steps_left > 0)
-    assert chain.arrival[going, 0].tolist() == (going + 1).tolist()
-    # the last row of episode 0 (feature 3) is nearest to row 2 or row 4; the first of them is taken
-    assert chain.arrival[3, 0] in (3, 5)
-    expected = dataset.reward[6] + 0.5 * (dataset.reward[7] + 0.5 * dataset.reward[8])
-    assert chain.values(dataset.reward, 0.5)[5] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("objective", [Cloning, partial(TD3BC, n=2)])
-@pytest.mark.parametrize("inputs", ["tokens", "frames"])
-def test_saved_agents_act_as_before(tmp_path, objective, inputs):
-    dataset = _frames(tmp_path)
-    config = AgentConfig(inputs=inputs, width=16, loop=FEW.loop, shift=1)
-    agent = OfflineAgent(dataset.observation_shape, 2, config, quantizer(dataset.observation_shape))
-    agent.learn(dataset, objective).save(tmp_path / "agent")
-    again = OfflineAgent.load(tmp_path / "agent")
-    obs = dataset.observations(np.arange(4))
-    np.testing.assert_array_equal(agent.predict(obs, deterministic=True)[0], again.predict(obs, deterministic=True)[0])
-
-
-def _frames(tmp_path):
-    for i, rows in enumerate((5, 6)):
-        write_episode(tmp_path / f"e{i}.hdf5", toy_episode(i, rows, frames=numbered_frames(40 * i, rows, 24, 24)), SPEC)
-    return Episodes.open(tmp_path)
-
-
-def _small_voc(dataset, gamma, members=2):
-    config = VOCConfig(
-        network=NetworkSize(n_layer=1, n_head=2, width=16, head_hidden=8, head_members=members),
-        reward=RewardConfig(hidden=8, bins=5, loop=LoopConfig(steps=3, batch_size=8)),
-    )
-    training = PolicyTraining(
-        occupancy=OccupancyTraining(gamma=gamma, loop=LoopConfig(steps=4, batch_size=8)), start_share=0.0
-    )
-    return train_action_voc(dataset, training, config, quantizer=quantizer(dataset.observation_shape))
-
-
-def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(tmp_path):
-    dataset = _frames(tmp_path)
-    voc, model = _small_voc(dataset, 0.5), _small_voc(dataset, 0.0)
-    codes, features = voc.context(dataset.observations(np.arange(3)))
-    actions = torch.zeros(3, 4, 2)
-    for score in (ActionValues(voc), ActionValues(voc, "sample", 4), RollOutScores(model, 0.5, 3)):
-        found = score(codes, features, actions)
-        assert found.shape == (3, 4)
-        # equal actions and common random numbers: equal scores
-        np.testing.assert_allclose(found, found[:, :1].expand(-1, 4), atol=1e-2)
-    with pytest.raises(VOCError, match="Actions have size 3, but this VOC reads actions of size 2"):
-        ActionValues(voc)(codes, features, torch.zeros(3, 4, 3))
-    with pytest.raises(VOCError, match="gamma 0, the next observation"):
-        RollOutScores(voc, 0.5)
-    with pytest.raises(VOCError, match="data's actions have size 2; the agent's have 3"):
-        OfflineAgent(dataset.observation_shape, 3, FEW, voc.quantizer).learn(dataset, Cloning)
-    with pytest.raises(VOCError, match=r"have shape \(11, 1\); one per row, \(11,\)"):
-        voc.fit_reward(dataset, lambda d: d.reward[:, None], tokens=(codes, features))
-    with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):  # at a first row, where no reward arrives, too
-        voc.fit_reward(dataset, lambda d: np.where(d.step_type == 0, np.nan, d.reward), tokens=(codes, features))
-    tall = voc.fit_reward(dataset, lambda episodes: np.full(len(episodes), 3.0))
-    with pytest.raises(VOCError, match="has no value head; use estimator='sample'"):
-        ActionValues(tall)
-    np.testing.assert_allclose(ActionValues(tall, "sample", 4)(codes, features, actions), 3.0, atol=1e-2)
-    with pytest.raises(VOCError, match="not indices of discrete ones"):
-        dataset.action[3] = 4.0
-        OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer).learn(dataset, Cloning)
-    voc.occupancy.config.__dict__["action_dim"] = 0
-    with pytest.raises(VOCError, match="reads no actions"):
-        weighted_clone(voc, dataset, (codes, features), ImprovementConfig(trace=None))
-
-
-def test_a_head_of_actions_has_a_spread(tmp_path):
-    dataset = _frames(tmp_path)
-    voc = _small_voc(dataset, 0.5, members=0)
-    assert voc.value_head.members == 2
-    obs = dataset.observations(np.arange(3))
-    assert np.isfinite(voc.value(obs, estimator="head").stderr).all()
-    assert ActionValues(voc, caution=1.0)(*voc.context(obs), torch.zeros(3, 4, 2)).isfinite().all()
-
-
-def test_a_policys_voc_is_of_its_seed(tmp_path, monkeypatch):
-    dataset, asked = _frames(tmp_path), []
-    voc = _small_voc(dataset, 0.5)
-    agent = OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer)
-
-    def train(dataset, training, config, chain, **rest):
-        asked.append((config.seed, chain.arrival))
-
-    monkeypatch.setattr("voc_rl.agents.improvement.train_action_voc", train)
-    tokens = voc.context(dataset.observations(np.arange(11)))
-    for seed in (3, 4):
-        policy_voc(agent, dataset, tokens, voc, ImprovementConfig(voc=VOCConfig(seed=7)), seed)
-    assert [seed for seed, _ in asked] == [3, 4]
-    assert (asked[0][1] != asked[1][1]).any()
+def test_codes_are_those_of_the_voc_that_is_asked(tmp_path):
+    """A clone that sees through another quantizer proposes; the VOC reads codes of its own."""
+    dataset = framed(tmp_path)
+    voc, other = small_voc(dataset, 0.5), quantizer(dataset.observation_shape)
+    obs = dataset.observations(np.arange(6))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    asked = []
+    score = ActionValues(voc)
+    prior = OfflineAgent(dataset.observation_shape, 2, FEW, other)
+    planner = VOCPlanner(prior, score, PlannerConfig(candidates=8, rounds=1))
+    planner.score = lambda codes, features, actions: asked.append((codes, features)) or score(codes, features, actions)
+    planner.predict(obs, deterministic=True)
+    codes, features = voc.context(obs)
+    assert torch.equal(asked[0][0], codes)
+    torch.testing.assert_close(asked[0][1], features)
+    assert not torch.equal(codes, other.encode(torch.from_numpy(obs)))
+    own = OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer)
+    assert VOCPlanner(own, score).quantizer is own.encoder.quantizer  # frames are read once
+    with pytest.raises(VOCError, match="another than that of the scores' VOC"):
+        VOCPlanner(own, score, quantizer=other)

@@ -13,11 +13,11 @@ from PIL import Image
 from small import SPEC, numbered_frames, toy_episode
 
 from voc_rl.agents import AgentConfig, Cloning, OfflineAgent
-from voc_rl.benchmarks import control_data
+from voc_rl.benchmarks import control, control_data
 from voc_rl.benchmarks.cells import finished
 from voc_rl.benchmarks.control import METHODS, Control
 from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film
-from voc_rl.benchmarks.control_table import WHAT, interval_of, results_of, table
+from voc_rl.benchmarks.control_table import WHAT, curve_of, interval_of, results_of, table
 from voc_rl.benchmarks.plots import MAX_BYTES
 from voc_rl.data import Episodes, write_episode
 from voc_rl.errors import VOCError
@@ -105,13 +105,40 @@ def test_curves_are_means_over_seeds_at_each_step(tmp_path: Path):
     cells = [record([], 0, method="bc"), record([(8, 2.0)], 0, method="td3bc"), record([], 0, method="planner")]
     found = results_of(cells, "cpu", models)
     methods = found["tasks"]["walker-walk"]["methods"]
-    assert methods["bc"]["curve"] == {"steps": [5, 10], "returns": [1.5, 4.0]}
-    assert methods["td3bc"]["curve"] == {"steps": [8], "returns": [2.0]}
+    assert methods["bc"]["curve"] == {"steps": [5, 10], "returns": [1.5, 4.0], "seeds": 2}
+    assert methods["td3bc"]["curve"] == {"steps": [8], "returns": [2.0], "seeds": 1}
     assert "curve" not in methods["planner"]
     save_curves(tmp_path / "curves.png", found)
     assert Image.open(tmp_path / "curves.png").size[0] > 300
     save_curves(tmp_path / "none.png", results_of(cells[2:], "cpu"))
     assert not (tmp_path / "none.png").exists()
+
+
+def test_seeds_finished_under_another_curve_are_not_averaged_with_the_others():
+    often, seldom = [(5, 1.0), (10, 3.0)], [(10, 9.0)]
+    most = {"steps": [5, 10], "returns": [1.5, 4.0], "seeds": 2}
+    assert curve_of([seldom, often, [(5, 2.0), (10, 5.0)]]) == most
+    assert curve_of([often, seldom]) == {"steps": [5, 10], "returns": [1.0, 3.0], "seeds": 1}  # the first of equals
+
+
+@pytest.mark.parametrize("model", ["bc", "voc_awr"])
+def test_a_kill_before_the_record_of_a_clone_does_not_lose_its_curve(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained: list[int] = []
+
+    def clone(data: Any, config: Any, seed: int, *rest: Any, curve: Any = None, **words: Any) -> Any:
+        trained.append(seed)
+        (curve or rest[-1]).points.extend([(50, 2.0), (100, 3.5)])
+        return SimpleNamespace(save=lambda folder: folder.mkdir(parents=True))
+
+    for module in (control, control_data):
+        monkeypatch.setattr(module, "clone", clone)
+    monkeypatch.setattr(control, "_weights", lambda *_: None)
+    cell = {"task": "walker-walk", "mix": "mixed", "model": model, "seed": 4}
+    for _ in range(2):  # as if the first had been killed before its line was written
+        assert Control("smoke", out=tmp_path, curve=2).make(cell) == {"curve": [[50, 2.0], [100, 3.5]]}
+    assert trained == [4]
 
 
 def test_an_agent_that_plays_while_it_learns_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,7 @@ from worlds import CELLS, drift, loop, one_sentence, picture
 from voc_rl.benchmarks import probes, quantizers
 from voc_rl.benchmarks.quantizers import Args, Bench, Scale
 from voc_rl.benchmarks.quantizers_table import FRAMES
+from voc_rl.benchmarks.results import hardware
 from voc_rl.data import DataSpec, Episode, Episodes, write_episode
 from voc_rl.data.hdf5 import FIRST, LAST, MID
 from voc_rl.errors import VOCError
@@ -121,6 +122,8 @@ def test_finished_cells_are_kept_and_others_done_anew(
     monkeypatch.setattr(quantizers, "train_quantizer", counted)
     assert quantizers.main(Args(**some, seeds=(0,))) == first
     assert trained == []
+    (tmp_path / "out/cells.jsonl").write_text(lines := lines.replace(hardware(), "another machine"))
+    assert quantizers.main(Args(**some, seeds=(0,)))["hardware"] == "another machine"  # the one that measured
     both = quantizers.main(Args(**some, seeds=(1,)))["tasks"][TASKS[0]]["musik"]
     assert (trained, both["seeds"]) == (["musik"], [0, 1])  # the table shows all that is finished
     assert (tmp_path / "out/cells.jsonl").read_text().startswith(lines)

@@ -77,3 +77,4 @@ def test_scores_of_estimates_by_hand() -> None:
     }  # fmt: skip
     assert methods["median"]["mae"] == pytest.approx((0.1 + 0.1 + 0.6) / 3)
     assert "0.000 (1.00) 67% answered" in table(found)
+    assert "% answered: share of the policies that got a number" in table(found)

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from square import square_env
 from worlds import one_sentence
 
 from voc_rl.benchmarks import sb3_curves
+from voc_rl.benchmarks.results import hardware
 from voc_rl.benchmarks.sb3_curves_plot import POINTS, curve
 from voc_rl.errors import VOCError
+from voc_rl.model import VOC
 
 LIMIT = 12
 
@@ -36,6 +39,7 @@ def test_all_arms_run_and_resume(arguments: dict[str, Any], tmp_path: Path) -> N
         sb3_curves.main(sb3_curves.Args(**{**arguments, "task": "cheetah-run"}))
     results = sb3_curves.main(sb3_curves.Args(**arguments))
     assert (kept.read_bytes(), kept.stat().st_mtime_ns) == before
+    assert results["hardware"] == hardware()
     assert set(results["arms"]) == {"pixels", "pixels+shaping", "features", "features+shaping"}
     assert json.loads((tmp_path / "results/sb3_curves.json").read_text()) == results
     assert (tmp_path / "results/sb3_curves.png").stat().st_size > 5000
@@ -49,6 +53,34 @@ def test_all_arms_run_and_resume(arguments: dict[str, Any], tmp_path: Path) -> N
             # raw returns, also where the agent was paid shaped rewards: an arrival pays 1, and takes two steps or more
             assert set(returns) <= set(np.arange(LIMIT // 4 + 2.0))
             assert row["last_returns"][seed] == pytest.approx(returns[-16:].mean(), abs=0.051)
+
+
+def test_cells_are_of_one_voc_and_say_which_machine_made_them(
+    arguments: dict[str, Any], square_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sb3_curves, "run_cell", lambda arm, seed, args: {
+        "arm": arm, "seed": seed, "steps": 20, "episodes": [[10, 0.5, 3.0], [20, 1.0, 5.0]], "hardware": f"m {seed}",
+    })  # fmt: skip
+    voc, some = VOC.load(square_voc), {**arguments, "voc": tmp_path / "voc", "arms": ("pixels",)}
+    voc.save(some["voc"])
+    results = sb3_curves.main(sb3_curves.Args(**some))
+    assert results["hardware"] == "m 0; m 1"
+    assert results["arms"]["pixels"]["last_returns"] == [4, 4]
+    voc.save(tmp_path / "moved")  # the same VOC under another path goes on
+    sb3_curves.main(sb3_curves.Args(**{**some, "voc": tmp_path / "moved"}))
+    with torch.no_grad():
+        next(voc.occupancy.parameters()).add_(1.0)
+    voc.save(some["voc"])  # another VOC under the same path does not
+    with pytest.raises(VOCError, match=r"other settings \(voc\)"):
+        sb3_curves.main(sb3_curves.Args(**some))
+
+
+def test_no_two_seeds_share_starts(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(sb3_curves, "make_vec_env", lambda make, count, seed: started.extend(range(seed, seed + count)))
+    for seed in (0, 1, 2):
+        sb3_curves.agent_env("pixels", "square", arguments["voc"], seed)
+    assert len(set(started)) == 3 * sb3_curves.ENVS
 
 
 @pytest.mark.parametrize(("arm", "shape", "shaped"), [

@@ -16,7 +16,7 @@ from voc_rl.benchmarks.cells import finished
 from voc_rl.benchmarks.kept import kept_arrays
 from voc_rl.benchmarks.value_error import SCALES, Args, Bench, cells_of, config_of
 from voc_rl.benchmarks.value_error_data import TaskData, Truth
-from voc_rl.benchmarks.value_error_table import paired_difference, results_of, table
+from voc_rl.benchmarks.value_error_table import _difference, paired_difference, results_of, table
 from voc_rl.checkpoints import load_tensors
 from voc_rl.errors import VOCError
 
@@ -115,7 +115,7 @@ def test_too_few_known_returns_are_no_regression(run: dict[str, Any], monkeypatc
     result = Bench(run["data"], path).work(cell)
     known = 7 * (41 - 21)  # of 8 episodes that are not held out a seed trains on 7; the last 21 rows are not known
     assert (result["values"], result["known_rows"], result["rows"]) == ({}, known, 7 * 41)
-    records = [{"cell": cell, "result": result}]
+    records = [{"cell": cell, "result": result, "hardware": "paper"}]
     text = table(results_of(records, {(TASK, 0.8): run["data"].truth(0.8)}, "smoke"))
     assert f"`mc` refused: {known} rows have a known return, fewer than a batch of 10000." in text
 
@@ -127,8 +127,13 @@ def test_noise_of_the_truth_is_taken_off() -> None:
     truth = Truth(returns.mean(1), returns.var(1, ddof=1) / 4, np.arange(4000) // 20)
     values = {"voc": true, "mc": true + 2.0, "constant": np.full(4000, returns.mean())}
     cell = {"task": TASK, "gamma": 0.9, "seed": 0, "quantizer": "vqvae"}
-    records = [{"cell": {**cell, "method": m}, "result": {"values": {m: v.tolist()}}} for m, v in values.items()]
-    entry = results_of(records, {(TASK, 0.9): truth}, "smoke")["tasks"][TASK][0]
+    records = [
+        {"cell": {**cell, "method": m}, "result": {"values": {m: v.tolist()}}, "hardware": f"{m} machine"}
+        for m, v in values.items()
+    ]
+    found = results_of(records, {(TASK, 0.9): truth}, "smoke")
+    assert found["hardware"] == "voc machine; mc machine; constant machine"  # where cells were done, not this one
+    entry = found["tasks"][TASK][0]
     error = {row["method"]: row["error"] for row in entry["methods"]}
     assert entry["variance"] == pytest.approx(4, abs=0.3)
     assert entry["noise"] == pytest.approx(9 / 4, abs=0.1)
@@ -148,7 +153,9 @@ def test_paired_differences_by_hand_and_by_their_coverage() -> None:
     # squares: +1 in one seed at state 0, -4 in one seed at state 3; episodes: +.25 and -1 on average
     assert found["mean"] == pytest.approx((0.5 - 2.0) / 4 / 1.5)
     assert (found["low"], found["high"]) == pytest.approx((-1 / 1.5, 0.25 / 1.5))
-    assert paired_difference(ours, ours, truth, np.random.default_rng(0)) == {"mean": 0, "low": 0, "high": 0}
+    assert found["by_seed"] == pytest.approx([(1 - 4) / 4 / 1.5, 0])
+    same = {"mean": 0, "low": 0, "high": 0, "by_seed": [0, 0], "told_apart": False}
+    assert paired_difference(ours, ours, truth, np.random.default_rng(0)) == same
     rng, inside = np.random.default_rng(1), 0
     for _ in range(200):  # states of an episode share their luck: means of 40 such episodes
         luck = np.repeat(rng.normal(0, 1, 40), 10) + rng.normal(0, 0.5, 400)
@@ -159,6 +166,29 @@ def test_paired_differences_by_hand_and_by_their_coverage() -> None:
     assert 0.82 <= inside / 200 <= 0.96
 
 
+def test_methods_are_told_apart_where_the_interval_and_every_seed_agree() -> None:
+    truth = Truth(np.tile([-1.0, 1.0], 40), np.zeros(80), np.repeat(np.arange(8), 10))  # variance 1
+    theirs = np.stack([truth.mean + 1.0] * 3)  # squared error 1 everywhere
+
+    def against(*squares: float) -> tuple[dict[str, Any], str]:
+        ours = np.stack([truth.mean + square**0.5 for square in squares])
+        found = paired_difference(ours, theirs[: len(squares)], truth, np.random.default_rng(0))
+        return found, _difference({"rival": "td", **found})
+
+    found, text = against(0.8, 0.9, 0.7)
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((-0.2, -0.2, -0.2))
+    assert found["told_apart"]
+    assert text == "`td` **-0.20** [-0.20, -0.20; -0.20, -0.10, -0.30]"
+    found, text = against(1.05, 0.95, 0.1)  # the interval is far from 0, but one seed is on the other side
+    assert found["high"] < -0.29
+    assert found["by_seed"] == pytest.approx([0.05, -0.05, -0.9])
+    assert not found["told_apart"]
+    assert text == "`td` -0.30 [-0.30, -0.30; +0.05, -0.05, -0.90]"
+    found, text = against(1.5)
+    assert found["told_apart"]
+    assert text == "`td` **+0.50** [+0.50, +0.50]"
+
+
 def test_cells_come_after_those_they_need_and_know_their_settings() -> None:
     cells = cells_of(TASK, "cpu", (0.95, 0.9), (0, 1), ("musik",))
     names = [(c["seed"], c["quantizer"], c.get("gamma"), c["method"]) for c in cells]
@@ -167,6 +197,8 @@ def test_cells_come_after_those_they_need_and_know_their_settings() -> None:
     assert [n for n in names if n[1] == "musik"] == [
         (0, "musik", None, "quantizer"), *((0, "musik", 0.95, method) for method in ("voc", "paper", "one_step")),
     ]  # fmt: skip
+    elsewhere = cells_of(TASK, "cpu", (0.9, 0.99), (0,), ("musik", "dino"))
+    assert {c["quantizer"] for c in elsewhere} == {"vqvae", "pixels"}  # no quantizer that nothing asks for
     marks = {c["quantizer"]: c["settings"] for c in cells}
     assert marks["pixels"] == marks["vqvae"] != marks["musik"]
     assert config_of("vqvae", 0.95, SCALES["cpu"]).occupancy.loop.steps == 350

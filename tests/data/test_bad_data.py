@@ -163,6 +163,15 @@ def test_mixed_frame_sizes_and_actions(tmp_path: Path) -> None:
     assert "actions of size 6" in refused(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["state", "physics", "unclipped_action"])
+def test_mixed_widths_of_what_every_file_has(tmp_path: Path, name: str) -> None:
+    write_v_d4rl(tmp_path / "a.hdf5", (3,), **{name: np.zeros((3, 4))})
+    write_v_d4rl(tmp_path / "b.hdf5", (3,), **{name: np.zeros((3, 5))})
+    assert refused(tmp_path).startswith(f"{tmp_path / 'b.hdf5'} has {name} of size 5, but {tmp_path / 'a.hdf5'} has 4")
+    write_v_d4rl(tmp_path / "c.hdf5", (3,))  # without it, it counts in none
+    assert len(Episodes.open(tmp_path)) == 9
+
+
 def test_a_description_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "a.hdf5"
     write_episode(path, toy_episode(0, 3), SPEC)

@@ -103,6 +103,24 @@ def test_a_jump_that_no_flag_explains_ends_an_episode(tmp_path: Path) -> None:
         check_alignment(open_d4rl(tmp_path / "a.hdf5"))
 
 
+def test_next_observations_of_more_digits_are_no_jumps(tmp_path: Path) -> None:
+    states = np.random.default_rng(0).normal(size=(16, 17))
+    arrays = {key: array for key, array in d4rl_arrays((15,)).items() if key not in ("timeouts", "next_observations")}
+    write_d4rl(tmp_path / "a.hdf5", {**arrays, "observations": states[:-1]})
+    following = states[1:].copy()
+    following[7] += 1  # the one jump
+    for dtype in (np.float64, np.float32):
+        with h5py.File(tmp_path / "a.hdf5", "a") as file:
+            file.pop("next_observations", None)
+            file["next_observations"] = following.astype(dtype)
+        dataset = open_d4rl(tmp_path / "a.hdf5")
+        assert (dataset.ends - dataset.starts - 1).tolist() == [8, 7]
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file["next_observations"][:] += 1
+    with pytest.warns(UserWarning, match="14 of 15 steps are not followed by the next one and end episodes"):
+        open_d4rl(tmp_path / "a.hdf5")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

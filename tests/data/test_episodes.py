@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import pickle
+import warnings
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -13,9 +11,9 @@ import pytest
 from chains import episodes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SPEC, numbered_frames, toy_dataset, toy_episode, toy_folder, write_v_d4rl
+from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, load_dataset, write_episode
 from voc_rl.errors import VOCError
 
 LENGTHS = (7, 2, 9)
@@ -119,7 +117,7 @@ def test_windows_never_cross_an_episode(lengths: list[int], n: int, stack: int, 
     """Rewards and frames that carry the number of their row, against plain slices of each episode."""
     first = np.cumsum([0, *lengths])
     dataset = episodes_of([first[i] + np.arange(k, dtype=float) for i, k in enumerate(lengths)], [False] * len(lengths))
-    dataset._memory = numbered_frames(0, first[-1])
+    dataset._store.memory = numbered_frames(0, first[-1])
     dataset.stack = stack
     rows = dataset.sample_rows(20, np.random.default_rng(seed))
     window = dataset.windows(rows, n)
@@ -145,22 +143,6 @@ def test_sampled_rows_are_uniform_over_those_with_steps_left(dataset: Episodes) 
     with pytest.raises(VOCError, match=r"No row has 9 step\(s\) left; the longest episode has 8"):
         dataset.sample_rows(1, rng, min_steps=9)
     assert dataset.sample_rows(0, rng).shape == (0,)
-
-
-def test_lazy_frames_equal_frames_in_memory(folder: Path) -> None:
-    lazy, rows = Episodes.open(folder), np.array([[17, 0, 8], [8, 8, 3]])
-    read = lazy.frames(rows)
-    assert read.shape == (2, 3, 3, 2, 2)
-    assert read.dtype == np.uint8
-    np.testing.assert_array_equal(Episodes.open(folder).load_frames().frames(rows), read)
-    # a subset of a loaded dataset, and a loaded subset
-    before = Episodes.open(folder).load_frames().subset([2, 0])
-    after = Episodes.open(folder).subset([2, 0]).load_frames()
-    plain = Episodes.open(folder).subset([2, 0])
-    everything = np.arange(16)
-    np.testing.assert_array_equal(before.frames(everything)[:, 0, 0, 0], [*range(80, 89), *range(7)])
-    np.testing.assert_array_equal(before.observations(everything), plain.observations(everything))
-    np.testing.assert_array_equal(after.observations(everything), plain.observations(everything))
 
 
 def test_subset_of_a_subset(dataset: Episodes) -> None:
@@ -219,53 +201,32 @@ def test_an_optional_key_counts_only_where_every_file_has_it(tmp_path: Path) -> 
     assert Episodes.open(tmp_path).policy_id is None
 
 
-def test_an_episode_without_its_end_is_taken_as_cut(tmp_path: Path) -> None:
-    step_type = np.array([0.0, 1, 1, 0, 1, 1, 2])
-    discount = np.array([1.0, 1, 0, 1, 1, 1, 0])  # a zero discount before a cut is no termination either
-    write_v_d4rl(tmp_path / "a.hdf5", (7,), step_type=step_type, discount=discount)
-    with pytest.warns(UserWarning, match=r"1 episode\(s\) without a last step"):
+def test_an_episode_without_its_end_is_taken_as_cut_unless_its_discount_is_0(tmp_path: Path) -> None:
+    step_type = np.array([0.0, 1, 1, 0, 1, 1, 0, 1, 2])
+    discount = np.array([1.0, 1, 1, 1, 0, 0, 1, 1, 0])
+    write_v_d4rl(tmp_path / "a.hdf5", (9,), step_type=step_type, discount=discount)
+    with pytest.warns(UserWarning, match=r": 1 episode\(s\) without a last step"):
         dataset = Episodes.open(tmp_path)
-    np.testing.assert_array_equal(dataset.ends, [3, 7])
-    np.testing.assert_array_equal(np.flatnonzero(dataset.terminal), [6])
+    np.testing.assert_array_equal(dataset.ends, [3, 6, 9])
+    np.testing.assert_array_equal(np.flatnonzero(dataset.terminal), [5, 8])
+    for episode in range(3):  # what is written of it says the same
+        write_episode(tmp_path / "again" / f"{episode}.hdf5", dataset.whole(episode), dataset.spec)
+    np.testing.assert_array_equal(np.flatnonzero(Episodes.open(tmp_path / "again").terminal), [5, 8])
 
 
-def test_pickled_with_open_handles(dataset: Episodes) -> None:
-    rows = np.arange(18)
-    frames = dataset.frames(rows)
-    assert dataset._handles
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert not copy._handles
-    np.testing.assert_array_equal(copy.frames(rows), frames)
-    np.testing.assert_array_equal(dataset.frames(rows), frames)
-
-
-def _read_in_child(dataset: Episodes, queue: Any) -> None:
-    parent = dict(dataset._handles)
-    frames = dataset.frames(np.arange(18))
-    reopened = all(dataset._handles[path] is not handle for path, handle in parent.items())
-    queue.put((frames, reopened))
-
-
-def test_forked_with_open_handles(dataset: Episodes) -> None:
-    rows = np.arange(18)
-    frames = dataset.frames(rows)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    process = context.Process(target=_read_in_child, args=(dataset, queue))
-    process.start()
-    in_child, reopened = queue.get(timeout=60)
-    process.join(60)
-    assert process.exitcode == 0
-    assert reopened  # HDF5 handles must not cross a fork
-    np.testing.assert_array_equal(in_child, frames)
-    np.testing.assert_array_equal(dataset.frames(rows), frames)
-
-
-def test_more_files_than_open_handles(tmp_path: Path) -> None:
-    dataset = toy_dataset(tmp_path, (2,) * 70)
-    frames = dataset.frames(np.arange(140))
-    assert len(dataset._handles) <= 64
-    np.testing.assert_array_equal(frames[:, 0, 0, 0], [(40 * i + t) % 256 for i in range(70) for t in (0, 1)])
+def test_rows_that_look_aligned_to_the_next_action_are_warned_of(tmp_path: Path) -> None:
+    action, reward = np.zeros((7, 2)), np.zeros(7)
+    reward[4], action[1:4] = 3, 0.5
+    write_v_d4rl(tmp_path / "a.hdf5", (4, 3), action=action, reward=reward)
+    for opened in (Episodes.open, load_dataset):
+        with pytest.warns(UserWarning, match=r"1 of 2 episodes have an action or a reward in their first") as caught:
+            opened(tmp_path / "a.hdf5")
+        assert len(caught) == 1
+    reward[4] = 0
+    write_v_d4rl(tmp_path / "a.hdf5", (4, 3), action=action, reward=reward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Episodes.open(tmp_path)
 
 
 def test_one_chunk_per_frame(folder: Path) -> None:

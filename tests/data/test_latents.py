@@ -57,7 +57,7 @@ def test_stacks_stay_in_their_episode_with_the_oldest_frame_first(tmp_path: Path
 
 @pytest.mark.parametrize("at_once", [3, 1024])
 def test_written_files_have_the_papers_keys(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("voc_rl.data.vd4rl._AT_ONCE", at_once)
+    monkeypatch.setattr("voc_rl.data.frames._AT_ONCE", at_once * 12)  # bytes, of which a frame has 12
     dataset = toy_dataset(tmp_path / "toy", LENGTHS, terminated=(1,))
     write_latents(tmp_path / "out.hdf5", dataset, CODES.astype(np.int32), "dino_latents")
     with h5py.File(tmp_path / "out.hdf5") as file:

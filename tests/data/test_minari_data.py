@@ -10,10 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SPEC, numbered_frames, toy_episode, toy_folder
+from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
 from worlds import refusal
 
 from voc_rl.data import Episodes, write_minari
@@ -95,36 +95,28 @@ def test_by_a_path(root: Path) -> None:
 
 
 def test_stacks_channels_first_keep_their_newest_frame() -> None:
-    by_minari(space=Box(0, 255, (9, 8, 8), np.uint8), picture=lambda f: np.concatenate([f * 0, f * 0 + 1, f], 1))
+    def stacked(frames: np.ndarray) -> np.ndarray:
+        return np.concatenate([frames * 0, frames * 0 + 1, frames], 1).repeat(2, 2).repeat(2, 3)
+
+    by_minari(space=Box(0, 255, (9, 16, 16), np.uint8), picture=stacked)
     check_alignment(open_minari("toy/rings-v0"))
 
 
-def test_dictionaries_of_pictures_and_states() -> None:
-    space = Dict({"pixels": PICTURE, "b": Box(-9, 999, (2,), np.float64), "a": Box(-9, 999, (1,), np.float32)})
-
-    def picture(frames: np.ndarray) -> dict[str, np.ndarray]:
-        value = frames[:, 0, 0, :1].astype(np.float64)
-        return {"pixels": frames.transpose(0, 2, 3, 1), "b": np.hstack([value + 1, value + 2]), "a": value}
-
-    by_minari(space=space, picture=picture)
-    dataset = open_minari("toy/rings-v0")
-    check_alignment(dataset)
-    assert dataset.state is not None
-    np.testing.assert_array_equal(dataset.state[:2], [[0, 1, 2], [1, 2, 3]])
-
-
-def test_states_alone_have_no_frames() -> None:
+def test_states_alone_have_no_frames(tmp_path: Path) -> None:
     by_minari(space=Box(-9, 999, (3,), np.float64), picture=lambda f: f[:, :, 0, 0].astype(np.float64))
     dataset = open_minari("toy/rings-v0")
     assert not dataset.has_frames
     np.testing.assert_array_equal(dataset.state[:3, 0], [0, 1, 2])
-    with pytest.raises(VOCError, match="has states but no frames"):
+    with pytest.raises(VOCError, match="has states but no frames, and no simulator states to draw them from"):
         dataset.observations(np.array([0]))
+    with pytest.raises(VOCError, match="the episode has states but no frames, and no simulator states"):
+        write_episode(tmp_path / "a.hdf5", dataset.whole(0), dataset.spec)
 
 
 def test_other_bounds_are_rescaled() -> None:
     by_minari(action_space=Box(-2, 2, (2,), np.float32))
-    check_alignment(open_minari("toy/rings-v0"), scale=0.5)
+    with pytest.warns(UserWarning, match=r"actions are rescaled from -2\.\.2 to \[-1, 1\]; policies .* have to answer"):
+        check_alignment(open_minari("toy/rings-v0"), scale=0.5)
 
 
 def test_jpeg_is_read_though_it_lost_something() -> None:
@@ -179,6 +171,13 @@ def test_states_there_and_back() -> None:
     again = open_minari("toy/states-v0")
     np.testing.assert_array_equal(again.state, states.state)
     np.testing.assert_array_equal(again.action, states.action)
+
+
+def test_an_episode_without_a_step_is_left_out(tmp_path: Path) -> None:
+    write_v_d4rl(tmp_path / "a.hdf5", (3, 1, 2), step_type=np.array([0, 1, 2, 0, 0, 2]))
+    with pytest.warns(UserWarning, match=r"1 malformed episode\(s\) of 3 left out; the first, at row 3: a single row"):
+        write_minari("toy/short-v0", Episodes.open(tmp_path))
+    np.testing.assert_array_equal(open_minari("toy/short-v0").frames(np.arange(5))[:, 0, 0, 0], [0, 1, 2, 4, 5])
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

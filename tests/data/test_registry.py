@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from small import SPEC, toy_dataset, toy_episode, toy_folder
 from worlds import refusal
 
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
-from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, trial, write_minari
+from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, trial, trial_child, write_minari
 from voc_rl.data.checks import check_dataset, check_discounts, contact_sheet, summary
 from voc_rl.data.convert import write_folder
 from voc_rl.data.registry import parse, stream_dataset
@@ -56,10 +57,10 @@ def test_every_format_by_its_word_and_by_looking(places: dict[str, Path]) -> Non
                 np.testing.assert_array_equal(dataset.frames(np.arange(7))[:, 0, 0, 0], [0, 1, 2, 3, 40, 41, 42])
                 assert load_dataset(place, stack=2).observation_shape == (6, 2, 2)
         assert parse(place)[0] == word
-        spec, stream = stream_dataset(place)
+        spec, count, stream = stream_dataset(place)
         streamed = list(stream)
         assert [len(episode.reward) for episode in streamed] == list(LENGTHS)
-        assert spec == load_dataset(place).spec
+        assert (spec, count) == (load_dataset(place).spec, 2)
         np.testing.assert_array_equal(np.concatenate([e.reward for e in streamed]), load_dataset(place).reward)
 
 
@@ -115,6 +116,22 @@ def test_a_trial_says_what_is_there(places: dict[str, Path]) -> None:
     assert found.summary["frames"] == "3 x 2 x 2 uint8"
     assert "1 malformed episode(s) of 2 left out" in found.remarks[0]
     assert "aligned to the next action" in found.remarks[1]
+
+
+@pytest.mark.parametrize(("hard", "taken"), [(5000, 5000), (20000, 10300), (resource.RLIM_INFINITY, 10300)])
+def test_a_trial_never_raises_the_limit_of_its_shell(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hard: int, taken: int
+) -> None:
+    """Batch systems set one (`ulimit -v`), which only root may raise."""
+    asked: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(trial_child, "machine_memory", lambda: 10000)
+    monkeypatch.setattr(trial_child, "_mapped", lambda: 300)
+    monkeypatch.setattr(trial_child.resource, "getrlimit", lambda kind: (1, hard))
+    monkeypatch.setattr(trial_child.resource, "setrlimit", asked.__setitem__)
+    monkeypatch.setattr(trial_child.sys, "argv", ["-c", str(places["voc"])])
+    trial_child.main()
+    assert json.loads(capsys.readouterr().out)["remarks"] == []
+    assert asked == {resource.RLIMIT_AS: (taken, taken), resource.RLIMIT_CORE: (0, 0)}
 
 
 def test_a_frame_that_cannot_be_read_is_found(places: dict[str, Path]) -> None:
@@ -229,7 +246,7 @@ def test_a_cut_conversion_goes_on(tmp_path: Path) -> None:
     assert not out.exists()  # what is there is whole
     partial = tmp_path / ".out.part"
     first = (partial / "episode_000000.hdf5").stat().st_mtime_ns
-    with pytest.raises(VOCError, match="holds a conversion of something else"):
+    with pytest.raises(VOCError, match="holds a cut conversion of something else, or of files"):
         write_folder(out, episodes(), {"source": "y"})  # type: ignore[arg-type]
     assert write_folder(out, episodes(), {"source": "x"}) == 4  # type: ignore[arg-type]
     assert (out / "episode_000000.hdf5").stat().st_mtime_ns == first

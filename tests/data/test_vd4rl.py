@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from small import numbered_frames, toy_episode, toy_folder
 
 from voc_rl.benchmarks.layouts import write_64px, write_84px
-from voc_rl.data import Episodes, write_vd4rl
+from voc_rl.data import Episodes, load_dataset, write_vd4rl
 from voc_rl.data.vd4rl import open_vd4rl
 from voc_rl.data.vd4rl_npz import read_npz
 from voc_rl.errors import VOCError
@@ -42,14 +42,14 @@ def check_alignment(dataset: Episodes) -> None:
 
 
 def test_shards_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    """Shards 2 and 10 as V-D4RL's splitting script names them; it may cut an episode in two."""
+    """Shards 9 and 10 as V-D4RL's splitting script names them; it may cut an episode in two."""
     whole = tmp_path / "whole.hdf5"
     write_84px(whole, WRITTEN)
     check_alignment(open_vd4rl(whole))
     with h5py.File(whole) as file:
         assert file["observation"].compression == "gzip"
         assert file["observation"].chunks is not None
-        for number, rows in ((2, np.s_[:9]), (10, np.s_[9:])):
+        for number, rows in ((9, np.s_[:9]), (10, np.s_[9:])):
             with h5py.File(tmp_path / f"{number}.hdf5", "w") as part:
                 for key in file:
                     part.create_dataset(key, data=file[key][rows], compression="gzip")
@@ -170,6 +170,31 @@ def test_rows_of_no_episode_at_the_start(tmp_path: Path) -> None:
         open_vd4rl(tmp_path)
 
 
+def write_parts(folder: Path, numbers: tuple[int, ...]) -> Path:
+    """Five files of six rows, of which some are there: episodes of 10 rows, whose frames are filled with their row."""
+    t, kinds = np.arange(30), np.tile([0.0, *[1] * 8, 2], 3)
+    whole = {"observation": numbered_frames(0, 30), "action": np.zeros((30, 2)), "reward": np.where(kinds > 0, t, 0)}
+    for number in numbers:
+        rows = slice(6 * number, 6 * number + 6)
+        arrays = {key: array[rows] for key, array in {**whole, "discount": np.ones(30), "step_type": kinds}.items()}
+        write_84px(folder / f"{number}.hdf5", [toy_episode(0, 6)], **arrays)
+    return folder
+
+
+def test_the_halves_around_a_missing_shard_are_no_episode(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_dataset(write_parts(tmp_path / "whole", (0, 1, 2, 3, 4))).returns.tolist() == [45, 135, 225]
+    for missing, there, left in ((2, (0, 1, 3, 4), [0, 20]), (1, (0, 2, 3, 4), [20]), (0, (1, 2, 3, 4), [10, 20])):
+        folder = write_parts(tmp_path / f"without_{missing}", there)
+        with pytest.warns(UserWarning, match=r"malformed episode\(s\) of \d left out"):
+            dataset = open_vd4rl(folder)
+        if missing:
+            with pytest.raises(VOCError, match=rf"{missing + 1}\.hdf5 begins inside an episode, and {missing - 1}\."):
+                Episodes.open(folder)  # ours would not be like that
+        assert dataset.frames(dataset.starts)[:, 0, 0, 0].tolist() == left, missing
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(VOCError, match="does not exist; a folder of V-D4RL"):
         open_vd4rl(tmp_path / "none")
@@ -224,7 +249,9 @@ def test_there_and_back(tmp_path: Path) -> None:
     write_vd4rl(tmp_path / "theirs" / "data.hdf5", ours)
     with h5py.File(tmp_path / "theirs" / "data.hdf5") as file:
         assert sorted(file) == ["action", "discount", "observation", "reward", "step_type"]
-        assert file["step_type"].dtype == np.float64
+        for key in ("step_type", "reward", "discount"):
+            assert file[key].dtype == np.float64  # as in V-D4RL's own files
+        assert file["action"].dtype == np.float32
     theirs = open_vd4rl(tmp_path / "theirs")
     same(ours, theirs)
     from voc_rl.data import write_episode

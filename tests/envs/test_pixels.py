@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -52,6 +55,30 @@ def test_stack_has_the_oldest_frame_first_and_starts_full():
     seen = [shown(env.step(0)[0]) for _ in range(4)]
     assert seen == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
     assert shown(env.reset()[0]) == [0, 0, 0]
+
+
+def test_a_step_that_only_resets_fills_the_stack():
+    ends = gym.wrappers.TimeLimit(Counter(), 2)
+    env = PixelObservation(gym.wrappers.Autoreset(ends), size=8, stack=3)
+    env.reset()
+    assert [shown(env.step(0)[0]) for _ in range(4)] == [[0, 0, 1], [0, 1, 2], [0, 0, 0], [0, 0, 1]]
+    env.step(0)
+    env.reset()  # asked for, after an end
+    assert shown(env.step(0)[0]) == [0, 0, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a choice of backends")
+def test_tasks_of_mujoco_draw_without_a_screen():
+    code = """
+import gymnasium as gym
+from voc_rl.envs import PixelObservation
+env = PixelObservation(gym.make("HalfCheetah-v5", render_mode="rgb_array"), 36, 2)
+observation, _ = env.reset(seed=0)
+print(observation.shape, observation.std() > 20)
+"""
+    headless = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=headless)
+    assert found.stdout.strip() == "(6, 36, 36) True", found.stderr[-2000:]
 
 
 def test_given_frames_fill_the_stack_and_other_options_pass():

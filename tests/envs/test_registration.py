@@ -18,7 +18,8 @@ def test_every_task_is_registered_once():
 
 
 def test_made_by_name_and_by_spec_it_is_the_same_environment():
-    env = gym.make("voc_rl.envs:voc_rl/walker-walk-v0", size=32, stack=2, action_repeat=4, render_mode="rgb_array")
+    env = gym.make("voc_rl.envs:voc_rl/walker-walk-v0", size=32, stack=2, action_repeat=4, render_mode=None)
+    assert env.render_mode == "rgb_array"  # Gymnasium's default, None, is ours
     again = gym.make(env.spec)
     assert again.spec == env.spec
     assert gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json())).spec == env.spec

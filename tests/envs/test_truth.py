@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from worlds import one_sentence
 
 from voc_rl.agents import NoisyPolicy, load_policy
 from voc_rl.envs.dmcontrol import DMControlEnv
@@ -53,6 +54,13 @@ def test_processes_and_other_policies_change_nothing() -> None:
     np.testing.assert_array_equal(one[0].reward, alone[0].reward)
     assert not np.array_equal(one[0].reward, one[1].reward)  # other places, other noise
     assert not np.array_equal(one[0].reward[:, 0], one[0].reward[:, 1])
+
+
+@pytest.mark.parametrize("task", ["reacher-easy", "point_mass-hard", "swimmer-swimmer6"])
+def test_tasks_that_change_their_model_are_refused(task: str) -> None:
+    with pytest.raises(VOCError, match=f"{task} draws its target, gains or terrain anew in every episode") as caught:
+        roll_outs(task, np.zeros((1, 1)), [Steady()], 2, 1, 0)
+    assert one_sentence(str(caught.value))
 
 
 def test_pixel_policies_are_refused() -> None:

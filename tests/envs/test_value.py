@@ -18,7 +18,7 @@ from square import VALUE_MODES, square_env
 from stable_baselines3.common import env_checker
 
 from voc_rl import VOC, VOCValueVectorWrapper, VOCValueWrapper
-from voc_rl.plugin import feature_size, feature_vectors
+from voc_rl.plugin import codes_as_vectors, codes_size, feature_size, feature_vectors
 
 RIGHT, STAY = np.ones(1, np.float32), -np.ones(1, np.float32)
 
@@ -74,7 +74,7 @@ def test_sampled_values_at_a_larger_discount_are_a_function_of_the_frames(voc: V
     assert (info["voc"]["value"], info["voc"]["stderr"]) == (expected.mean[0], expected.stderr[0])
 
 
-@pytest.mark.parametrize("kind", ["context", "tokens", "successor"])
+@pytest.mark.parametrize("kind", ["context", "tokens", "successor", "codes"])
 def test_observations_hold_values_and_features(kind: Any, voc: VOC, square_voc: Path) -> None:
     def first(observe: str) -> tuple[Any, gym.Space[Any]]:
         env = VOCValueWrapper(square_env(), square_voc, "observation", observe=observe, features=kind)  # type: ignore[arg-type]
@@ -84,7 +84,8 @@ def test_observations_hold_values_and_features(kind: Any, voc: VOC, square_voc: 
 
     pixels = square_env().reset(seed=2)[0]
     with torch.no_grad():
-        expected = feature_vectors(voc, pixels[None], kind).numpy()[0]
+        of_codes = codes_as_vectors(*voc.context(pixels[None]))
+        expected = (of_codes if kind == "codes" else feature_vectors(voc, pixels[None], kind)).numpy()[0]
     value, _ = first("value")
     both, space = first("features")
     alone, _ = first("features_only")
@@ -94,7 +95,7 @@ def test_observations_hold_values_and_features(kind: Any, voc: VOC, square_voc: 
     np.testing.assert_array_equal(value["value"], voc.value(pixels[None]).mean.astype(np.float32))
     np.testing.assert_array_equal(both["features"], expected)
     np.testing.assert_array_equal(alone, expected)
-    assert expected.shape == (feature_size(voc, kind),)
+    assert expected.shape == (codes_size(voc) if kind == "codes" else feature_size(voc, kind),)
     assert space["features"].dtype == np.float32  # type: ignore[index]
 
 

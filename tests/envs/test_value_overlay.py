@@ -43,6 +43,18 @@ def test_overlay_shows_frame_futures_and_curve(voc: VOC, square_voc: Path) -> No
     assert (first[256:] == (0, 90, 160)).all(2)[:, 60:500].sum() == 0  # one value is a dot
 
 
+def test_the_curve_begins_anew_where_a_step_only_resets(square_voc: Path) -> None:
+    env = VOCValueWrapper(gym.wrappers.Autoreset(square_env(limit=2)), square_voc, overlay=True)
+    env.reset(seed=0)
+    drawn = []
+    for action in (RIGHT, RIGHT, RIGHT):
+        env.step(action)
+        drawn.append(int((np.asarray(env.render())[256:] == (0, 90, 160)).all(2)[:, 60:500].sum()))
+    assert drawn[0] > 200
+    assert drawn[1] > 200
+    assert drawn[2] == 0  # one value is a dot
+
+
 def test_a_video_is_recorded(square_voc: Path, tmp_path: Path) -> None:
     import imageio.v3 as iio
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from worlds import one_sentence
 
 from voc_rl import VOC, VecVOCValue, VOCValueVectorWrapper, VOCValueWrapper
+from voc_rl.data import DataSpec
 from voc_rl.envs import PixelObservation
 from voc_rl.errors import VOCError
 
@@ -59,6 +60,7 @@ def test_refused_words_and_discounts(square_voc: Path) -> None:
     assert "call density_value" in refusal(env, square_voc, estimator="density")
     assert "mode 'shaping' needs gamma" in refusal(env, square_voc, mode="shaping")
     assert "gamma is 1.5" in refusal(env, square_voc, mode="shaping", gamma=1.5)
+    assert "gamma is 1.0" in refusal(env, square_voc, gamma=1.0, estimator="sample")  # of values, not of an agent
     assert "head knows gamma 0.5 only" in refusal(env, square_voc, gamma=0.9)
     assert "larger ones, not for 0.2" in refusal(env, square_voc, gamma=0.2, estimator="sample")
     assert "futures is -1" in refusal(env, square_voc, futures=-1)
@@ -99,6 +101,28 @@ def test_other_frames_warn(name: str, value: str, square_voc: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         VOCValueWrapper(square_env(), square_voc)
+
+
+def test_frames_of_unknown_making_warn(square_voc: Path) -> None:
+    def silent() -> gym.Env:
+        env: Any = square_env()
+        del env.unwrapped.data_spec
+        return env
+
+    makers = (
+        lambda voc: VOCValueWrapper(silent(), voc),
+        lambda voc: VOCValueVectorWrapper(SyncVectorEnv([silent] * 2), voc),  # type: ignore[list-item]
+        lambda voc: VecVOCValue(DummyVecEnv([silent] * 2), voc),
+    )
+    users = VOC.load(square_voc)
+    users.spec = DataSpec(size=SIDE)  # of data that does not say either
+    for make in makers:
+        with pytest.warns(UserWarning, match=r"no data_spec; .* task 'square', render 'fast', camera -1") as caught:
+            make(square_voc)
+        assert len(caught) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make(users)
 
 
 def test_overlay_needs_pictures(square_voc: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -77,6 +78,75 @@ def test_added_rewards_telescope() -> None:
             over = terminated or truncated
         sums.end(PHI[info["state"]], terminated)
     assert min(sums.checked.values()) > 5
+
+
+def test_a_step_that_only_resets_is_no_transition() -> None:
+    inner: Any = gym.wrappers.Autoreset(table(limit=4))
+    env = VOCValueWrapper(inner, TableVOC(PHI), mode="shaping", gamma=GAMMA)  # type: ignore[arg-type]
+    rng, sums = np.random.default_rng(0), Sums()
+    sums.start(PHI[env.reset(seed=0)[1]["state"]])
+    resets = False
+    for _ in range(150):
+        _, reward, terminated, truncated, info = env.step(int(rng.integers(ACTIONS)))
+        if resets:
+            assert reward == info["voc"]["raw_reward"] == 0
+            sums.start(PHI[info["state"]])
+        else:
+            sums.step(float(reward) - info["voc"]["raw_reward"])
+        resets = terminated or truncated
+        if resets:
+            sums.end(PHI[info["state"]], terminated)
+    assert min(sums.checked.values()) > 5
+    env.step(0), env.reset(seed=1)  # a reset that was asked for is followed by a transition
+    assert env.step(0)[1] != 0
+
+
+def test_an_agent_may_not_discount() -> None:
+    env = VOCValueWrapper(table(), TableVOC(PHI), mode="shaping", gamma=1.0)  # type: ignore[arg-type]
+    phi = PHI[env.reset(seed=2)[1]["state"]]
+    _, reward, terminated, _, info = env.step(1)
+    assert not terminated
+    assert reward == pytest.approx(info["voc"]["raw_reward"] + PHI[info["state"]] - phi, abs=1e-9)
+
+
+def test_the_raw_reward_of_nested_potentials_is_the_environments() -> None:
+    """What is twice shaped keeps the reward of the table, in all three wrappers; ends among the steps."""
+    voc: Any = TableVOC(PHI)
+
+    def once() -> Any:
+        return VOCValueWrapper(table(limit=3), voc, mode="shaping", gamma=GAMMA)
+
+    def many(inner: list[Callable[[], Any]]) -> Any:
+        return SyncVectorEnv(inner, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    twice = VOCValueWrapper(once(), voc, mode="shaping", gamma=GAMMA)
+    vectors = [
+        VOCValueVectorWrapper(many([once]), voc, mode="shaping", gamma=GAMMA),
+        VOCValueVectorWrapper(
+            VOCValueVectorWrapper(many([lambda: table(limit=3)]), voc, mode="shaping", gamma=GAMMA),
+            voc, mode="shaping", gamma=GAMMA,
+        ),
+    ]  # fmt: skip
+    sb3 = VecVOCValue(DummyVecEnv([once]), voc, mode="shaping", gamma=GAMMA)
+    sb3.seed(5)
+    plain = table(limit=3)
+    for env in (plain, twice, *vectors):
+        env.reset(seed=5)
+    sb3.reset()
+    ends = 0
+    for _ in range(12):
+        _, paid, terminated, truncated, _ = plain.step(2)
+        _, reward, _, _, info = twice.step(2)
+        stepped = [env.step(np.array([2])) for env in vectors]
+        _, rewards, _, infos = sb3.step(np.array([2]))
+        shown = [info, infos[0]]
+        assert [one["voc"]["raw_reward"] for one in shown] == [paid, paid]
+        assert [one[4]["voc"]["raw_reward"].tolist() for one in stepped] == [[paid], [paid]]
+        assert [rewards[0], *(one[1][0] for one in stepped)] == pytest.approx([reward] * 3, abs=1e-5)
+        if terminated or truncated:
+            ends += 1
+            plain.reset(), twice.reset()
+    assert ends >= 4
 
 
 def vector(mode: AutoresetMode, made: Callable[..., Any]) -> Any:

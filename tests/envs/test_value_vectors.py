@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +71,34 @@ def test_single_wrappers_in_processes_of_their_own(context: str, square_voc: Pat
         assert infos["voc"]["value"][0] == pytest.approx(here.step(RIGHT)[4]["voc"]["value"], abs=1e-3)
     finally:
         apart.close()
+
+
+FORKED = """
+import signal, sys
+from gymnasium.vector import AsyncVectorEnv
+from square import square_env
+from voc_rl import VOCValueWrapper
+
+def make():
+    signal.alarm(60)  # ends this process, and each worker that waits for ever
+    return VOCValueWrapper(square_env(), sys.argv[1])
+
+envs = AsyncVectorEnv([make] * 2, context="fork")
+print(envs.reset(seed=6)[1]["voc"]["value"].tolist())
+envs.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+def test_forked_workers_do_not_wait_for_their_parents_threads(square_voc: Path) -> None:
+    here = str(Path(__file__).parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", FORKED, str(square_voc)], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": here},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-2000:]
+    alone = [square_wrapped(square_voc).reset(seed=seed)[1]["voc"]["value"] for seed in (6, 7)]
+    assert json.loads(found.stdout) == pytest.approx(alone, abs=1e-3)
 
 
 @pytest.mark.parametrize("options", VALUE_MODES)

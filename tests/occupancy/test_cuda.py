@@ -18,7 +18,7 @@ from voc_rl.occupancy.decoding import Decoder
 from voc_rl.occupancy.kernels import TorchKernels
 from voc_rl.occupancy.sampling import sample_plainly, uniforms
 from voc_rl.occupancy.training import OccupancyTrainee
-from voc_rl.precision import autocast, generator_on
+from voc_rl.precision import autocast, generator_on, seeded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -190,6 +190,19 @@ def test_dropout_in_a_graph_is_drawn_anew_at_each_step() -> None:
     assert losses[3] == pytest.approx(losses[0], rel=1e-3)  # and alike at the same step
     eager = Descent(own, loop, 0, graphs=False)
     assert float(eager.step(0)["loss"]) == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_seeded_leaves_no_trace_on_the_gpu() -> None:
+    torch.cuda.manual_seed(1)
+    expected = torch.rand(3, device=CUDA)
+    torch.cuda.manual_seed(1)
+    with seeded(CPU, 5):
+        torch.rand(2)
+    with seeded(CUDA, 5):
+        inside = torch.rand(2, device=CUDA)
+    assert torch.equal(torch.rand(3, device=CUDA), expected)
+    with seeded(CUDA, 5):
+        assert torch.equal(torch.rand(2, device=CUDA), inside)
 
 
 def test_between_refills_the_gpu_is_not_waited_for() -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from test_sampling import CODES, TOKENS, generator, network
 
-from voc_rl.occupancy import uniforms
+from voc_rl.occupancy import OccupancyTransformer, uniforms
 from voc_rl.occupancy.contexts import Cache
-from voc_rl.occupancy.decoding import KEPT, Decoder, fitting, kept_decoder, room
+from voc_rl.occupancy.decoding import _DECODERS, KEPT, Decoder, bytes_of_state, fitting, kept_decoder, room
+from voc_rl.occupancy.discounts import draw_gammas
 from voc_rl.occupancy.kernels import TorchKernels
 from voc_rl.occupancy.sampling import sample_plainly
 
@@ -60,6 +65,124 @@ def test_decoders_are_kept_and_shared_by_nearly_equal_numbers_of_states() -> Non
             states = fitting(most, samples)
             assert room(states, samples) <= most
             assert all(room(more, samples) > most for more in range(states + 1, most + 1))
+
+
+class Captured:
+    """A CUDA graph that was never captured."""
+
+    def replay(self) -> None:
+        raise RuntimeError("replay without a preceding successful capture")
+
+
+@torch.no_grad()
+def test_without_a_graph_decoding_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def refuse(graph: Captured, device: torch.device) -> Iterator[None]:
+        raise RuntimeError("CUDA out of memory\nand more")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Captured)
+    monkeypatch.setattr("voc_rl.occupancy.decoding.capture", refuse)
+    model = network()
+    decode, noise = Decoder(model, 2, 9, torch.float32, TorchKernels()), uniforms(model, 2, 9, generator())
+    decode._captures = True
+    prefix = model.prefix(torch.randint(CODES, (2, TOKENS)))
+    expected = sample_plainly(model, prefix, noise)
+    assert torch.equal(decode(prefix, noise), expected)
+    with pytest.warns(
+        UserWarning, match=r"^No CUDA graph of sampling \(CUDA out of memory\); it runs slower without\.$"
+    ):
+        assert torch.equal(decode(prefix, noise), expected)
+    for _ in range(2):  # and no second warning, which would be an error here
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(decode(prefix, noise), expected)
+
+
+def test_threads_take_turns_at_a_decoder() -> None:
+    model = network()
+    wide, noise = torch.randint(CODES, (2, 64, TOKENS)), uniforms(model, 64, 30, generator())
+    decode, wrong = kept_decoder(model, 64, 30, torch.float32), [0, 0]
+    with torch.no_grad():
+        prefixes = [model.prefix(context) for context in wide]
+        expected = [sample_plainly(model, prefix, noise) for prefix in prefixes]
+    assert not torch.equal(*expected)
+
+    def work(i: int) -> None:
+        for _ in range(40):
+            wrong[i] += int(not torch.equal(decode(prefixes[i], noise), expected[i]))
+
+    threads = [Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [0, 0]
+
+
+@torch.no_grad()
+def test_copies_of_weights_that_moved_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where all weights are copies: after .to(cpu) and back, and training."""
+
+    def copied(self: Decoder, parameter: torch.Tensor, dtype: torch.dtype, turn: bool = False) -> torch.Tensor:
+        copy = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        self._pairs.append((copy, parameter))
+        return copy.T if turn else copy
+
+    monkeypatch.setattr(Decoder, "_kept", copied)
+    model = network()
+    decode, noise = Decoder(model, 4, 30, torch.float32, TorchKernels()), uniforms(model, 4, 30, generator())
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+        parameter.mul_(1.5)
+    prefix = model.prefix(torch.randint(CODES, (4, TOKENS)))
+    assert torch.equal(decode(prefix, noise), sample_plainly(model, prefix, noise))
+
+
+def test_decoders_are_kept_where_the_network_is() -> None:
+    model = network()
+    one = kept_decoder(model, 4, 1, torch.float32)
+    model.to("meta")
+    other = kept_decoder(model, 4, 1, torch.float32)
+    assert (one.last.device.type, other.last.device.type) == ("cpu", "meta")
+    assert list(_DECODERS[model].values()) == [other]
+
+
+def test_decoders_that_were_used_last_are_kept_as_far_as_memory_allows() -> None:
+    model = network()
+    made = [kept_decoder(model, 1, samples, torch.float32) for samples in range(1, KEPT + 1)]
+    assert kept_decoder(model, 1, 1, torch.float32) is made[0]
+    kept_decoder(model, 1, KEPT + 1, torch.float32)
+    assert kept_decoder(model, 1, 1, torch.float32) is made[0]
+    assert kept_decoder(model, 1, 2, torch.float32) is not made[1]  # it was used longest ago
+    model = network()
+    model.memory = 3 * bytes_of_state(model.config, 300) // 2
+    for states, kept in ((1, [1]), (2, [1, 2]), (1, [2, 1]), (3, [3])):  # as much as two that sampling would make
+        kept_decoder(model, states, 300, torch.float32)
+        assert [each.states for each in _DECODERS[model].values()] == kept
+
+
+def test_the_ladder_of_discounts_finds_its_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``climb`` decodes for all targets that bootstrap, and again for those that go on."""
+    made: list[int] = []
+
+    def make(model: OccupancyTransformer, states: int, *rest: object) -> object:
+        made.append(states)
+        return object()
+
+    monkeypatch.setattr("voc_rl.occupancy.decoding.Decoder", make)
+    rng, model, asked = np.random.default_rng(0), network(), 0
+    for _ in range(200):
+        gamma = np.repeat(draw_gammas((0.5, 0.95), 1024, rng), 2)
+        gamma = gamma[rng.random(2048) < gamma**80]
+        below = np.maximum(2 * gamma - 1, 0.5)
+        going = int((rng.random(len(gamma)) < (gamma - below) / (1 - below)).sum())
+        for count in (len(gamma), going):
+            if count:
+                kept_decoder(model, count, 1, torch.float32)
+                asked += 1
+    assert asked > 350
+    assert len(made) < 0.05 * asked
 
 
 def test_the_targets_of_training_share_few_decoders() -> None:

@@ -140,12 +140,15 @@ def worst(model_value: Callable[[Tensor], Tensor], V: np.ndarray) -> float:
     return float(np.abs(own - V).max() / np.ptp(V))
 
 
-@pytest.mark.parametrize("n", [None, 5])
-def test_the_value_head_learns_exact_values(n: int | None) -> None:
-    """The mean of the ensemble, with returns to the default n, and with short ones that bootstrap."""
+@pytest.mark.parametrize(
+    ("n", "limit", "refill"), [(None, 25, 2), (5, 25, 2), pytest.param(None, 8, 8, marks=pytest.mark.slow)]
+)
+def test_the_value_head_learns_exact_values(n: int | None, limit: int, refill: int) -> None:
+    """The mean of the ensemble, with returns to the default n, with short ones that bootstrap, and with episodes that
+    are cut long before n."""
     gamma = 0.9
-    dataset, states = ending_data()
-    config = OccupancyTraining(gamma=gamma, n=n, ema=0.97, futures=1, refill=2, loop=loop(400, 5e-3, 512))
+    dataset, states = ending_data(limit)
+    config = OccupancyTraining(gamma=gamma, n=n, ema=0.97, futures=1, refill=refill, loop=loop(400, 5e-3, 512))
     model, head = trained(dataset, states[:, None], config, head=True)
     assert head is not None
 
@@ -156,7 +159,7 @@ def test_the_value_head_learns_exact_values(n: int | None) -> None:
 
     V = values(ending_chain(), np.append(REWARD, 0.0), gamma)[:S]
     error = worst(value, V)
-    print(f"head, n {n}: value error {error:.4f} of max V - min V")
+    print(f"head, n {n}, limit {limit}: value error {error:.4f} of max V - min V")
     assert error < 0.03
     V_next = np.linalg.inv(np.eye(S + 1) - gamma * ending_chain()) @ np.append(REWARD, 0.0)
     assert worst(value, V_next[:S]) > 0.06  # not the values by the state that is left

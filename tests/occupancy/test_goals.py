@@ -17,6 +17,7 @@ from voc_rl.occupancy import (
     OccupancyTraining,
     OccupancyTransformer,
     ValueHead,
+    n_step_returns,
     train_occupancy,
 )
 from voc_rl.occupancy.batches import Batch, StepInputs
@@ -34,7 +35,7 @@ def test_the_loss_weighs_episodes_and_bootstraps_by_hand() -> None:
     model = OccupancyTransformer(OccupancyConfig(3, 1, n_layer=1, n_head=1, width=8))
     head = ValueHead(8, hidden=4, members=2)
     config = OccupancyTraining(gamma=0.5, n=2, loop=LoopConfig(steps=5, batch_size=2))
-    own = Returns(head, DATASET, config.gamma, 2, 0)
+    own = Returns(head, DATASET, config.gamma, n_step_returns(DATASET, config.gamma, 2), 0)
     trainee = OccupancyTrainee(model, head, DATASET, CODES, None, config, 0, own)
     assert float(head.bias_value) == pytest.approx(MEAN_REWARD)
     torch.testing.assert_close(own.values, torch.full((7, 2), MEAN_REWARD))
@@ -70,7 +71,7 @@ def slow(rows: np.ndarray, condition: Condition) -> Tensor:
 
 
 def test_values_are_renewed_where_returns_continue() -> None:
-    goals = Returns(ValueHead(8, members=2), DATASET, 0.5, 2, 0)
+    goals = Returns(ValueHead(8, members=2), DATASET, 0.5, n_step_returns(DATASET, 0.5, 2), 0)
     assert goals.made(np.arange(2), 0.5, Condition(), slow) is None
     goals.renew(slow)
     # nothing continues at the first two rows of either episode
@@ -78,18 +79,26 @@ def test_values_are_renewed_where_returns_continue() -> None:
     torch.testing.assert_close(goals.values, torch.tensor(expected))
 
 
-def test_values_that_weigh_much_are_of_the_moment() -> None:
-    head = ValueHead(8, members=2)
-    assert isinstance(returns_of(head, DATASET, OccupancyTraining(gamma=0.9), 40, 0), Returns)
-    assert isinstance(returns_of(head, DATASET, OccupancyTraining(gamma=0.9), 20, 0), BatchReturns)
+@pytest.mark.parametrize(
+    ("rows", "ends", "n", "weight"),
+    [(400, False, 40, 0.0355), (400, False, 20, 0.136), (20, False, 40, 0.4097), (20, True, 40, 0.0)],
+)
+def test_values_that_weigh_much_are_of_the_moment(rows: int, ends: bool, n: int, weight: float) -> None:
+    """They do behind few steps, and at the cuts of short episodes, however large n is."""
+    dataset, config = episodes_of([np.zeros(rows)] * 2, [ends] * 2), OccupancyTraining(gamma=0.9)
+    contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
+    assert float(n_step_returns(dataset, 0.9, n).weight[contexts].mean()) == pytest.approx(weight, abs=1e-3)
+    goals = returns_of(ValueHead(8, members=2), dataset, contexts, config, n, 0)
+    assert isinstance(goals, Returns if weight <= 0.05 else BatchReturns)
 
 
-@pytest.mark.parametrize("n", [1, 5, None])
-def test_the_head_learns_what_lies_beyond_n(n: int | None) -> None:
-    """Two kinds of episodes that pay always or never: (1 - gamma) V is 0 and 1, whatever n is."""
+@pytest.mark.parametrize(("n", "rows"), [(1, 60), (5, 60), (None, 60), (None, 8)])
+def test_the_head_learns_what_lies_beyond_n(n: int | None, rows: int) -> None:
+    """Two kinds of episodes that pay always or never: (1 - gamma) V is 0 and 1, whatever n is and where they are
+    cut."""
     kinds = np.arange(20) % 2
-    dataset = episodes_of([np.r_[0.0, np.full(59, float(kind))] for kind in kinds], [False] * 20)
-    codes = torch.from_numpy(np.repeat(kinds, 60))[:, None]
+    dataset = episodes_of([np.r_[0.0, np.full(rows - 1, float(kind))] for kind in kinds], [False] * 20)
+    codes = torch.from_numpy(np.repeat(kinds, rows))[:, None]
     torch.manual_seed(0)
     model = OccupancyTransformer(OccupancyConfig(2, 1, n_layer=1, n_head=1, width=16))
     training = OccupancyTraining(gamma=0.9, n=n, loop=LoopConfig(steps=400, batch_size=32, learning_rate=4e-3))
@@ -102,7 +111,7 @@ def test_the_head_learns_what_lies_beyond_n(n: int | None) -> None:
 
 def test_returns_at_discounts_of_their_own() -> None:
     config = OccupancyTraining(gamma=0.5, gammas=(0.2, 0.8))
-    goals = returns_of(ValueHead(8, members=2), DATASET, config, 2, 0)
+    goals = returns_of(ValueHead(8, members=2), DATASET, np.arange(7), config, 2, 0)
     assert isinstance(goals, BatchReturns)
     rows, gamma = np.array([0, 0, 1, 4]), np.array([0.2, 0.8, 0.5, 0.4])
     condition = Condition(gamma=torch.from_numpy(gamma.astype(np.float32)))

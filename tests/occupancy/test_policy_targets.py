@@ -179,6 +179,15 @@ def test_two_steps_of_a_policy_that_leaves() -> None:
     assert (targets.bootstrap[targets.row < 0] == 1).all()
 
 
+def test_some_contexts_leave_the_action_to_the_policy() -> None:
+    """Values of policies are asked without an action: a network that always saw one never learned them."""
+    with pytest.raises(VOCError, match=r"^action_share is 1\.0; a number from 0 to below 1 is needed\.$"):
+        PolicyTraining(action_share=1.0)
+    with pytest.raises(VOCError, match=r"^start_share is -0\.1; a share between 0 and 1 is needed\.$"):
+        PolicyTraining(start_share=-0.1)
+    assert PolicyTraining(action_share=0.0, start_share=1.0).start_share == 1.0
+
+
 @pytest.mark.parametrize(("action_dim", "action_share"), [(0, 0.5), (1, 0.0)])
 def test_actions_that_nobody_is_told_are_refused(action_dim: int, action_share: float) -> None:
     dataset, actions = small()

@@ -131,6 +131,24 @@ def test_members_follow_the_episodes_they_weigh() -> None:
     torch.testing.assert_close(found, expected, atol=0.12, rtol=0)
 
 
+def test_values_of_a_target_with_dropout_repeat_with_the_seed_alone() -> None:
+    """They are asked without dropout, which would take PyTorch's global random numbers."""
+    states = walks(ring(), 10, 20)
+    dataset = episodes_of([np.r_[0.0, w[1:] / 10] for w in states], [False] * 10)
+    config = OccupancyTraining(gamma=0.9, n=1, target_dropout=True, loop=LoopConfig(steps=10, batch_size=16))
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(0)
+        model = OccupancyTransformer(OccupancyConfig(S, 1, n_layer=1, n_head=2, width=16, dropout=0.2))
+        head = ValueHead(16, hidden=8, members=2)
+        trainee = OccupancyTrainee(model, head, dataset, torch.from_numpy(states.reshape(-1, 1)), None, config, 3)
+        torch.manual_seed(seed)
+        optimise(trainee, config.loop, 3, "occupancy")
+        assert trainee.target.drops  # targets themselves are drawn with it
+        heads.append(head.weight_2.detach())
+    assert torch.equal(*heads)
+
+
 def test_slow_copies_stay_averages_however_few_the_steps() -> None:
     dataset = episodes_of([np.array([0.0, 1, 2, 3])], [False])
     codes = torch.tensor([[0], [1], [2], [0]])

@@ -292,5 +292,9 @@ def test_bad_configs() -> None:
         assert f"{name} is 0" in refusal(dataclasses.replace, SMALL, **{name: 0})
     with pytest.raises(VOCError, match="shift is -1"):
         dataclasses.replace(SMALL, shift=-1)
-    with pytest.raises(VOCError, match="sides that are multiples of 12"):
+    for change, said in (({"patch": 0}, "patch is 0"), ({"levels": (4, 2)}, r"levels are \(4, 2\)")):
+        with pytest.raises(VOCError, match=said):
+            dataclasses.replace(SMALL, **change)
+    with pytest.raises(VOCError, match="do not fit musik with a patch of 6; sides that are multiples of 12"):
         fresh(size=20)
+    assert "a.pth is no musik, of which nothing is published" in refusal(MUSIK.from_published, "a.pth")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from small import toy_dataset
 
 from voc_rl.data import Episodes
+from voc_rl.data.hdf5 import FIRST
 from voc_rl.quantizers.musik import MUSIK, MUSIKBatch, MUSIKConfig
 
 TINY = MUSIKConfig(
@@ -37,8 +37,9 @@ def test_pairs_are_aligned_and_never_cross_an_episode(tmp_path: Path) -> None:
     for stack, newest in ((obs, t), (later, t + steps)):
         for back in (1, 2):
             np.testing.assert_array_equal(stack[:, -1 - back], 40 * episode + np.maximum(newest - back, 0))
-    # the action taken at t stands in row t + 1
-    np.testing.assert_allclose(batch.action.numpy(), np.stack([episode, t + 1], 1) / 100, atol=1e-6)
+    # the action taken at t stands in row t + 1; 0..2 and 1..8 hundredths are brought to -1..1
+    expected = np.stack([episode - 1, (t + 1 - 4.5) / 3.5], 1)
+    np.testing.assert_allclose(batch.action.numpy(), expected, atol=1e-5)
     assert steps.min() == 1
     assert steps.max() == TINY.horizon
     assert (t + steps <= length - 1).all()
@@ -65,10 +66,15 @@ def test_k_is_uniform_where_the_episode_is_long_enough(tmp_path: Path) -> None:
     assert set(late.tolist()) == {1, 2}
 
 
-def test_large_actions_are_brought_to_one(tmp_path: Path) -> None:
-    dataset = toy_dataset(tmp_path, (6, 6))
-    dataset.action = dataset.action * np.array([1, -60], np.float32)  # the second reaches -3
-    rows = np.arange(5)
-    action = drawn(dataset, rows).action.numpy()
-    np.testing.assert_allclose(action, dataset.action[rows + 1] / [1, 3], rtol=1e-6)
-    assert action.min() == pytest.approx(-1)
+def test_actions_fill_the_range_of_the_negatives(tmp_path: Path) -> None:
+    """Small, large and lopsided ones alike; a dimension that never changes would tell the logged action at sight."""
+    dataset, rows = toy_dataset(tmp_path, (6, 6)), np.arange(5)
+    taken = np.random.default_rng(0).uniform(-1, 1, (12, 2)).astype(np.float32)
+    taken[3], taken[8] = -1, 1
+    first = (dataset.step_type == FIRST)[:, None]
+    dataset.action = np.where(first, 0, taken)
+    plain = drawn(dataset, rows).action
+    assert torch.equal(plain, torch.from_numpy(taken[rows + 1]))  # all of the range is used: they stay as they are
+    small, large, still = 0.05 * taken[:, :1] + 0.3, 40 * taken[:, 1:], np.full((12, 1), 0.5)
+    dataset.action = np.where(first, 0, np.hstack([still, small, still, large])).astype(np.float32)
+    torch.testing.assert_close(drawn(dataset, rows).action, plain, atol=1e-5, rtol=0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from voc_rl.values.density import from_weights
 from voc_rl.values.estimators import from_ensemble, from_samples, rewards_of_futures
 from voc_rl.values.successor import successor_features
 
@@ -15,11 +16,28 @@ def test_from_samples_by_hand() -> None:
     np.testing.assert_allclose(estimate.mean, [20.0, 10.0])
     # (1 - gamma) std: sqrt(2 / 3) and 2, over sqrt(4) samples
     np.testing.assert_allclose(estimate.stderr, [10 * (2 / 3) ** 0.5 / 2, 10.0])
-    np.testing.assert_allclose(estimate.high - estimate.mean, 1.6448536 * estimate.stderr, rtol=1e-6)
-    np.testing.assert_allclose(estimate.mean - estimate.low, 1.6448536 * estimate.stderr, rtol=1e-6)
+    # Student's, 3 degrees
+    np.testing.assert_allclose(estimate.high - estimate.mean, 2.3533634 * estimate.stderr, rtol=1e-6)
+    np.testing.assert_allclose(estimate.mean - estimate.low, 2.3533634 * estimate.stderr, rtol=1e-6)
     assert len(estimate) == 2
     assert estimate.level == 0.9
     assert "sampl" in estimate.covers
+
+
+@pytest.mark.parametrize("samples", [2, 3, 5, 100])
+def test_intervals_of_few_samples_cover(samples: int) -> None:
+    rewards = np.random.default_rng(0).normal(size=(20_000, samples))
+    found = from_samples(rewards, gamma=0.0)
+    assert float(((found.low <= 0) & (found.high >= 0)).mean()) == pytest.approx(0.9, abs=0.01)
+
+
+def test_intervals_of_few_episodes_cover() -> None:
+    """Three episodes, whose rows err together."""
+    rng, weights, groups, covered = np.random.default_rng(0), np.full((1, 90), 1 / 90), np.arange(90) // 30, 0
+    for _ in range(1000):
+        found = from_weights(weights, rng.normal(size=3)[groups], 0.0, groups=groups)
+        covered += int(found.low[0] <= 0 <= found.high[0])
+    assert 870 < covered < 930
 
 
 def test_from_samples_covers_the_mean() -> None:

@@ -37,6 +37,24 @@ def test_mean_and_spread_of_the_members(feature_dim: int, gammas: tuple[float, f
     np.testing.assert_allclose(found.high - found.mean, 0.816497 * found.stderr, rtol=1e-4)  # Student's, 2 degrees
 
 
+@pytest.mark.parametrize(("feature_dim", "gammas"), [(0, None), (3, (0.5, 0.9))])
+def test_many_states_are_asked_in_parts(
+    feature_dim: int, gammas: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, head = networks(feature_dim, gammas)
+    codes, features = torch.randint(5, (7, 2)), torch.randn(7, feature_dim) if feature_dim else None
+    condition = told(model, GAMMA, 7)
+    whole = by_head(model, head, codes, features, condition, GAMMA)
+    asked: list[int] = []
+    last = model.last
+    monkeypatch.setattr("voc_rl.values.head.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(model, "last", lambda context, *rest: (asked.append(len(context)), last(context, *rest))[1])
+    parts = by_head(model, head, codes, features, condition, GAMMA)
+    assert asked == [3, 3, 1]
+    np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-5)
+    np.testing.assert_allclose(parts.stderr, whole.stderr, rtol=1e-4)
+
+
 def test_tails_are_values_of_codes_without_features() -> None:
     model, head = networks(gammas=(0.5, 0.9))
     codes = torch.tensor([[0, 1], [4, 2], [3, 3]])

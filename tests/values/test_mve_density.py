@@ -220,6 +220,7 @@ def test_weights_by_hand() -> None:
     together = from_weights(weights, rewards, 0.5, groups=np.arange(100) % 4)  # all of an episode's rows are equal
     # off by episode: 20 rows of 1/80 each times (-1.5, -.5, .5, 1.5); four episodes: times 4 / 3
     assert together.stderr[0] == pytest.approx(0.75 / 0.5 * (4 / 3 * (20 / 80) ** 2 * 5.0) ** 0.5)
+    assert together.high[0] - together.mean[0] == pytest.approx(2.3533634 * together.stderr[0])  # Student's, 3 degrees
     balanced = from_weights(weights, rewards, 0.5, groups=np.arange(100) // 4)  # and here they cancel
     assert balanced.stderr[0] == pytest.approx(0.0, abs=1e-12)
     alone = from_weights(weights, rewards, 0.5, groups=np.zeros(100, int))  # one episode tells nothing of others
@@ -246,11 +247,17 @@ def test_a_small_effective_sample_gives_no_number() -> None:
         (np.ones((1, 60)), np.ones(59), "do not fit"),
         (np.ones(60), np.ones(60), "do not fit"),
         (np.ones((1, 60)), np.full(60, np.nan), "NaN or infinity"),
+        (np.ones((1, 0)), np.ones(0), "^There are no rows to weigh; give codes and rewards"),
     ],
 )
 def test_bad_weights(weights: np.ndarray, rewards: np.ndarray, said: str) -> None:
     with pytest.raises(VOCError, match=said):
         from_weights(weights, rewards, 0.9)
+
+
+def test_groups_of_other_rows() -> None:
+    with pytest.raises(VOCError, match=r"^Groups have shape \(5,\); one for each of 60 rows is needed\.$"):
+        from_weights(np.ones((1, 60)), np.ones(60), 0.9, groups=np.zeros(5, int))
 
 
 def test_a_level_that_is_no_confidence() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from chains import episodes_of
 from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
-from voc_rl.values.rewards import RewardConfig, RewardHead, train_reward_head
+from voc_rl.values.rewards import RewardConfig, RewardHead, fit_reward_head, train_reward_head
 
 
 def head_of(low: float, high: float, bins: int) -> RewardHead:
@@ -91,6 +92,45 @@ def test_training_repeats_with_its_seed_alone() -> None:
     two, other = (train_reward_head(vectors, rewards, config, seed=s) for s in (1, 2))
     assert torch.equal(one.body[0].weight, two.body[0].weight)  # type: ignore[arg-type]
     assert not torch.equal(one.body[0].weight, other.body[0].weight)  # type: ignore[arg-type]
+
+
+class Lookup(torch.nn.Module):
+    """What ``fit_reward_head`` asks of a quantizer; remembers how many rows it was asked for."""
+
+    n_tokens, code_dim = 2, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.codebook = torch.nn.Embedding(7, 3)
+        self.asked: list[int] = []
+
+    def embed(self, codes: Tensor) -> Tensor:
+        self.asked.append(len(codes))
+        return self.codebook(codes)
+
+
+def test_vectors_of_codes_are_made_by_the_batch() -> None:
+    """And the head is the one that is fitted to the vectors of all rows."""
+    quantizer, codes = Lookup(), torch.randint(7, (300, 2), dtype=torch.int16)
+    rewards = np.random.default_rng(0).normal(size=300).astype(np.float32)
+    dataset = episodes_of([np.zeros(100)] * 3, [False] * 3)
+    config = RewardConfig(hidden=8, loop=LoopConfig(steps=20, batch_size=16))
+    found = fit_reward_head(quantizer, codes, dataset, rewards, config, seed=3)  # type: ignore[arg-type]
+    assert max(quantizer.asked) == 16
+    rows = np.flatnonzero(dataset.step_type > 0)
+    expected = train_reward_head(quantizer.embed(codes[rows].long()).detach(), rewards[rows], config, seed=3)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    assert quantizer.codebook.weight.grad is None
+
+
+def test_episodes_of_one_row_have_no_rewards() -> None:
+    dataset = episodes_of([np.zeros(1)] * 2, [False] * 2)
+    with pytest.raises(
+        VOCError, match=r"^There are no rewards to fit; at least one row that a step arrived at is needed"
+    ):
+        fit_reward_head(Lookup(), torch.zeros(2, 2), dataset, np.zeros(2), RewardConfig())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

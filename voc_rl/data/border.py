@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,7 @@ from voc_rl.errors import VOCError
 # Deflate shrinks by a factor of 1032 at most; what declares more than this was never written.
 MAX_EXPANSION = 1100
 _MAX_CHUNK = 2**30  # bytes that one read of a chunk may take
+_GROUPS, _GROUP_MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @contextmanager
@@ -135,11 +137,28 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
+@cache
 def machine_memory() -> int:
-    """Bytes of memory that this machine has in all."""
+    """Bytes of memory that this process may have in all: the machine's, or less where its control group has less."""
     if not hasattr(os, "sysconf"):  # Windows does not say
         return 2**40
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    """Limits of Linux's control groups, in which containers and batch jobs run, on this process and those above it."""
+    if not _GROUPS.exists():
+        return
+    for line in _GROUPS.read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mount, limit = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
+        own = Path(group.lstrip("/"))
+        for folder in (own, *own.parents):
+            file = _GROUP_MOUNT / mount / folder / limit
+            if file.is_file() and (text := file.read_text().strip()).isdigit():  # else "max"
+                yield int(text)
 
 
 def read_numbers(array: h5py.Dataset, what: str) -> np.ndarray:
@@ -167,6 +186,15 @@ def data_files(folder: Path, suffixes: Sequence[str], untrusted: bool = False) -
             if not path.resolve().is_relative_to(home):
                 raise VOCError(f"{path} is a link to {path.resolve()}, outside {folder}; copy the file there.")
     return sorted(found, key=lambda p: [(not w.isdigit(), int(w) if w.isdigit() else 0, w) for w in _words(p.name)])
+
+
+def follows(before: Path, path: Path) -> bool:
+    """Whether a file may be the next after another: not where their names differ by a number that skips some."""
+    one, other = _words(before.stem), _words(path.stem)
+    differing = [pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]]
+    if len(one) != len(other) or len(differing) != 1 or not all(word.isdecimal() for word in differing[0]):
+        return True  # the names do not say
+    return int(differing[0][1]) == int(differing[0][0]) + 1
 
 
 def _words(name: str) -> list[str]:

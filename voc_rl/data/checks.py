@@ -13,7 +13,6 @@ from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, FIRST, MID, RANGES
 from voc_rl.errors import VOCError
 
-_AT_ONCE = 256  # frames that are read at once
 _SHEET_EPISODES, _SHEET_FRAMES = 6, 8
 
 
@@ -36,8 +35,7 @@ def check_dataset(dataset: Episodes) -> list[str]:
     if (dataset.step_type[dataset.starts] != FIRST).any() or (dataset.step_type[inside] != MID).any():
         raise VOCError(f"{name}: the step types do not make whole episodes.")
     if dataset.has_frames:
-        for first in range(0, rows, _AT_ONCE):
-            some = np.arange(first, min(first + _AT_ONCE, rows))
+        for some in dataset.blocks():
             frames = dataset.frames(some)
             if frames.dtype != np.uint8 or frames.shape != (len(some), *dataset.frame_shape):
                 raise VOCError(f"{name}: frames are {frames.dtype} {frames.shape}; uint8 {dataset.frame_shape}.")
@@ -69,12 +67,6 @@ def _odd_discounts(dataset: Episodes) -> np.ndarray:
 
 def _remarks(dataset: Episodes) -> list[str]:
     remarks = []
-    acted = dataset.action[dataset.starts].any(1) | (dataset.reward[dataset.starts] != 0)
-    if acted.any():
-        remarks.append(
-            f"{acted.sum()} of {len(acted)} episodes have an action or a reward in their first row, where nothing led "
-            "to: rows may be aligned to the next action, one step off."
-        )
     short = int((dataset.ends - dataset.starts < 2).sum())
     if short:
         remarks.append(f"{short} episodes have a single row, which holds no step.")
@@ -87,7 +79,7 @@ def _remarks(dataset: Episodes) -> list[str]:
             "read, but not trained on."
         )
     if not dataset.has_frames:
-        remarks.append("There are states but no frames; voc_rl.envs.render_states draws them.")
+        remarks.append(f"There are {dataset.without_frames}.")
     return remarks
 
 

@@ -51,7 +51,10 @@ def _write(
     if not _file(partial, 0).exists():
         write_json(partial / SETTINGS, settings)
     elif read_json(partial / SETTINGS, "settings of a conversion") != settings:
-        raise VOCError(f"{partial} holds a conversion of something else that was cut; delete it or choose another out.")
+        raise VOCError(
+            f"{partial} holds a cut conversion of something else, or of files that have changed since; delete it, or "
+            "choose another out."
+        )
     count = 0
     while _file(partial, count).exists():
         count += 1

@@ -148,9 +148,15 @@ def _ends(flat: dict[str, np.ndarray], path: Path, max_episode_steps: int) -> np
     ends[-1] = True  # the file stops here
     if "next_observations" in flat:
         # where the next step does not go on from here, the clock ran out, whether or not that is said
-        jumps = (flat["next_observations"][:-1] != flat["observations"][1:]).any(1) & ~ends[:-1]
+        jumps = _differ(flat["next_observations"][:-1], flat["observations"][1:]) & ~ends[:-1]
         ends[:-1] |= jumps
-        if jumps.any() and "timeouts" in flat:
+        if 2 * jumps.sum() > len(ends):
+            warnings.warn(
+                f"{path}: {jumps.sum()} of {len(ends)} steps are not followed by the next one and end episodes: "
+                "next_observations may be of other steps.",
+                stacklevel=4,
+            )
+        elif jumps.any() and "timeouts" in flat:
             warnings.warn(
                 f"{path}: {jumps.sum()} step(s) that the next one does not follow end episodes.", stacklevel=4
             )
@@ -159,6 +165,13 @@ def _ends(flat: dict[str, np.ndarray], path: Path, max_episode_steps: int) -> np
             following = np.flatnonzero(ends[start:])[0] + start
             ends[start + max_episode_steps - 1 : following : max_episode_steps] = True
     return np.flatnonzero(ends)
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Rows that differ, bool (N,), once both are as coarse as the coarser float: each may be stored in its own."""
+    floats = [array.dtype for array in (one, other) if array.dtype.kind == "f"]
+    dtype = min(floats, key=lambda found: found.itemsize, default=np.result_type(one, other))
+    return (one.astype(dtype) != other.astype(dtype)).any(1)
 
 
 def _task(name: str) -> str:

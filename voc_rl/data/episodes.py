@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import copy
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from voc_rl.data.border import check_memory, check_unchanged, reading
+from voc_rl.data.border import follows
+from voc_rl.data.frames import FrameStore
 from voc_rl.data.hdf5 import (
     COLUMNS,
     FIRST,
-    FRAMES,
     LAST,
     DataSpec,
     Episode,
@@ -22,6 +22,7 @@ from voc_rl.data.hdf5 import (
     checked_episode,
     hdf5_files,
     read_shard,
+    without_frames,
 )
 from voc_rl.data.window import Window
 from voc_rl.errors import VOCError, check_positive
@@ -35,24 +36,17 @@ class Episodes:
         unclipped_action, policy_id: arrays with N rows, or None where a file lacks them.
         starts, ends (E,) int64: first row of each episode, and one past its last.
         episode (N,) int64: the episode a row belongs to. steps_left (N,) int64: steps until its last row.
-        terminal (N,) bool: rows at which the episode truly ended (discount 0), not by a time limit.
+        terminal (N,) bool: last rows whose discount is 0: there the episode truly ended, not by a time limit.
         source_rows (N,) int64: the same rows in the dataset that was opened (differs after ``subset``).
     """
 
     def __init__(self, shards: Sequence[Shard], stack: int = 3) -> None:
         check_positive(stack, "stack")
-        rows = np.array([shard.rows for shard in shards])
-        self._paths = [shard.path for shard in shards]
-        self._stamps = [shard.stamp for shard in shards]
-        self._shard = np.repeat(np.arange(len(shards)), rows)
-        self._row_in_shard = np.concatenate([np.arange(n) for n in rows])
-        self._handles: dict[Path, h5py.File] = {}
-        self._handles_owner = os.getpid()
-        self._memory: np.ndarray | None = None
+        self._store = FrameStore(shards)
         self.stack = stack
         self.frame_shape = shards[0].frame_shape
         self.spec: DataSpec = shards[0].spec
-        self.source_rows = np.arange(rows.sum())
+        self.source_rows = np.arange(sum(shard.rows for shard in shards))
         columns = {
             name: np.concatenate([shard.arrays[name] for shard in shards])
             for name in COLUMNS
@@ -71,7 +65,8 @@ class Episodes:
         self.ends = np.append(self.starts[1:], len(self.reward))
         self.episode = np.repeat(np.arange(len(self.starts)), self.ends - self.starts)
         self.steps_left = self.ends[self.episode] - 1 - np.arange(len(self.reward))
-        self.terminal = (self.step_type == LAST) & (self.discount == 0)
+        self.terminal = np.zeros(len(self.reward), bool)
+        self.terminal[self.ends - 1] = self.discount[self.ends - 1] == 0
 
     @classmethod
     def open(cls, path: str | Path, stack: int = 3) -> Episodes:
@@ -92,19 +87,7 @@ class Episodes:
         Raises:
             VOCError: no episode, or files that do not fit each other.
         """
-        for shard in shards:
-            for what, value, first in (
-                ("frames of shape", shard.frame_shape, shards[0].frame_shape),
-                ("actions of size", shard.arrays["action"].shape[1], shards[0].arrays["action"].shape[1]),
-                ("task", shard.spec.task, shards[0].spec.task),
-                ("render profile", shard.spec.render, shards[0].spec.render),
-                ("camera", shard.spec.camera, shards[0].spec.camera),
-                ("action repeat", shard.spec.action_repeat, shards[0].spec.action_repeat),
-            ):
-                if value != first:
-                    raise VOCError(
-                        f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart."
-                    )
+        _check_fit(shards)
         shards = [shard for shard in shards if shard.rows]
         if not any((shard.arrays["step_type"] == FIRST).any() for shard in shards):
             raise VOCError(f"{path} holds zero episodes; at least one is needed.")
@@ -128,17 +111,11 @@ class Episodes:
         if not shards:
             raise VOCError(f"{source} holds zero episodes; at least one is needed.")
         dataset = cls.from_shards(shards, source, stack)
-        dataset._paths = [source]
-        total = sum(len(part) for part in frames)
-        check_memory(total * int(np.prod(dataset.frame_shape)), f"Every frame of {source}")
-        dataset._memory = np.empty((total, *dataset.frame_shape), np.uint8)
-        for start in reversed(dataset.starts):  # from the back, so that what is copied can be let go
-            part = frames.pop()
-            dataset._memory[start : start + len(part)] = part
+        dataset._store.hold(frames, source)
         return dataset
 
     def check_ends(self, path: Path) -> None:
-        """Warn of episodes without a last step.
+        """Warn of episodes without a last step, and of those whose first row looks like a step.
 
         Raises:
             VOCError: a last step inside an episode.
@@ -148,10 +125,17 @@ class Episodes:
             raise VOCError(
                 f"{path}: rows inside an episode have step type 2; each episode needs exactly one, at its end."
             )
-        cut = int((self.step_type[last] != LAST).sum())
+        cut = int(((self.step_type != LAST) & ~self.terminal)[last].sum())
         if cut:
             warnings.warn(
                 f"{path}: {cut} episode(s) without a last step are taken as cut by a time limit.",
+                stacklevel=3,
+            )
+        acted = self.action[self.starts].any(1) | (self.reward[self.starts] != 0)
+        if acted.any():
+            warnings.warn(
+                f"{path}: {acted.sum()} of {len(acted)} episodes have an action or a reward in their first row, where "
+                "nothing led to: rows may be aligned to the next action, one step off.",
                 stacklevel=3,
             )
 
@@ -169,13 +153,13 @@ class Episodes:
         return len(self.reward)
 
     def __repr__(self) -> str:
-        name, size = self.spec.task or self._paths[0].name, f"{len(self.starts)} episodes, {len(self)} rows"
+        name, size = self.spec.task or self.paths[0].name, f"{len(self.starts)} episodes, {len(self)} rows"
         return f"Episodes({name}: {size}, frames {self.frame_shape}, stack {self.stack})"
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """The files behind the dataset, in the order of the rows that were opened (``source_rows``)."""
-        return tuple(self._paths)
+        return tuple(self._store.paths)
 
     @property
     def returns(self) -> np.ndarray:
@@ -200,7 +184,7 @@ class Episodes:
         rows = np.concatenate([np.arange(self.starts[e], self.ends[e]) for e in episodes])
         part = object.__new__(Episodes)
         part.__dict__.update(self.__dict__)
-        part._handles, part._row_in_shard, part._shard = {}, self._row_in_shard[rows], self._shard[rows]
+        part._store = copy.copy(self._store)
         part.source_rows = self.source_rows[rows]
         part._set_columns({name: column[rows] for name, column in self._columns.items()})
         return part
@@ -219,14 +203,12 @@ class Episodes:
         return self.subset(np.sort(order[held_out:])), self.subset(np.sort(order[:held_out]))
 
     def load_frames(self) -> Episodes:
-        """Decompress every frame of the opened dataset into memory (len x 3 x H x W bytes); returns itself."""
-        if self._memory is None:
-            parts = []
-            for shard, path in enumerate(self._paths):
-                with reading(path, "HDF5", "a file whose every frame can be read"), h5py.File(path, "r") as file:
-                    parts.append(file[FRAMES][()])
-                check_unchanged(path, self._stamps[shard])
-            self._memory = np.concatenate(parts)
+        """Decompress every frame of the opened dataset into memory (len x 3 x H x W bytes); returns itself.
+
+        Raises:
+            VOCError: more than the machine's memory, a frame that cannot be read, or a file that changed.
+        """
+        self._store.load()
         return self
 
     def frames(self, rows: np.ndarray) -> np.ndarray:
@@ -235,32 +217,18 @@ class Episodes:
         Raises:
             VOCError: a dataset without frames, a frame that cannot be read, or a file that changed since it was opened.
         """
-        rows = np.asarray(rows)
         if not self.has_frames:
-            raise VOCError(f"{self} has states but no frames; voc_rl.envs.render_states draws them.")
-        if self._memory is not None:
-            return self._memory[self.source_rows[rows]]
-        distinct, inverse = np.unique(rows, return_inverse=True)
-        out = np.empty((len(distinct), *self.frame_shape), np.uint8)
-        for i, row in enumerate(distinct):
-            with reading(self._paths[self._shard[row]], "HDF5", "a file whose every frame can be read"):
-                self._file(self._shard[row])[FRAMES].read_direct(out, np.s_[self._row_in_shard[row]], np.s_[i])
-        for shard in np.unique(self._shard[distinct]):
-            check_unchanged(self._paths[shard], self._stamps[shard])
-        return out[inverse.reshape(rows.shape)]
+            raise VOCError(f"{self} has {self.without_frames}.")
+        return self._store.read(self.source_rows[rows])
 
-    def _file(self, shard: int) -> h5py.File:
-        if self._handles_owner != os.getpid():  # HDF5 handles must not cross a fork
-            self._handles, self._handles_owner = {}, os.getpid()
-        path = self._paths[shard]
-        if path not in self._handles:
-            if len(self._handles) >= 64:
-                self._handles.pop(next(iter(self._handles))).close()
-            self._handles[path] = h5py.File(path, "r")
-        return self._handles[path]
+    @property
+    def without_frames(self) -> str:
+        """For messages: what there is in the place of frames, and where frames could come from."""
+        return without_frames(self.physics)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_handles": {}}
+    def blocks(self) -> list[np.ndarray]:
+        """All rows in their order, as many together as one read of frames takes."""
+        return np.array_split(np.arange(len(self)), range(self._store.at_once, len(self), self._store.at_once))
 
     def observations(self, rows: np.ndarray) -> np.ndarray:
         """Stacked observations, uint8 (B, 3K, H, W), oldest first; the first frame fills up. Row -1 is the last one."""
@@ -300,3 +268,30 @@ class Episodes:
             mask=mask,
             steps=steps,
         )
+
+
+def _check_fit(shards: Sequence[Shard]) -> None:
+    """Refuse files that do not make one dataset.
+
+    Raises:
+        VOCError: other shapes or another making than the first file's, or an episode whose beginning is in no file.
+    """
+    wide = [key for key in ("state", "physics", "unclipped_action") if all(key in shard.arrays for shard in shards)]
+    for shard in shards:
+        for what, value, first in (
+            ("frames of shape", shard.frame_shape, shards[0].frame_shape),
+            ("actions of size", shard.arrays["action"].shape[1], shards[0].arrays["action"].shape[1]),
+            *((f"{key} of size", shard.arrays[key].shape[1], shards[0].arrays[key].shape[1]) for key in wide),
+            ("task", shard.spec.task, shards[0].spec.task),
+            ("render profile", shard.spec.render, shards[0].spec.render),
+            ("camera", shard.spec.camera, shards[0].spec.camera),
+            ("action repeat", shard.spec.action_repeat, shards[0].spec.action_repeat),
+        ):
+            if value != first:
+                raise VOCError(f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart.")
+    for before, shard in pairwise(shards):
+        if shard.rows and shard.arrays["step_type"][0] != FIRST and not follows(before.path, shard.path):
+            raise VOCError(
+                f"{shard.path} begins inside an episode, and {before.path.name} is not the file before it; "
+                "the files between them are needed."
+            )

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import h5py
 import numpy as np
@@ -117,13 +118,21 @@ def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
     return small
 
 
+def without_frames(physics: np.ndarray | None) -> str:
+    """For messages about data without frames: what they have, and where frames could come from."""
+    if physics is None:
+        return "states but no frames, and no simulator states to draw them from; data with pictures are needed"
+    return "states but no frames; voc_rl.envs.render_states draws them"
+
+
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file in memory, written to ``path`` in one step when the block ends well.
 
     Not on disk from the start: where the disk is full libhdf5 cannot close its file and ends the interpreter.
     """
-    with h5py.File(path.name, "w", driver="core", backing_store=False, block_size=2**22) as file:
+    name = uuid4().hex  # one open file in a process may have it: threads write files of the same name to other folders
+    with h5py.File(name, "w", driver="core", backing_store=False, block_size=2**22) as file:
         yield file
         file.flush()
         image = file.id.get_file_image()
@@ -140,7 +149,7 @@ def write_episode(path: str | Path, episode: Episode, spec: DataSpec) -> None:
     path = Path(path)
     small, frames = checked_episode(episode, str(path)), episode.frames
     if frames.size == 0:
-        raise VOCError(f"{path}: the episode has no frames; render its states first (voc_rl.envs.render_states).")
+        raise VOCError(f"{path}: the episode has {without_frames(episode.physics)}.")
     with new_hdf5(path) as file:
         file.attrs[SPEC_ATTRIBUTE] = json.dumps(asdict(spec))
         file.create_dataset(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +24,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
 from voc_rl.checkpoints import read_json
 from voc_rl.data.border import check_memory, check_tree, data_files, reading
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec, whole_step_types
+from voc_rl.data.malformed import with_steps
+from voc_rl.data.minari_observations import read_observations, sorted_leaves
 from voc_rl.errors import VOCError
 
+_UNBOUNDED = 1e6  # larger bounds of actions, such as the largest float, mean that there are none
 # what our rows hold beyond Minari's own arrays; written as infos
 _OURS = ("discount", "state", "physics", "log_prob", "unclipped_action", "policy_id")
 
@@ -37,8 +42,8 @@ _OURS = ("discount", "state", "physics", "log_prob", "unclipped_action", "policy
 def open_minari(name: str, stack: int = 3, untrusted: bool = False) -> Episodes:
     """Read a dataset of the local Minari folder (``namespace/name-v0``) or of a folder given as a path, into memory.
 
-    Pictures are uint8 (H, W, 3) or (3K, H, W), of which the newest frame is kept; flat observations become ``state``.
-    Actions of other bounds than [-1, 1] are rescaled to them.
+    Pictures are uint8 (H, W, 3K) or (3K, H, W), of which the newest frame is kept; flat observations and single
+    numbers become ``state``. Actions of other bounds than [-1, 1] are rescaled to them, with a warning.
 
     Raises:
         VOCError: no such dataset, spaces that have no place here, damaged files, or minari is not installed.
@@ -92,8 +97,7 @@ def minari_episodes(folder: Path) -> Iterator[Episode]:
     _import()
     from minari.dataset.minari_storage import MinariStorage
 
-    metadata = read_json(folder / "metadata.json", "Minari's metadata")
-    count = _checked_count(folder, metadata)
+    metadata, count = read_json(folder / "metadata.json", "Minari's metadata"), minari_count(folder)
     needed = "a Minari dataset in the format hdf5"
     with reading(folder, "Minari", needed):
         storage = MinariStorage.read(folder)
@@ -101,13 +105,22 @@ def minari_episodes(folder: Path) -> Iterator[Episode]:
     raw = storage.get_episodes(range(count))
     for i in range(count):
         with reading(folder, "Minari", needed):
-            episode = _episode(next(iter(raw)), f"{folder}, episode {i}", SPEC_ATTRIBUTE in metadata, low, high)
+            arrays = next(iter(raw))
+            if i == 0 and (others := sorted_leaves(arrays["observations"])[2]):
+                found = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in others)
+                warnings.warn(f"{folder}: of the observations, {found} have no place here; left out.", stacklevel=2)
+            episode = _episode(arrays, f"{folder}, episode {i}", SPEC_ATTRIBUTE in metadata, low, high)
         yield episode
 
 
-def _checked_count(folder: Path, metadata: dict[str, Any]) -> int:
-    """The number of episodes, once the files are known to hold what they declare."""
+def minari_count(folder: Path) -> int:
+    """The number of episodes, once the files are known to hold what they declare.
+
+    Raises:
+        VOCError: files that do not.
+    """
     where = folder / "metadata.json"
+    metadata = read_json(where, "Minari's metadata")
     missing = [key for key in ("observation_space", "action_space", "total_episodes") if key not in metadata]
     if missing:
         # Minari would make the environment that the file names, and so run code of the file's choice.
@@ -127,12 +140,25 @@ def _checked_count(folder: Path, metadata: dict[str, Any]) -> int:
 
 
 def _bounds(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest action; -1 and 1 where there are none."""
+    """Lowest and highest action, float64 (A,); -1 and 1 where there are none. Warns of others."""
     low, high = getattr(space, "low", None), getattr(space, "high", None)
     if low is None or high is None or low.ndim != 1 or low.dtype.kind != "f":
         raise VOCError(f"{folder}: actions are {type(space).__name__}{space.shape}; a flat Box of floats is needed.")
-    bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
-    return np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    bounded = (np.abs(low) <= _UNBOUNDED) & (np.abs(high) <= _UNBOUNDED) & (low < high)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    if (low != -1).any() or (high != 1).any():
+        warnings.warn(
+            f"{folder}: actions are rescaled from {_numbers(low)}..{_numbers(high)} to [-1, 1]; policies that are "
+            "asked about these data have to answer in [-1, 1].",
+            stacklevel=4,
+        )
+    return low, high
+
+
+def _numbers(bounds: np.ndarray) -> str:
+    """One number where all are the same."""
+    return f"{bounds[0]:.6g}" if (bounds == bounds[0]).all() else str([float(f"{bound:.6g}") for bound in bounds])
 
 
 def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high: np.ndarray) -> Episode:
@@ -143,7 +169,7 @@ def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high:
         raise VOCError(f"{where}: {steps} rewards, actions {actions.shape}, ends {terminations.shape} do not fit.")
     if (terminations | truncations)[:-1].any():
         raise VOCError(f"{where}: a step before the last one is marked as the end; split the episode there.")
-    frames, state = _observations(raw["observations"], where)
+    frames, state = read_observations(raw["observations"], where)
     rows = steps + 1
     if len(frames) != rows:
         raise VOCError(f"{where}: {len(frames)} observations for {steps} steps; {rows} are needed.")
@@ -165,38 +191,11 @@ def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high:
     )
 
 
-def _observations(observations: Any, where: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Frames uint8 (T + 1, 3, H, W), empty where there are none, and flat numbers float32 (T + 1, S) or None."""
-    leaves = [np.asarray(leaf) for leaf in _leaves(observations)]
-    pictures = [leaf for leaf in leaves if leaf.dtype == np.uint8 and leaf.ndim == 4]
-    flat = [leaf for leaf in leaves if leaf.dtype.kind in "biuf" and leaf.ndim == 2]
-    if len(pictures) > 1 or not (pictures or flat):
-        found = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in leaves)
-        raise VOCError(f"{where}: observations are {found}; one picture, uint8 (H, W, 3) or (3K, H, W), is needed.")
-    state = np.concatenate(flat, 1).astype(np.float32) if flat else None
-    if not pictures:
-        return np.zeros((len(flat[0]), 3, 0, 0), np.uint8), state
-    frames = pictures[0].transpose(0, 3, 1, 2) if pictures[0].shape[-1] == 3 else pictures[0]
-    if frames.shape[1] % 3:
-        raise VOCError(f"{where}: pictures are {pictures[0].shape[1:]}; (H, W, 3) or (3K, H, W) is needed.")
-    return np.ascontiguousarray(frames[:, -3:]), state
-
-
-def _leaves(observations: Any) -> Iterator[Any]:
-    if isinstance(observations, dict):
-        observations = tuple(observations[key] for key in sorted(observations))
-    if isinstance(observations, tuple):
-        for part in observations:
-            yield from _leaves(part)
-    else:
-        yield observations
-
-
-def write_minari(name: str, dataset: Episodes) -> Path:
+def write_minari(name: str, dataset: Episodes, progress: bool = False) -> Path:
     """Write a dataset into the local Minari folder, losslessly and in one step; returns where it lies.
 
     Observations are frames (H, W, 3), or states where there are no frames. Everything else that our rows hold goes
-    into ``infos``.
+    into ``infos``. Episodes without a step are left out, with a warning.
 
     Raises:
         VOCError: a name that is none, one that is taken, or minari is not installed.
@@ -218,16 +217,16 @@ def write_minari(name: str, dataset: Episodes) -> Path:
     temporary = final.parent / f".{final.name}.{os.getpid()}.part"
     temporary.mkdir()
     try:
-        write_minari_folder(temporary / "data", name, dataset)
+        write_minari_folder(temporary / "data", name, dataset, progress)
         os.replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final / "data"
 
 
-def write_minari_folder(folder: Path, name: str, dataset: Episodes) -> None:
+def write_minari_folder(folder: Path, name: str, dataset: Episodes, progress: bool = False) -> None:
     """Write the two files of a Minari dataset into a folder, wherever that is."""
-    minari = _import()
+    minari, dataset = _import(), with_steps(dataset)
     from minari.dataset.minari_storage import MinariStorage
 
     observations, actions = _spaces(dataset)
@@ -235,7 +234,8 @@ def write_minari_folder(folder: Path, name: str, dataset: Episodes) -> None:
     storage = MinariStorage.new(folder, observations, actions, jpeg_encoding=False)
     described = {"dataset_id": name, "minari_version": minari.__version__, "description": repr(dataset)}
     storage.update_metadata({**described, SPEC_ATTRIBUTE: json.dumps(asdict(dataset.spec))})
-    storage.update_episodes(_buffer(dataset.whole(i)) for i in range(len(dataset.starts)))
+    shown = tqdm(range(len(dataset.starts)), name, unit="episode", disable=not progress)
+    storage.update_episodes(_buffer(dataset.whole(i)) for i in shown)
 
 
 def _spaces(dataset: Episodes) -> tuple[Any, Any]:

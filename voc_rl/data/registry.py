@@ -21,6 +21,7 @@ from voc_rl.data.border import data_files, reading
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import SPEC_ATTRIBUTE, DataSpec, Episode, hdf5_files
+from voc_rl.data.malformed import with_steps
 from voc_rl.data.trial import read_in_child
 from voc_rl.errors import VOCError, check_choice
 
@@ -57,8 +58,10 @@ def load_dataset(spec: str | Path, *, untrusted: bool = False, stack: int = 3) -
     return FORMATS[name](location, stack, untrusted)
 
 
-def stream_dataset(spec: str | Path) -> tuple[DataSpec, Iterator[Episode]]:
-    """How the frames were made, and episode after episode, of which one at a time is in memory.
+def stream_dataset(spec: str | Path) -> tuple[DataSpec, int, Iterator[Episode]]:
+    """How the frames were made, how many episodes there are at most, and one after another, of which one is in memory.
+
+    Those that are malformed or have no step are left out, with a warning.
 
     Raises:
         VOCError: as ``load_dataset``, some of it while the episodes are read.
@@ -67,11 +70,13 @@ def stream_dataset(spec: str | Path) -> tuple[DataSpec, Iterator[Episode]]:
     path = Path(location)
     if name == "minari":
         folder = minari_data.minari_folder(location)
-        return minari_data.minari_spec(folder), minari_data.minari_episodes(folder)
+        count = minari_data.minari_count(folder)
+        return minari_data.minari_spec(folder), count, minari_data.minari_episodes(folder)
     if name == "vd4rl" and (archives := data_files(path, (".npz",)) if path.is_dir() else []):
-        return vd4rl_npz.npz_spec(archives), vd4rl_npz.npz_episodes(archives, path)
-    dataset = FORMATS[name](location, 3, False)
-    return dataset.spec, (dataset.whole(i) for i in range(len(dataset.starts)))
+        return vd4rl_npz.npz_spec(archives), len(archives), vd4rl_npz.npz_episodes(archives, path)
+    dataset = with_steps(FORMATS[name](location, 3, False))
+    count = len(dataset.starts)
+    return dataset.spec, count, (dataset.whole(i) for i in range(count))
 
 
 def parse(spec: str | Path) -> tuple[str, str]:

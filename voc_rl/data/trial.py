@@ -35,7 +35,7 @@ def read_in_child(spec: str, timeout: float | None = None) -> Trial:
         VOCError: whatever ``load_dataset`` refuses, a crash, or no end in time.
     """
     if timeout is None:
-        timeout = _PATIENCE + _bytes(spec) / 2**20
+        timeout = _PATIENCE + sum(file.stat().st_size for file in source_files(spec)) / 2**20
     check_positive(timeout, "timeout")
     # -P: no module is taken from the working directory, which may be the data's
     command = [sys.executable, "-P", "-c", _START, spec]
@@ -56,14 +56,17 @@ def read_in_child(spec: str, timeout: float | None = None) -> Trial:
     return Trial(found["spec"], found["summary"], found["remarks"])
 
 
-def _bytes(spec: str) -> int:
-    """Size of the files that a spec means; 0 where it means none that are here."""
+def source_files(spec: str) -> list[Path]:
+    """The files that a spec means, resolved and in the order of their names; none where it means none that are here."""
     path = Path(spec)
     if not path.exists():
         word, _, place = spec.partition(":")
         if not place:
-            return 0
+            return []
         path = minari_folder(place) if word == "minari" else Path(place)
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.is_file() else 0
+    path = path.resolve()
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    files = (file for file in path.rglob("*") if file.is_file())
+    # hidden ones are what is being written or who writes
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))

@@ -7,18 +7,30 @@ are left out with a count and a warning, where our own files are refused.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from voc_rl.data.border import data_files
+from voc_rl.data.border import data_files, follows
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import FIRST, FRAMES, LAST, MID, check_shape, checked_columns, hdf5_files, new_hdf5, read_shard
+from voc_rl.data.hdf5 import (
+    FIRST,
+    FRAMES,
+    LAST,
+    MID,
+    Shard,
+    check_shape,
+    checked_columns,
+    hdf5_files,
+    new_hdf5,
+    read_shard,
+)
+from voc_rl.data.malformed import single_rows, without
 from voc_rl.data.vd4rl_npz import open_npz
 from voc_rl.errors import VOCError
 
-_AT_ONCE = 1024  # frames that are copied at once
+_HEADLESS = "rows before its first step type 0 belong to no episode"
 
 
 def open_vd4rl(path: str | Path, stack: int = 3, untrusted: bool = False) -> Episodes:
@@ -45,12 +57,13 @@ def open_vd4rl(path: str | Path, stack: int = 3, untrusted: bool = False) -> Epi
 def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
     reasons: dict[tuple[int, int], str] = {}  # (shard, first row) of a malformed episode -> what is wrong
     files = hdf5_files(path, untrusted)
-    shards = []
+    shards: list[Shard] = []
     for number, file in enumerate(files):
+        first = number == 0 or not follows(files[number - 1], file)  # of the files, or of those after a missing one
 
-        def check(arrays: dict[str, np.ndarray], rows: int, where: str, number: int = number) -> dict[str, np.ndarray]:
-            columns, found = _salvaged(arrays, rows, where, first=number == 0)
-            reasons.update({(number, row): reason for row, reason in found.items()})
+        def check(arrays: dict[str, np.ndarray], rows: int, where: str, first: bool = first) -> dict[str, np.ndarray]:
+            columns, found = _salvaged(arrays, rows, where, first)
+            reasons.update({(len(shards), row): reason for row, reason in found.items()})
             return columns
 
         shards.append(read_shard(file, check))
@@ -61,8 +74,12 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
     inside[dataset.starts], inside[dataset.ends - 1] = False, False
     for episode in np.unique(dataset.episode[inside & (dataset.step_type != MID)]):
         malformed.setdefault(int(dataset.starts[episode]), "a last step inside the episode")
-    for episode in np.flatnonzero(dataset.ends - dataset.starts < 2):
-        malformed.setdefault(int(dataset.starts[episode]), "a single row")
+    malformed = {**single_rows(dataset), **malformed}
+    for number in [number for (number, _), reason in reasons.items() if reason == _HEADLESS and offsets[number]]:
+        end = offsets[number] - 1  # a file is missing in between, and with it the rest of this episode
+        if dataset.step_type[end] != LAST:
+            start = int(dataset.starts[dataset.episode[end]])
+            malformed.setdefault(start, f"no last step, and {files[number].name} is not the file after it")
     dataset = without(dataset, malformed, path)
     dataset.check_ends(path)
     return dataset
@@ -74,7 +91,7 @@ def _salvaged(
     """The arrays of a shard with zeros for malformed episodes, and what is wrong by their first row."""
     for name, array in arrays.items():
         check_shape(array, name, rows, where)
-    headless = first and rows > 0 and arrays["step_type"][0] != FIRST  # nothing before the first shard begins them
+    headless = first and rows > 0 and arrays["step_type"][0] != FIRST  # no file before this one begins them
     try:
         columns = checked_columns(arrays, rows, where)
         if not headless:
@@ -87,7 +104,7 @@ def _salvaged(
         part = {name: array[start:end] for name, array in arrays.items()}
         try:
             if headless and start == 0:
-                raise VOCError(f"{where}: rows before its first step type 0 belong to no episode.")
+                raise VOCError(f"{where}: {_HEADLESS}.")
             parts.append(checked_columns(part, end - start, where))
         except VOCError as error:
             reasons[int(start)] = str(error).removeprefix(f"{where}: ").rstrip(".")
@@ -104,30 +121,12 @@ def _blank(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return blank
 
 
-def without(dataset: Episodes, malformed: dict[int, str], path: Path) -> Episodes:
-    """A dataset without the episodes that begin at some rows; says how many they are, and what is wrong with one.
-
-    Raises:
-        VOCError: no episode is left.
-    """
-    if not malformed:
-        return dataset
-    row, reason = min(malformed.items())
-    left = np.flatnonzero(~np.isin(dataset.starts, list(malformed)))
-    if len(left) == 0:
-        raise VOCError(f"{path} holds no whole episode (the first has {reason}); at least one is needed.")
-    warnings.warn(
-        f"{path}: {len(malformed)} malformed episode(s) of {len(dataset.starts)} left out; "
-        f"the first, at row {row}: {reason}.",
-        stacklevel=4,
-    )
-    return dataset.subset(left)
-
-
-def write_vd4rl(path: str | Path, dataset: Episodes, extra: dict[str, np.ndarray] | None = None) -> None:
+def write_vd4rl(
+    path: str | Path, dataset: Episodes, extra: dict[str, np.ndarray] | None = None, progress: bool = False
+) -> None:
     """Write a dataset as one shard with exactly the keys and dtypes of V-D4RL's 84 px files, in one step.
 
-    The compressed shard is in memory once.
+    The compressed shard is in memory, for a moment twice.
 
     States, log-probabilities and the like have no place there and are lost; ``extra`` adds arrays with a row for
     every frame.
@@ -136,12 +135,12 @@ def write_vd4rl(path: str | Path, dataset: Episodes, extra: dict[str, np.ndarray
         VOCError: a dataset without frames.
     """
     if not dataset.has_frames:
-        raise VOCError(f"{dataset} has states but no frames; voc_rl.envs.render_states draws them.")
+        raise VOCError(f"{dataset} has {dataset.without_frames}.")
     arrays = {
         "action": dataset.action,
-        "discount": dataset.discount,
-        "reward": dataset.reward,
-        "step_type": dataset.step_type.astype(np.float64),  # as in V-D4RL's files
+        "discount": dataset.discount.astype(np.float64),
+        "reward": dataset.reward.astype(np.float64),
+        "step_type": dataset.step_type.astype(np.float64),
         **(extra or {}),
     }
     with new_hdf5(Path(path)) as file:
@@ -149,6 +148,5 @@ def write_vd4rl(path: str | Path, dataset: Episodes, extra: dict[str, np.ndarray
             file.create_dataset(name, data=array)
         shape = (len(dataset), *dataset.frame_shape)
         frames = file.create_dataset(FRAMES, shape, np.uint8, chunks=(1, *dataset.frame_shape), compression="gzip")
-        for first in range(0, len(dataset), _AT_ONCE):
-            rows = np.arange(first, min(first + _AT_ONCE, len(dataset)))
+        for rows in tqdm(dataset.blocks(), "frames", unit="block", disable=not progress):
             frames[rows[0] : rows[-1] + 1] = dataset.frames(rows)

@@ -33,7 +33,9 @@ def open_npz(files: Sequence[Path], path: Path, stack: int = 3) -> Episodes:
         VOCError: no whole episode, or episodes that do not fit each other.
     """
     check_memory(sum(map(_frame_bytes, files)), f"Every frame of {path}")
-    return Episodes.from_episodes(npz_episodes(files, path), npz_spec(files), path, stack)
+    dataset = Episodes.from_episodes(npz_episodes(files, path), npz_spec(files), path, stack)
+    dataset.check_ends(path)
+    return dataset
 
 
 def _frame_bytes(path: Path) -> int:

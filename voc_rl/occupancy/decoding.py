@@ -12,6 +12,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voc_rl.occupancy.contexts import Prefix
+from voc_rl.graphs import capture
+from voc_rl.occupancy.contexts import OccupancyConfig, Prefix
 from voc_rl.occupancy.kernels import Kernels, TorchKernels, sample_codes
 from voc_rl.occupancy.transformer import OccupancyTransformer
+from voc_rl.precision import current
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Layer:
 
 
 class Decoder:
-    """Futures of ``states`` contexts, ``samples`` of each, by one network.
+    """Futures of ``states`` contexts, ``samples`` of each, by one network; threads that share it take turns.
 
     Attributes:
         dtype: of the products. model, states, samples: as given.
@@ -46,10 +49,10 @@ class Decoder:
     def __init__(
         self, model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype, kernels: Kernels
     ) -> None:
-        config, weight = model.config, model.codes.weight.detach()
+        config, weight = model.config, model.codes.weight
         self.states, self.samples, self.dtype, self.kernels = states, samples, dtype, kernels
         self.config = config
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # copies, and the parameters themselves: their data may move
         self.layers = [self._layer(block) for block in model.blocks]
         self.norm = self._kept(model.norm.weight, torch.float32), self._kept(model.norm.bias, torch.float32)
         self.codes = self._kept(weight, torch.float32)
@@ -67,8 +70,9 @@ class Decoder:
         self.last = weight.new_zeros(states, config.width)
         self.noise = weight.new_zeros(config.n_tokens, states, samples)
         self.futures = torch.zeros(config.n_tokens, states * samples, dtype=torch.long, device=weight.device)
-        self._calls = 0
+        self._lock, self._calls = Lock(), 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._captures = weight.is_cuda
 
     def _kept(self, parameter: Tensor, dtype: torch.dtype, turn: bool = False) -> Tensor:
         """A copy that every call renews, which a graph needs; ``turn``: seen as (inputs, outputs)."""
@@ -94,28 +98,37 @@ class Decoder:
     def __call__(self, prefix: Prefix, noise: Tensor) -> Tensor:
         """Codes int64 (B, samples, n_tokens) for contexts already read, B at most ``states``; ``noise`` float
         (n_tokens, B, samples)."""
-        count = len(prefix)
-        torch._foreach_copy_([copy for copy, _ in self._pairs], [parameter.detach() for _, parameter in self._pairs])
-        for (keys, values), k, v in zip(self.context, prefix.keys, prefix.values, strict=True):
-            keys[:count].copy_(k)
-            values[:count].copy_(v)
-        self.last[:count].copy_(prefix.last)
-        self.noise[:, :count].copy_(noise)
-        with torch.autocast(self.last.device.type, enabled=False):
+        count, device = len(prefix), self.last.device
+        with self._lock, current(device), torch.autocast(device.type, enabled=False):
+            torch._foreach_copy_([copy for copy, _ in self._pairs], [own.detach() for _, own in self._pairs])
+            for (keys, values), k, v in zip(self.context, prefix.keys, prefix.values, strict=True):
+                keys[:count].copy_(k)
+                values[:count].copy_(v)
+            self.last[:count].copy_(prefix.last)
+            self.noise[:, :count].copy_(noise)
             self._run()
-        return self.futures.view(-1, self.states, self.samples)[:, :count].permute(1, 2, 0).clone()
+            return self.futures.view(-1, self.states, self.samples)[:, :count].permute(1, 2, 0).clone()
 
     def _run(self) -> None:
-        """Write all futures; on a GPU as a graph, from the second call on."""
+        """Write all futures; on a GPU as a graph, from the second call on, where one can be captured."""
         self._calls += 1
-        if self._graph is None and self._calls > 1 and self.last.is_cuda:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._write()
+        if self._captures and self._calls == 2:
+            self._graph = self._captured()
         if self._graph is None:
             self._write()
         else:
             self._graph.replay()
+
+    def _captured(self) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with capture(graph, self.last.device):
+                self._write()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"No CUDA graph of sampling ({reason}); it runs slower without.", stacklevel=2)
+            return None
+        return graph
 
     def _write(self) -> None:
         config = self.config
@@ -150,9 +163,11 @@ class Decoder:
         return normed
 
 
-# the last decoders of each network on a GPU: they hold a graph
-_DECODERS: WeakKeyDictionary[OccupancyTransformer, dict[tuple[int, int, torch.dtype], Decoder]] = WeakKeyDictionary()
-KEPT, FEW = 2, 512
+Key = tuple[int, int, torch.dtype, torch.device]
+# the decoders of each network on a GPU that were used last, the last one last: they hold a graph
+_DECODERS: WeakKeyDictionary[OccupancyTransformer, dict[Key, Decoder]] = WeakKeyDictionary()
+_LOCK = Lock()
+KEPT, FEW = 6, 512
 
 
 def decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
@@ -181,15 +196,46 @@ def fitting(most: int, samples: int) -> int:
     return next(states for states in range(most, 0, -1) if room(states, samples) <= most)
 
 
+def default_memory(device: torch.device) -> int:
+    """Bytes that sampling may take: a quarter of a GPU's, or 2 GiB of the host's."""
+    return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 1 << 31
+
+
+def bytes_of_state(config: OccupancyConfig, samples: int) -> int:
+    """About what decoding ``samples`` futures of one state takes: keys and values, then what a step works on."""
+    pairs = 2 * 2 * config.n_layer * config.n_tokens * config.width
+    step = 24 * config.width + 12 * config.codebook_size + 12 * config.n_tokens
+    return pairs + samples * (pairs + step)
+
+
 def kept_decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
-    """The decoder that is kept for such a number of states, or a new one that is kept from now on."""
-    key = (room(states, samples), samples, dtype)
-    kept = _DECODERS.setdefault(model, {})
-    if key not in kept:
-        while len(kept) >= KEPT:
-            del kept[next(iter(kept))]
-        kept[key] = Decoder(model, *key, _kernels(model, dtype))
-    return kept[key]
+    """The decoder that is kept for such a number of states, or a new one that is kept from now on.
+
+    At most ``KEPT`` are, which together take at most twice of what sampling may take at once, all of them where the
+    network is now.
+    """
+    key = (room(states, samples), samples, dtype, model.codes.weight.device)
+    with _LOCK:
+        kept = _DECODERS.setdefault(model, {})
+        found = kept.pop(key, None)
+        if found is None:
+            _make_room(model, kept, key)
+            found = Decoder(model, *key[:3], _kernels(model, dtype))
+        kept[key] = found
+    return found
+
+
+def _make_room(model: OccupancyTransformer, kept: dict[Key, Decoder], key: Key) -> None:
+    """Let go of decoders on another device, and of those used longest ago, until a new one has room."""
+    for other in [other for other in kept if other[-1] != key[-1]]:
+        del kept[other]
+    most = 2 * (model.memory or default_memory(key[-1]))
+    while kept and (len(kept) >= KEPT or sum(_bytes(model, each) for each in (*kept, key)) > most):
+        del kept[next(iter(kept))]
+
+
+def _bytes(model: OccupancyTransformer, key: Key) -> int:
+    return key[0] * bytes_of_state(model.config, key[1])
 
 
 def _kernels(model: OccupancyTransformer, dtype: torch.dtype) -> Kernels:
@@ -202,20 +248,25 @@ def _kernels(model: OccupancyTransformer, dtype: torch.dtype) -> Kernels:
     return TorchKernels()
 
 
+def _try_triton(heads: int, d: int, device: torch.device) -> None:
+    from voc_rl.occupancy.decoding_triton import TritonKernels
+
+    kernels, C = TritonKernels(), heads * d
+    low: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
+    x = torch.zeros(2, C, device=device)
+    context, cache = torch.zeros(1, heads, 2, d, **low), torch.zeros(1, 2, heads, 2, d, **low)
+    y = kernels.attend(torch.zeros(2, 3 * C, **low), context, context, (cache, cache.clone()), 1)
+    normed = kernels.add_norm(x, y, x[0], (x[0], x[0]))
+    before = torch.zeros(2, dtype=torch.long, device=device)
+    kernels.choose(normed, 2, x[:, 0].contiguous(), before).cpu()
+
+
 @lru_cache(maxsize=16)
 def triton_works(heads: int, d: int, device: torch.device) -> bool:
     """Whether the kernels compile and run for heads of width ``d`` on a device; warns where they do not."""
     try:
-        from voc_rl.occupancy.decoding_triton import TritonKernels
-
-        kernels, C = TritonKernels(), heads * d
-        low: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
-        x = torch.zeros(2, C, device=device)
-        context, cache = torch.zeros(1, heads, 2, d, **low), torch.zeros(1, 2, heads, 2, d, **low)
-        y = kernels.attend(torch.zeros(2, 3 * C, **low), context, context, (cache, cache.clone()), 1)
-        normed = kernels.add_norm(x, y, x[0], (x[0], x[0]))
-        before = torch.zeros(2, dtype=torch.long, device=device)
-        kernels.choose(normed, 2, x[:, 0].contiguous(), before).cpu()
+        with current(device):
+            _try_triton(heads, d, device)
     except Exception as error:  # a missing compiler, an old driver, too little shared memory: each its own class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warnings.warn(f"Triton does not work here ({reason}); sampling takes PyTorch's slower kernels.", stacklevel=2)

@@ -1,8 +1,8 @@
 """What the value head learns: (1 - gamma) V of contexts, and how much each episode counts for each of its members.
 
-For the behaviour these are n-step returns, which continue with values of the slow networks. Where n is so large that
-these weigh little, the values of all rows are kept and renewed now and then; where they weigh more, or contexts have
-discounts of their own, goals are made with the batches.
+For the behaviour these are n-step returns, which continue with values of the slow networks. Where these weigh little on
+average, because n is large and few contexts are near a cut, the values of all rows are kept and renewed now and then;
+where they weigh more, or contexts have discounts of their own, goals are made with the batches.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from voc_rl.data import Episodes
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.heads import ValueHead
-from voc_rl.occupancy.targets import n_step_returns
+from voc_rl.occupancy.targets import NStepReturns, n_step_returns
 from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.precision import device_of, on_device
 
-SLIGHT = 0.05  # weight of the value after n steps, at most, that may be some hundred steps old
+SLIGHT = 0.05  # mean weight of later values, at most, that may be some hundred steps old
 # rows int64 (B,) and their condition -> (1 - gamma) V under the slow networks, float32 (B, members)
 SlowValues = Callable[[np.ndarray, Condition], Tensor]
 
@@ -63,11 +63,10 @@ class HeadGoals(ABC):
 
 
 class Returns(HeadGoals):
-    """n-step returns at one discount, times 1 - gamma."""
+    """n-step returns of all rows at one discount, times 1 - gamma."""
 
-    def __init__(self, head: ValueHead, dataset: Episodes, gamma: float, n: int, seed: int) -> None:
+    def __init__(self, head: ValueHead, dataset: Episodes, gamma: float, returns: NStepReturns, seed: int) -> None:
         super().__init__(head, dataset, seed)
-        returns = n_step_returns(dataset, gamma, n)
         self.gamma, self.renewed = gamma, np.unique(returns.bootstrap)
         parts = (returns.bootstrap, returns.partial, returns.weight)
         self.later, self.partial, self.later_weight = (on_device(part, self.device) for part in parts)
@@ -100,8 +99,15 @@ class BatchReturns(HeadGoals):
         return partial + weight * slow(returns.bootstrap, condition)
 
 
-def returns_of(head: ValueHead, dataset: Episodes, config: OccupancyTraining, n: int, seed: int) -> HeadGoals:
-    """The behaviour's n-step returns, at one discount or at several."""
-    if config.gammas is None and config.gamma**n <= SLIGHT:
-        return Returns(head, dataset, config.gamma, n, seed)
+def returns_of(
+    head: ValueHead, dataset: Episodes, contexts: np.ndarray, config: OccupancyTraining, n: int, seed: int
+) -> HeadGoals:
+    """The behaviour's n-step returns of the rows ``contexts``, at one discount or at several.
+
+    Not n alone says how much later values weigh: at the cut of a time limit a return continues before n steps.
+    """
+    if config.gammas is None:
+        returns = n_step_returns(dataset, config.gamma, n)
+        if returns.weight[contexts].mean() <= SLIGHT:
+            return Returns(head, dataset, config.gamma, returns, seed)
     return BatchReturns(head, dataset, n, seed)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_share
+from voc_rl.errors import VOCError, check_decay, check_share
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
@@ -33,8 +33,9 @@ class PolicyTraining:
     """How policies' futures are learned.
 
     occupancy: discount, or range of discounts (which a value head does not learn), loop, target network (its ``n``
-    belongs to the target source). action_share: share of the contexts that show the action taken. start_share: share of
-    the contexts that are starts, where values are asked.
+    belongs to the target source). action_share: share of the contexts that show the action taken, below 1: the others
+    are what values of policies and hops are learned from. start_share: share of the contexts that are starts, where
+    values are asked.
     """
 
     occupancy: OccupancyTraining = field(
@@ -46,8 +47,8 @@ class PolicyTraining:
     start_share: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("action_share", "start_share"):
-            check_share(getattr(self, name), name)
+        check_decay(self.action_share, "action_share")
+        check_share(self.start_share, "start_share")
 
 
 class PolicyGoals(HeadGoals):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from voc_rl.errors import VOCError
-from voc_rl.occupancy.contexts import Cache, Condition, OccupancyConfig, Prefix
-from voc_rl.occupancy.decoding import decoder, fitting
+from voc_rl.occupancy.contexts import Cache, Condition, Prefix
+from voc_rl.occupancy.decoding import bytes_of_state, decoder, default_memory, fitting
 from voc_rl.occupancy.kernels import sample_codes
 from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import device_of
@@ -88,18 +88,6 @@ def states_at_once(model: OccupancyTransformer, states: int, samples: int) -> in
     most = memory // one
     parts = -(-states // (fitting(most, samples) if device.type == "cuda" else most))
     return -(-states // max(parts, 1)) or 1
-
-
-def default_memory(device: torch.device) -> int:
-    """Bytes that sampling may take: a quarter of a GPU's, or 2 GiB of the host's."""
-    return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 1 << 31
-
-
-def bytes_of_state(config: OccupancyConfig, samples: int) -> int:
-    """About what decoding ``samples`` futures of one state takes: keys and values, then what a step works on."""
-    pairs = 2 * 2 * config.n_layer * config.n_tokens * config.width
-    step = 24 * config.width + 12 * config.codebook_size + 12 * config.n_tokens
-    return pairs + samples * (pairs + step)
 
 
 @torch.no_grad()

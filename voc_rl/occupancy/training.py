@@ -76,7 +76,7 @@ class OccupancyTrainee:
         self.stock: list[Batch] = []
         self.goals = goals
         if head is not None and goals is None:
-            self.goals = returns_of(head, dataset, config, self.n, seed)
+            self.goals = returns_of(head, dataset, self.contexts, config, self.n, seed)
         self.target = copy.deepcopy(model).train(config.target_dropout).requires_grad_(False)
         self.target_head = copy.deepcopy(head).eval().requires_grad_(False) if head else None
 
@@ -212,8 +212,9 @@ class OccupancyTrainee:
 
     @torch.no_grad()
     def _slow_values(self, rows: np.ndarray, condition: Condition) -> Tensor:
-        """(1 - gamma) V of rows under the slow networks, float32 (B, members)."""
+        """(1 - gamma) V of rows under the slow networks, float32 (B, members); never with dropout."""
         assert self.target_head is not None
+        self.target.eval()
         parts = []
         for first in range(0, len(rows), ROWS_AT_ONCE):
             some = slice(first, first + ROWS_AT_ONCE)
@@ -221,6 +222,7 @@ class OccupancyTrainee:
                 features = self._features(rows[some])
                 context = self.target.last(self._codes(rows[some]), features, condition[some])
                 parts.append(self.target_head(context, features).float())
+        self.target.train(self.config.target_dropout)
         return torch.cat(parts)
 
     def _codes(self, rows: np.ndarray, at: Tensor | None = None) -> Tensor:

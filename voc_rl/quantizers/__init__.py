@@ -1,6 +1,6 @@
 """Frames to codes and back: one interface, several quantizers, chosen by name."""
 
-from voc_rl.quantizers.base import Quantizer, code_counts, codebook_use
+from voc_rl.quantizers.base import Quantizer, check_features, code_counts, codebook_use
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.registry import QUANTIZERS, build_quantizer, load_quantizer, save_quantizer
@@ -21,6 +21,7 @@ __all__ = [
     "VQGANConfig",
     "VQVAEConfig",
     "build_quantizer",
+    "check_features",
     "code_counts",
     "codebook_use",
     "load_quantizer",

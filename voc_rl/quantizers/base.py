@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
+from voc_rl.distributed import ranks
 from voc_rl.errors import VOCError, check_observations
 from voc_rl.loop import StepLog
 from voc_rl.precision import device_of
+
+MOST_CODES = 1 << 15  # they are kept as int16
 
 
 class Quantizer(nn.Module, ABC):
@@ -37,6 +40,11 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def initialised(self) -> bool:
         """Whether ``initialise`` was done, here or before it was saved. Doing it again would change what codes mean."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether its codes say anything: it was initialised, or read from published files."""
+        return self.initialised or getattr(self.config, "published", False)
 
     @abstractmethod
     def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
@@ -113,12 +121,38 @@ def unscale(picture: Tensor) -> Tensor:
 
 
 def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
-    """Codes of the right width that lie in the codebook."""
+    """Codes of the right width that lie in the codebook; END, which futures may hold, does not."""
     if codes.shape[-1] != quantizer.n_tokens:
         raise VOCError(f"Codes have shape {tuple(codes.shape)}; {quantizer.n_tokens} tokens per row are needed.")
     if codes.numel() and (codes.min() < 0 or codes.max() >= quantizer.codebook_size):
-        found = f"{codes.min().item()}..{codes.max().item()}"
-        raise VOCError(f"Codes lie in {found}; 0..{quantizer.codebook_size - 1} is the codebook.")
+        least, most, size = codes.min().item(), codes.max().item(), quantizer.codebook_size
+        end = f", and {size} is END, a future behind a termination, which has no picture: leave such rows out"
+        known = f"0..{size - 1} is the codebook{end if most == size else ''}"
+        raise VOCError(f"Codes lie in {least}..{most}; {known}.")
+
+
+def check_codebook_size(size: int, name: str = "codebook_size") -> None:
+    """A number of codes that can be stored."""
+    if size > MOST_CODES:
+        raise VOCError(f"{name} is {size}; at most {MOST_CODES} codes are accepted, because they are kept as int16.")
+
+
+def check_features(quantizer: Quantizer) -> None:
+    """A quantizer with continuous features, for what reads nothing else of frames."""
+    if quantizer.feature_dim == 0:
+        raise VOCError(
+            f"Quantizer {quantizer.name} has no continuous features, and nothing else is read here; use vqvae, musik "
+            "or a dino whose config says features, or for an agent inputs='tokens'."
+        )
+
+
+def whole_batch(rows: int) -> tuple[int, slice]:
+    """Rows of the batch of which this process has ``rows``, as every other one, and its own place among them.
+
+    What is drawn for each row is drawn for all of them, so that several processes learn what one would.
+    """
+    count = rows * ranks().size
+    return count, ranks().equal_share(count)
 
 
 def codebook_use(codes: np.ndarray, codebook_size: int) -> dict[str, float]:

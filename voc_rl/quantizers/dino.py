@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from voc_rl.distributed import average
 from voc_rl.errors import VOCError, check_observations, check_positive
 from voc_rl.loop import StepLog
-from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack, scale, unscale
+from voc_rl.quantizers.base import Quantizer, check_codebook_size, check_codes, frames_in_stack, scale, unscale
 from voc_rl.quantizers.codebook import CosineCodebook
 from voc_rl.quantizers.published import published_frames
 from voc_rl.quantizers.teacher import (
@@ -79,6 +79,7 @@ class DINOConfig:
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch", "side", "codebook_size", "code_dim", "decoder_width"):
             check_positive(getattr(self, name), name)
+        check_codebook_size(self.codebook_size)
         if self.width % self.heads:
             raise VOCError(f"The width {self.width} of a dino tokenizer is not a multiple of its {self.heads} heads.")
         if self.side % self.patch:
@@ -270,8 +271,7 @@ class DINOTokenizer(Quantizer):
         if self.teacher is not None:
             return self.teacher(frames)
         if self._timm_teacher is None:
-            config = self.config
-            name = config.teacher.removeprefix("timm:")
+            config, name = self.config, self.config.teacher.removeprefix("timm:")
             self._timm_teacher = TimmTeacher(name, config.teacher_weights, self.grid, config.teacher_width)
         return self._timm_teacher(frames)
 

@@ -6,9 +6,9 @@ and need not hold what moves by itself (weather, a crowd, a film in the backgrou
 Network. The encoder, codebook and picture decoder of the small VQ-VAE; only what the encoder learns from differs.
 
 Loss. Contrastive (InfoNCE): a network gives each candidate action an energy, and the logged action has to be told
-from uniform ones. So it works for any number of action dimensions and for several right answers. It sees the
-quantised vectors, with straight-through gradients. The decoder learns to paint from vectors that are cut off from
-the encoder: pictures show what codes hold, and never decide it.
+from uniform ones, over the range that each dimension has in the data. So it works for any number of action dimensions
+and for several right answers. It sees the quantised vectors, with straight-through gradients. The decoder learns to
+paint from vectors that are cut off from the encoder: pictures show what codes hold, and never decide it.
 
 Limits. Where the data's policy acts on it, something that no action moves still helps to guess the action and may be
 kept; where actions do nothing, codes hold nothing.
@@ -17,6 +17,7 @@ kept; where actions do nothing, codes hold nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,8 @@ from voc_rl.data import Episodes
 from voc_rl.data.hdf5 import FIRST
 from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.precision import device_of
-from voc_rl.quantizers.shift import random_shift
+from voc_rl.quantizers.base import Quantizer, whole_batch
+from voc_rl.quantizers.shift import random_moves, shifted
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
 
@@ -42,7 +44,7 @@ class MUSIKConfig:
     decoder_width, patch: channels of the decoder, and the pixels that one of its cells paints.
     horizon: k is uniform in 1..horizon steps. condition_on_k: tell the classifier k.
     negatives: uniform actions against each logged one. energy_hidden: width of the classifier.
-    max_action_size: action dimensions that the classifier has room for.
+    max_action_size: action dimensions that the classifier has room for; those that never change need none.
     shift: random shift of training pictures, in pixels, the same for both ends of a pair; 0 for none.
     """
 
@@ -64,6 +66,7 @@ class MUSIKConfig:
         for name in ("horizon", "negatives", "energy_hidden", "max_action_size"):
             check_positive(getattr(self, name), name)
         check_at_least(self.shift, 0, "shift")
+        self.network()  # which checks its own sizes
 
     def network(self) -> VQVAEConfig:
         """The part that sizes the encoder, the codebook and the decoder."""
@@ -74,7 +77,8 @@ class MUSIKConfig:
 class MUSIKBatch(NamedTuple):
     """Pairs of observations of one episode, and the action that was taken at the earlier one.
 
-    obs, later: uint8 (B, 3K, H, W), at t and t + ``steps``. action: float32 (B, A), in -1..1. steps: int64 (B,).
+    obs, later: uint8 (B, 3K, H, W), at t and t + ``steps``. steps: int64 (B,).
+    action: float32 (B, A), of the dimensions that change in the data, whose ranges are -1..1 here.
     """
 
     obs: Tensor
@@ -122,42 +126,58 @@ class MUSIK(VQVAE):
         del self.to_features  # only pictures are decoded
         self.energies = ActionEnergy(self.n_tokens * self.code_dim, config)
 
+    @staticmethod
+    def from_published(path: str | Path, stack: int = 1) -> Quantizer:
+        """Refused: nobody has published a file of it.
+
+        Raises:
+            VOCError: always.
+        """
+        raise VOCError(
+            f"{path} is no musik, of which nothing is published; train one, or read the file as VQVAE.from_published."
+        )
+
     def batch(self, dataset: Episodes, rows: np.ndarray, rng: np.random.Generator) -> MUSIKBatch:
         """Pairs that start at ``rows``, or at other rows where an episode has no step left, k steps apart.
 
-        k is uniform in 1..horizon, cut at the end of the episode. Actions beyond -1..1 are divided by the largest
-        of their dimension.
+        k is uniform in 1..horizon, cut at the end of the episode. Of actions, the dimensions that change are kept, and
+        the range of each in the dataset is brought to -1..1, which is where negatives are drawn from.
 
         Raises:
             VOCError: a dataset without steps, or whose actions never change.
         """
-        bound = _action_bound(dataset)
-        rows = np.where(dataset.steps_left[rows] > 0, rows, dataset.sample_rows(len(rows), rng))
-        steps = np.minimum(rng.integers(1, self.config.horizon + 1, len(rows)), dataset.steps_left[rows])
+        centre, reach = _action_range(dataset)
+        changes = reach > 0
+        count, own = whole_batch(len(rows))
+        rows = np.where(dataset.steps_left[rows] > 0, rows, dataset.sample_rows(count, rng)[own])
+        steps = np.minimum(rng.integers(1, self.config.horizon + 1, count)[own], dataset.steps_left[rows])
         obs, later = np.split(dataset.observations(np.concatenate([rows, rows + steps])), 2)
-        action = dataset.action[rows + 1] / bound  # a row holds the action that led to it
+        action = dataset.action[rows + 1][:, changes]  # a row holds the action that led to it
+        action = (action - centre[changes]) / reach[changes]
         device = device_of(self)
         return MUSIKBatch(*(torch.from_numpy(array).to(device) for array in (obs, later, action, steps)))
 
     def loss(self, batch: MUSIKBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         pictures = torch.cat([batch.obs, batch.later], 1)
         if self.config.shift:  # both ends by the same shift: what moved between them stays
-            pictures = random_shift(pictures, self.config.shift, generator)
+            count, own = whole_batch(len(pictures))
+            pictures = shifted(pictures, random_moves(count, self.config.shift, generator)[:, own])
         obs, later = pictures.chunk(2, 1)
         vectors, _ = self.codebook(self.latents(torch.cat([obs, later])))
         now, then = vectors.flatten(1).chunk(2)
         candidates = candidate_actions(batch.action, self.config.negatives, generator)
         infonce, accuracy = info_nce(self.energies(now, then, candidates, batch.steps))
         trunk = self.trunk(now.detach())
-        pixels = self._pixel_loss(obs[: max(len(obs) // 4, 1)], trunk, generator)
+        pixels = self._painting_loss(obs, trunk, generator)
         numbers = {"infonce": infonce.detach(), "accuracy": accuracy, "pixels": pixels.detach()}
         return infonce + pixels, numbers
 
 
 def candidate_actions(action: Tensor, negatives: int, generator: torch.Generator) -> Tensor:
     """(B, A) -> (B, 1 + negatives, A): the logged action first, then actions uniform in -1..1."""
-    shape = (len(action), negatives, action.shape[1])
-    uniform = torch.rand(shape, generator=generator, device=generator.device).to(action.device)
+    count, own = whole_batch(len(action))
+    shape = (count, negatives, action.shape[1])
+    uniform = torch.rand(shape, generator=generator, device=generator.device)[own].to(action.device)
     return torch.cat([action[:, None], 2 * uniform - 1], 1)
 
 
@@ -172,12 +192,12 @@ def info_nce(energies: Tensor) -> tuple[Tensor, Tensor]:
     return loss, (logits[:, :1] > logits[:, 1:]).all(1).float().mean()
 
 
-def _action_bound(dataset: Episodes) -> np.ndarray:
-    """float32 (A,): at least 1, and no smaller than any action of the dataset."""
+def _action_range(dataset: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of what was taken in each dimension, and how far it reaches to both sides; float32 (A,) each."""
     taken = dataset.action[dataset.step_type != FIRST]
     if not len(taken):
         raise VOCError("musik learns from steps; no episode of this dataset has two rows.")
     low, high = taken.min(0), taken.max(0)
     if not (low < high).any():
         raise VOCError("musik learns from actions; this dataset has none (they are of size 0, or never change).")
-    return np.maximum(np.maximum(-low, high), 1.0)
+    return (low + high) / 2, (high - low) / 2

@@ -17,9 +17,22 @@ def random_shift(obs: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     Raises:
         VOCError: ``pad`` below zero.
     """
+    return shifted(obs, random_moves(len(obs), pad, generator))
+
+
+def random_moves(rows: int, pad: int, generator: torch.Generator) -> Tensor:
+    """int64 (2, rows, 1), uniform in -pad..pad: how far down and to the right each row is moved.
+
+    Raises:
+        VOCError: ``pad`` below zero.
+    """
     check_at_least(pad, 0, "pad")
+    return torch.randint(-pad, pad + 1, (2, rows, 1), generator=generator, device=generator.device)
+
+
+def shifted(obs: Tensor, moves: Tensor) -> Tensor:
+    """uint8 (B, C, H, W), every row moved by its own of int64 (2, B, 1): ``random_shift`` of known ``moves``."""
     height, width = obs.shape[-2:]
-    moves = torch.randint(-pad, pad + 1, (2, len(obs), 1), generator=generator, device=generator.device)
     down, right = moves.to(obs.device)
     rows = (torch.arange(height, device=obs.device) + down).clamp(0, height - 1)
     columns = (torch.arange(width, device=obs.device) + right).clamp(0, width - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,29 @@ from torch import Tensor, nn
 
 from voc_rl.data import Episodes
 from voc_rl.distributed import average, gather, ranks
+from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
 from voc_rl.precision import autocast, device_of, generator_on
 from voc_rl.quantizers.base import Quantizer
 
 FITTING_ROWS = 3000
+FITTING_BYTES = 1 << 30  # of their frames: fewer rows where frames are large
 
 
 class QuantizerTrainee:
-    """What the loop trains: the quantizer, on observations drawn anew at each step."""
+    """What the loop trains: the quantizer, on observations drawn anew at each step.
+
+    Raises:
+        VOCError: a quantizer whose parameters were all frozen.
+    """
 
     def __init__(self, quantizer: Quantizer, dataset: Episodes, batch_size: int, seed: int) -> None:
         self.quantizer, self.dataset, self.batch_size, self.seed = quantizer, dataset, batch_size, seed
+        if not self.parameters():
+            raise VOCError(
+                f"Quantizer {quantizer.name} has no parameters that train, because something froze them (an agent does "
+                "so to its own); call requires_grad_(True) on it, or give another one."
+            )
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.quantizer.parameters() if p.requires_grad]
@@ -73,7 +85,8 @@ def fit_quantizer(quantizer: Quantizer, dataset: Episodes, seed: int, log: StepL
     if quantizer.initialised:
         return
     rng = np.random.default_rng([seed, 1 << 40])
-    rows = rng.choice(len(dataset), size=min(FITTING_ROWS, len(dataset)), replace=False)
+    room = max(FITTING_BYTES // math.prod(dataset.observation_shape), 1)
+    rows = rng.choice(len(dataset), size=min(FITTING_ROWS, room, len(dataset)), replace=False)
     device = device_of(quantizer)
     obs = torch.from_numpy(dataset.observations(np.sort(rows))).to(device)
     quantizer.initialise(obs, generator_on(device, step_seed(seed, 1 << 40)), log)
@@ -96,7 +109,12 @@ def tokenize(
 
     Computed where the quantizer is, returned in the memory of the host. All rows are shared by several
     processes, where there are; chosen ones are this process's own affair.
+
+    Raises:
+        VOCError: an untrained quantizer, whose codes say nothing.
     """
+    if not quantizer.usable:
+        raise VOCError(f"Quantizer {quantizer.name} is untrained, and its codes say nothing; train it, or load one.")
     device = device_of(quantizer)
     shared, count = rows is None, len(dataset)
     rows = np.arange(count)[ranks().share(count)] if rows is None else rows

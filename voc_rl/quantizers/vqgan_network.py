@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from voc_rl.errors import VOCError, check_positive
+from voc_rl.quantizers.base import check_codebook_size
 
 NORM_GROUPS = 32
 
@@ -43,6 +44,7 @@ class VQGANConfig:
         sizes = ("channels", "residual_blocks", "latent_channels", "codebook_size", "code_dim", "side")
         for name in (*sizes, "codebook_weight"):
             check_positive(getattr(self, name), name)
+        check_codebook_size(self.codebook_size)
         if not self.multipliers or min(self.multipliers) < 1:
             raise VOCError(f"multipliers are {self.multipliers}; one whole number above zero per level is needed.")
         if not set(self.attention_levels) <= set(range(len(self.multipliers))):

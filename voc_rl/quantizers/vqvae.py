@@ -23,9 +23,21 @@ from einops import rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
-from voc_rl.errors import VOCError
+from voc_rl.distributed import gather, ranks
+from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.loop import StepLog
-from voc_rl.quantizers.base import Quantizer, check_codes, scale, unscale
+from voc_rl.quantizers.base import (
+    Quantizer,
+    check_codebook_size,
+    check_codes,
+    frames_in_stack,
+    scale,
+    unscale,
+    whole_batch,
+)
+
+CHUNK = 256  # observations that are floats at once: bounds memory
+LARGEST_PATCH = 6
 
 
 @dataclass(frozen=True)
@@ -33,9 +45,11 @@ class VQVAEConfig:
     """Sizes of the network.
 
     n_tokens: codes per observation. levels: steps of each scalar of a code; their product is the codebook size.
-    components: principal components per frame. hidden: width of the layers around the bottleneck.
+    components: principal components per frame, at most one for each of the pixels that they see. hidden: width of the
+    layers around the bottleneck.
     conv_width: channels of the convolutional branch of the encoder; 0 leaves it out.
-    decoder_width, patch: channels of the decoder, and the pixels that one of its cells paints.
+    decoder_width, patch: channels of the decoder, and the side in pixels of what one of its cells paints; twice the
+    patch has to divide both sides of a frame.
     motion_weight: weight of frame differences against the newest frame.
     """
 
@@ -45,8 +59,24 @@ class VQVAEConfig:
     hidden: int = 512
     conv_width: int = 0
     decoder_width: int = 64
-    patch: int = 6
+    patch: int = LARGEST_PATCH
     motion_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_tokens", "components", "hidden", "decoder_width", "patch"):
+            check_positive(getattr(self, name), name)
+        for name in ("conv_width", "motion_weight"):
+            check_at_least(getattr(self, name), 0, name)
+        if not self.levels or min(self.levels) < 3:
+            raise VOCError(f"levels are {self.levels}; one whole number of at least 3 per scalar of a code is needed.")
+        check_codebook_size(math.prod(self.levels), f"The product of the levels {self.levels}")
+
+
+def fitting_patch(observation_shape: tuple[int, int, int]) -> int:
+    """The largest patch from 2 to 6 whose double divides both sides of (3K, H, W); 6 where there is none."""
+    sides = math.gcd(*observation_shape[1:])
+    fitting = [patch for patch in range(2, LARGEST_PATCH + 1) if sides % (2 * patch) == 0]
+    return max(fitting, default=LARGEST_PATCH)
 
 
 class PrincipalComponents(nn.Module):
@@ -56,6 +86,7 @@ class PrincipalComponents(nn.Module):
         super().__init__()
         channels, height, width = frame_shape
         pixels = channels * math.ceil(height / 2) * math.ceil(width / 2)
+        components = min(components, pixels)
         self.register_buffer("mean", torch.zeros(pixels))
         self.register_buffer("basis", torch.zeros(pixels, components))
         self.register_buffer("spread", torch.ones(components))
@@ -74,7 +105,10 @@ class PrincipalComponents(nn.Module):
         pixels -= self.mean
         count = self.basis.shape[1]
         if len(pixels) < count:
-            raise VOCError(f"{len(pixels)} frames are too few for {count} principal components.")
+            raise VOCError(
+                f"{len(pixels)} frames are too few for {count} principal components; give more data, or fewer "
+                "`components` in the quantizer's config."
+            )
         probe = torch.randn(pixels.shape[1], count + 16, generator=generator, device=generator.device)
         probe = probe.to(pixels.device)
         for _ in range(3):
@@ -96,21 +130,23 @@ class VQVAE(Quantizer):
     def __init__(self, observation_shape: tuple[int, int, int], config: VQVAEConfig) -> None:
         super().__init__()
         channels, height, width = observation_shape
-        if channels % 3 or height % (2 * config.patch) or width % (2 * config.patch):
+        stack = frames_in_stack(observation_shape)
+        if height % (2 * config.patch) or width % (2 * config.patch):
             raise VOCError(
-                f"Observations of shape {observation_shape} do not fit the VQ-VAE; stacked frames of 3 channels with "
-                f"sides that are multiples of {2 * config.patch} are needed."
+                f"Observations of shape {observation_shape} do not fit {self.name} with a patch of {config.patch}; "
+                f"sides that are multiples of {2 * config.patch} are needed, or another `patch` in the quantizer's "
+                "config, or a quantizer that resizes frames (--quantizer dino)."
             )
         self.observation_shape, self.config = observation_shape, config
         self.n_tokens, self.codebook_size = config.n_tokens, math.prod(config.levels)
         self.code_dim = len(config.levels)
-        self.feature_dim = config.components * (channels // 3)
         self.grid = (height // config.patch // 2, width // config.patch // 2)
         self.register_buffer("mean_picture", torch.zeros(observation_shape))
         self.register_buffer("pixel_variance", torch.ones(()))
         self.mean_picture: Tensor
         self.pixel_variance: Tensor
         self.components = PrincipalComponents((3, height, width), config.components)
+        self.feature_dim = stack * len(self.components.spread)
         hidden, bottleneck = config.hidden, self.n_tokens * self.code_dim
         self.convolutions = _convolutions(channels, config) if config.conv_width else None
         flat = 2 * config.conv_width * self.grid[0] * self.grid[1]
@@ -140,9 +176,11 @@ class VQVAE(Quantizer):
         return bool(self.components.basis.any())  # zeros until it is fitted
 
     def initialise(self, obs: Tensor, generator: torch.Generator, log: StepLog | None = None) -> None:
-        pictures = scale(obs)
-        self.mean_picture.copy_(pictures.mean(0))
-        self.pixel_variance.copy_(pictures.sub_(self.mean_picture).square_().mean().clamp(min=1e-4))
+        """Mean picture, spread of the pixels around it, and the components of the newest frames."""
+        parts = obs.split(CHUNK)
+        self.mean_picture.copy_(torch.stack([scale(part).sum(0) for part in parts]).sum(0) / len(obs))
+        squares = [scale(part).sub_(self.mean_picture).square_().sum() for part in parts]
+        self.pixel_variance.copy_((torch.stack(squares).sum() / obs.numel()).clamp(min=1e-4))
         self.components.fit(obs[:, -3:], generator)
 
     def features(self, obs: Tensor) -> Tensor:
@@ -187,11 +225,22 @@ class VQVAE(Quantizer):
         target = self.features(batch)
         # motion is small: its part of the error is weighted by position in the feature vector
         weight = target.new_ones(self.feature_dim)
-        weight[self.config.components :] = self.config.motion_weight
+        weight[len(self.components.spread) :] = self.config.motion_weight
         features = (F.mse_loss(self.to_features(trunk).float(), target, reduction="none") * weight).mean()
-        features = features / target.var().clamp(min=1e-8)
-        pixels = self._pixel_loss(batch[: max(len(batch) // 4, 1)], trunk, generator)
+        whole = gather(target, whole_batch(len(target))[0])  # one unit for all processes
+        features = features / whole.var().clamp(min=1e-8)
+        pixels = self._painting_loss(batch, trunk, generator)
         return features + pixels, {"features": features.detach(), "pixels": pixels.detach()}
+
+    def _painting_loss(self, batch: Tensor, trunk: Tensor, generator: torch.Generator) -> Tensor:
+        """``_pixel_loss`` of the first quarter of the rows; of several processes, of what each has of that quarter.
+
+        So the mean over processes is the loss of one that has the whole batch.
+        """
+        count, own = whole_batch(len(batch))
+        quarter = max(count // 4, 1)
+        mine = min(max(quarter - own.start, 0), len(batch))
+        return self._pixel_loss(batch[:mine], trunk, generator) * (mine * ranks().size / quarter)
 
     def _pixel_loss(self, batch: Tensor, trunk: Tensor, generator: torch.Generator) -> Tensor:
         """Error of a quarter of the patches, drawn anew for each batch: as good a gradient at a third of the cost."""
@@ -203,7 +252,8 @@ class VQVAE(Quantizer):
         cells = cells[: max(rows * columns // 4, 1)]
         target = scale(patches[:, cells // columns, cells % columns]) - mean[cells // columns, cells % columns]
         pixels = self.to_pixels(self._cells(trunk[: len(batch)])[:, cells]).float()
-        return F.mse_loss(pixels, target) / self.pixel_variance
+        error = F.mse_loss(pixels, target) if len(batch) else pixels.sum()  # without rows 0, and gradients of 0
+        return error / self.pixel_variance
 
 
 def _convolutions(channels: int, config: VQVAEConfig) -> nn.Module:

@@ -8,7 +8,7 @@ from voc_rl.values.mve import mve
 from voc_rl.values.rewards import RewardConfig, RewardHead, check_rewards, fit_reward_head, train_reward_head
 from voc_rl.values.statistics import scores
 from voc_rl.values.successor import successor_features
-from voc_rl.values.truth import discounted_returns, horizon, mean_return, returns_to_go
+from voc_rl.values.truth import discounted_returns, horizon, known_rows, mean_return, returns_to_go
 
 __all__ = [
     "FQEConfig",
@@ -27,6 +27,7 @@ __all__ = [
     "from_weights",
     "future_weights",
     "horizon",
+    "known_rows",
     "mean_return",
     "members_of",
     "mve",

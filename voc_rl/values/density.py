@@ -17,7 +17,7 @@ from voc_rl.errors import VOCError, check_gamma, check_level
 from voc_rl.occupancy import OccupancyTransformer, end_probability, log_probabilities
 from voc_rl.occupancy.contexts import Prefix
 from voc_rl.values.estimators import ValueEstimate
-from voc_rl.values.statistics import normal_interval
+from voc_rl.values.statistics import normal_interval, student_interval
 
 DENSITY_COVERS = "the mean over rows of the data drawn anew, weighted by this model (not the model's own error)"
 FEWEST = 50.0  # effective sample size; below it there is no number
@@ -58,21 +58,18 @@ def from_weights(
     size is larger than that of each.
 
     Args:
-        groups: int (N,), episodes of the rows, whose rows err together; one alone has no standard error (NaN). None:
-            rows are independent.
+        groups: int (N,), episodes of the rows, whose rows err together; the interval is Student's of so many, and one
+            alone has no standard error (NaN). None: rows are independent.
 
     Raises:
-        VOCError: shapes that do not fit, rewards that are not finite, a level that is no confidence, or an effective
-            sample size, (sum w)^2 / sum w^2, below 50 for every context. Where it is so for some of them, these are
-            NaN.
+        VOCError: shapes that do not fit, no rows, rewards that are not finite, a level that is no confidence, or an
+            effective sample size, (sum w)^2 / sum w^2, below 50 for every context. Where it is so for some of them,
+            these are NaN.
     """
     check_gamma(gamma)
     check_level(level)
     weights, rewards = np.asarray(weights, np.float64), np.asarray(rewards, np.float64)
-    if weights.ndim != 2 or rewards.shape != weights.shape[1:]:
-        raise VOCError(f"Weights {weights.shape} and rewards {rewards.shape} do not fit; (B, N) and (N,) are needed.")
-    if not np.isfinite(rewards).all():
-        raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
+    _check_rows(weights, rewards, groups)
     total = weights.sum(1, keepdims=True)
     share = weights / np.where(total > 0, total, 1.0)
     size = effective_size(share)
@@ -84,19 +81,40 @@ def from_weights(
         )
     mean = share @ rewards
     off = share * (rewards - mean[:, None])
-    correction = 1.0
-    if groups is not None:
-        _, place = np.unique(groups, return_inverse=True)
-        sums = np.zeros((place.max() + 1, len(off)))
-        np.add.at(sums, place, off.T)
-        off, correction = sums.T, len(sums) / (len(sums) - 1) if len(sums) > 1 else np.nan
     scale = np.where(enough, total[:, 0], np.nan) / (1.0 - gamma)
-    mean, stderr = scale * mean, scale * np.sqrt(correction * (off**2).sum(1))
-    low, high = normal_interval(mean, stderr, level)
+    mean = scale * mean
+    if groups is None:
+        stderr = scale * np.sqrt((off**2).sum(1))
+        low, high = normal_interval(mean, stderr, level)
+    else:
+        off = _sums(off, groups)
+        count = off.shape[1]
+        correction = count / (count - 1) if count > 1 else np.nan
+        stderr = scale * np.sqrt(correction * (off**2).sum(1))
+        low, high = student_interval(mean, stderr, count, level)
     covers = DENSITY_COVERS
     if not enough.all():
         covers += f"; {(~enough).sum()} of {len(enough)} states have no value: effective sample size below {FEWEST:g}"
     return ValueEstimate(mean, stderr, low, high, level, covers)
+
+
+def _check_rows(weights: np.ndarray, rewards: np.ndarray, groups: np.ndarray | None) -> None:
+    if weights.ndim != 2 or rewards.shape != weights.shape[1:]:
+        raise VOCError(f"Weights {weights.shape} and rewards {rewards.shape} do not fit; (B, N) and (N,) are needed.")
+    if len(rewards) == 0:
+        raise VOCError("There are no rows to weigh; give codes and rewards of a few thousand.")
+    if groups is not None and np.shape(groups) != rewards.shape:
+        raise VOCError(f"Groups have shape {np.shape(groups)}; one for each of {len(rewards)} rows is needed.")
+    if not np.isfinite(rewards).all():
+        raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
+
+
+def _sums(off: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Sums (B, groups) of what rows (B, N) are off by, over those of each group."""
+    _, place = np.unique(groups, return_inverse=True)
+    sums = np.zeros((place.max() + 1, len(off)))
+    np.add.at(sums, place, off.T)
+    return sums.T
 
 
 def density(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.precision import float32
-from voc_rl.values.statistics import normal_interval, student_interval
+from voc_rl.values.statistics import student_interval
 
 CODES_AT_ONCE = 1 << 19  # whose vectors are in memory together, so that values of many states take little
 SAMPLE_COVERS = "the mean over sampled futures of this model (sampling noise only, not the model's own error)"
@@ -37,11 +37,15 @@ class ValueEstimate:
 
 
 def from_samples(rewards: np.ndarray, gamma: float, level: float = 0.9) -> ValueEstimate:
-    """Values from rewards (B, S) at S sampled discounted times: V = mean / (1 - gamma)."""
+    """Values from rewards (B, S) at S sampled discounted times: V = mean / (1 - gamma).
+
+    The interval is Student's. It knows no reward that no sample met: where all of a state's are equal it has no width,
+    and where a reward is so rare that few samples meet it, it is too narrow.
+    """
     values = np.asarray(rewards, np.float64) / (1.0 - gamma)
     mean = values.mean(1)
     stderr = values.std(1, ddof=1) / np.sqrt(values.shape[1])
-    low, high = normal_interval(mean, stderr, level)
+    low, high = student_interval(mean, stderr, values.shape[1], level)
     return ValueEstimate(mean, stderr, low, high, level, SAMPLE_COVERS)
 
 

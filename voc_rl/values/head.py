@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead
+from voc_rl.occupancy.training import ROWS_AT_ONCE
 from voc_rl.precision import autocast, device_of
 from voc_rl.values.estimators import ValueEstimate, from_ensemble
 from voc_rl.values.mve import TailValue
@@ -23,9 +25,14 @@ def by_head(
 ) -> ValueEstimate:
     """Values of contexts int64 (B, n_tokens) and features float (B, F) at the discount ``gamma``, which the head has
     learned and ``condition`` tells where the network reads one."""
+    members = []
     with autocast(device_of(model), len(context)):
-        last = model.last(context, features, condition)
-        return from_ensemble(head(last, features).float().cpu().numpy(), gamma, level)
+        for first in range(0, len(context) or 1, ROWS_AT_ONCE):
+            some = slice(first, first + ROWS_AT_ONCE)
+            seen = None if features is None else features[some]
+            last = model.last(context[some], seen, condition and condition[some])
+            members.append(head(last, seen).float().cpu().numpy())
+    return from_ensemble(np.concatenate(members), gamma, level)
 
 
 def tail_by_head(model: OccupancyTransformer, head: ValueHead | None, gamma: float) -> TailValue | None:

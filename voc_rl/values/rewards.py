@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,7 +58,9 @@ class RewardHead(nn.Module):
 
 
 class _RewardTrainee:
-    def __init__(self, head: RewardHead, vectors: Tensor, rewards: Tensor, batch_size: int) -> None:
+    """``vectors``: rows int64 (B,) -> the vectors of their codes, float (B, n_tokens, code_dim)."""
+
+    def __init__(self, head: RewardHead, vectors: Callable[[Tensor], Tensor], rewards: Tensor, batch_size: int) -> None:
         self.head, self.vectors, self.rewards, self.batch_size = head, vectors, rewards, batch_size
 
     def parameters(self) -> list[nn.Parameter]:
@@ -65,8 +68,10 @@ class _RewardTrainee:
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rows = torch.randint(len(self.rewards), (self.batch_size,), generator=generator, device=generator.device)
-        with autocast(self.vectors.device):
-            logits = self.head.body(self.vectors[rows].flatten(1)).float()
+        with torch.no_grad():
+            vectors = self.vectors(rows).flatten(1)
+        with autocast(vectors.device):
+            logits = self.head.body(vectors).float()
         return F.cross_entropy(logits, self.head.two_hot(self.rewards[rows])), {}
 
     def after_step(self, step: int) -> None:
@@ -105,15 +110,25 @@ def train_reward_head(
     """Fit rewards (N,) to the vectors (N, n_tokens, code_dim) of the observations they arrived with, where these are.
 
     Raises:
-        VOCError: NaN rewards, or another number of rewards than of vectors.
+        VOCError: NaN rewards, none, or another number of rewards than of vectors.
     """
     rewards = check_rewards(rewards, len(vectors))
-    with seeded(torch.device("cpu"), seed):
-        head = RewardHead(vectors.shape[1], vectors.shape[2], config)
-    low, high = float(rewards.min()), float(rewards.max())
-    head.centres.copy_(torch.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), config.bins))
     goals = torch.from_numpy(rewards).to(vectors.device)
-    trainee = _RewardTrainee(head.to(vectors.device), vectors, goals, config.loop.batch_size)
+    return _fitted(vectors.__getitem__, (vectors.shape[1], vectors.shape[2]), goals, config, seed, log, progress)
+
+
+def _fitted(
+    vectors: Callable[[Tensor], Tensor], size: tuple[int, int], goals: Tensor, config: RewardConfig, seed: int,
+    log: StepLog | None, progress: bool,
+) -> RewardHead:  # fmt: skip
+    """A head for rewards float32 (N,), where they are; ``vectors``: of a batch of rows, of ``size`` each."""
+    if len(goals) == 0:
+        raise VOCError("There are no rewards to fit; at least one row that a step arrived at is needed.")
+    with seeded(torch.device("cpu"), seed):
+        head = RewardHead(*size, config)
+    low, high = float(goals.min()), float(goals.max())
+    head.centres.copy_(torch.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), config.bins))
+    trainee = _RewardTrainee(head.to(goals.device), vectors, goals, config.loop.batch_size)
     optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
     return head.eval()
 
@@ -131,15 +146,19 @@ def fit_reward_head(
 ) -> RewardHead:
     """Fit rewards float (N,) on arrival at the rows of ``dataset``, logged or others, to their codes (N, n_tokens).
 
-    Where the quantizer is.
+    Where the quantizer is. The codes' vectors, a hundred times as large, are made batch by batch.
 
     Raises:
-        VOCError: NaN rewards, another shape than one per row, or codes of other rows.
+        VOCError: NaN rewards, another shape than one per row, codes of other rows, or episodes of one row alone.
     """
     reward = check_rewards(reward, len(dataset))
     if len(codes) != len(dataset):
         raise VOCError(f"There are codes of {len(codes)} rows, but {len(dataset)} rows; give those of this dataset.")
     arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
-    with torch.no_grad():
-        vectors = quantizer.embed(codes[arrived.to(codes.device)].to(device_of(quantizer)).long())
-    return train_reward_head(vectors, reward[arrived.numpy()], config, seed, log=log, progress=progress)
+    own = codes[arrived.to(codes.device)].to(device_of(quantizer))
+
+    def vectors(rows: Tensor) -> Tensor:
+        return quantizer.embed(own[rows].long())
+
+    goals = torch.from_numpy(reward[arrived.numpy()]).to(own.device)
+    return _fitted(vectors, (quantizer.n_tokens, quantizer.code_dim), goals, config, seed, log, progress)

@@ -11,6 +11,7 @@ from voc_rl.errors import VOCError, check_gamma
 
 # a return is known once the discounted weight of what was not seen is below this
 TAIL = 0.01
+UNKNOWN = 0.05  # largest share of unknown returns beside those that are known because the episode ended
 
 
 def horizon(gamma: float, tail: float = TAIL) -> int:
@@ -30,17 +31,39 @@ def returns_to_go(reward: np.ndarray, discount: np.ndarray, gamma: float) -> np.
     return returns
 
 
+def known_rows(steps: np.ndarray, terminated: np.ndarray, horizon: int) -> list[np.ndarray]:
+    """Where the return of each episode's rows is known: bool (steps + 1,) for each.
+
+    Args:
+        steps: int (E,), of each episode. terminated: bool (E,), the others were cut by a time limit.
+
+    A cut episode's rows are known as long as ``horizon`` steps were left: later returns would be truncated geometrics.
+    Those of a terminated one all are, but counting all would count late rows because they are about to end, and not
+    those that lived on until they were cut: too low on average. So at step t they count where at most ``UNKNOWN`` of
+    the episodes that came so far are unknown. Made for one time limit: with a common limit L, where t <= L - horizon.
+    """
+    longest = int(steps.max(initial=0))
+    t = np.arange(longest + 1)
+    alive = len(steps) - np.searchsorted(np.sort(steps), t)
+    cut = np.sort(steps[~terminated])  # unknown at t: steps - horizon < t <= steps
+    unknown = np.searchsorted(cut, t + horizon) - np.searchsorted(cut, t)
+    counts = unknown <= UNKNOWN * alive
+    return [
+        counts[: n + 1] if ended else np.arange(n + 1) <= n - horizon
+        for n, ended in zip(steps, terminated, strict=True)
+    ]
+
+
 def discounted_returns(dataset: Episodes, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """Return of each row, float64 (N,), and where it is known, bool (N,).
 
-    ``returns_to_go`` of every episode. Known where the episode terminated, or where at least H steps were left when a
-    time limit cut it (t <= T - H): later rows would be truncated geometrics.
+    ``returns_to_go`` of every episode, known by ``known_rows``.
     """
     returns = np.zeros(len(dataset))
     for start, end in zip(dataset.starts, dataset.ends, strict=True):
         returns[start:end] = returns_to_go(dataset.reward[start:end], dataset.discount[start:end], gamma)
-    terminated = dataset.terminal[dataset.ends[dataset.episode] - 1]
-    return returns, terminated | (dataset.steps_left >= horizon(gamma))
+    steps, terminated = dataset.ends - dataset.starts - 1, dataset.terminal[dataset.ends - 1]
+    return returns, np.concatenate(known_rows(steps, terminated, horizon(gamma)))
 
 
 def mean_return(dataset: Episodes, gamma: float) -> float:

@@ -34,11 +34,17 @@ class Walk:
         """Of steps 1, 2, ..."""
         return [float(REWARD[s]) for s in self.states[1:]]
 
-    def known(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Table values and realised returns of the states whose return is known."""
-        count = self.steps if self.terminated else max(self.steps - H + 1, 0)
-        returns = [sum(GAMMA**k * r for k, r in enumerate(self.rewards[t:])) for t in range(count)]
-        return np.array([values[s] for s in self.states[:count]]), np.array(returns)
+    def known(self, values: np.ndarray, walks: list[Walk]) -> tuple[np.ndarray, np.ndarray]:
+        """Table values and realised returns of the states whose return is known; ``walks``: all that are looked at."""
+        steps = [t for t in range(self.steps) if self.counts(t, walks)]
+        returns = [sum(GAMMA**k * r for k, r in enumerate(self.rewards[t:])) for t in steps]
+        return np.array([values[self.states[t]] for t in steps]), np.array(returns)
+
+    def counts(self, t: int, walks: list[Walk]) -> bool:
+        """A few walks: a terminated one counts at no step at which the return of another one is unknown."""
+        if not self.terminated:
+            return self.steps - t >= H
+        return all(walk.terminated or walk.steps < t or walk.steps - t >= H for walk in walks)
 
 
 # terminations and time limits; limits with six known states, one, and none
@@ -101,7 +107,7 @@ def events(plan: list[Walk], values: np.ndarray) -> Iterator[Event]:
 
 def mean_of(walks: list[Walk], values: np.ndarray) -> dict[str, float]:
     """Predicted, realised, their gap and its cluster-robust standard error, over the known states of some episodes."""
-    pairs = [walk.known(values) for walk in walks]
+    pairs = [walk.known(values, walks) for walk in walks]
     pairs = [(p, r) for p, r in pairs if len(p)]
     gaps = [r - p for p, r in pairs]
     states, count = sum(len(g) for g in gaps), len(gaps)

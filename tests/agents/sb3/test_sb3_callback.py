@@ -59,9 +59,9 @@ def expected(envs: int, every: int, episodes: int, steps: int = 320) -> list[dic
                 "td_residual": float(residuals.mean()),
                 "td_residual_abs": float(np.abs(residuals).mean()),
             }
-            known = [walk for walk in ended if len(walk.known(VALUES)[0])]
-            if known:
-                row |= mean_of(known, VALUES)
+            walks = list(ended)
+            if any(len(walk.known(VALUES, walks)[0]) for walk in walks):
+                row |= mean_of(walks, VALUES)
             rows.append({name: number for name, number in row.items() if not np.isnan(number)})
             some.clear()
     return rows
@@ -82,7 +82,7 @@ def test_what_is_logged(algorithm: Any, envs: int) -> None:
     check_rows(found, rows)
     assert len(rows) == 8
     assert "gap_stderr" in rows[-1]
-    kinds = {(walk.terminated, len(walk.known(VALUES)[0])) for walk in PLAN}
+    kinds = {(walk.terminated, len(walk.known(VALUES, [walk])[0])) for walk in PLAN}
     assert kinds == {(True, 5), (False, 6), (False, 1), (False, 0), (True, 1)}
 
 
@@ -119,7 +119,7 @@ def test_frames_beside_values_are_read() -> None:
 def test_residuals_of_exact_values_are_zero() -> None:
     """A chain to a terminal state, also where learning goes on in the middle of an episode."""
     plan = [Walk(start, STATES - 1 - start, True) for start in (0, 4, 7)]
-    exact = np.append(plan[0].known(VALUES)[1], 123.0)  # what a terminal state is said to be worth is not used
+    exact = np.append(plan[0].known(VALUES, plan)[1], 123.0)  # what a terminal state is said to be worth is not used
     callback = VOCValueCallback(table_voc(exact), every=40)
     model = PPO("MlpPolicy", corridors(1, plan), device="cpu", **SMALL[PPO])
     model.set_logger(log := Log())
@@ -165,12 +165,9 @@ def test_a_run_folder_and_real_frames(square_voc: Path) -> None:
 
 def test_what_cannot_be_read_is_refused(square_voc: Path) -> None:
     blind = VecVOCValue(make_vec_env(square_env), square_voc, mode="observation", observe="features_only")  # type: ignore[arg-type]
-    scaled = VecNormalize(corridors(1), norm_obs=False)
     for env, voc, words in (
         (blind, square_voc, "PixelObservation(env, size=36, stack=3)"),
         (corridors(1), square_voc, "uint8 (3, 4, 4)"),
-        (scaled, table_voc(VALUES), "norm_reward=False"),
-        (VecVOCValue(scaled, table_voc(VALUES)), table_voc(VALUES), "norm_reward=False"),
     ):
         with pytest.raises(VOCError) as refusal:
             learn(PPO, env, VOCValueCallback(voc), steps=20)
@@ -183,8 +180,11 @@ def test_what_cannot_be_read_is_refused(square_voc: Path) -> None:
         VOCValueCallback(square_voc / "nothing")
 
 
-def test_normalisation_that_leaves_rewards_alone_is_read() -> None:
-    env = VecNormalize(corridors(4), norm_obs=False, norm_reward=False)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_rewards_that_are_scaled_are_read_as_they_were(scaled: bool, inside: bool) -> None:
+    env: Any = VecNormalize(corridors(4), norm_obs=False, norm_reward=scaled)
+    env = VecVOCValue(env, table_voc(VALUES)) if inside else env
     log = learn(PPO, env, VOCValueCallback(table_voc(VALUES), every=40, episodes=6))
     check_rows(log.rows("voc/"), expected(4, 40, 6))
 

@@ -22,10 +22,18 @@ from worlds import CELLS, one_sentence, picture
 
 from voc_rl import VOC, VOCValueWrapper
 from voc_rl.agents import ActionValues
-from voc_rl.agents.sb3 import VOCCritic, VOCFeaturesExtractor, fill_replay_buffer, train_offline
+from voc_rl.agents.sb3 import (
+    VecVOCValue,
+    VOCCritic,
+    VOCFeaturesExtractor,
+    evaluate_policy_value,
+    fill_replay_buffer,
+    train_offline,
+)
 from voc_rl.data import Episodes
 from voc_rl.envs import PixelObservation
 from voc_rl.errors import VOCError
+from voc_rl.plugin import codes_as_vectors
 
 GAMMA = 0.5
 TINY: dict[str, Any] = {"buffer_size": 400, "learning_starts": 8, "batch_size": 8, "learning_rate": 3e-3}
@@ -49,8 +57,9 @@ def agent(voc: Path | None, env: Any = None, kind: Any = VOCCritic, **changed: A
         "net_arch": [32, 32],
         **changed.pop("policy", {}),
     }
+    name = changed.pop("policy_class", "CnnPolicy")
     settings = {**TINY, "seed": 0, "device": "cpu", "policy_kwargs": policy, **changed}
-    return kind("CnnPolicy", env or square_env(), **({"voc": voc} if kind is VOCCritic else {}), **settings)
+    return kind(name, env or square_env(), **({"voc": voc} if kind is VOCCritic else {}), **settings)
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -172,6 +181,39 @@ def test_a_saved_agent_goes_on_and_holds_no_voc(voc: Path, tmp_path: Path) -> No
     assert not torch.equal(weights(again)["critic.qf0.0.weight"], found["critic.qf0.0.weight"])
 
 
+@pytest.mark.parametrize("weight", [1.0, math.inf])
+def test_codes_teach_what_frames_teach(weight: float, voc: Path, logged: Path) -> None:
+    """Offline, then in the environment: the same weights but for the rounding of batches of another size."""
+    dataset = Episodes.open(logged)
+    coded = VOCValueWrapper(square_env(), voc, mode="observation", observe="features_only", features="codes")
+    trained = []
+    for env, policy in ((square_env(), "CnnPolicy"), (coded, "MlpPolicy")):
+        model = agent(voc, env, voc_weight=weight, policy_class=policy)
+        train_offline(model, dataset, 10, progress=False, say=None)
+        trained.append(model.learn(20))
+    frames, codes = trained
+    obs = observations(dataset)
+    loaded = VOC.load(voc)
+    np.testing.assert_array_equal(
+        codes.replay_buffer.observations[:200, 0],
+        codes_as_vectors(*loaded.context(frames.replay_buffer.observations[:200, 0])).numpy(),
+    )
+    assert codes.replay_buffer.pos == frames.replay_buffer.pos
+    actions = np.linspace(-1, 1, len(obs), dtype=np.float32)[:, None]
+    rows = codes_as_vectors(*loaded.context(obs))
+    torch.testing.assert_close(codes.q_voc(rows, actions), frames.q_voc(obs, actions), atol=1e-5, rtol=1e-5)
+    found = weights(codes)
+    for name, tensor in weights(frames).items():
+        torch.testing.assert_close(tensor, found[name], atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(codes.predict(rows.numpy())[0], frames.predict(obs)[0], atol=0.01)
+    seen = (
+        evaluate_policy_value(codes, loaded, n_eval_episodes=2),
+        evaluate_policy_value(frames, loaded, n_eval_episodes=2),
+    )
+    assert seen[0].predicted == pytest.approx(seen[1].predicted, abs=0.02)
+    assert seen[0].realised == seen[1].realised
+
+
 class Other(gym.Wrapper):
     """The square with another space of actions."""
 
@@ -181,6 +223,14 @@ class Other(gym.Wrapper):
 
 
 def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged: Path, tmp_path: Path) -> None:
+    coded = {"mode": "observation", "observe": "features_only", "features": "codes"}
+    others = VOC.load(voc)
+    with torch.no_grad():
+        next(others.quantizer.parameters()).mul_(1.01)
+    others.save(tmp_path / "others")
+    foreign = VOCValueWrapper(square_env(), tmp_path / "others", **coded)  # type: ignore[arg-type]
+    vectors = VecVOCValue(DummyVecEnv([square_env]), tmp_path / "others", **coded)  # type: ignore[arg-type]
+    own = VecVOCValue(DummyVecEnv([square_env]), voc, **coded)  # type: ignore[arg-type]
     two = Other(square_env(), gym.spaces.Box(-1.0, 1.0, (2,), np.float32))
     wide = RescaleAction(square_env(), np.float32(-2), np.float32(2))
     small = PixelObservation(Square(), 24, 3)
@@ -200,6 +250,10 @@ def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged:
         (lambda: agent(VOC.load(voc), eyes=voc), "the path of its run folder is needed"),  # type: ignore[arg-type]
         (lambda: agent(voc, VecNormalize(DummyVecEnv([square_env]), norm_obs=False)).learn(12), "scales the rewards"),
         (lambda: agent(voc, shaped).learn(12), "shapes the rewards"),
+        (lambda: VOCCritic("CnnPolicy", None, voc=voc), "env is None"),  # type: ignore[arg-type]
+        (lambda: agent(voc, foreign, policy_class="MlpPolicy"), "codes of another VOC's quantizer"),
+        (lambda: agent(voc, vectors, policy_class="MlpPolicy"), "codes of another VOC's quantizer"),
+        (lambda: agent(voc, VecNormalize(own, norm_reward=False), policy_class="MlpPolicy"), "scales the codes"),
     ]
     for make, words in cases:
         with pytest.raises(VOCError) as refusal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def corridors(plans: list[list[Walk]]) -> VecEnv:
 def check(found: PolicyValue, walks: list[Walk]) -> None:
     numbers = asdict(found)
     assert {name: numbers[name] for name in mean_of(walks, VALUES)} == pytest.approx(mean_of(walks, VALUES), abs=1e-5)
-    assert found.states == sum(len(walk.known(VALUES)[0]) for walk in walks)
-    assert found.episodes == sum(len(walk.known(VALUES)[0]) > 0 for walk in walks)
+    assert found.states == sum(len(walk.known(VALUES, walks)[0]) for walk in walks)
+    assert found.episodes == sum(len(walk.known(VALUES, walks)[0]) > 0 for walk in walks)
     assert found.episode_return == pytest.approx(np.mean([sum(walk.rewards) for walk in walks]), abs=1e-5)
     assert found.gamma == GAMMA
 
@@ -73,6 +73,23 @@ def test_shaped_rewards_are_replaced_by_the_raw_ones() -> None:
     voc = table_voc(VALUES)
     env = VecVOCValue(corridors([plan_of(i) for i in range(4)]), voc, mode="shaping", gamma=0.8)
     check(evaluate(Scripted(), voc, env, 8), [walk for i in range(4) for walk in plan_of(i)[:2]])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_scaled_rewards_are_read_as_they_were(scaled: bool) -> None:
+    env = VecNormalize(corridors([plan_of(i) for i in range(4)]), norm_obs=False, norm_reward=scaled)
+    check(evaluate(Scripted(), table_voc(VALUES), env, 8), [walk for i in range(4) for walk in plan_of(i)[:2]])
+
+
+def test_a_plain_environment_is_as_good_as_a_vector_of_one() -> None:
+    check(evaluate(Scripted(), table_voc(VALUES), Corridor(PLAN), 5), PLAN)
+
+
+def test_frames_made_in_another_way_are_remarked_on(square_voc: Path) -> None:
+    env = make_vec_env(lambda: square_env(12), 1)
+    env.envs[0].unwrapped.data_spec = replace(VOC.load(square_voc).spec, task="another", action_repeat=3)
+    with pytest.warns(UserWarning, match="was trained with task 'square', this data has 'another'"):
+        evaluate(Scripted(1.0), square_voc, env, 2)
 
 
 def test_the_agent_is_asked_as_predict_wants_it() -> None:
@@ -163,7 +180,6 @@ def test_what_cannot_be_evaluated_is_refused(square_voc: Path) -> None:
         (Scripted(env=corridors([short])), voc, None, "episodes are shorter than the horizon"),
         (Scripted(env=blind), square_voc, None, "PixelObservation(env, size=36, stack=3)"),
         (Scripted(), square_voc, DummyVecEnv([lambda: gym.make("Pendulum-v1")]), "float32 (3,)"),
-        (Scripted(), voc, VecNormalize(corridors([PLAN]), norm_obs=False), "norm_reward=False"),
         (Scripted(), square_voc / "nothing", corridors([PLAN]), "holds no VOC"),
     ):
         with pytest.raises(VOCError) as refusal:

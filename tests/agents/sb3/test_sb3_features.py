@@ -17,7 +17,7 @@ from voc_rl import VOC
 from voc_rl.agents.sb3 import VOCFeaturesExtractor
 from voc_rl.agents.sb3 import features as module
 from voc_rl.errors import VOCError
-from voc_rl.plugin import FEATURES, feature_vectors
+from voc_rl.plugin import FEATURES, codes_as_vectors, codes_size, feature_size, feature_vectors, read
 
 SHAPE = (9, SIDE, SIDE)
 SPACE = gym.spaces.Box(0, 255, SHAPE, np.uint8)
@@ -52,6 +52,42 @@ def test_features_are_those_of_the_voc(kind: Any, square_voc: Path, frames: torc
     few = torch.cat([extractor(frames[i : i + 4] / 255) for i in range(0, len(frames), 4)])
     torch.testing.assert_close(alone, few, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone, exact, atol=0.05, rtol=0)  # large batches are multiplied in bfloat16
+
+
+def test_frames_that_were_divided_are_not_taken_for_whole_ones(square_voc: Path, frames: torch.Tensor) -> None:
+    with pytest.raises(VOCError, match="normalized=True is for frames that are divided by 255") as refusal:
+        VOCFeaturesExtractor(SPACE, square_voc, normalized=False)(frames / 255)
+    assert one_sentence(str(refusal.value))
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_features_of_codes_are_those_of_their_frames(kind: Any, square_voc: Path, frames: torch.Tensor) -> None:
+    voc = VOC.load(square_voc)
+    codes, features = voc.context(frames)
+    rows = codes_as_vectors(codes, features)
+    again = read(voc, rows)
+    assert torch.equal(again[0], codes)
+    assert features is not None
+    assert again[1] is not None
+    assert torch.equal(again[1], features.float())
+    space = gym.spaces.Box(-np.inf, np.inf, (codes_size(voc),), np.float32)
+    extractor = VOCFeaturesExtractor(space, square_voc, kind)
+    assert torch.equal(extractor(rows), VOCFeaturesExtractor(SPACE, square_voc, kind)(frames))
+    assert extractor.features_dim == feature_size(voc, kind)
+    for scaled in (rows / 2, rows * 1.5):  # not by every number that frames could be scaled with, but codes by none
+        with pytest.raises(VOCError, match="no whole numbers") as refusal:
+            extractor(scaled)
+        assert one_sentence(str(refusal.value))
+    with pytest.raises(VOCError, match="is the codebook"):
+        extractor(rows + voc.quantizer.codebook_size)
+    if kind == "context":
+        tuned = VOCFeaturesExtractor(space, square_voc, kind, frozen=False)
+        tuned(rows).sum().backward()
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in tuned.parameters())
+    elif kind == "tokens":
+        with pytest.raises(VOCError, match="cannot be trained, only those of frames") as refusal:
+            VOCFeaturesExtractor(space, square_voc, kind, frozen=False)
+        assert one_sentence(str(refusal.value))
 
 
 def test_every_grey_level_survives_the_division(square_voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:

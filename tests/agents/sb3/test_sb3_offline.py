@@ -13,7 +13,7 @@ import psutil
 import pytest
 from small import SPEC, numbered_frames, toy_dataset, toy_episode, write_v_d4rl
 from stable_baselines3 import DQN, PPO, SAC, TD3
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from worlds import one_sentence
 
 from voc_rl.agents.sb3 import fill_replay_buffer, offline, train_offline
@@ -245,6 +245,30 @@ def test_agents_that_the_data_do_not_fit_are_refused(made: Callable[[], Any], wo
         assert words in str(refusal.value)
         assert one_sentence(str(refusal.value))
     assert not said
+
+
+def test_logged_numbers_that_the_agent_would_cut_are_refused(dataset: Episodes) -> None:
+    def normalized(**which: bool) -> Any:
+        env = VecNormalize(DummyVecEnv([lambda: Blank(STATE)]), **which)
+        return SAC("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, device="cpu", buffer_size=100)
+
+    for which in ({"norm_reward": False}, {"norm_obs": False}):
+        with pytest.raises(VOCError, match="VecNormalize has no statistics yet") as refusal:
+            fill_replay_buffer(normalized(**which), dataset, None)
+        assert one_sentence(str(refusal.value))
+    known = normalized()
+    known.get_env().reset()
+    for _ in range(3):
+        known.get_env().step(np.zeros((1, 2), np.float32))
+    assert fill_replay_buffer(known, dataset, None) == len(EXPECTED)
+    assert fill_replay_buffer(normalized(norm_obs=False, norm_reward=False), dataset, None) == len(EXPECTED)
+
+
+def test_actions_of_another_range_are_refused(dataset: Episodes) -> None:
+    wide = dataset.subset(range(len(LENGTHS)))
+    wide.action[3] = 2.0
+    with pytest.raises(VOCError, match="data's actions reach 2"):
+        fill_replay_buffer(agent(), wide, None)
 
 
 def test_data_without_states(tmp_path: Path) -> None:

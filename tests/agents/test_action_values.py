@@ -1,0 +1,110 @@
+"""VOCs of actions: the chain that they learn from, their scores, and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from actions import FEW, framed, small_config, small_voc
+from small import toy_dataset
+
+from voc_rl.agents.action_values import ActionValues, RollOutScores, logged_chain, train_action_voc
+from voc_rl.agents.improvement import ImprovementConfig, policy_voc, weighted_clone
+from voc_rl.agents.objectives import Cloning
+from voc_rl.agents.offline import OfflineAgent
+from voc_rl.errors import VOCError
+from voc_rl.loop import LoopConfig
+from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+from voc_rl.training import VOCConfig
+
+
+def test_chain_of_the_behaviour_is_the_data_and_goes_on_behind_a_time_limit(tmp_path):
+    dataset = toy_dataset(tmp_path, (4, 5), terminated=(1,))
+    features = torch.arange(9.0)[:, None]
+    chain = logged_chain(dataset, features)
+    going = np.flatnonzero(dataset.steps_left > 0)
+    assert chain.arrival[going, 0].tolist() == (going + 1).tolist()
+    # the last row of episode 0 (feature 3) is nearest to row 2 or row 4; the first of them is taken
+    assert chain.arrival[3, 0] in (3, 5)
+    expected = dataset.reward[6] + 0.5 * (dataset.reward[7] + 0.5 * dataset.reward[8])
+    assert chain.values(dataset.reward, 0.5)[5] == pytest.approx(expected)
+
+
+def test_a_chain_takes_little_memory_and_looks_for_neighbours_of_cut_episodes_alone(tmp_path, monkeypatch):
+    dataset = toy_dataset(tmp_path, (6, 4, 7), terminated=(1,))
+    rng = np.random.default_rng(0)
+    features = 1e4 + torch.from_numpy(rng.normal(size=(17, 3))).float()  # far from 0, where products lose differences
+    pairs = []
+    cdist = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b, *rest: pairs.append(len(a) * len(b)) or cdist(a, b, *rest))
+    monkeypatch.setattr("voc_rl.agents.action_values.DISTANCES_AT_ONCE", 14)
+    chain = logged_chain(dataset, features)
+    going = np.flatnonzero(dataset.steps_left > 0)
+    assert pairs == [14, 14]  # the ends of episodes 0 and 2, one after the other
+    for last in (5, 16):
+        exact = np.square(features[going].double() - features[last].double()).sum(1).argmin()
+        assert chain.arrival[last, 0] == going[exact] + 1
+    codes = torch.from_numpy(rng.integers(3, size=(17, 6)))
+    alike = (codes[5] == codes[going]).sum(1)
+    assert alike[np.searchsorted(going, logged_chain(dataset, codes).arrival[5, 0] - 1)] == alike.max()
+
+
+def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(tmp_path):
+    dataset = framed(tmp_path)
+    voc, model = small_voc(dataset, 0.5), small_voc(dataset, 0.0)
+    codes, features = voc.context(dataset.observations(np.arange(3)))
+    actions = torch.zeros(3, 4, 2)
+    for score in (ActionValues(voc), ActionValues(voc, "sample", 4), RollOutScores(model, 0.5, 3)):
+        found = score(codes, features, actions)
+        assert found.shape == (3, 4)
+        # equal actions and common random numbers: equal scores
+        np.testing.assert_allclose(found, found[:, :1].expand(-1, 4), atol=1e-2)
+    with pytest.raises(VOCError, match="Actions have size 3, but this VOC reads actions of size 2"):
+        ActionValues(voc)(codes, features, torch.zeros(3, 4, 3))
+    with pytest.raises(VOCError, match="gamma 0, the next observation"):
+        RollOutScores(voc, 0.5)
+    with pytest.raises(VOCError, match="data's actions have size 2; the agent's have 3"):
+        OfflineAgent(dataset.observation_shape, 3, FEW, voc.quantizer).learn(dataset, Cloning)
+    with pytest.raises(VOCError, match=r"have shape \(11, 1\); one per row, \(11,\)"):
+        voc.fit_reward(dataset, lambda d: d.reward[:, None], tokens=(codes, features))
+    with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):  # at a first row, where no reward arrives, too
+        voc.fit_reward(dataset, lambda d: np.where(d.step_type == 0, np.nan, d.reward), tokens=(codes, features))
+    tall = voc.fit_reward(dataset, lambda episodes: np.full(len(episodes), 3.0))
+    with pytest.raises(VOCError, match="has no value head; use estimator='sample'"):
+        ActionValues(tall)
+    np.testing.assert_allclose(ActionValues(tall, "sample", 4)(codes, features, actions), 3.0, atol=1e-2)
+    with pytest.raises(VOCError, match="not indices of discrete ones"):
+        dataset.action[3] = 4.0
+        OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer).learn(dataset, Cloning)
+    voc.occupancy.config.__dict__["action_dim"] = 0
+    with pytest.raises(VOCError, match="reads no actions"):
+        weighted_clone(voc, dataset, (codes, features), ImprovementConfig(trace=None))
+
+
+def test_a_head_of_actions_has_a_spread(tmp_path):
+    dataset = framed(tmp_path)
+    voc = small_voc(dataset, 0.5, members=0)
+    assert voc.value_head.members == 2
+    obs = dataset.observations(np.arange(3))
+    assert np.isfinite(voc.value(obs, estimator="head").stderr).all()
+    several = PolicyTraining(occupancy=OccupancyTraining(gamma=0.5, gammas=(0.4, 0.6), loop=LoopConfig(2, 8)))
+    ranged = train_action_voc(dataset, several, small_config(2), quantizer=voc.quantizer)
+    assert ranged.value_head is None  # it learns values at one discount
+    assert ActionValues(ranged, "sample", 4)(*voc.context(obs), torch.zeros(3, 4, 2)).isfinite().all()
+    assert ActionValues(voc, caution=1.0)(*voc.context(obs), torch.zeros(3, 4, 2)).isfinite().all()
+
+
+def test_a_policys_voc_is_of_its_seed(tmp_path, monkeypatch):
+    dataset, asked = framed(tmp_path), []
+    voc = small_voc(dataset, 0.5)
+    agent = OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer)
+
+    def train(dataset, training, config, chain, **rest):
+        asked.append((config.seed, chain.arrival))
+
+    monkeypatch.setattr("voc_rl.agents.improvement.train_action_voc", train)
+    tokens = voc.context(dataset.observations(np.arange(11)))
+    for seed in (3, 4):
+        policy_voc(agent, dataset, tokens, voc, ImprovementConfig(voc=VOCConfig(seed=7)), seed)
+    assert [seed for seed, _ in asked] == [3, 4]
+    assert (asked[0][1] != asked[1][1]).any()

@@ -1,0 +1,137 @@
+"""What a stage is asked to do: a finished one of other settings is done anew by its own command alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import CONFIG, run_all
+from worlds import refusal, write_world
+
+from voc_rl.checkpoints import save_training_state
+from voc_rl.joint import JointTraining
+from voc_rl.pipeline import Pipeline
+from voc_rl.runs import RunFolder
+from voc_rl.stage_settings import differences
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_world(folder, episodes=6, rows=30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A run in which everything is finished."""
+    out = tmp_path_factory.mktemp("run")
+    run_all(out, data)
+    return out
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def other_gamma(config: Any) -> Any:
+    return replace(config, occupancy=replace(config.occupancy, gamma=0.4))
+
+
+def other_quantizer(config: Any) -> Any:
+    return replace(config, quantizer_training=replace(config.quantizer_training, steps=12))
+
+
+def other_seed(config: Any) -> Any:
+    return replace(config, seed=1)
+
+
+def jointly(config: Any) -> Any:
+    return replace(config, joint=JointTraining())
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "words"),
+    [
+        ("evaluate", other_gamma, "train is finished with other settings (occupancy.gamma was 0.5 and is 0.4)"),
+        ("evaluate", other_quantizer, "quantizer is finished with other settings (steps was 10 and is 12)"),
+        ("evaluate", other_seed, "quantizer is finished with other settings (seed was 0 and is 1)"),
+        ("evaluate", jointly, "quantizer is finished with other settings (joint was None and is {"),
+        ("tokenize", other_quantizer, "do it anew by voc-rl train-quantizer, in another --out to keep what is there."),
+        ("tokenize", jointly, "(joint was None and is {"),
+        ("train", other_seed, "quantizer is finished with other settings (seed was 0 and is 1)"),
+        ("tokenize", other_gamma, None),  # what follows it is not asked for
+        ("train", other_gamma, None),  # its own
+        ("train", jointly, None),
+        ("quantizer", other_seed, None),
+        (None, other_seed, None),  # of a demo, which is all stages at once
+        ("evaluate", lambda config: config, None),
+    ],
+)
+def test_a_finished_stage_is_done_anew_by_its_own_command(
+    data: Path, done: Path, stage: str | None, change: Callable[[Any], Any], words: str | None
+) -> None:
+    before = files(done)
+    with RunFolder(done) as run:
+        if words is None:
+            Pipeline(run, data, change(CONFIG), stage=stage)
+        else:
+            said = refusal(Pipeline, run, data, change(CONFIG), stage=stage)
+            assert words in said
+            assert str(done) in said
+    assert files(done) == before
+
+
+def test_other_data_are_met_and_the_same_elsewhere_are_not(data: Path, done: Path, tmp_path: Path) -> None:
+    write_world(tmp_path / "same", episodes=6, rows=30)
+    write_world(tmp_path / "more", episodes=7, rows=30)
+    with RunFolder(done) as run:
+        said: list[str] = []
+        Pipeline(run, tmp_path / "same", CONFIG, stage="evaluate", say=said.append).evaluate(20, 50)
+        assert len(said) == 4
+        assert "quantizer: done already, skipped (voc-rl train-quantizer --force does it again)" in said
+        assert "evaluate: done already, skipped (--force does it again)" in said
+        assert "data_mark was" in refusal(Pipeline, run, tmp_path / "more", CONFIG, stage="train")
+        assert "held_out was 0.2 and is 0.4" in refusal(Pipeline, run, data, CONFIG, 0.4, stage="evaluate")
+
+
+def test_a_joint_run_keeps_its_quantizer_from_other_commands(data: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        Pipeline(run, data, jointly(CONFIG), stage="train").train()
+        before = files(tmp_path)
+        for stage in ("tokenize", "evaluate"):
+            said = refusal(Pipeline, run, data, CONFIG, stage=stage)
+            assert "train is finished with other settings (joint was {" in said
+            assert "do it anew by voc-rl train," in said
+    assert files(tmp_path) == before
+
+
+def test_a_fresh_folder_takes_any_command(data: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        assert Pipeline(run, data, CONFIG, stage="evaluate").evaluate(10, 10)["states"] == 10
+        assert set(run.measured("seconds")) == {"quantizer", "tokenize", "train", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [("quantizer", "use --force to start anew"), ("train", "use voc-rl train-quantizer --force to start anew")],
+)
+def test_a_checkpoint_of_another_stage_names_its_command(data: Path, tmp_path: Path, stage: str, says: str) -> None:
+    """``--force`` of the command that met it would not help."""
+    with RunFolder(tmp_path) as run:
+        save_training_state(tmp_path / "checkpoints" / "quantizer.pt", {"fingerprint": "other"})
+        pipeline = Pipeline(run, data, CONFIG, stage=stage)
+        assert refusal(pipeline.train_quantizer).endswith(f"{says}, or another --out.")
+
+
+def test_differences() -> None:
+    before = {"data": "a", "joint": None, "network": {"width": 32, "levels": [4, 3]}, "config": {}}
+    now = {"data": "b", "joint": {"decay": 0.5}, "network": {"width": 16, "levels": (4, 3)}, "config": {"x": 1}, "k": 2}
+    assert differences(before, now) == [
+        "joint was None and is {'decay': 0.5}",
+        "network.width was 32 and is 16",
+        "config.x was None and is 1",
+    ]

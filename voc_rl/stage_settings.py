@@ -1,0 +1,93 @@
+"""What the training stages of a run are asked to do, and in what it differs from what they did."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voc_rl.checkpoints import few
+from voc_rl.configs import to_dict
+from voc_rl.data import Episodes
+from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.training import VOCConfig
+
+FRAMES_IN_MARK = 64
+COMMANDS = {"quantizer": "train-quantizer"}  # of stages whose command has another name
+
+
+def command_of(stage: str) -> str:
+    """The command that does a stage."""
+    return f"voc-rl {COMMANDS.get(stage, stage)}"
+
+
+def data_mark(dataset: Episodes) -> str:
+    """A short hash of a dataset: its small arrays, how it was made, and some of its frames."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, FRAMES_IN_MARK).astype(int))
+    arrays = (dataset.reward, dataset.action, dataset.discount, dataset.step_type, dataset.frames(rows))
+    hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+    return fingerprint(hashes, dataset.frame_shape, asdict(dataset.spec))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the stages ``quantizer`` and ``train``.
+
+    settings: stage -> settings, JSON-ready, as config.json keeps them. marks: stage -> fingerprint of these and of the
+    data.
+    """
+
+    settings: dict[str, dict[str, Any]]
+    marks: dict[str, str]
+
+    @classmethod
+    def of(cls, data: str | Path, dataset: Episodes, held_out: float, config: VOCConfig) -> Asked:
+        """``data``: where ``dataset`` is; its content counts, not its place."""
+        mark, whole = data_mark(dataset), to_dict(config)
+        quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
+        base = fingerprint(mark, held_out, config.seed, quantizer)
+        joint = () if config.joint is None else (whole["joint"],)
+        trained = fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
+        shared = {"data": str(data), "data_mark": mark, "held_out": held_out}
+        own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}
+        return cls(
+            {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},
+            # in joint training the quantizer comes out of the training of all
+            {"quantizer": trained if joint else base, "train": trained},
+        )
+
+    def refusal(self, run: RunFolder, stage: str) -> str:
+        """Why a finished stage that the one of a command builds on is not what it is asked to build on; else ""."""
+        finished = [name for name in self.settings if run.settings(name) is not None]
+        by_stages = self.settings["train"]["joint"] is None
+        needed = {
+            "tokenize": finished[:1],  # what the quantizer came out of
+            "train": [name for name in finished if name == "quantizer" and by_stages],
+            "evaluate": finished,
+        }
+        for name in needed.get(stage, []):
+            if found := differences(run.settings(name) or {}, self.settings[name]):
+                return (
+                    f"{run.path}: {name} is finished with other settings ({few(found)}); give the same, or do it anew "
+                    f"by {command_of(name)}, in another --out to keep what is there."
+                )
+        return ""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what settings differ from those of a finished stage, in words; the place of the same data does not count."""
+    plain = json.loads(json.dumps(now))  # as they were stored
+    known = [name for name in plain if name in before and name != "data"]
+    return [words for name in known for words in _differences(name, before[name], plain[name])]
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [words for key in keys for words in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    return [] if before == now else [f"{name} was {before!r} and is {now!r}"]
