@@ -55,6 +55,11 @@ class VecVOCValue(VecEnvWrapper):
         """The VOC that is asked."""
         return self._reader.voc
 
+    @property
+    def shapes(self) -> bool:
+        """Whether it changes rewards."""
+        return self._reader.settings.mode == "shaping"
+
     def reset(self) -> Any:
         """Reset all environments and read their first observations; ``reset_infos`` holds the values."""
         obs = _pixels(self.venv.reset())
@@ -76,7 +81,7 @@ class VecVOCValue(VecEnvWrapper):
         arrived[finals] = reading.value[n:]
         shown = [reading.row(i) for i in range(n)]
         shaped = rewards
-        if self._reader.settings.mode == "shaping":
+        if self.shapes:
             truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
             shaped = self._reader.shaped(rewards, dones & ~truncated, arrived, self._potential)
             for i, info in enumerate(infos):  # a wrapper inside may have shaped the reward too, and knows the raw one
