@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from voc_rl.envs.value_overlay import draw_overlay
-from voc_rl.envs.value_reader import Mode, Observe, Reading, ValueReader, ValueSettings
+from voc_rl.envs.value_reader import RAW, Mode, Observe, Reading, ValueReader, ValueSettings, raw_reward
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import Seen
@@ -117,7 +117,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         shown = reading.row(0)
         if self._reader.settings.mode == "shaping":
             assert before is not None  # env.step refuses to come before a reset
-            shown["raw_reward"] = info.get("voc", {}).get("raw_reward", float(reward))
+            shown[RAW] = raw_reward(info, reward)
             if not self._over:
                 reward = float(self._reader.shaped(reward, terminated, reading.value, before.value)[0])
         self._over = bool(terminated or truncated)

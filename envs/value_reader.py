@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from voc_rl.plugin import (
 if hasattr(os, "register_at_fork"):  # Windows does not fork
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
+RAW = "raw_reward"  # in info["voc"], where a wrapper shapes rewards
 Mode = Literal["info", "observation", "shaping"]
 Observe = Literal["value", "features", "features_only"]
 
@@ -90,6 +91,11 @@ class Reading:
     def row(self, i: int) -> dict[str, Any]:
         """``columns`` of one observation; numbers as plain floats."""
         return {name: float(column[i]) if column.ndim == 1 else column[i] for name, column in self.columns().items()}
+
+
+def raw_reward(info: Mapping[str, Any], reward: Any) -> float:
+    """What the environment paid, also where a wrapper inside has shaped it."""
+    return float(info.get("voc", {}).get(RAW, reward))
 
 
 class ValueReader:

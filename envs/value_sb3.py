@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from voc_rl.envs.value_reader import Mode, Observe, ValueReader, ValueSettings
+from voc_rl.envs.value_reader import RAW, Mode, Observe, ValueReader, ValueSettings, raw_reward
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import Seen
@@ -85,7 +85,7 @@ class VecVOCValue(VecEnvWrapper):
             truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
             shaped = self._reader.shaped(rewards, dones & ~truncated, arrived, self._potential)
             for i, info in enumerate(infos):  # a wrapper inside may have shaped the reward too, and knows the raw one
-                shown[i]["raw_reward"] = info.get("voc", {}).get("raw_reward", float(rewards[i]))
+                shown[i][RAW] = raw_reward(info, rewards[i])
         self._potential = reading.value[:n]
         infos = [{**info, "voc": {**info.get("voc", {}), **shown[i]}} for i, info in enumerate(infos)]
         for row, i in enumerate(finals.tolist(), n):

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from voc_rl.envs.value_reader import Mode, Observe, Reading, ValueReader, ValueSettings
+from voc_rl.envs.value_reader import RAW, Mode, Observe, Reading, ValueReader, ValueSettings
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import Seen
 
@@ -82,7 +82,7 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         arrived[finals] = reading.value[n:]
         columns = now.columns()
         if self._reader.settings.mode == "shaping":
-            columns["raw_reward"] = _raw_rewards(infos, rewards)
+            columns[RAW] = _raw_rewards(infos, rewards)
             shaped = self._reader.shaped(rewards, terminations, arrived, self._potential)
             rewards = np.where(self._over, rewards, shaped)
         if len(finals):
@@ -126,8 +126,8 @@ def _raw_rewards(infos: dict[str, Any], rewards: np.ndarray) -> np.ndarray:
     """What the environments paid, float64 (n,), also where wrappers inside have shaped it."""
     raw = np.array(rewards, np.float64)
     for shown in (infos.get("voc", {}), infos.get("final_info", {}).get("voc", {})):
-        if "raw_reward" in shown:
-            raw = np.where(shown["_raw_reward"], shown["raw_reward"], raw)
+        if RAW in shown:
+            raw = np.where(shown[f"_{RAW}"], shown[RAW], raw)
     return raw
 
 

@@ -12,6 +12,7 @@ from voc_rl.data import DataSpec, Episode, Episodes, write_episode
 from voc_rl.data.hdf5 import FIRST, LAST, MID
 
 SPEC = DataSpec(task="toy", size=2, action_repeat=2, render="fast")
+LENGTHS = (7, 2, 9)  # rows of the episodes that tests/data opens
 
 
 def numbered_frames(first: int, rows: int, height: int = 2, width: int = 2) -> np.ndarray:

@@ -228,22 +228,29 @@ class PolicyEvaluator:
         critic = self.critic if estimator in OWN_REWARD else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
         found = Found(float(chained.mean()), 0.0, chained)
-        if estimator == "head":
-            found = self.model.by_head(name, gamma)
-        elif estimator == "density":
-            found = self.model.by_density(name, self.config.density_rows, own, gamma)
-        elif estimator in ("sample", "mve"):
-            reward_head = reward_head or (self.reward_head if reward is None else self.fit_reward(own))
-            ask = self.model.by_mve if estimator == "mve" else self.model.by_samples
-            found = ask(name, self.config.samples, reward_head, gamma)
+        if network := estimator not in ("stitch", "corrected"):
+            found = self._by_network(name, estimator, None if reward is None else own, reward_head, gamma)
         # the network learned from the chain: where it says otherwise, one of them is wrong by as much
         variance = self.chains.variance(name, own, gamma, critic)
         stderr = np.sqrt(variance + found.noise**2 + (found.mean - chained.mean()) ** 2)
         low, high = student_interval(np.asarray(found.mean), stderr, self.config.stitching.replicates, level)
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
-        network = estimator not in ("stitch", "corrected")
         said = covers(critic is not None, network, network and estimator != "head")
         return PolicyEstimate(
             name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, said, found.starts,
             diagnostics, warning_of(name, diagnostics, self.chains.episodes),
         )  # fmt: skip
+
+    def _by_network(
+        self, name: str, estimator: PolicyEstimator, reward: np.ndarray | None, reward_head: RewardHead | None,
+        gamma: float,
+    ) -> Found:  # fmt: skip
+        """What the network says, of checked rewards (N,), or of the data's own."""
+        if estimator == "head":
+            return self.model.by_head(name, gamma)
+        if estimator == "density":
+            own = self.dataset.reward if reward is None else reward
+            return self.model.by_density(name, self.config.density_rows, own, gamma)
+        reward_head = reward_head or (self.reward_head if reward is None else self.fit_reward(reward))
+        ask = self.model.by_mve if estimator == "mve" else self.model.by_samples
+        return ask(name, self.config.samples, reward_head, gamma)

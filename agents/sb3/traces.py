@@ -11,13 +11,12 @@ from gymnasium.spaces import Dict
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize, unwrap_vec_wrapper
 
 from voc_rl.envs import VecVOCValue
+from voc_rl.envs.value_reader import RAW, raw_reward
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import check_readable, read, shows_codes
 from voc_rl.values import horizon, known_rows, returns_to_go
-
-RAW = "raw_reward"  # in info["voc"], where a wrapper shapes rewards
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class ValueTraces:
     def raw_rewards(self, infos: Sequence[Mapping[str, Any]], rewards: np.ndarray) -> np.ndarray:
         """Rewards float64 (n,) of the environments in the last step, before anything shaped or scaled them."""
         rewards = rewards if self._scaled is None else self._scaled.get_original_reward()
-        return np.array([float(info.get("voc", {}).get(RAW, r)) for info, r in zip(infos, rewards, strict=True)])
+        return np.array([raw_reward(info, r) for info, r in zip(infos, rewards, strict=True)])
 
     def _frames(self, obs: Any) -> np.ndarray:
         return obs if self._pixels_key is None else obs[self._pixels_key]

@@ -11,22 +11,10 @@ import pytest
 from chains import episodes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
+from small import LENGTHS, SPEC, numbered_frames, toy_episode, write_v_d4rl
 
 from voc_rl.data import Episodes, load_dataset, write_episode
 from voc_rl.errors import VOCError
-
-LENGTHS = (7, 2, 9)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy_folder(tmp_path_factory.mktemp("data"), LENGTHS, terminated=(2,))
-
-
-@pytest.fixture
-def dataset(folder: Path) -> Episodes:
-    return Episodes.open(folder)
 
 
 def test_columns_come_back_as_written(dataset: Episodes) -> None:

@@ -12,25 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import numbered_frames, toy_dataset, toy_episode, toy_folder
+from small import numbered_frames, toy_dataset, toy_episode
 
 from voc_rl.benchmarks.layouts import write_84px
 from voc_rl.data import Episodes, load_dataset
 from voc_rl.data import frames as frames_module
 from voc_rl.data.frames import _together
 from voc_rl.errors import VOCError
-
-LENGTHS = (7, 2, 9)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy_folder(tmp_path_factory.mktemp("data"), LENGTHS, terminated=(2,))
-
-
-@pytest.fixture
-def dataset(folder: Path) -> Episodes:
-    return Episodes.open(folder)
 
 
 def test_lazy_frames_equal_frames_in_memory(folder: Path) -> None:
