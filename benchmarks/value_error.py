@@ -24,7 +24,7 @@ from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.quantizers import config_of as quantizer_config
 from voc_rl.benchmarks.results import options, write_results
-from voc_rl.benchmarks.value_error_data import Scale, TaskData
+from voc_rl.benchmarks.value_error_data import DATA_SEED, Scale, TaskData
 from voc_rl.benchmarks.value_error_plot import draw_errors
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
 from voc_rl.configs import to_dict
@@ -238,7 +238,8 @@ def _name(cell: Cell) -> str:
 
 def _settings(quantizer: str, scale: Scale) -> dict[str, Any]:
     """What tells the cells of a quantizer from those of other sizes, schedules and data."""
-    return {"scale": to_dict(scale), "config": to_dict(config_of(quantizer, 0.0, scale)), "policies": POLICIES}
+    config = to_dict(config_of(quantizer, 0.0, scale))
+    return {"scale": to_dict(scale), "config": config, "policies": POLICIES, "data_seed": DATA_SEED}
 
 
 if __name__ == "__main__":

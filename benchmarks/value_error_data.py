@@ -24,7 +24,7 @@ from voc_rl.values import horizon
 
 HELD_OUT = 0.2  # share of the episodes that are scored; the same ones for every seed, never trained on
 LEFT_OUT = 0.125  # share of the other episodes that each seed draws and leaves out of its training
-DATA_SEED = 0
+DATA_SEED = 1  # not the demo's (0), on whose held-out episodes settings of the VOC were chosen
 
 
 @dataclass(frozen=True)
