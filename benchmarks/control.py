@@ -8,6 +8,7 @@ it stopped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,14 +82,16 @@ SAMPLES, SAMPLING = 8, PlannerConfig(candidates=16, rounds=2)  # fewer candidate
 METHODS = (
     "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_v", "voc_awr_q",
     "voc_awr_2", "bc_conv", "bc_top10_conv", "td3bc_conv", "mc_awr_conv", "voc_awr_conv", "td3bc_tokens", "drqv2bc",
-    "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot",
+    "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot", "td3", "voc_critic", "voc_critic_alone",
 )  # fmt: skip
 NEEDS = {
     "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc", IMPROVED), "voc_awr_v": ("voc",), "voc_awr_q": ("voc",),
     "voc_awr_2": ("voc", IMPROVED), "voc_awr_conv": ("voc",), "planner": ("voc", "bc"),
     "planner_awr": ("voc", IMPROVED),
     "planner_samples": ("voc", "bc"), "one_step_mppi": ("one_step", "bc"), "zero_shot": ("voc", "bc"),
+    "td3": ("voc",), "voc_critic": ("voc",), "voc_critic_alone": ("voc",),
 }  # fmt: skip
+CRITICS = {"td3": 0.0, "voc_critic": 1.0, "voc_critic_alone": math.inf}  # weight of the VOC's Q in the critic of TD3
 THROUGH = f"_{CONV}"  # rows whose agent sees through the model of that name
 VOC_WEIGHTS = {
     "voc_awr": ImprovementConfig(),
@@ -231,6 +234,10 @@ def policy_of(
     if plain in ("bc_top10", "mc_awr", "voc_awr_v", "voc_awr_q") or method in ("bc_conv", "voc_awr_conv"):
         objective = partial(Cloning, weights=_weights(plain, data, seed, device))
         return clone(data, common, seed, device, objective, method, curve)
+    if method in CRITICS:
+        from voc_rl.benchmarks.control_sb3 import offline_td3  # the other rows do without Stable-Baselines3
+
+        return offline_td3(data, CRITICS[method], seed, scale.agent, str(device))
     if IMPROVED in NEEDS.get(method, ()):
         return _improved(method, data, seed, scale, device, curve)
     prior = OfflineAgent.load(model_path(data, "bc", seed))

@@ -37,6 +37,9 @@ WHAT = {
     "planner_samples": "planner, Q by samples",
     "one_step_mppi": "MPPI on a one-step model, eight steps ahead: as many tokens as planner_samples",
     "zero_shot": "planner for another goal (its return is of the data's reward)",
+    "td3": "Stable-Baselines3's TD3 from the VOC's features, offline; nothing keeps it near the data",
+    "voc_critic": "the same with its critic drawn towards the VOC's Q as much as towards its own target (VOCCritic)",
+    "voc_critic_alone": "the same, the actor follows the VOC's Q alone (VOCCritic, voc_weight inf)",
 }
 
 
