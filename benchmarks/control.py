@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, sav
 from voc_rl.benchmarks.control_table import results_of, table
 from voc_rl.benchmarks.reward_functions import REWARDS, fallen, overturned
 from voc_rl.configs import to_dict
-from voc_rl.errors import check_choices
+from voc_rl.errors import VOCError, check_choices
 from voc_rl.occupancy import going_rows
 from voc_rl.pipeline import Say
 from voc_rl.precision import choose_device
@@ -64,17 +65,10 @@ SCALES = {
         episodes=240, steps=500, played=10, voc=1500, agent=4000, frames=6000, conv=5000, quantizer=500
     ),
     "gpu": ControlScale(
-        episodes=600,
-        steps=500,
-        played=20,
-        voc=20_000,
-        agent=50_000,
-        frames=100_000,
-        conv=50_000,
-        quantizer=5000,
+        episodes=600, steps=500, played=20, voc=20_000, agent=50_000, frames=100_000, conv=50_000, quantizer=5000,
         size="small",
     ),
-}
+}  # fmt: skip
 VOCS = {"voc": GAMMA, "one_step": 0.0}  # models that are a VOC, and their discount
 IMPROVED = "voc_awr"  # a model too, made from another one, voc: several methods act by it or start from it
 MODELS = ("bc", *VOCS, IMPROVED)
@@ -120,6 +114,10 @@ class Control(CellBenchmark):
     def cells(self) -> list[Cell]:
         self.check_words("tasks", "methods")
         check_choices(self.mixes, MIXES, "mix")
+        if CRITICS.keys() & set(self.methods) and find_spec("stable_baselines3") is None:
+            raise VOCError(
+                f"Methods {', '.join(CRITICS)} need Stable-Baselines3; pip install 'voc_rl[sb3]', or leave them out."
+            )
         return grid(task=self.tasks, mix=self.mixes, seed=self.seeds, method=self.methods)
 
     def settings(self) -> dict[str, Any]:

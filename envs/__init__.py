@@ -38,12 +38,11 @@ __all__ = [
     "PixelObservation",
     "VOCValueVectorWrapper",
     "VOCValueWrapper",
-    "VecVOCValue",
     "collect",
     "make_env",
     "register_envs",
     "render_states",
-]
+]  # and VecVOCValue, which not every installation has: it needs Stable-Baselines3
 
 register_envs()
 
@@ -55,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *__all__})

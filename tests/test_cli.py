@@ -43,7 +43,7 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
         assert "--wandb" in out
 
 
-def test_each_task_of_the_demo_has_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_task_and_quantizer_of_the_demo_has_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[str, Path]] = []
     monkeypatch.setattr(demo, "run_demo", lambda config, out, **options: found.append((config.task, out)))
     for more in ((), ("--task", "cheetah-run"), ("--task", "cheetah-run", "--out", "mine"), ("--quantizer", "dino")):
@@ -52,7 +52,7 @@ def test_each_task_of_the_demo_has_its_folder(monkeypatch: pytest.MonkeyPatch) -
         ("walker-walk", Path("runs/demo")),
         ("cheetah-run", Path("runs/demo_cheetah-run")),
         ("cheetah-run", Path("mine")),
-        ("walker-walk", Path("runs/demo")),  # another quantizer sees the episodes that are there
+        ("walker-walk", Path("runs/demo_dino")),  # not in place of what is there
     ]
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import voc_rl
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("data", "quantizers", "occupancy", "values")
 FOUNDATION = {"errors", "checkpoints", "configs", "precision", "policy", "loop", "graphs", "distributed"}
@@ -50,6 +52,8 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+            if node.module == "voc_rl":  # its names are those of the modules behind it
+                names |= {voc_rl._HOME[alias.name] for alias in node.names if alias.name in voc_rl._HOME}
     for name in names:
         first = name.split(".")[0]
         assert first not in ("envs", "agents", "benchmarks", "tests"), f"{path} imports {name}; say voc_rl.{name}"
@@ -88,6 +92,12 @@ def test_the_rule_itself() -> None:
         ("envs", "agents"), ("values", "benchmarks"), ("agents", "cli"), ("errors", "data"),
     ]:  # fmt: skip
         assert not allowed(importer, target), (importer, target)
+
+
+def test_a_name_of_the_top_level_is_an_import_of_its_module(tmp_path: Path) -> None:
+    file = tmp_path / "low.py"
+    file.write_text("def late():\n    from voc_rl import VOC, VOCValueWrapper, evaluate_policy\n")
+    assert imported(file) & set(modules()) == {"model", "envs", "policy_evaluation"}
 
 
 def test_foundation_imports_only_foundation() -> None:
@@ -139,6 +149,21 @@ def test_public_names() -> None:
     first, second = fresh(code).strip().splitlines()
     assert first == (
         "['VOC', 'Episodes', 'Policy', 'PolicyEstimate', 'VOCConfig', 'VOCValueVectorWrapper', 'VOCValueWrapper', "
-        "'ValueEstimate', 'VecVOCValue', 'evaluate_policy', 'train']"
+        "'ValueEstimate', 'evaluate_policy', 'train']"
     )
     assert second == "module 'voc_rl' has no attribute 'nothing'"
+
+
+def test_all_public_names_are_there_without_stable_baselines3() -> None:
+    code = (
+        "import inspect, sys\n"
+        "sys.modules['stable_baselines3'] = None\n"  # as where it is not installed
+        "from voc_rl import *\n"
+        "from voc_rl.envs import *\n"
+        "import voc_rl, voc_rl.envs\n"
+        "print(len(inspect.getmembers(voc_rl)) > len(voc_rl.__all__), 'VOCValueWrapper' in globals())\n"
+        "try:\n    voc_rl.VecVOCValue\nexcept ImportError as error:\n    print(error)"
+    )
+    first, second = fresh(code).strip().splitlines()
+    assert first == "True True"
+    assert "needs Stable-Baselines3" in second

@@ -47,10 +47,9 @@ __all__ = [
     "VOCValueVectorWrapper",
     "VOCValueWrapper",
     "ValueEstimate",
-    "VecVOCValue",
     "evaluate_policy",
     "train",
-]
+]  # and VecVOCValue, which not every installation has: it needs Stable-Baselines3
 
 
 def __getattr__(name: str) -> Any:
@@ -60,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *__all__})

@@ -29,7 +29,8 @@ class Demo:
     quantizer: str = "vqvae"
     """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch)."""
     out: Path | None = None
-    """Run folder, where an interrupted demo goes on; default: runs/demo, or runs/demo_cheetah-run for that task."""
+    """Run folder, where an interrupted demo goes on; default: runs/demo, for another task or quantizer
+    runs/demo_cheetah-run, runs/demo_musik and so on."""
     seed: int = 0
     threads: int | None = None
     """Threads for the arithmetic; default: OMP_NUM_THREADS, or the cores that are free now, at most 4."""
@@ -50,7 +51,8 @@ class Demo:
         check_seed(self.seed)
         voc = replace(sized("tiny", self.quantizer), seed=self.seed)
         config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps, voc=voc)
-        out = self.out or Path("runs", "demo" if self.task == Demo.task else f"demo_{self.task}")
+        own = [name for name, usual in ((self.task, Demo.task), (self.quantizer, Demo.quantizer)) if name != usual]
+        out = self.out or Path("runs", "_".join(["demo", *own]))
         device = choose_device(self.device)
         prepare(self.threads)
         run_demo(config, out, processes=self.processes, device=device, force=self.force)

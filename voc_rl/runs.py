@@ -10,6 +10,7 @@ figures/        of a report
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import platform
@@ -267,6 +268,8 @@ def peak_memory_bytes() -> int:
 
 def reset_peak_memory() -> None:
     """Let ``peak_memory_bytes`` count from now on, where the system can."""
+    with suppress(OSError, AttributeError):  # else what is freed but kept for later would count (glibc)
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # then later stages report the peak so far
         Path("/proc/self/clear_refs").write_text("5")
 

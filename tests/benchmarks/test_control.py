@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from small import SPEC, numbered_frames, toy_episode
+from square import square_env
 
+from voc_rl import VOCValueWrapper
 from voc_rl.agents import AgentConfig, Cloning, OfflineAgent
-from voc_rl.benchmarks import control, control_data
+from voc_rl.benchmarks import control, control_data, control_sb3
 from voc_rl.benchmarks.cells import finished
 from voc_rl.benchmarks.control import METHODS, Control
 from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film
@@ -35,7 +38,7 @@ def test_interval_is_over_seeds_where_there_are_several():
 def test_table_tells_every_method_and_the_other_goal():
     cell = {"task": "walker-walk", "mix": "mixed", "seed": 0}
     records = [{"cell": {**cell, "method": method}, "result": {"returns": [1.0, 2.0]}} for method in WHAT]
-    records[-1]["result"] |= {
+    records[list(WHAT).index("zero_shot")]["result"] |= {
         "goal": "stand",
         "goal_reward": [0.5, 0.7],
         "goal_reward_prior": [0.2, 0.4],
@@ -93,6 +96,37 @@ def test_only_models_that_methods_need_are_made_and_unknown_words_are_refused(
     for odd in ({"mixes": ("worst",)}, {"methods": ("sac",)}, {"tasks": ("walker",)}):
         with pytest.raises(VOCError, match=next(iter(odd)).removesuffix("s").removesuffix("e")):
             Control(**odd).cells()  # type: ignore[arg-type]
+
+
+def test_agents_of_stable_baselines3_are_refused_before_anything_is_trained_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(control, "find_spec", lambda name: None)
+    assert Control(out=tmp_path, methods=("planner",)).cells()
+    with pytest.raises(VOCError, match=r"need Stable-Baselines3; pip install 'voc_rl\[sb3\]'"):
+        Control(out=tmp_path).cells()
+
+
+@pytest.mark.parametrize("weight", [0.0, math.inf])
+def test_an_agent_that_learned_on_codes_acts_on_frames_as_on_codes(
+    weight: float, square_actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(control_sb3, "make_env", lambda task: square_env())
+    (tmp_path / "voc_2").symlink_to(square_actions / "voc")
+    data: Any = SimpleNamespace(task="square", folder=tmp_path, episodes=Episodes.open(square_actions / "data"))
+    policy = control_sb3.offline_td3(data, weight, 2, 5, "cpu")
+    assert (policy.agent.voc_weight, policy.agent.gamma) == (weight, policy.voc.gamma)
+    assert policy.agent.num_timesteps == 0
+    codes = {"mode": "observation", "observe": "features_only", "features": "codes"}
+    plain, wrapped = square_env(), VOCValueWrapper(square_env(), tmp_path / "voc_2", **codes)  # type: ignore[arg-type]
+    seen = [
+        (env.reset(seed=1)[0], *(env.step(np.ones(1, np.float32))[0] for _ in range(4))) for env in (plain, wrapped)
+    ]
+    frames, vectors = map(np.stack, seen)
+    assert frames.shape == (5, 9, 36, 36)
+    actions = policy.predict(frames, deterministic=True)[0]
+    np.testing.assert_array_equal(actions, policy.agent.predict(vectors, deterministic=True)[0])
+    assert np.ptp(actions) > 0
 
 
 def test_curves_are_means_over_seeds_at_each_step(tmp_path: Path):
