@@ -26,7 +26,7 @@ from voc_rl.occupancy import (
     train_policies,
     uniforms,
 )
-from voc_rl.precision import autocast, device_of, generator_on
+from voc_rl.precision import as_device, autocast, device_of, generator_on
 from voc_rl.quantizers import Quantizer, tokenize
 from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quantizer
 from voc_rl.values import fit_reward_head
@@ -70,7 +70,7 @@ def train_action_voc(
     *,
     quantizer: Quantizer | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     log: StepLog | None = None,
     progress: bool = False,
 ) -> VOC:
@@ -88,7 +88,7 @@ def train_action_voc(
     """
     training, config = training or action_training(), config or VOCConfig()
     check_tokens(tokens, quantizer)
-    quantizer = ready_quantizer(quantizer, dataset, config, device, log=log, progress=progress)
+    quantizer = ready_quantizer(quantizer, dataset, config, as_device(device), log=log, progress=progress)
     codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
     chain = chain or logged_chain(dataset, features if features.shape[1] else codes)
     gamma = training.occupancy.gamma

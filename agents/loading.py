@@ -52,7 +52,7 @@ def policy_of(name: str) -> Any:
     """A policy by name: a shipped actor, an actor's ``.safetensors``, a SAC ``.zip``, or ``module:callable``.
 
     ``module:callable`` imports the module and calls the callable, which returns the policy: that runs its code. The
-    other kinds run none.
+    other kinds run none. Agents that learned under ``VecNormalize`` go this way (``sac_actor``).
 
     Raises:
         VOCError: nothing of that name, a damaged file, or something that is no policy.
@@ -91,10 +91,13 @@ def callable_of(name: str) -> Callable[..., Any]:
 def sac_actor(path: Path) -> GaussianActor:
     """The actor of a SAC model that Stable-Baselines3 saved, of the flat state, two hidden ReLU layers.
 
-    Reads the weights alone: the pickled settings beside them are not opened.
+    Reads the weights and the plain text of the settings: what is pickled beside them is not opened. The zip does not
+    say what scaled or made the flat observations: an agent that learned under ``VecNormalize``, or on a value wrapper's
+    features, goes through ``module:callable``, which returns a policy that does the same to states.
 
     Raises:
-        VOCError: no such file, another algorithm, another network, or a file that holds more than tensors.
+        VOCError: no such file, another algorithm, another network, other observations, or a file that holds more than
+            tensors.
     """
     hint = "load it with Stable-Baselines3 and pass the model itself, through module:callable"
     try:
@@ -107,6 +110,13 @@ def sac_actor(path: Path) -> GaussianActor:
         raise VOCError(f"{path} is no whole model of Stable-Baselines3 that holds only tensors; {hint}.") from error
     names = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in _SAC.items() for kind in ("weight", "bias")}
     actor = {name for name in weights if name.startswith("actor.")}
-    if actor != set(names) or settings.get("use_sde") or "activation_fn" in str(settings.get("policy_kwargs")):
+    if actor != set(names) or settings.get("use_sde") or not _plain(settings):
         raise VOCError(f"{path} is no SAC model with two hidden ReLU layers of the flat state; {hint}.")
     return GaussianActor({ours: weights[theirs].numpy() for theirs, ours in names.items()}, name=path.stem)
+
+
+def _plain(settings: dict[str, Any]) -> bool:
+    """Whether a saved agent sees flat states through nothing; an extractor may have no weights that would show it."""
+    policy, space = str(settings.get("policy_kwargs")), settings.get("observation_space") or {}
+    flat = len(space.get("_shape") or ()) == 1 and "float" in str(space.get("dtype"))
+    return flat and "activation_fn" not in policy and "features_extractor_class" not in policy

@@ -119,11 +119,12 @@ class VOCPlanner:
     @torch.no_grad()
     def _see(self, obs: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Codes and features, and what the prior reads."""
-        frames, encoder = torch.as_tensor(obs).to(device_of(self.prior.actor)), self.prior.encoder
-        codes, features = seen_as_stored(self.quantizer, frames)
+        frames, encoder, here = torch.as_tensor(obs), self.prior.encoder, device_of(self.prior.actor)
+        seen = seen_as_stored(self.quantizer, frames.to(device_of(self.quantizer)))  # a VOC may be elsewhere
+        codes, features = (part.to(here) for part in seen)
         if isinstance(encoder, FrozenEncoder) and encoder.quantizer is self.quantizer:
             return codes, features, encoder.inputs(codes, features)
-        return codes, features, encoder(frames)
+        return codes, features, encoder(frames.to(here))
 
     @torch.no_grad()
     def plan(self, codes: Tensor, features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,10 @@ SUPPORT = {
         f"the 32nd nearest frame. Above {FAR:g} do not rely on the value.",
     ),
     "action_distance": ("action distance", "How far the policy's actions are from those of the rows it follows."),
-    "rows_used": ("rows used", "How many different rows the futures of all starts visit: few, and little is known."),
+    "rows_used": (
+        "rows used",
+        "From how many different rows the chains of all starts go on: few, and little is known.",
+    ),
     "value_at_starts": ("at the starts", "Value by the chain alone where the question was asked."),
     "value_elsewhere": ("elsewhere", "The same over all rows. Far apart: the starts are unlike the rest of the data."),
     "excluded_followed": (
@@ -52,7 +55,7 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
         "How to read the numbers": _reading(first),
     }  # fmt: skip
     best = f"{first.policy} is worth {first.value:.3f} ({first.interval})."
-    rivals = [e.policy for e in estimates[1:] if e.high >= first.low]
+    rivals = [e.policy for e in estimates[1:] if not e.high < first.low]  # a NaN tells nothing apart
     more = f"Not told apart from it: {', '.join(rivals)}." if rivals else ""
     write_page(
         path, f"voc_rl report · discount γ = {first.gamma:g} · estimator {first.estimator}",
@@ -68,7 +71,7 @@ def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
     axes = drawn.subplots()
     style(axes, theme, "x")
     places = np.arange(len(estimates))[::-1]
-    axes.axvline(float(np.median([e.value for e in estimates])), color=theme.grid, linewidth=2)
+    axes.axvline(float(np.nanmedian([e.value for e in estimates])), color=theme.grid, linewidth=2)
     colours = [theme.other if e.warning else theme.methods["voc"] for e in estimates]
     axes.hlines(places, [e.low for e in estimates], [e.high for e in estimates], colors=colours, linewidth=2)
     axes.scatter([e.value for e in estimates], places, color=colours, s=36, zorder=3)

@@ -24,7 +24,6 @@ from voc_rl.benchmarks.ope_baselines import fit
 from voc_rl.benchmarks.ope_data import TaskData, discounted_mean, task_data
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.benchmarks.rewards_table import results_of, save_plot, table
-from voc_rl.errors import VOCError
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_evaluator import PolicyEvaluator
 from voc_rl.precision import choose_device
@@ -115,13 +114,9 @@ def _voc(evaluator: PolicyEvaluator, rewards: Mapping[str, np.ndarray]) -> Estim
         for method, estimator in (("voc", "sample"), ("voc_density", "density"), ("mfmc", "stitch")):
             found[method][reward] = {}
             for name in evaluator.policies:
-                try:
-                    estimate = evaluator.estimate(name, estimator, values, head)  # type: ignore[arg-type]
-                    found[method][reward][name] = estimate.value * (1.0 - gamma)
-                except VOCError:
-                    if estimator != "density":
-                        raise
-                    found[method][reward][name] = None  # too few rows look like this policy's futures
+                value = evaluator.estimate(name, estimator, values, head).value  # type: ignore[arg-type]
+                # NaN: too few rows look like this policy's futures for its density
+                found[method][reward][name] = None if np.isnan(value) else value * (1.0 - gamma)
     return found
 
 

@@ -100,10 +100,11 @@ def main(args: Args) -> dict[str, Any]:
         print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
 
     kept = {} if args.parts == PARTS else _before(args).get(device.type, {})
+    commands = [*(kept["command"].split(" and ") if kept else []), command(args)]
     part: dict[str, Any] = {
         "scale": args.scale, "device": device_name(device), "hardware": hardware(), "versions": versions(),
-        "command": command(args), "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        **kept,
+        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        **kept, "command": " and ".join(dict.fromkeys(commands)),
     }  # fmt: skip
     for size in args.sizes:
         if "sizes" in args.parts:
@@ -156,7 +157,8 @@ def command(args: Args) -> str:
     """What makes this part again."""
     usual = Args()
     said = options({"scale": ([args.scale], [usual.scale]), "device": ([args.device], [usual.device]),
-                    "sizes": (args.sizes, usual.sizes)})  # fmt: skip
+                    "sizes": (args.sizes, usual.sizes), "parts": (args.parts, usual.parts),
+                    "threads": ([args.threads], [usual.threads])})  # fmt: skip
     return f"python -m voc_rl.benchmarks.throughput{said}"
 
 

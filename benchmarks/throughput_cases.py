@@ -97,11 +97,7 @@ class Case:
             ours.append(machine.seconds(own, device))
             one = machine.seconds(lambda: [self.reference.sample(context) for _ in range(rounds.calls)], device)
             reference.append(one / rounds.calls * rounds.samples)
-        low = {}
-        if machine.multiplies_in_bfloat16(device):  # not how the public code runs it; how anybody would try to first
-            with autocast(device):
-                one = machine.fastest(lambda: self.reference.sample(context), device, 2)
-            low = {"reference_bfloat16_seconds": one * rounds.samples}
+        low = self._low(context) if machine.multiplies_in_bfloat16(device) else {}
         flops = machine.sampling_flops(self.config, rounds.states, rounds.samples)
         needed = machine.sampling_bytes(self.config, rounds.states, rounds.samples)
         bound = max(flops / rates["matmul_flops"], needed / rates["copy_bytes"])
@@ -118,6 +114,16 @@ class Case:
             "sampler_bound": "products" if bound == flops / rates["matmul_flops"] else "memory",
             "peak_memory_bytes": _peak(device),
         }  # fmt: skip
+
+    def _low(self, context: torch.Tensor) -> dict[str, float]:
+        """The reference in bfloat16, as the public code does not run it but anybody would try to: by autocast, which
+        casts weights before every product, and with its weights cast once."""
+        cast = self.reference.in_bfloat16()
+        with autocast(self.device):
+            one = machine.fastest(lambda: self.reference.sample(context), self.device, 2)
+        other = machine.fastest(lambda: cast.sample(context), self.device, 2)
+        samples = self.rounds.samples
+        return {"reference_bfloat16_seconds": one * samples, "reference_bfloat16_weights_seconds": other * samples}
 
     def training(self, rates: dict[str, float]) -> dict[str, Any]:
         """A training step of both, alternating: the same batch, discount and one-step targets, sampling included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ class Reference:
         self.config, self.device = config, device
         self.model = transformers.GPT2LMHeadModel(gpt2).eval().to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4, weight_decay=0.1)
+
+    def in_bfloat16(self) -> Reference:
+        """The same network to sample from, its weights in bfloat16."""
+        low = copy.copy(self)
+        low.model = copy.deepcopy(self.model).to(torch.bfloat16)
+        return low
 
     def ours(self, folder: Path) -> OccupancyTransformer:
         """Our network with the same weights, through the file that the public code would have saved."""

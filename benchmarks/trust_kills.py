@@ -23,7 +23,7 @@ from voc_rl.pipeline import Say
 
 KILLS_IN_A_ROW = 4  # at most, before a run may end
 LIMIT = 900.0  # seconds; a run that takes longer hangs
-_SETTINGS = ("--gamma", "0.5", "--quantizer-steps", "30", "--steps", "40", "--threads", "1")
+_SETTINGS = ("--gamma", "0.5", "--quantizer-steps", "30", "--steps", "40", "--threads", "1", "--device", "cpu")
 _CLI, _BENCHMARK = ("voc_rl.cli",), ("voc_rl.benchmarks.quantizers",)
 _COLLECT = (
     "--task", "walker-walk", "--policy", "walker-walk/step_60000", "--episodes", "4", "--max-episode-steps", "40",

@@ -91,7 +91,7 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
 
             resized = Image.fromarray(frame).resize((self.size, self.size), Image.Resampling.BILINEAR)
             frame = np.asarray(resized)
-        return np.ascontiguousarray(frame.transpose(2, 0, 1))
+        return frame.transpose(2, 0, 1).copy()  # an environment may draw the next frame into the same array
 
     def _check_frames(self, frames: Any) -> np.ndarray:
         frames, needed = np.asarray(frames), (self.stack, 3, self.size, self.size)

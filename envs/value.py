@@ -89,7 +89,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._overlay = overlay
         if overlay and env.render_mode != "rgb_array":
             raise VOCError(f"The overlay needs render_mode='rgb_array'; this environment has {env.render_mode!r}.")
-        self._reader.warn_of([env.unwrapped.data_spec] if hasattr(env.unwrapped, "data_spec") else [])
+        self._reader.warn_of([env.get_wrapper_attr("data_spec")] if env.has_wrapper_attr("data_spec") else [])
         self._pixels: np.ndarray | None = None
         self._readings: list[Reading] = []
         self._over = False  # the next step only resets

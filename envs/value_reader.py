@@ -27,14 +27,19 @@ from voc_rl.plugin import (
     vectors_of_codes,
 )
 
-# A forked worker (AsyncVectorEnv forks on Linux) has none of the threads that its parent computed with, and its first
-# product would wait for them for ever; one thread each is right where workers are many.
-if hasattr(os, "register_at_fork"):  # Windows does not fork
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
-
 RAW = "raw_reward"  # in info["voc"], where a wrapper shapes rewards
 Mode = Literal["info", "observation", "shaping"]
 Observe = Literal["value", "features", "features_only"]
+_process = os.getpid()  # that computes with the threads that PyTorch has
+
+
+def _one_thread_in_a_fork() -> None:
+    """A forked worker (AsyncVectorEnv forks on Linux) has none of the threads that its parent computed with, and its
+    first product would wait for them for ever; one thread each is right where workers are many."""
+    global _process
+    if _process != os.getpid():
+        _process = os.getpid()
+        torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class ValueReader:
     """
 
     def __init__(self, voc: VOC | str | Path, space: gym.Space[Any], settings: ValueSettings) -> None:
+        _one_thread_in_a_fork()
         self._source = voc
         self.voc = open_voc(voc)
         self.settings = settings
@@ -120,6 +126,7 @@ class ValueReader:
         return {name: value for name, value in self.__dict__.items() if not (by_path and name == "voc")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        _one_thread_in_a_fork()
         self.__dict__.update(state)
         if "voc" not in state:
             self.voc = open_voc(self._source)
@@ -146,6 +153,7 @@ class ValueReader:
 
     def read(self, obs: np.ndarray) -> Reading:
         """One batched call for observations uint8 (n, 3K, H, W)."""
+        _one_thread_in_a_fork()
         settings, voc = self.settings, self.voc
         state = voc.context(obs)
         estimate = voc.value_of_codes(*state, self._value_gamma, settings.estimator, settings.samples, common=True)

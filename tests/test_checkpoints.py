@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from worlds import one_sentence
+from worlds import one_sentence, refusal
 
 from voc_rl.checkpoints import (
     atomic_path,
@@ -64,6 +64,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(VOCError, match="cannot be written"), atomic_path(tmp_path / "file" / "a.txt"):
         pass
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    said = refusal(write_json, tmp_path, {})
+    assert said == f"{tmp_path} is a folder; the name of a file is needed."
+    assert list(tmp_path.parent.glob(f".{tmp_path.name}.*")) == []
 
 
 def test_json(tmp_path: Path) -> None:

@@ -143,7 +143,10 @@ def test_convert_draws_states_and_goes_on_after_a_cut(
     del arrays["next_observations"]
     write_d4rl(tmp_path / "x.hdf5", {**arrays, **still, "actions": np.zeros((5, 6))})
     command = ["data", "convert", str(tmp_path / "x.hdf5"), str(tmp_path / "out"), "--size", "16"]
-    assert "does not say its task" in refused(capsys, *command[1:])
+    said = refused(capsys, *command[1:])
+    assert "x.hdf5 does not say its task; `voc-rl data convert d4rl:" in said
+    assert "x.hdf5 FOLDER --task TASK`, with one of HalfCheetah-v5, Walker2d-v5, turns it into a folder" in said
+    assert not (tmp_path / ".out.part").exists()
     draw, drawn = StateRenderer.frame, []
 
     def cut(self: StateRenderer, physics: np.ndarray) -> np.ndarray:

@@ -185,7 +185,10 @@ def test_a_folder_for_results_is_met_before_the_work(capsys: pytest.CaptureFixtu
         (["train", "--data", "d", "--out", "o", "--force"], "the same command without --force goes on from the last"),
         (["demo", "--force"], "the same command without --force goes on from the last checkpoint."),
         (["ope", "--data", "d", *POLICY], "it keeps no checkpoints, so the same command starts again."),
-        (["data", "info", "d"], "the same command goes on from the last checkpoint."),
+        (["data", "info", "d"], "it keeps no checkpoints, so the same command starts again."),
+        (["data", "validate", "d"], "it keeps no checkpoints, so the same command starts again."),
+        (["data", "convert", "d", "o"], "the same command goes on from the last checkpoint."),
+        (["data", "convert", "d", "o", "--to", "minari"], "it keeps no checkpoints, so the same command starts again."),
     ],
 )
 def test_what_an_interrupted_command_says(

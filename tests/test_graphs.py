@@ -7,9 +7,12 @@ a step whose loss depended on anything else would go astray. tests/occupancy/tes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from voc_rl import graphs
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, Descent, LoopConfig, optimise
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead
@@ -148,6 +152,66 @@ def test_a_step_that_cannot_be_captured_is_computed_as_it_comes(monkeypatch: pyt
     for step in range(4):
         plain.step(step)
     assert_same(*(everything(own.trainee.model, own.trainee.head) for own in (tried, plain)))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("fails", ["begin", "end", ""])
+def test_after_a_capture_the_thread_is_on_its_own_stream(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch leaves it on the capture's where the beginning fails, or before 2.12 the end."""
+    now = ["own"]
+
+    @contextmanager
+    def graph(graph: object, stream: str, capture_error_mode: str) -> Iterator[None]:
+        before, now[0] = now[0], stream
+        if fails == "begin":
+            raise RuntimeError(fails)
+        yield
+        if fails == "end":
+            raise RuntimeError(fails)
+        now[0] = before
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: now.__setitem__(0, stream))
+    monkeypatch.setattr(graphs, "_capture_stream", lambda device: "capture")
+    raised: Any = pytest.raises(RuntimeError, match=fails) if fails else nullcontext()
+    with raised, graphs.capture(cast(Any, None), torch.device("cuda")):
+        assert now == ["capture"]
+    assert now == ["own"]
+
+
+def test_a_graph_finds_gradients_that_were_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes where they were at the capture: ``module.zero_grad()`` takes them away."""
+
+    class Played:
+        def replay(self) -> None:
+            for grad in found:
+                grad.add_(2.0)
+
+    @contextmanager
+    def capture(graph: Played, device: torch.device) -> Iterator[None]:
+        yield
+        found.extend(p.grad for p in layer.parameters() if p.grad is not None)
+
+    found: list[Tensor] = []
+    side = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: side)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Played)
+    monkeypatch.setattr(graphs, "capture", capture)
+    layer = torch.nn.Linear(3, 1)
+    inputs: Any = SimpleNamespace(copy=lambda: inputs, tensors=list)
+    step = graphs.StepGraph(lambda own: (layer(torch.ones(3)).sum(), {}), list(layer.parameters()), inputs, 1.0)
+    for change, expected in (
+        (lambda: None, 2.0), (lambda: None, 4.0), (layer.zero_grad, 2.0),
+        (lambda: setattr(layer.weight, "grad", torch.full((1, 3), 5.0)), 7.0),
+    ):  # fmt: skip
+        change()
+        step(inputs)
+        assert layer.weight.grad is found[0]
+        assert layer.weight.grad.tolist() == [[expected] * 3]
+    assert layer.bias.grad is found[1]
+    assert layer.bias.grad.tolist() == [4.0]
 
 
 class Waits(TorchDispatchMode):

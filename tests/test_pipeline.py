@@ -277,6 +277,18 @@ def test_refusals(tmp_path: Path, data: Path) -> None:
         assert list((tmp_path / "run").glob("*.safetensors")) == []
 
 
+def test_frames_are_loaded_where_they_take_a_quarter_of_the_memory(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they stay in their files: training has to do with what memory there is."""
+    size = 6 * 30 * 3 * 24 * 24
+    for memory, most, held in ((4 * size, size, True), (4 * size - 1, size, False), (4 * size, size - 1, False)):
+        monkeypatch.setattr(pipeline, "machine_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(pipeline, "FRAMES_IN_MEMORY", most)
+        with RunFolder(tmp_path) as run:
+            assert (Pipeline(run, data, CONFIG).dataset._store.memory is not None) == held
+
+
 def test_tokens_of_other_rows_are_refused(tmp_path: Path, data: Path) -> None:
     run_all(tmp_path, data)
     from voc_rl.checkpoints import save_tensors

@@ -71,3 +71,28 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     curve, expected = RunFolder(tmp_path).curve(), RunFolder(whole).curve()
     assert curve == expected[: len(curve)]
     assert len(curve) == len(expected) or stage == "quantizer"
+
+
+def test_a_curve_goes_with_the_work_that_left_no_checkpoint(tmp_path: Path) -> None:
+    def curve(run: RunFolder) -> list[float]:
+        return [row["loss"] for row in run.curve() if row["stage"] == "occupancy"]
+
+    def train(run: RunFolder, mark: str, loss: float) -> None:
+        with run.stage("train", mark, {}):
+            run.log("occupancy", 50, {"loss": loss})
+            raise KeyboardInterrupt
+
+    with RunFolder(tmp_path) as run:
+        run.log("quantizer", 50, {"loss": 9.0})
+        for mark, loss in (("old", 2.0), ("new", 1.5), ("new", 1.25)):  # another network, then other threads
+            with pytest.raises(KeyboardInterrupt):
+                train(run, mark, loss)
+            assert curve(run) == [loss]
+        checkpoint = run.checkpoints("train", "new", 700).path
+        checkpoint.parent.mkdir()
+        checkpoint.write_text("state")  # from which the work goes on, or which refuses other settings
+        with pytest.raises(KeyboardInterrupt):
+            train(run, "new", 1.0)
+        assert curve(run) == [1.25, 1.0]
+        assert checkpoint.exists()
+        assert len(run.curve()) == 3

@@ -13,6 +13,7 @@ from decisions import A, Decisions, S, choose, decisions, logged
 from worlds import refusal
 
 from voc_rl.data import Episodes
+from voc_rl.occupancy import StitchedChain
 from voc_rl.policy_chains import PolicyChains, StitchingConfig
 from voc_rl.policy_estimate import PolicyEstimate, covers, format_estimates, warning_of
 from voc_rl.values import FittedQ
@@ -119,6 +120,7 @@ def test_one_episode_has_no_interval_and_few_have_a_warning() -> None:
     )  # fmt: skip
     assert format_estimates([estimate, replace(estimate, policy="worst")]).count(said) == 1
     said = format_estimates([estimate])
+    assert said.count("Intervals cover the mean of these starts over which episodes were logged") == 1
     assert "and the noise of the policy; not a reward that the frames do not show." in said
     assert "critic" not in said
     kept = estimate.as_dict()
@@ -141,6 +143,55 @@ def few_candidates(dataset: Episodes, features: torch.Tensor) -> Any:
     from voc_rl.occupancy import find_candidates
 
     return find_candidates(dataset, features, count=2)
+
+
+def test_jumps_are_looked_at_where_they_are_made() -> None:
+    """Rows 0, 1, 2 and a termination, after which there is no jump; the others weigh as their rewards do."""
+    dataset = episodes_of([np.array([0.0, 1, 1, 1])] * 100, [True] * 100, np.zeros((400, A)))
+    chains = chains_through(decisions(), dataset, np.arange(400) % 4)
+    arrival = np.minimum(np.arange(400) + 1, 399)[:, None]
+    distance = np.tile(np.array([3.0, 1, 1, 100], np.float32), 100)[:, None]
+    chains._chains["best", 0] = StitchedChain(arrival, distance, dataset.terminal)
+    chains.actions.drawn[:] = 0.0
+    chains.actions.drawn[:, ::4, :, 0] = 1.0  # what nobody did at a first row
+    for gamma, first in ((0.0, 1.0), (0.5, 4 / 7)):  # (1 - gamma) gamma^k over the three rows
+        found = chains.diagnostics("best", dataset.reward, gamma)
+        assert found["match_distance"] == pytest.approx(3 * first + 1 - first, abs=0.06)
+        assert found["action_distance"] == pytest.approx(first, abs=0.03)
+        assert ("hardly support best" in warning_of("best", found, 100)) == (first > 0.5)
+
+
+class First:
+    """Takes one action at the common first frame, whose state is 0, and none elsewhere."""
+
+    observation = "state"
+
+    def __init__(self, action: float) -> None:
+        self.action = action
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        return np.tile(np.where(observation == 0.0, self.action, 0.0), (count, 1, 1))
+
+    def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
+        raise AssertionError("it has draws")
+
+
+def test_episodes_sorted_by_behaviour_with_one_first_frame() -> None:
+    """300 episodes from one frame; the last 150 began with the action after which every step pays 1."""
+    action = np.repeat([-1.0, 1.0], 150)
+    taken = np.zeros((300, 31, 1))  # so many rows that topk takes the first of equals
+    taken[:, 1, 0] = action
+    dataset = episodes_of([np.r_[0.0, np.full(30, pays)] for pays in action > 0], [False] * 300, taken.reshape(-1, 1))
+    side = np.where(np.arange(31) > 0, action[:, None], 0.0).reshape(-1, 1)
+    dataset.state = side.astype(np.float32)
+    noise = 0.3 * np.random.default_rng(0).normal(size=(300 * 31, 7)) * (side != 0)
+    features = torch.from_numpy(np.concatenate([2 * side, noise], 1).astype(np.float32))
+    policies = {"pays": First(1.0), "not": First(-1.0)}
+    config = StitchingConfig(draws=2, replicates=2)
+    chains = PolicyChains(dataset, policies, dataset.starts, config, 0, lambda: features)
+    for name, truth in (("pays", 10.0), ("not", 0.0)):
+        assert chains.values(name, dataset.reward, 0.9)[dataset.starts].mean() == pytest.approx(truth, abs=0.05)
+        assert chains.diagnostics(name, dataset.reward, 0.9)["action_distance"] == 0.0
 
 
 def test_starts_whose_futures_are_all_over_are_still_supported() -> None:

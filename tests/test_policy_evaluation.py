@@ -137,18 +137,6 @@ def test_one_network_for_a_range_of_discounts(evaluator: PolicyEvaluator, data: 
         PolicyEvaluator(data, {"left": Walk(0.0)}, 0.95, config=config)
 
 
-def test_density_gives_no_number_where_few_rows_count(evaluator: PolicyEvaluator) -> None:
-    few = replace(evaluator.config, density_rows=40)
-    poor = PolicyEvaluator(
-        evaluator.dataset, evaluator.policies, GAMMA, evaluator.starts, few, quantizer=evaluator.quantizer,
-        tokens=evaluator.tokens,
-    )  # fmt: skip
-    poor.model = evaluator.model
-    with pytest.raises(VOCError, match="effective sample size"):
-        poor.estimate("right", "density")
-    assert evaluator.estimate("right", "density").diagnostics["effective_rows"] > 50
-
-
 def test_sampled_futures_need_no_critic_and_no_head(
     evaluator: PolicyEvaluator, data: Episodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

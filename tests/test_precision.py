@@ -15,6 +15,7 @@ import torch
 
 from voc_rl.errors import VOCError
 from voc_rl.precision import (
+    as_device,
     autocast,
     choose_device,
     current,
@@ -22,6 +23,7 @@ from voc_rl.precision import (
     free_cores,
     has_bfloat16,
     keep_freed_memory,
+    same_device,
     seeded,
     take_gpu,
     visible_gpus,
@@ -67,6 +69,22 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device() == choose_device("cuda") == torch.device("cuda")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_devices_as_users_name_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu = torch.device("cuda", 1)
+    assert (as_device(None), as_device(gpu), as_device("cuda:1")) == (None, gpu, gpu)
+    assert (as_device("auto"), as_device("cpu")) == (torch.device("cuda"), CPU)
+    with pytest.raises(VOCError, match=r"^device is 'tpu'; 'auto', 'cpu', 'cuda' or a name like 'cuda:1' is needed\.$"):
+        as_device("tpu")
+
+
+def test_a_device_with_and_without_its_number_is_the_same() -> None:
+    """As ``cuda`` and ``cuda:0``, where that is the current one."""
+    assert torch.device("cpu", 0) != CPU
+    assert same_device(CPU, torch.device("cpu", 0))
+    assert not same_device(CPU, torch.device("meta"))
 
 
 def test_processes_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, and every `voc-rl` line in it parses."""
+"""Every snippet of the README and of docs/policy_evaluation.md runs; every `voc-rl` line of the README parses."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from worlds import loop
 from voc_rl import cli
 
 README = Path(__file__).parents[1] / "README.md"
+POLICIES = README.parent / "docs" / "policy_evaluation.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md")
 
 
-def blocks(*languages: str) -> list[str]:
-    """Fenced blocks of README.md in these languages, in order."""
-    text = README.read_text() if README.exists() else ""
+def blocks(*languages: str, page: Path = README) -> list[str]:
+    """Fenced blocks of a page in these languages, in order."""
+    text = page.read_text() if page.exists() else ""
     fenced = re.findall(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
     return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, name, code in fenced if name in languages]
 
@@ -59,9 +60,10 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from dataclasses import replace
 
     from voc_rl.benchmarks.demo import DemoConfig, run_demo
-    from voc_rl.occupancy import OccupancyTraining
+    from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+    from voc_rl.policy_evaluator import EvaluationConfig
     from voc_rl.training import VOCConfig
-    from voc_rl.values import RewardConfig
+    from voc_rl.values import FQEConfig, RewardConfig
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
@@ -87,6 +89,11 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         )
 
     monkeypatch.setattr(training, "VOCConfig", quick)
-    for i, block in enumerate(blocks("python"), 1):
-        code = compile(block, f"README.md, python block {i}", "exec")
-        exec(code, {"__name__": f"readme_{i}"})
+    few = EvaluationConfig(
+        samples=8, critic=FQEConfig(loop(10)), training=PolicyTraining(occupancy=OccupancyTraining(loop=loop(10)))
+    )
+    monkeypatch.setattr("voc_rl.policy_evaluator.EvaluationConfig", lambda: few)
+    for page in (README, POLICIES):
+        for i, block in enumerate(blocks("python", page=page), 1):
+            code = compile(block, f"{page.name}, python block {i}", "exec")
+            exec(code, {"__name__": f"{page.stem}_{i}"})

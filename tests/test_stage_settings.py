@@ -61,7 +61,7 @@ def jointly(config: Any) -> Any:
         ("evaluate", other_seed, "quantizer is finished with other settings (seed was 0 and is 1)"),
         ("evaluate", jointly, "quantizer is finished with other settings (joint was None and is {"),
         ("tokenize", other_quantizer, "do it anew by voc-rl train-quantizer, in another --out to keep what is there."),
-        ("tokenize", jointly, "(joint was None and is {"),
+        ("tokenize", jointly, "do it anew by voc-rl train, in another --out to keep what is there."),
         ("train", other_seed, "quantizer is finished with other settings (seed was 0 and is 1)"),
         ("tokenize", other_gamma, None),  # what follows it is not asked for
         ("train", other_gamma, None),  # its own

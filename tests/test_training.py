@@ -18,7 +18,7 @@ from voc_rl.joint import JointTraining
 from voc_rl.loop import LoopConfig
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
 from voc_rl.quantizers import tokenize, train_quantizer
-from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, train
+from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_quantizer, train
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,14 @@ def test_training_takes_a_quantizer_and_tokens(episodes: Episodes) -> None:
     assert equal_states(whole, train(dataset, config, quantizer=whole.quantizer, tokens=tokens))
     assert "quantizer" in refusal(train, dataset, config, tokens=tokens)
     assert "tokenise this dataset" in refusal(train, episodes, config, quantizer=whole.quantizer, tokens=tokens)
+
+
+def test_a_quantizer_that_is_there_already_is_not_copied(episodes: Episodes) -> None:
+    """Where it is has a number, which a command's word for it has not: ``cuda:0`` and ``cuda``."""
+    own = fresh_quantizer(episodes, small_config())
+    for device in (None, torch.device("cpu"), torch.device("cpu", 0)):
+        assert ready_quantizer(own, episodes, small_config(), device) is own
+    assert ready_quantizer(own, episodes, small_config(), torch.device("meta")) is not own
 
 
 def test_an_untrained_quantizer_is_not_used(episodes: Episodes) -> None:

@@ -30,8 +30,14 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, and vanishes otherwise."""
+    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        VOCError: a folder in its place, one that cannot be written, or a full disk.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise VOCError(f"{path} is a folder; the name of a file is needed.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

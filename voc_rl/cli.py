@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from voc_rl.cli_data import Data
+from voc_rl.cli_data import Convert, Data, Info, Validate
 from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, prepare
 from voc_rl.errors import VOCError, check_positive, check_seed
 
@@ -210,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _what_goes_on(command: Any) -> str:
     """What to say to somebody who interrupted a command."""
-    if isinstance(command, Ope):
+    wanted = command.command if isinstance(command, Data) else command
+    if isinstance(wanted, (Ope, Info, Validate)) or (isinstance(wanted, Convert) and wanted.to != "voc"):
         return "it keeps no checkpoints, so the same command starts again"
     forced = getattr(getattr(command, "settings", command), "force", False)
     return f"the same command{' without --force' if forced else ''} goes on from the last checkpoint"

@@ -139,9 +139,14 @@ def _to_ours(
 
         return write_folder(out, streamed, settings), None
 
-    from voc_rl.envs.states import StateCheck, rendered_episodes
+    from voc_rl.envs.states import MODELS, StateCheck, rendered_episodes
 
     states, check = load_dataset(spec), StateCheck()
+    if not (task or states.spec.task):  # training has no option for it
+        raise VOCError(
+            f"{states.paths[0]} does not say its task; `voc-rl data convert {spec} FOLDER --task TASK`, with one of "
+            f"{', '.join(MODELS)}, turns it into a folder that does."
+        )
 
     def drawn(first: int) -> Iterator[tuple[Episode, DataSpec]]:
         if first == len(states.starts):

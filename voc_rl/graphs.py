@@ -47,8 +47,13 @@ def add_gradients(
 def capture(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
     """Inside of it, what ``device``, the current one, is asked to do becomes ``graph``. One thread captures at a time;
     others may work meanwhile."""
-    with _CAPTURING, torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local"):
-        yield
+    with _CAPTURING:
+        before = torch.cuda.current_stream(device)
+        try:
+            with torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local"):
+                yield
+        finally:
+            torch.cuda.set_stream(before)  # where capturing fails, PyTorch can leave the thread on the other one
 
 
 @lru_cache
@@ -67,7 +72,7 @@ class StepGraph(Generic[T]):
         inputs: T,
         scale: float,
     ) -> None:
-        """Captures; gradients are zero afterwards, and have to stay where they are.
+        """Captures; gradients are zero afterwards.
 
         Raises:
             RuntimeError: something in the loss cannot be captured.
@@ -83,10 +88,15 @@ class StepGraph(Generic[T]):
             self.graph = torch.cuda.CUDAGraph()
             with capture(self.graph, self.device):
                 self.numbers = add_gradients(loss_of, self.inputs, scale)
-        torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+        self.gradients = [(p, p.grad) for p in parameters if p.grad is not None]  # the graph writes to these alone
+        torch._foreach_zero_([grad for _, grad in self.gradients])
 
     def __call__(self, inputs: T) -> dict[str, Tensor]:
-        """Add the gradients of ``inputs``; returns the numbers."""
+        """Add the gradients of ``inputs``; returns the numbers. Gradients that were replaced, or taken away, are put
+        back where the graph knows them."""
+        for parameter, grad in self.gradients:
+            if parameter.grad is not grad:
+                parameter.grad = grad.zero_() if parameter.grad is None else grad.copy_(parameter.grad)
         for own, new in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             own.copy_(new)
         with current(self.device):

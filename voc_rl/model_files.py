@@ -17,7 +17,8 @@ from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_gamma
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead
-from voc_rl.precision import device_of
+from voc_rl.occupancy.decoding import forget
+from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
 from voc_rl.quantizers.registry import check_version
 from voc_rl.values import RewardConfig, RewardHead
@@ -55,11 +56,13 @@ class Parts:
         """Where its networks are."""
         return device_of(self.occupancy)
 
-    def to(self, device: torch.device) -> Self:
-        """Move all networks to a device, in place."""
+    def to(self, device: torch.device | str) -> Self:
+        """Move all networks to a device ("auto", "cpu", "cuda" or one of PyTorch's), in place."""
+        there = as_device(device)
         for part in (self.quantizer, self.occupancy, self.reward_head, self.value_head):
             if part is not None:
-                part.to(device)
+                part.to(there)
+        forget(self.occupancy)  # what a GPU kept to sample from it
         return self
 
     @property

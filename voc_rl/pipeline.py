@@ -10,6 +10,7 @@ weights too, because another number of threads or another device trains others f
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes
+from voc_rl.data.border import machine_memory
 from voc_rl.distributed import agreed, gather, ranks
 from voc_rl.errors import VOCError, check_samples
 from voc_rl.loop import step_seed
@@ -33,7 +35,8 @@ from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import ValueEstimate, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
-# whole datasets up to this size are decompressed into memory before training reads them at random
+# whole datasets up to this size, and to a quarter of the memory that there is, are decompressed into it before training
+# reads them at random
 FRAMES_IN_MEMORY = 2 * 1024**3
 STATES_AT_ONCE = 64  # whose futures are drawn together, with random numbers of their own
 
@@ -70,7 +73,8 @@ class Pipeline:
         if not 0 < self.held_out < 1:
             raise VOCError(f"held_out is {self.held_out}; a share of the episodes between 0 and 1 is needed.")
         self.dataset = open_with_frames(self.data, self.run.path / "drawn")
-        if len(self.dataset) * np.prod(self.dataset.frame_shape) <= FRAMES_IN_MEMORY:
+        size = len(self.dataset) * math.prod(self.dataset.frame_shape)
+        if size <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
         self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)

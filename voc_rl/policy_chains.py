@@ -138,16 +138,19 @@ class PolicyChains:
         return float(scale * resampled.var(ddof=1) + (scale * (resampled.mean() - mean)) ** 2 + moved**2)
 
     def diagnostics(self, name: str, reward: np.ndarray, gamma: float) -> dict[str, float]:
-        """How far the data support a policy, along its own chain from the starts.
+        """How far the data support a policy, along its own chain from the starts: at the rows where it jumps.
 
         ``excluded_followed``: share of the rows where resampled chains found no candidate of their own episodes, and so
         followed excluded ones; where it is large, intervals are too narrow.
         """
         chain, values = self.whole(name), self.values(name, reward, gamma)
-        visited = chain.futures(np.repeat(self.starts, VISITS), gamma, np.random.default_rng([self.seed, 43]))
-        visited = visited[visited >= 0]
+        terminal, rng = self.dataset.terminal, np.random.default_rng([self.seed, 43])
+        # the jump to the row at time k is made at k - 1: from the start itself with chance 1 - gamma
+        starts = np.repeat(self.starts, VISITS)
+        visited = np.where(rng.random(len(starts)) < gamma, chain.futures(starts, gamma, rng), starts)
+        visited = visited[(visited >= 0) & ~terminal[visited]]
         if len(visited) == 0:  # every future came after the end; the steps from the starts are left
-            visited = self.starts[~self.dataset.terminal[self.starts]]
+            visited = self.starts[~terminal[self.starts]]
         followed = self.actions.drawn[self.names.index(name)][visited]
         taken = self.candidates.taken[chain.arrival[visited] - 1]
         return {

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from voc_rl.values.density import FEWEST
+
 FEW = 20  # episodes: intervals from fewer may hold much less than they say (docs/policy_evaluation.md)
 FAR = 2.0  # typical distances: a policy whose jumps are longer on average is not supported by the data
 COVERS = (
-    "the mean over which episodes were logged (chains of resampled episodes, and how far they drift) and the noise of "
-    "the policy"
+    "the mean of these starts over which episodes were logged (chains of resampled episodes, and how far they drift) "
+    "and the noise of the policy"
 )
 
 
@@ -29,7 +31,8 @@ class PolicyEstimate:
     """The value of one policy: its discounted return from the next step on, averaged over the starts, in reward units.
 
     value, stderr, low, high: the estimate, its standard error and the interval *of the mean* at ``level``; ``covers``
-    says which uncertainty that is. The last three are NaN where only one episode has a step. start_values float64 (S,):
+    says which uncertainty that is. The last three are NaN where only one episode has a step; all four are where too few
+    rows count for ``density``. start_values float64 (S,):
     the value of each start. diagnostics: numbers that tell how far the data support the policy
     (``docs/policy_evaluation.md``). warning: why not to believe it, or "".
     """
@@ -54,8 +57,12 @@ class PolicyEstimate:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: None for NaN, which JSON has not."""
-        found = {**asdict(self), "start_values": self.start_values.tolist()}
-        return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in found.items()}
+        found = {name: _known(value) for name, value in asdict(self).items()}
+        return {**found, "start_values": [_known(value) for value in self.start_values.tolist()]}
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
@@ -82,9 +89,19 @@ def warnings_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
     return list(dict.fromkeys(e.warning for e in estimates if e.warning))
 
 
+def too_few_rows(name: str) -> str:
+    """Why policies called ``name`` have no density estimate."""
+    return (
+        f"There is no density estimate of {name}: fewer than {FEWEST:g} rows count (the effective sample size); give "
+        "more density_rows, or use estimator='sample'."
+    )
+
+
 def warning_of(name: str, diagnostics: Mapping[str, float], episodes: int) -> str:
     """A sentence for a policy that the data do not support, and one for data of few episodes; else ""."""
     said = []
+    if 0 < diagnostics.get("effective_rows", FEWEST) < FEWEST:  # 0: nothing but END, whose value is known
+        said.append(too_few_rows(name))
     if diagnostics["match_distance"] > FAR:
         said.append(
             f"The data hardly support {name}: rows like the ones that it meets, with actions like its own, are "

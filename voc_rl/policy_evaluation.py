@@ -14,18 +14,38 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import check_level
-from voc_rl.policy_estimate import warnings_of
+from voc_rl.errors import VOCError, check_level
+from voc_rl.policy_estimate import PolicyEstimate, too_few_rows, warnings_of
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEstimator, PolicyEvaluator
 from voc_rl.quantizers import Quantizer
 from voc_rl.values import check_rewards
+
+
+@overload
+def evaluate_policy(
+    dataset: Episodes, policy: Mapping[Any, Any], gamma: float = 0.95, estimator: PolicyEstimator = "stitch", *,
+    starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
+    config: EvaluationConfig | None = None, quantizer: Quantizer | None = None,
+    tokens: tuple[Tensor, Tensor] | None = None, level: float = 0.9, device: torch.device | str | None = None,
+    progress: bool = False,
+) -> list[PolicyEstimate]: ...  # fmt: skip
+
+
+@overload
+def evaluate_policy(
+    dataset: Episodes, policy: Any, gamma: float = 0.95, estimator: PolicyEstimator = "stitch", *,
+    starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
+    config: EvaluationConfig | None = None, quantizer: Quantizer | None = None,
+    tokens: tuple[Tensor, Tensor] | None = None, level: float = 0.9, device: torch.device | str | None = None,
+    progress: bool = False,
+) -> PolicyEstimate: ...  # fmt: skip
 
 
 def evaluate_policy(
@@ -40,10 +60,12 @@ def evaluate_policy(
     quantizer: Quantizer | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
     level: float = 0.9,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: bool = False,
-) -> Any:
+) -> PolicyEstimate | list[PolicyEstimate]:
     """What a policy is worth on logged episodes: a PolicyEstimate; for a dict of policies a list, best first.
+
+    A policy that too few rows look like for ``density`` is NaN, with a warning, and comes last.
 
     Args:
         dataset: logged episodes, by any policies. policy: one (``voc_rl.policy.Policy``), or several by name.
@@ -55,7 +77,8 @@ def evaluate_policy(
         config, quantizer, tokens, device: see ``PolicyEvaluator``. level: confidence of the intervals.
 
     Raises:
-        VOCError: a policy, rewards or starts that do not fit the data, or a level that is no confidence.
+        VOCError: a policy, rewards or starts that do not fit the data, a level that is no confidence, or no policy
+            with a number (``density``).
     """
     check_level(level)
     several = isinstance(policy, Mapping)
@@ -72,7 +95,9 @@ def evaluate_policy(
     )
     reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset))
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None
-    estimates = [evaluator.estimate(name, estimator, reward, head, level) for name in policies]
+    estimates = [evaluator.estimate(name, estimator, reward, head, level) for name in evaluator.policies]
+    if all(np.isnan(e.value) for e in estimates):
+        raise VOCError(too_few_rows(", ".join(evaluator.policies)))
     for warning in warnings_of(estimates):
         warnings.warn(warning, stacklevel=2)
-    return sorted(estimates, key=lambda e: -e.value) if several else estimates[0]
+    return sorted(estimates, key=lambda e: (np.isnan(e.value), -e.value)) if several else estimates[0]

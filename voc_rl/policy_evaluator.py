@@ -19,8 +19,8 @@ from voc_rl.occupancy import OccupancyTransformer, PolicyTraining, StitchedTarge
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
 from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
-from voc_rl.policy_model import Found, PolicyModel
-from voc_rl.precision import device_of
+from voc_rl.policy_model import Found, PolicyModel, asked_gamma
+from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
 from voc_rl.training import VOCConfig, check_tokens, fresh_networks, fresh_quantizer, ready_quantizer
 from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
@@ -57,17 +57,18 @@ class PolicyEvaluator:
     """Everything that is shared by the estimates of several policies on one dataset; parts are made when first needed.
 
     Args:
-        dataset: logged episodes. policies: by name; see ``voc_rl.policy.Policy``. gamma: the network's discount.
+        dataset: logged episodes. policies: by name, of which the text counts (20000 is "20000"); see
+            ``voc_rl.policy.Policy``. gamma: the network's discount.
         starts: rows of ``dataset`` that values are averaged over; None: the first row of every episode.
         quantizer: a trained one; None trains one on ``dataset``. tokens: its codes and features of every row.
-        device: where networks are trained; None: where ``quantizer`` is, or on the CPU. One that is elsewhere stays
-            there: a copy of it moves.
+        device: where networks are trained (as in ``voc_rl.train``); None: where ``quantizer`` is, or on the CPU. One
+            that is elsewhere stays there: a copy of it moves.
         behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
             with it), from which the policies' network starts; None: from fresh weights.
 
     Raises:
-        VOCError: no policies, policies that do not fit the data, starts outside it, a quantizer without continuous
-            features, or a behaviour of other sizes.
+        VOCError: no policies, two of one name, policies that do not fit the data, starts outside it, a quantizer
+            without continuous features, or a behaviour of other sizes.
     """
 
     def __init__(
@@ -80,15 +81,18 @@ class PolicyEvaluator:
         *,
         quantizer: Quantizer | None = None,
         tokens: tuple[Tensor, Tensor] | None = None,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         behaviour: OccupancyTransformer | None = None,
         log: StepLog | None = None,
         progress: bool = False,
     ) -> None:
         if not policies:
             raise VOCError("No policy was given; at least one is needed.")
+        named = {str(name): policy for name, policy in policies.items()}
+        if len(named) < len(policies):
+            raise VOCError(f"Policies {list(policies)} have the same names as text; give each its own.")
         check_rewards(dataset.reward, len(dataset))
-        self.dataset, self.policies, self.gamma = dataset, dict(policies), check_gamma(gamma)
+        self.dataset, self.policies, self.gamma = dataset, named, check_gamma(gamma)
         self.starts = checked_starts(dataset, starts)
         config = config or EvaluationConfig()
         occupancy = replace(config.training.occupancy, gamma=self.gamma)
@@ -99,7 +103,7 @@ class PolicyEvaluator:
         self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
         self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
         there = torch.device("cpu") if quantizer is None else device_of(quantizer)
-        self.device, self._tokens, self._quantizer = device or there, tokens, quantizer
+        self.device, self._tokens, self._quantizer = as_device(device) or there, tokens, quantizer
         check_tokens(tokens, quantizer)
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
@@ -199,7 +203,8 @@ class PolicyEvaluator:
 
         Args:
             estimator: ``stitch``; ``corrected`` and ``head`` (the data's reward only); ``sample``, ``mve``, or
-                ``density`` (real rewards of logged rows; needs a network with ``null_context``).
+                ``density`` (real rewards of logged rows; needs a network with ``null_context``; NaN with a warning
+                where the effective sample size is below 50).
             reward: other rewards (N,) on arrival than the data's. reward_head: one fitted to them, for ``sample`` and
                 ``mve``, where several policies are asked.
             gamma: None is the evaluator's; ``sample``, ``mve`` and ``density`` answer for those that the network was
@@ -207,24 +212,14 @@ class PolicyEvaluator:
 
         Raises:
             VOCError: an unknown policy or estimator, rewards that do not fit, a level that is no confidence, a discount
-                that the estimator does not reach, ``head`` without one, or an effective sample size (``density``)
-                below 50.
+                that the estimator does not reach, ``head`` without one, or ``density`` without null context.
         """
         check_choice(name, self.policies, "policy")
         check_choice(estimator, ESTIMATORS, "estimator")
         check_level(level)
         gamma = self.gamma if gamma is None else check_gamma(gamma)
         own = self.dataset.reward if reward is None else check_rewards(reward, len(self.dataset))
-        if estimator in OWN_REWARD and (reward is not None or gamma != self.gamma):
-            raise VOCError(
-                f"estimator={estimator!r} knows the data's reward at gamma {self.gamma:g} only; use 'sample' or "
-                "'stitch' for others."
-            )
-        if estimator == "head" and not self.config.voc.network.head_members:
-            raise VOCError(
-                "The network has no value head (head_members is 0, or gammas are learned); use 'corrected', 'sample' "
-                "or 'stitch'."
-            )
+        self._check_answers(estimator, reward is not None, gamma)
         critic = self.critic if estimator in OWN_REWARD else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
         found = Found(float(chained.mean()), 0.0, chained)
@@ -240,6 +235,28 @@ class PolicyEvaluator:
             name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, said, found.starts,
             diagnostics, warning_of(name, diagnostics, self.chains.episodes),
         )  # fmt: skip
+
+    def _check_answers(self, estimator: PolicyEstimator, other: bool, gamma: float) -> None:
+        """Refuse what the estimator cannot answer, ``other`` rewards or a discount, before anything is trained."""
+        size = self.config.voc.network
+        if estimator in OWN_REWARD and (other or gamma != self.gamma):
+            raise VOCError(
+                f"estimator={estimator!r} knows the data's reward at gamma {self.gamma:g} only; use 'sample' or "
+                "'stitch' for others."
+            )
+        if estimator == "head" and not size.head_members:
+            raise VOCError(
+                "The network has no value head (head_members is 0, or gammas are learned); use 'corrected', 'sample' "
+                "or 'stitch'."
+            )
+        if estimator == "density" and not size.null_context:
+            raise VOCError(
+                "estimator='density' needs a network with null_context; set it in the config's voc.network, or use "
+                "'sample' or 'stitch'."
+            )
+        if estimator in ("sample", "mve", "density"):
+            gammas = self.config.training.occupancy.gammas or (self.gamma, self.gamma)
+            asked_gamma(gammas, gamma, hops=estimator != "density")
 
     def _by_network(
         self, name: str, estimator: PolicyEstimator, reward: np.ndarray | None, reward_head: RewardHead | None,

@@ -12,7 +12,16 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import step_seed
-from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead, arrived_rows, base_gamma, compose, told
+from voc_rl.occupancy import (
+    Condition,
+    OccupancyTransformer,
+    ValueHead,
+    arrived_rows,
+    base_gamma,
+    chance_of_another,
+    compose,
+    told,
+)
 from voc_rl.precision import autocast, device_of
 from voc_rl.quantizers import Quantizer
 from voc_rl.values import (
@@ -25,7 +34,21 @@ from voc_rl.values import (
     mve,
     rewards_of_futures,
 )
-from voc_rl.values.density import effective_size
+from voc_rl.values.density import FEWEST, effective_size
+
+
+def asked_gamma(gammas: tuple[float, float], gamma: float, hops: bool = True) -> float:
+    """The discount at which a network of the range ``gammas`` is asked about ``gamma``: ``base_gamma``.
+
+    Raises:
+        VOCError: what that refuses, or too many hops (``chance_of_another``); it names who can answer.
+    """
+    try:
+        base = base_gamma(gammas, gamma, hops)
+        chance_of_another(base, gamma)
+    except VOCError as error:
+        raise VOCError(f"{str(error)[:-1]}; estimator='stitch' does for any.") from error
+    return base
 
 
 @dataclass(frozen=True)
@@ -127,19 +150,24 @@ class PolicyModel:
     def by_density(self, name: str, rows: int, reward: np.ndarray, gamma: float) -> Found:
         """Real rewards (N,) of logged rows, weighted by how much likelier the policy's mean future makes them.
 
+        NaN where the effective sample size is below 50, of the mean future (then the starts have no values either) or
+        of a start's own.
+
         Raises:
-            VOCError: an effective sample size below 50, or a network without null context.
+            VOCError: a network without null context.
         """
         key = (name, rows, self._base(gamma, hops=False))
         if key not in self._weights:
             self._weights[key] = self._row_weights(*key)
         some, weights = self._weights[key]
         mean = weights.mean(0, keepdims=True)
-        found = from_weights(mean, reward[some], gamma, groups=self.dataset.episode[some])
-        return Found(
-            float(found.mean[0]), float(found.stderr[0]), weights @ reward[some].astype(float) / (1.0 - gamma),
-            {"effective_rows": float(effective_size(mean)[0])},
-        )  # fmt: skip
+        size = float(effective_size(mean)[0])
+        told = {"effective_rows": size}
+        if 0 < size < FEWEST:  # 0: nothing but END, whose value is 0
+            return Found(np.nan, np.nan, np.full(len(weights), np.nan), told)
+        both = np.concatenate([mean, weights])
+        found = from_weights(both, reward[some], gamma, groups=self.dataset.episode[some])
+        return Found(float(found.mean[0]), float(found.stderr[0]), found.mean[1:], told)
 
     def _row_weights(self, name: str, count: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) that a step arrived at, and their ``future_weights`` (S, n) after each start."""
@@ -152,11 +180,7 @@ class PolicyModel:
         return rows, future_weights(self.network, prefix, self.tokens[0][torch.from_numpy(rows)])
 
     def _base(self, gamma: float, hops: bool = True) -> float:
-        """The discount at which the network is asked; ``base_gamma``, whose refusals name who can answer."""
-        try:
-            return base_gamma(self.network.config.gammas or (self.gamma, self.gamma), gamma, hops)
-        except VOCError as error:
-            raise VOCError(f"{str(error)[:-1]}; estimator='stitch' does for any.") from error
+        return asked_gamma(self.network.config.gammas or (self.gamma, self.gamma), gamma, hops)
 
     def _rewards(self, futures: Tensor, reward: RewardHead) -> Tensor:
         return rewards_of_futures(futures, self.quantizer.embed, reward, self.network.config.end_code)

@@ -45,6 +45,22 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 
+def as_device(device: torch.device | str | None) -> torch.device | None:
+    """A device: PyTorch's, the name of one (``cuda:1``), or a word of ``choose_device``; None stays None.
+
+    Raises:
+        VOCError: a text that names none.
+    """
+    if device is None or isinstance(device, torch.device):
+        return device
+    if device in DEVICES:
+        return choose_device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise VOCError(f"device is {device!r}; 'auto', 'cpu', 'cuda' or a name like 'cuda:1' is needed.") from None
+
+
 def visible_gpus() -> list[str]:
     """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
     count, chosen = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -71,6 +87,11 @@ def device_name(device: torch.device) -> str:
 def device_of(module: Any) -> torch.device:
     """Where a module's parameters are."""
     return next(iter(module.parameters())).device
+
+
+def same_device(one: torch.device, other: torch.device) -> bool:
+    """Whether both are one: ``cuda`` without a number is the current GPU."""
+    return torch.empty(0, device=one).device == torch.empty(0, device=other).device
 
 
 def generator_on(device: torch.device, seed: int) -> torch.Generator:

@@ -126,8 +126,10 @@ class RunFolder:
 
         ``anew``: what a user says to begin it anew.
         """
-        path = self.path / "checkpoints" / f"{stage}.pt"
-        return Checkpoints(path, mark, every=min(max(steps // 10, 1), 200), anew=anew)
+        return Checkpoints(self._checkpoint(stage), mark, every=min(max(steps // 10, 1), 200), anew=anew)
+
+    def _checkpoint(self, stage: str) -> Path:
+        return self.path / "checkpoints" / f"{stage}.pt"
 
     def settings(self, stage: str) -> dict[str, Any] | None:
         """With what a stage was finished; None where it was not."""
@@ -153,7 +155,10 @@ class RunFolder:
         kept = {name: record for name, record in stages.items() if name not in (stage, f"{stage} (unfinished)")}
         if kept != stages:
             write_json(self.path / "stages.json", kept)
-        (self.path / "checkpoints" / f"{stage}.pt").unlink(missing_ok=True)
+        self._checkpoint(stage).unlink(missing_ok=True)
+        self._drop_curve(stage)
+
+    def _drop_curve(self, stage: str) -> None:
         curve, gone = self.curve(), CURVES.get(stage, (stage,))
         if any(row.get("stage") in gone for row in curve):
             with atomic_path(self.path / "metrics.jsonl") as temporary:
@@ -164,7 +169,8 @@ class RunFolder:
     def stage(self, name: str, mark: str, settings: Mapping[str, Any], resumes: bool = True) -> Iterator[None]:
         """Do a stage: measure it, and when it ends well record it as finished.
 
-        Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero.
+        Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero. The
+        curve of an interrupted one goes where it left no checkpoint: the work, maybe of other settings, begins anew.
         A record of other settings is forgotten first: what it vouches for is about to be replaced. So is what was found
         of the model that was there, where a stage makes another; ``estimates`` stay, whose records know their model.
         """
@@ -174,6 +180,8 @@ class RunFolder:
             return
         if name in self._stages() or not resumes:
             self.forget(name)
+        elif not self._checkpoint(name).exists():
+            self._drop_curve(name)
         if name in MODEL:
             for path in (path for pattern in FOUND for path in self.path.glob(pattern)):
                 path.unlink(missing_ok=True)
@@ -190,7 +198,7 @@ class RunFolder:
         stages = self._stages()
         stages.pop(f"{name} (unfinished)", None)
         write_json(self.path / "stages.json", {**stages, name: clock.record()})
-        (self.path / "checkpoints" / f"{name}.pt").unlink(missing_ok=True)
+        self._checkpoint(name).unlink(missing_ok=True)
         agreed(True)
 
     def measured(self, what: str) -> dict[str, float]:

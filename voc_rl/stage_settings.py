@@ -74,7 +74,7 @@ class Asked:
             if found := differences(run.settings(name) or {}, self.settings[name]):
                 return (
                     f"{run.path}: {name} is finished with other settings ({few(found)}); give the same, or do it anew "
-                    f"by {command_of(name)}, in another --out to keep what is there."
+                    f"by {command_of(name if by_stages else 'train')}, in another --out to keep what is there."
                 )
         return ""
 

@@ -31,7 +31,7 @@ from voc_rl.occupancy import (
     train_occupancy,
 )
 from voc_rl.occupancy.contexts import check_layers
-from voc_rl.precision import device_of, seeded
+from voc_rl.precision import as_device, device_of, same_device, seeded
 from voc_rl.quantizers import QUANTIZERS, VQVAE, Quantizer, build_quantizer, tokenize, train_quantizer
 from voc_rl.quantizers.vqvae import fitting_patch
 from voc_rl.values import RewardConfig, fit_reward_head
@@ -92,7 +92,7 @@ def train(
     *,
     quantizer: Quantizer | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     log: StepLog | None = None,
     checkpoints: Callable[[str], Checkpoints] | None = None,
     progress: bool = False,
@@ -104,8 +104,8 @@ def train(
         config: sizes and schedules; None is the default.
         quantizer: a trained one to use, instead of training one here; in joint training a copy of it is what starts.
         tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
-        device: where it is trained, and where the VOC is then (``voc_rl.precision.choose_device``); None: where
-            ``quantizer`` is, or on the CPU.
+        device: where it is trained, and where the VOC is then: "auto" (a GPU where there is one), "cpu", "cuda" or a
+            device of PyTorch's; None: where ``quantizer`` is, or on the CPU.
         log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
         progress: show bars with the time left.
 
@@ -113,7 +113,7 @@ def train(
         VOCError: tokens without their quantizer or in joint training, an untrained quantizer, or discounts of the
             data's own.
     """
-    config = config or VOCConfig()
+    config, device = config or VOCConfig(), as_device(device)
     check_tokens(tokens, quantizer)
     if tokens is not None and config.joint is not None:
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
@@ -170,7 +170,8 @@ def ready_quantizer(
     """
     check_discounts(dataset)
     if given is not None:
-        return given if device in (None, device_of(given)) else copy.deepcopy(given).to(device)
+        stays = device is None or same_device(device, device_of(given))
+        return given if stays else copy.deepcopy(given).to(device)
     quantizer = fresh_quantizer(dataset, config)
     quantizer = quantizer if device is None else quantizer.to(device)
     return train_quantizer(
@@ -182,7 +183,11 @@ def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
     """An untrained quantizer for the frames of ``dataset``, on the CPU, its weights drawn from the seed.
 
     The patch of vqvae and musik, where the config leaves it out, is one that fits the frames.
+
+    Raises:
+        VOCError: data without frames.
     """
+    dataset.check_frames()
     shape, sizes = dataset.observation_shape, config.quantizer_config
     if issubclass(QUANTIZERS[check_choice(config.quantizer, QUANTIZERS, "quantizer")][0], VQVAE):
         sizes = {"patch": fitting_patch(shape), **sizes}

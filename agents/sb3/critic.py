@@ -12,15 +12,16 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor
 
 from voc_rl.agents.action_values import ActionValues
 from voc_rl.agents.sb3.features import open_path
-from voc_rl.agents.sb3.offline import check_actions
-from voc_rl.agents.sb3.traces import check_own_codes, check_raw_rewards, check_specs, check_unshaped
+from voc_rl.agents.sb3.traces import check_actions, check_own_codes, check_raw_rewards, check_specs, check_unshaped
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
+from voc_rl.model_files import weights_mark
 from voc_rl.plugin import check_readable, read
 
 
@@ -38,16 +39,18 @@ class VOCCritic(TD3):
 
     The agent sees the VOC's frames, or their codes (a value wrapper with ``features="codes"``), which is many times
     faster; everything else is TD3's: policies (also with ``VOCFeaturesExtractor``), ``learn``, ``train_offline``,
-    ``save``, ``load``. The zip holds the path of the VOC and not its weights;
-    ``VOCCritic.load(path, voc=...)`` names another path.
+    ``save``, ``load``. The zip holds the path of the VOC and a mark of its weights, and not the weights;
+    ``VOCCritic.load(path, voc="moved")`` names another path. A policy with ``VOCFeaturesExtractor`` holds a path of its
+    own, which is named beside it, ``custom_objects={"policy_kwargs": ...}``, as the extractor's docstring shows.
 
     Args:
         voc: run folder of the VOC. voc_weight: from 0 (TD3, number for number) to infinity.
         gamma: None: the VOC's. settings: TD3's own, by name.
 
     Raises:
-        VOCError: no VOC there, or one without action input or value head; other frames, actions or discount than the
-            VOC's; a weight below zero; when it learns, rewards that ``VecNormalize`` scales or a VOC wrapper shapes.
+        VOCError: no VOC there, another than the saved agent's, or one without action input or value head; other
+            frames, actions or discount than the VOC's, or codes of another VOC; a weight below zero; when it learns,
+            rewards that ``VecNormalize`` scales or a VOC wrapper shapes.
     """
 
     def __init__(
@@ -70,22 +73,45 @@ class VOCCritic(TD3):
             gamma = known.gamma if gamma is None else gamma
         super().__init__(policy, env, gamma=0.99 if gamma is None else gamma, _init_setup_model=False, **settings)
         self.voc, self.voc_weight = str(voc), voc_weight
+        self.voc_mark: str | None = None  # of the weights that the agent learned with
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         known = open_path(self.voc)
         _check_voc_actions(self.action_space, known)
+        parts = (known.quantizer, known.occupancy, known.value_head)
+        mark = "".join(weights_mark(part) for part in parts if part is not None)
+        if self.voc_mark not in (None, mark):
+            raise VOCError(
+                f"The agent learned with another VOC than {self.voc} holds; train it anew, or name its own VOC's path, "
+                "VOCCritic.load(path, voc=...)."
+            )
+        self.voc_mark = mark
         check_readable(self.observation_space, known, "The agent's")
         if abs(self.gamma - known.gamma) > 1e-9:
             raise VOCError(f"The agent's gamma is {self.gamma}, the VOC's {known.gamma}; leave gamma out to take its.")
         if not self.voc_weight >= 0:
             raise VOCError(f"voc_weight is {self.voc_weight}; a number from 0 to infinity is needed.")
         if self.env is not None:
-            check_specs(self.env, known)
-            check_own_codes(self.env, known)
+            self._check_env(self.env, known)
         self._q_voc = _ActionQ(known, self.device)
         super()._setup_model()
+
+    @staticmethod
+    def _check_env(env: VecEnv, voc: VOC) -> None:
+        check_specs(env, voc)
+        check_own_codes(env, voc)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Another environment.
+
+        Raises:
+            VOCError: it shows codes of another VOC than the agent's.
+        """
+        env = self._wrap_env(env, self.verbose)
+        self._check_env(env, self._q_voc.voc)
+        super().set_env(env, force_reset)
 
     def _create_aliases(self) -> None:
         super()._create_aliases()

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from voc_rl.agents.sb3.traces import Calibration, Ended, ValueTraces, calibration
 from voc_rl.errors import VOCError, check_positive
@@ -56,9 +56,7 @@ def evaluate_policy_value(
     env = own if env is None else env
     if env is None:
         raise VOCError("The agent has no environment; pass env, one with the VOC's frames.")
-    if not isinstance(env, VecEnv):
-        single = env
-        env = DummyVecEnv([lambda: single])
+    env = BaseAlgorithm._wrap_env(env, monitor_wrapper=False)  # as the agent's own: channels come first
     check_positive(n_eval_episodes, "n_eval_episodes")
     voc = open_voc(voc)
     traces = ValueTraces(voc, env, estimator)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
+from voc_rl.model_files import weights_mark
 from voc_rl.plugin import Features, check_readable, feature_size, feature_vectors, open_voc, shows_codes
 
 
@@ -28,6 +29,11 @@ def open_path(voc: Any) -> VOC:
     return open_voc(voc)
 
 
+class OtherVOCError(VOCError, RuntimeError):
+    """Saved weights that are of another VOC; also a RuntimeError, as all that PyTorch finds wrong with saved weights:
+    what Stable-Baselines3 makes of a ValueError there hides its sentence."""
+
+
 class VOCFeaturesExtractor(BaseFeaturesExtractor):
     """Features of stacked frames, or of their codes, from a trained VOC: for policies of PPO, A2C, SAC, TD3 and DQN.
 
@@ -36,8 +42,16 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
 
     Frozen (the default), the VOC is shared by all copies that an algorithm makes (actor, critic, targets), has no
     parameters for an optimiser, a target update or ``load_state_dict`` to touch, and is not in the saved zip, which
-    holds the path. Fine-tuned, every copy has weights of its own; they are trained, averaged and saved with the
-    policy. Either way it stays in evaluation mode, and an orthogonal initialisation (PPO, A2C) leaves it as it is.
+    holds the path and a mark of the weights: with a VOC that was trained anew there, the agent is not loaded.
+    Fine-tuned, every copy has weights of its own; they are trained, averaged and saved with the policy. Either way it
+    stays in evaluation mode, and an orthogonal initialisation (PPO, A2C) leaves it as it is.
+
+    A run folder that moved is named where the agent is loaded, beside all else that its ``policy_kwargs`` held:
+    ``SAC.load("agent.zip", custom_objects={"policy_kwargs": {"features_extractor_class": VOCFeaturesExtractor,
+    "features_extractor_kwargs": {"voc": "moved/demo"}}})``.
+
+    Codes have to be of the same VOC. The extractor cannot see whose an environment shows; ``train_offline``,
+    ``VOCCritic``, ``VOCValueCallback`` and ``evaluate_policy_value`` look.
 
     Args:
         observation_space: uint8 (3K, H, W), channels first, the size and stack of the VOC's frames; or what a value
@@ -50,8 +64,11 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         normalized: the policy divides frames by 255, as Stable-Baselines3 does unless ``normalize_images=False``.
 
     Raises:
-        VOCError: no VOC there, frames of another shape, or features that cannot be trained.
+        VOCError: no VOC there, frames of another shape, or features that cannot be trained; when saved weights are
+            loaded, another VOC than theirs.
     """
+
+    voc_mark: Tensor
 
     def __init__(
         self,
@@ -71,10 +88,15 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, feature_size(model, features))
         self._codes = of_codes
         self.features, self.frozen, self.normalized = features, frozen, normalized
+        behind = [model.quantizer] if features == "tokens" else [model.quantizer, model.occupancy]
         if not frozen:
             model = copy.deepcopy(model)
             # only what the features come from becomes part of the policy
             self.trained: nn.Module = model.occupancy if features == "context" else model.quantizer
+            behind.pop()
+        marks = "".join(weights_mark(part) for part in behind)  # of what is not saved
+        self.register_buffer("voc_mark", torch.tensor(list(bytes.fromhex(marks)), dtype=torch.uint8))
+        self._folder = str(voc)
         self._voc = (model,)  # in a tuple, so that PyTorch does not take a frozen VOC for a part of the policy
         self.train(self.training)
 
@@ -109,6 +131,15 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         if not self.normalized and not torch.equal(observations, observations.round()):
             raise VOCError("Frames hold no whole numbers; normalized=True is for frames that are divided by 255.")
         return (observations * (255.0 / largest)).round().to(torch.uint8)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        saved = state_dict.setdefault(f"{prefix}voc_mark", self.voc_mark)  # agents of before marks have none
+        if not torch.equal(saved.cpu(), self.voc_mark.cpu()):
+            raise OtherVOCError(
+                f"The agent learned on another VOC than {self._folder} holds; train it anew, or load it with its own "
+                "VOC's path, custom_objects={'policy_kwargs': ...}."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def train(self, mode: bool = True) -> VOCFeaturesExtractor:
         """Set the flag; the VOC itself stays in evaluation mode."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -15,7 +14,9 @@ from stable_baselines3.common.utils import configure_logger
 from tqdm import tqdm
 
 from voc_rl.agents.offline import check_continuous
+from voc_rl.agents.sb3.critic import VOCCritic
 from voc_rl.agents.sb3.features import VOCFeaturesExtractor
+from voc_rl.agents.sb3.traces import check_actions, check_own_codes
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
@@ -30,7 +31,7 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
 
     All of them for an agent with one environment; one with n fills whole rows of n, so that up to n - 1 transitions at
     the end of the data stay out. Observations are what the agent sees: stacked frames, the flat state, or codes of the
-    frames, for an agent that looks at them through a ``VOCFeaturesExtractor``. Episodes that a time limit cut are
+    frames, for an agent with a ``VOCFeaturesExtractor`` and for ``VOCCritic``. Episodes that a time limit cut are
     bootstrapped from their last frame (``handle_timeout_termination``), terminations are not.
 
     Args:
@@ -38,8 +39,9 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
         dataset: logged episodes. say: takes one line that names the memory, before it is taken; None: no line.
 
     Raises:
-        VOCError: an agent without a plain replay buffer, other spaces than the data's, actions outside [-1, 1], a
-            ``VecNormalize`` without statistics, or too little room in the buffer or in memory.
+        VOCError: an agent without a plain replay buffer, other spaces than the data's, an environment that shows codes
+            of another VOC, actions outside [-1, 1], a ``VecNormalize`` without statistics, or too little room in the
+            buffer or in memory.
 
     Warns:
         UserWarning: codes of frames that were made in another way than those the VOC was trained on.
@@ -175,9 +177,11 @@ def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarra
     space = model.observation_space
     if space.shape == dataset.observation_shape and space.dtype == np.uint8:
         return dataset.observations
-    eyes = getattr(getattr(model.policy, "actor", None), "features_extractor", None)
-    if isinstance(eyes, VOCFeaturesExtractor) and shows_codes(space, eyes.voc):
-        vectors = _codes(eyes.voc, dataset)
+    voc = _reads_codes(model)
+    if voc is not None and shows_codes(space, voc):
+        if (env := model.get_env()) is not None:
+            check_own_codes(env, voc)
+        vectors = _codes(voc, dataset)
         return lambda rows: vectors[rows]
     state = dataset.state
     if state is not None and space.shape == state.shape[1:] and np.issubdtype(space.dtype, np.floating):
@@ -189,21 +193,18 @@ def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarra
     )
 
 
+def _reads_codes(model: OffPolicyAlgorithm) -> VOC | None:
+    """The VOC that an agent reads codes with: that of its policy's eyes, or of its critic, where policies do not."""
+    eyes = getattr(getattr(model.policy, "actor", None), "features_extractor", None)
+    if isinstance(eyes, VOCFeaturesExtractor):
+        return eyes.voc
+    return model._q_voc.voc if isinstance(model, VOCCritic) else None
+
+
 def _codes(voc: VOC, dataset: Episodes) -> np.ndarray:
     voc.check_spec(dataset.spec)
     codes, features = tokenize(voc.quantizer, dataset)
     return codes_as_vectors(codes, features if voc.occupancy.config.feature_dim else None).numpy()
-
-
-def check_actions(space: gym.Space[Any], size: int, holder: str) -> None:
-    """Refuse actions other than Box(-1, 1, (size,)), which is what ``holder`` ("the data hold") has.
-
-    Raises:
-        VOCError: another space.
-    """
-    fits = isinstance(space, gym.spaces.Box) and space.shape == (size,)
-    if not (fits and (space.low == -1).all() and (space.high == 1).all()):  # type: ignore[attr-defined]
-        raise VOCError(f"The agent's actions are {space}; {holder} Box(-1.0, 1.0, ({size},), float32).")
 
 
 def _state_memory(buffer: ReplayBuffer, transitions: int, say: Callable[[str], None] | None) -> None:

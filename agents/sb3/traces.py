@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Dict
+from gymnasium.spaces import Box, Dict, Space
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize, unwrap_vec_wrapper
 
 from voc_rl.envs import VecVOCValue
@@ -165,6 +165,17 @@ def check_own_codes(env: VecEnv, voc: VOC) -> None:
     shown = [wrapped.voc] if wrapped is not None else env.get_attr("voc") if env.has_attr("voc") else []
     if any(weights_mark(other.quantizer) != weights_mark(voc.quantizer) for other in shown):
         raise VOCError("The environment shows codes of another VOC's quantizer; wrap it with the VOC that is asked.")
+
+
+def check_actions(space: Space[Any], size: int, holder: str) -> None:
+    """Refuse actions other than Box(-1, 1, (size,)), which is what ``holder`` ("the data hold") has.
+
+    Raises:
+        VOCError: another space.
+    """
+    fits = isinstance(space, Box) and space.shape == (size,)
+    if not (fits and (space.low == -1).all() and (space.high == 1).all()):  # type: ignore[attr-defined]
+        raise VOCError(f"The agent's actions are {space}; {holder} Box(-1.0, 1.0, ({size},), float32).")
 
 
 def check_raw_rewards(env: VecEnv) -> None:

@@ -19,12 +19,15 @@ from voc_rl.errors import VOCError
 NAMES = {"layers.0": "actor.latent_pi.0", "layers.1": "actor.latent_pi.2", "mu": "actor.mu", "log_std": "actor.log_std"}
 
 
-def zipped(path: Path, weights: object, settings: dict[str, object] | None = None) -> Path:
+PLAIN = {"use_sde": False, "policy_kwargs": {}, "observation_space": {"_shape": [24], "dtype": "float32"}}
+
+
+def zipped(path: Path, weights: object, **settings: object) -> Path:
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("policy.pth", buffer.getvalue())
-        archive.writestr("data", json.dumps(settings or {"use_sde": False, "policy_kwargs": {}}))
+        archive.writestr("data", json.dumps({**PLAIN, **settings}))
     return path
 
 
@@ -70,12 +73,16 @@ def test_a_zip_that_holds_code_is_refused_and_runs_none(tmp_path: Path) -> None:
         ({"actor.latent_pi.4.weight": torch.zeros(2, 2)}, {}),
         ({}, {"use_sde": True}),
         ({}, {"policy_kwargs": {"activation_fn": "<class 'torch.nn.Tanh'>"}}),
+        ({}, {"policy_kwargs": {"features_extractor_class": "<class 'Eyes'>"}}),
+        ({}, {"observation_space": {"_shape": None}}),
+        ({}, {"observation_space": {"_shape": [9, 84, 84], "dtype": "uint8"}}),
+        ({}, {"observation_space": {"_shape": [24], "dtype": "int64"}}),
     ],
 )
 def test_another_network_is_refused(
     tmp_path: Path, change: dict[str, torch.Tensor], settings: dict[str, object]
 ) -> None:
-    path = zipped(tmp_path / "model.zip", {**weights(), **change}, {"use_sde": False, **settings})
+    path = zipped(tmp_path / "model.zip", {**weights(), **change}, **settings)
     with pytest.raises(VOCError, match="two hidden ReLU layers"):
         policy_of(str(path))
 

@@ -10,6 +10,7 @@ import torch
 from actions import FEW, framed, quantizer, small_voc
 from worlds import refusal
 
+from voc_rl.agents import planner as planner_module
 from voc_rl.agents.action_values import ActionValues
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.agents.planner import PlannerConfig, VOCPlanner
@@ -132,6 +133,20 @@ def test_a_prior_of_frames_proposes_and_the_scores_read_the_quantizer():
     assert noise[inside].mean().abs() < 0.2
     with pytest.raises(VOCError, match="This prior sees frames; give the planner the quantizer of its scores"):
         VOCPlanner(prior, score)
+
+
+def test_frames_go_where_each_network_is(monkeypatch):
+    prior = OfflineAgent((9, 24, 24), 2, replace(FEW, inputs="frames"))
+    elsewhere, read = quantizer().to("meta"), []
+
+    def seen(asked, frames):
+        read.append((asked, frames.device.type))
+        return torch.zeros(len(frames), 2, dtype=torch.int64), torch.zeros(len(frames), asked.feature_dim)
+
+    monkeypatch.setattr(planner_module, "seen_as_stored", seen)
+    planner = VOCPlanner(prior, lambda codes, features, actions: actions.sum(-1), quantizer=elsewhere)
+    assert planner.predict(np.zeros((3, 9, 24, 24), np.uint8))[0].shape == (3, 2)
+    assert read == [(elsewhere, "meta")]
 
 
 def test_codes_are_those_of_the_voc_that_is_asked(tmp_path):

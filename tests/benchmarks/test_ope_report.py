@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,14 @@ def test_an_estimate_without_an_interval_says_so(tmp_path: Path) -> None:
     assert "a is worth 2.000 (no interval)." in text
     assert text.count("<td>no interval</td>") == 2
     assert text.count(few) == 1  # what holds for all is said once
+    assert "Not told apart from it: b." in text
+
+
+def test_a_policy_without_a_value_is_told_apart_from_none(tmp_path: Path) -> None:
+    ranked = [estimate("best", 9.5, 0.5), estimate("far", 3.0, 1.0), estimate("nowhere", np.nan, np.nan, "No value.")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_ope_report(tmp_path / "report.html", ranked, "runs/data")
+    text = (tmp_path / "report.html").read_text()
+    assert "Not told apart from it: nowhere." in text
+    assert "<td>nowhere</td><td>nan</td><td>no interval</td>" in text

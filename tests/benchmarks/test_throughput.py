@@ -19,6 +19,8 @@ from voc_rl.errors import VOCError
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer
 from voc_rl.precision import autocast
 
+COMMAND = "python -m voc_rl.benchmarks.throughput"
+
 
 def test_operations_are_those_of_the_networks_matrices() -> None:
     config = OccupancyConfig(240, 8, n_layer=2, n_head=4, width=128)
@@ -44,6 +46,10 @@ def test_the_reference_and_ours_have_the_same_weights() -> None:
     with torch.no_grad():
         theirs = case.reference.model(context).logits
     torch.testing.assert_close(case.model(context), theirs, atol=1e-4, rtol=1e-4)
+    low = case.reference.in_bfloat16()
+    assert {p.dtype for p in low.model.parameters()} == {torch.bfloat16}
+    assert low.sample(context).shape == (5, SIZES["tiny"].n_tokens)
+    assert {p.dtype for p in case.reference.model.parameters()} == {torch.float32}
     sampled = case.reference.sample(context)
     assert sampled.shape == (5, SIZES["tiny"].n_tokens)
     before = case.reference.model.transformer.wte.weight.detach().clone()
@@ -80,8 +86,44 @@ def test_results_of_two_devices_and_of_parts(tmp_path: Path, monkeypatch: pytest
     assert "| a card | tiny | 1 | 2 x 3 |" in text
     assert "Seconds of our sampler with one number changed (1 thread): samples 2: " in text
     assert (tmp_path / "throughput.png").stat().st_size > 5000
+    said = f"{COMMAND} --scale smoke --device cpu --sizes tiny"
+    assert again["cpu"]["command"] == f"{said} --threads 1 and {said} --parts scaling --threads 1"
     with pytest.raises(VOCError, match="Unknown part 'speed'; accepted: memory, scaling, sizes, storage"):
         main(Args(parts=("speed",), out=tmp_path))
+
+
+def test_a_part_alone_without_an_earlier_run(tmp_path: Path) -> None:
+    """No rates of the machine are known then, nor seconds of any size."""
+    found = main(Args(scale="smoke", device="cpu", parts=("storage",), out=tmp_path))  # which smoke leaves out
+    assert "machine" not in found["cpu"]
+    assert found["command"] == f"{COMMAND} --scale smoke --device cpu --parts storage"
+    assert "TFLOP/s" not in (tmp_path / "throughput.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        ({"reference_bfloat16_seconds": 8.0}, "(autocast): 8 s; ours is 4.0 x"),
+        (
+            {"reference_bfloat16_seconds": 8.0, "reference_bfloat16_weights_seconds": 6.0},
+            "(its weights cast): 6 s; ours is 3.0 x",
+        ),
+        (
+            {"reference_bfloat16_seconds": 5.0, "reference_bfloat16_weights_seconds": 6.0},
+            "(autocast): 5 s; ours is 2.5 x",
+        ),
+        ({}, ""),
+    ],
+)
+def test_of_the_references_in_bfloat16_the_faster_one_counts(found: dict[str, float], line: str) -> None:
+    own = {
+        "threads": 1, "states": 2, "samples": 3, "sampler_speedup": 9.0, "values_per_second": 1.0,
+        "sampler_roofline": 0.1, "sampler_bound": "memory", "peak_memory_bytes": 0,
+        **{key: {"median": 2.0, "lowest": 2.0, "highest": 2.0} for key in ("sampler_seconds", "reference_seconds")},
+        **found,
+    }  # fmt: skip
+    text = table({"cpu": {"device": "cpu", "tiny": own}})
+    assert f"The reference of size tiny in bfloat16 {line} faster." in text if line else "bfloat16" not in text
 
 
 def test_memory_of_stages_in_processes_of_their_own() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
 
-from voc_rl.data import Episodes, write_episode
+from voc_rl.data import DataSpec, Episodes, write_episode
 from voc_rl.data import hdf5 as hdf5_module
 from voc_rl.data.hdf5 import SPEC_ATTRIBUTE
 from voc_rl.errors import VOCError
@@ -179,6 +179,28 @@ def test_a_description_of_another_version(tmp_path: Path) -> None:
         with h5py.File(path, "a") as file:
             file.attrs[SPEC_ATTRIBUTE] = text
         assert SPEC_ATTRIBUTE in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"camera": "front"}, "camera of a DataSpec is 'front'; a whole number is needed."),
+        ({"action_repeat": 2.0}, "action_repeat of a DataSpec is 2.0; a whole number is needed."),
+        ({"size": (48, 64)}, "size of a DataSpec is (48, 64); a whole number is needed."),
+        ({"camera": True}, "camera of a DataSpec is True; a whole number is needed."),
+        ({"policy": None}, "policy of a DataSpec is None; a word is needed."),
+    ],
+)
+def test_a_description_that_no_file_may_carry(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(VOCError) as caught:
+        DataSpec(**changed)
+    assert str(caught.value) == said
+
+
+def test_a_description_in_numbers_of_numpy_is_written(tmp_path: Path) -> None:
+    spec = replace(SPEC, action_repeat=np.int64(4), task=np.str_("toy"))
+    write_episode(tmp_path / "a.hdf5", toy_episode(0, 3), spec)
+    assert Episodes.open(tmp_path).spec == replace(SPEC, action_repeat=4)
 
 
 def test_stack_below_one(tmp_path: Path) -> None:

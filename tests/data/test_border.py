@@ -10,20 +10,24 @@ from worlds import refusal
 
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_d4rl
 from voc_rl.data import border, load_dataset
-from voc_rl.data.border import follows, machine_memory
+from voc_rl.data.border import gaps, machine_memory
 from voc_rl.data.hdf5 import new_hdf5
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "may"),
+    ("names", "rows", "missing"),
     [
-        ("0.hdf5", "1.hdf5", True), ("9.hdf5", "10.hdf5", True), ("1.hdf5", "3.hdf5", False),
-        ("part_2_of_5.h5", "part_3_of_5.h5", True), ("part_2_of_5.h5", "part_4_of_5.h5", False),
-        ("a.hdf5", "b.h5", True), ("data.hdf5", "3.hdf5", True), ("0301-7.hdf5", "0304-2.hdf5", True),
+        ("0 1 2", (6, 6, 6), []), ("9 10", (6, 6), []), ("1 3", (6, 6), [1]), ("0 1 3 4 6", (6,) * 5, [2, 4]),
+        ("part_2_of_5 part_3_of_5", (6, 6), []), ("part_2_of_5 part_4_of_5", (6, 6), [1]),
+        ("a b", (6, 6), []), ("data 3", (6, 6), []), ("0301-7 0304-2", (6, 6), []),
+        ("rows_0 rows_40 rows_80", (40, 40, 7), []), ("rows_39 rows_79 rows_86", (40, 40, 7), []),
+        ("rows_0 rows_80 rows_120", (40, 40, 40), [1]), ("0 1 3 4", (2, 2, 2, 2), [2]),
+        ("at_1200 at_1237 at_1290", (6, 6, 6), []), ("0", (6,), []),
     ],
 )  # fmt: skip
-def test_a_file_follows_another(before: str, after: str, may: bool) -> None:
-    assert follows(Path("x") / before, Path("x") / after) == may
+def test_where_a_file_of_a_series_is_missing(names: str, rows: tuple[int, ...], missing: list[int]) -> None:
+    paths = [Path("x") / f"{name}.hdf5" for name in names.split()]
+    assert gaps(list(zip(paths, rows, strict=True))) == missing
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import refusal
 
+from voc_rl import VOCConfig, evaluate_policy, train
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_d4rl
-from voc_rl.data import Episodes, normalized_scores
+from voc_rl.data import Episodes, load_dataset, normalized_scores
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.errors import VOCError
+from voc_rl.joint import JointTraining
+from voc_rl.policy_evaluator import EvaluationConfig
 
 LENGTHS, TERMINATED = (5, 3, 7), (1,)
 
@@ -101,6 +106,23 @@ def test_a_jump_that_no_flag_explains_ends_an_episode(tmp_path: Path) -> None:
     write_d4rl(tmp_path / "a.hdf5", arrays)
     with pytest.warns(UserWarning, match=r"1 step\(s\) that the next one does not follow"):
         check_alignment(open_d4rl(tmp_path / "a.hdf5"))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    write_d4rl(tmp_path / "a.hdf5", d4rl_arrays(LENGTHS))
+    said = f"{tmp_path} is a folder; one HDF5 file of D4RL is needed, as d4rl:FILE.hdf5."
+    assert refusal(load_dataset, tmp_path) == refusal(load_dataset, f"d4rl:{tmp_path}") == said
+
+
+@pytest.mark.parametrize("quantizer", ["vqvae", "musik", "dino", "vqgan", "joint"])
+def test_states_alone_are_not_trained_on(tmp_path: Path, quantizer: str) -> None:
+    """By the one reason, whichever way they come: they have no frames."""
+    write_d4rl(tmp_path / "a.hdf5", d4rl_arrays(LENGTHS))
+    states = load_dataset(tmp_path / "a.hdf5")
+    config = VOCConfig(joint=JointTraining()) if quantizer == "joint" else VOCConfig(quantizer=quantizer)
+    asked = EvaluationConfig(voc=config)
+    for call in (partial(train, states, config), partial(evaluate_policy, states, object(), config=asked)):
+        assert "has states but no frames; voc_rl.envs.render_states draws them." in refusal(call)
 
 
 def test_next_observations_of_more_digits_are_no_jumps(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
 from worlds import refusal
 
+from voc_rl.checkpoints import hold_folder
 from voc_rl.data import Episodes, write_minari
 from voc_rl.data.hdf5 import write_episode
 from voc_rl.data.minari_data import open_minari
@@ -186,10 +187,18 @@ def test_a_failure_leaves_nothing(tmp_path: Path, root: Path, monkeypatch: pytes
     def broken(self: Episodes, episode: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Episodes, "whole", broken)
-    with pytest.raises(OSError, match="No space"):
-        write_minari("toy/half-v0", ours)
-    assert not [p for p in root.rglob("*") if p.name != "namespace_metadata.json" and p.is_file()]
+    with monkeypatch.context() as patched:
+        patched.setattr(Episodes, "whole", broken)
+        said = refusal(write_minari, "toy/half-v0", ours)
+    assert said == f"{root / 'toy' / 'half-v0'} cannot be written (No space left on device); run again once it can."
+    assert [p.name for p in root.rglob("*") if p.name != "toy"] == ["namespace_metadata.json"]
+    killed = root / "toy" / ".half-v0.part" / "data"
+    killed.mkdir(parents=True)
+    (killed / "main_data.hdf5").write_text("half")
+    with hold_folder(killed.parent, "folder"):
+        assert ".half-v0.part is in use by another run" in refusal(write_minari, "toy/half-v0", ours)
+    assert len(open_minari(str(write_minari("toy/half-v0", ours)))) == 9
+    assert sorted(p.name for p in (root / "toy").iterdir()) == ["half-v0", "namespace_metadata.json"]
 
 
 @given(lengths=st.lists(st.integers(2, 6), min_size=1, max_size=4), seed=st.integers(0, 99))

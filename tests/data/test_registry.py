@@ -56,7 +56,7 @@ def test_every_format_by_its_word_and_by_looking(places: dict[str, Path]) -> Non
             if dataset.has_frames:
                 np.testing.assert_array_equal(dataset.frames(np.arange(7))[:, 0, 0, 0], [0, 1, 2, 3, 40, 41, 42])
                 assert load_dataset(place, stack=2).observation_shape == (6, 2, 2)
-        assert parse(place)[0] == word
+        assert parse(place)[0] == {"vd4rl": "voc"}.get(name, word)  # a shard of V-D4RL is as any file of that layout
         spec, count, stream = stream_dataset(place)
         streamed = list(stream)
         assert [len(episode.reward) for episode in streamed] == list(LENGTHS)
@@ -103,6 +103,17 @@ def test_discounts_of_the_datas_own(
     assert f"{odd} row(s) have a discount that training does not know (the first, {first}); write 1" in said
 
 
+@pytest.mark.parametrize(("key", "value"), [("reward", np.nan), ("action", 1.5)])
+def test_wrong_numbers_are_left_out_of_named_v_d4rl_alone(places: dict[str, Path], key: str, value: float) -> None:
+    """A file of one's own in that layout is refused, by ``validate`` too, and converted by nothing."""
+    with h5py.File(places["vd4rl"] / "a.hdf5", "a") as file:
+        file[key][5] = value
+    for read in (load_dataset, read_in_child, stream_dataset):
+        assert f"a.hdf5: {key} holds" in refusal(read, str(places["vd4rl"]))
+    with pytest.warns(UserWarning, match=r"1 malformed episode\(s\) of 2 left out"):
+        assert len(load_dataset(f"vd4rl:{places['vd4rl']}")) == 4
+
+
 # --- the other process
 
 
@@ -110,8 +121,9 @@ def test_a_trial_says_what_is_there(places: dict[str, Path]) -> None:
     with h5py.File(places["vd4rl"] / "a.hdf5", "a") as file:
         file["reward"][5] = np.nan
         file["action"][0] = 1
-    found = read_in_child(str(places["vd4rl"]))
-    assert found.spec == f"vd4rl:{places['vd4rl']}"
+    spec = f"vd4rl:{places['vd4rl']}"
+    found = read_in_child(spec)
+    assert found.spec == spec
     assert found.summary["episodes"] == "1 (0 terminated, 1 cut by a time limit)"
     assert found.summary["frames"] == "3 x 2 x 2 uint8"
     assert "1 malformed episode(s) of 2 left out" in found.remarks[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,15 +171,22 @@ def test_rows_of_no_episode_at_the_start(tmp_path: Path) -> None:
         open_vd4rl(tmp_path)
 
 
-def write_parts(folder: Path, numbers: tuple[int, ...]) -> Path:
+def write_parts(folder: Path, numbers: tuple[int, ...], name: Callable[[int], str] = str) -> Path:
     """Five files of six rows, of which some are there: episodes of 10 rows, whose frames are filled with their row."""
     t, kinds = np.arange(30), np.tile([0.0, *[1] * 8, 2], 3)
     whole = {"observation": numbered_frames(0, 30), "action": np.zeros((30, 2)), "reward": np.where(kinds > 0, t, 0)}
     for number in numbers:
         rows = slice(6 * number, 6 * number + 6)
         arrays = {key: array[rows] for key, array in {**whole, "discount": np.ones(30), "step_type": kinds}.items()}
-        write_84px(folder / f"{number}.hdf5", [toy_episode(0, 6)], **arrays)
+        write_84px(folder / f"{name(number)}.hdf5", [toy_episode(0, 6)], **arrays)
     return folder
+
+
+@pytest.mark.parametrize("name", [lambda number: f"rows_{6 * number}", lambda number: f"at_{1200 + 7 * number**2}"])
+def test_numbers_that_count_rows_or_seconds_miss_no_file(tmp_path: Path, name: Callable[[int], str]) -> None:
+    folder = write_parts(tmp_path, (0, 1, 2, 3, 4), name)
+    for dataset in (open_vd4rl(folder), Episodes.open(folder)):
+        assert dataset.returns.tolist() == [45, 135, 225]
 
 
 def test_the_halves_around_a_missing_shard_are_no_episode(tmp_path: Path) -> None:

@@ -81,6 +81,19 @@ print(observation.shape, observation.std() > 20)
     assert found.stdout.strip() == "(6, 36, 36) True", found.stderr[-2000:]
 
 
+def test_an_environment_may_draw_into_one_array():
+    class Reusing(Counter):
+        buffer = np.zeros((3, 8, 8), np.uint8)
+
+        def render(self) -> Any:
+            self.buffer[:] = 10 * self.steps
+            return self.buffer.transpose(1, 2, 0)
+
+    env = PixelObservation(Reusing(), size=8, stack=3)
+    env.reset()
+    assert [shown(env.step(0)[0]) for _ in range(3)] == [[0, 0, 1], [0, 1, 2], [1, 2, 3]]
+
+
 def test_given_frames_fill_the_stack_and_other_options_pass():
     env = PixelObservation(Counter(), size=8, stack=3)
     frames = np.stack([np.full((3, 8, 8), 10 * step, np.uint8) for step in (5, 6, 7)])

@@ -103,6 +103,20 @@ def test_other_frames_warn(name: str, value: str, square_voc: Path) -> None:
         VOCValueWrapper(square_env(), square_voc)
 
 
+def test_a_wrapper_may_say_how_frames_are_made(square_voc: Path) -> None:
+    class Says(gym.Wrapper):
+        data_spec = replace(SPEC, task="other")
+
+    makers = (
+        lambda: VOCValueWrapper(Says(square_env()), square_voc),
+        lambda: VOCValueVectorWrapper(SyncVectorEnv([lambda: Says(square_env())] * 2), square_voc),  # type: ignore[list-item]
+        lambda: VecVOCValue(DummyVecEnv([lambda: Says(square_env())] * 2), square_voc),
+    )
+    for make in makers:
+        with pytest.warns(UserWarning, match="this data has 'other'"):
+            make()
+
+
 def test_frames_of_unknown_making_warn(square_voc: Path) -> None:
     def silent() -> gym.Env:
         env: Any = square_env()

@@ -74,18 +74,28 @@ def test_single_wrappers_in_processes_of_their_own(context: str, square_voc: Pat
 
 
 FORKED = """
-import signal, sys
+import json, multiprocessing, signal, sys
+import torch
 from gymnasium.vector import AsyncVectorEnv
 from square import square_env
 from voc_rl import VOCValueWrapper
 
+signal.alarm(60)  # ends this process, and each worker that waits for ever
+
 def make():
-    signal.alarm(60)  # ends this process, and each worker that waits for ever
+    signal.alarm(60)
     return VOCValueWrapper(square_env(), sys.argv[1])
 
-envs = AsyncVectorEnv([make] * 2, context="fork")
-print(envs.reset(seed=6)[1]["voc"]["value"].tolist())
-envs.close()
+def values(made):
+    envs = AsyncVectorEnv([made] * 2, context="fork")
+    found = envs.reset(seed=6)[1]["voc"]["value"].tolist()
+    envs.close()
+    return found
+
+inherited = make()
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # with both threads
+with multiprocessing.get_context("fork").Pool(1) as users:
+    print(json.dumps([values(make), values(lambda: inherited), users.apply(torch.get_num_threads)]))
 """
 
 
@@ -98,7 +108,10 @@ def test_forked_workers_do_not_wait_for_their_parents_threads(square_voc: Path) 
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-2000:]
     alone = [square_wrapped(square_voc).reset(seed=seed)[1]["voc"]["value"] for seed in (6, 7)]
-    assert json.loads(found.stdout) == pytest.approx(alone, abs=1e-3)
+    made, inherited, threads = json.loads(found.stdout)
+    assert made == pytest.approx(alone, abs=1e-3)
+    assert inherited == pytest.approx(alone, abs=1e-3)
+    assert threads == 2  # of a fork that reads nothing
 
 
 @pytest.mark.parametrize("options", VALUE_MODES)

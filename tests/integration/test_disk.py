@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small import SPEC, toy_dataset, toy_episode
-from worlds import one_sentence, write_world
+from worlds import one_sentence, refusal, write_world
 
 from voc_rl.benchmarks.trust_kills import contents, partial_files
 from voc_rl.checkpoints import hold_folder
 from voc_rl.cli import main
-from voc_rl.data import load_dataset, write_episode
+from voc_rl.data import Episodes, load_dataset, write_episode, write_minari
 from voc_rl.errors import VOCError
 
 SHORT = ["--gamma", "0.5", "--quantizer-steps", "6", "--steps", "6", "--threads", "1"]
@@ -76,6 +76,22 @@ def test_a_full_disk_refuses_an_episode(disk: Path) -> None:
             write_episode(disk / f"{i}.hdf5", toy_episode(i, 100, frames=frames), SPEC)
     assert sorted(path.name for path in disk.iterdir()) == ["0.hdf5", "1.hdf5"]
     assert len(load_dataset(disk)) == 200
+
+
+@pytest.mark.parametrize("free", [30, 40])  # MB: too few for the frames, and for the last episode with what it needs
+def test_a_full_disk_refuses_a_minari_dataset(disk: Path, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(disk / "minari"))
+    frames = np.zeros((100, 3, 200, 200), np.uint8)  # 12 MB
+    made = [toy_episode(i, 100, frames=frames) for i in range(3)]
+    dataset = Episodes.from_episodes(made, SPEC, Path("memory"))
+    space = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - free * 2**20))
+    said = refusal(write_minari, "toy/full-v0", dataset)
+    assert f"MiB, the disk of {disk}/minari/toy/.full-v0.part" in said
+    assert [path.name for path in (disk / "minari").rglob("*") if path.is_file()] == ["namespace_metadata.json"]
+    (disk / "filler").unlink()
+    assert len(load_dataset(write_minari("toy/full-v0", dataset))) == 300
 
 
 def test_a_read_only_folder(disk: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:

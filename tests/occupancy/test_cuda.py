@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransf
 from voc_rl.occupancy.decoding import Decoder
 from voc_rl.occupancy.kernels import TorchKernels
 from voc_rl.occupancy.sampling import sample_plainly, uniforms
+from voc_rl.occupancy.targets import Targets, draw_targets
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.precision import autocast, generator_on, seeded
 
@@ -115,7 +117,7 @@ def test_the_activation_is_the_one_with_tanh() -> None:
 
 def trainee(device: torch.device) -> OccupancyTrainee:
     states = walks(ring(), 20, 30)
-    dataset = episodes_of([np.r_[0.0, w[1:] / 10] for w in states], [i % 3 == 0 for i in range(20)])
+    dataset = episodes_of([np.r_[0.0, w[1:] / 10] for w in states], [True] * 20)
     codes = torch.from_numpy(np.stack([states.ravel() // 4, states.ravel() % 4], 1)).to(torch.int16)
     features = torch.randn(len(codes), 3, generator=torch.Generator().manual_seed(0)).half()
     torch.manual_seed(0)
@@ -132,12 +134,19 @@ def gradients(own: OccupancyTrainee, gen: torch.Generator) -> list[Tensor]:
 
 
 def test_a_training_step_has_the_gradients_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real targets only, one generator of the CPU for both, float32."""
-    off = torch.autocast("cpu", enabled=False)
+    """One generator of the CPU for both, float32; all targets real or END: samples are drawn where the network is."""
+    off, drawn = torch.autocast("cpu", enabled=False), []
     monkeypatch.setattr("voc_rl.occupancy.training.autocast", lambda device: off)
+
+    def draw(*given: Any) -> Targets:
+        drawn.append(draw_targets(*given))
+        return drawn[-1]
+
+    monkeypatch.setattr("voc_rl.occupancy.training.draw_targets", draw)
     here, there = (gradients(trainee(device), torch.Generator().manual_seed(1)) for device in (CPU, CUDA))
     for one, other in zip(here, there, strict=True):
         torch.testing.assert_close(other, one, atol=2e-5, rtol=2e-3)
+    assert [int((targets.bootstrap >= 0).sum()) for targets in drawn] == [0, 0]
 
 
 def test_training_goes_down_and_resumes(tmp_path: object) -> None:

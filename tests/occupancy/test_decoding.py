@@ -8,16 +8,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from test_sampling import CODES, TOKENS, generator, network
 
-from voc_rl.occupancy import OccupancyTransformer, uniforms
+from voc_rl.occupancy import uniforms
 from voc_rl.occupancy.contexts import Cache
-from voc_rl.occupancy.decoding import _DECODERS, KEPT, Decoder, bytes_of_state, fitting, kept_decoder, room
-from voc_rl.occupancy.discounts import draw_gammas
+from voc_rl.occupancy.decoding import _DECODERS, Decoder, kept_decoder
 from voc_rl.occupancy.kernels import TorchKernels
 from voc_rl.occupancy.sampling import sample_plainly
 
@@ -51,20 +50,6 @@ def test_the_same_hidden_numbers_as_the_networks_own() -> None:
         own = model.next_hidden(prefix, futures[..., place], cache)
         found = decode._hidden(futures[..., place].flatten(), place).view_as(own)
         torch.testing.assert_close(found, own, atol=2e-6, rtol=2e-6)
-
-
-def test_decoders_are_kept_and_shared_by_nearly_equal_numbers_of_states() -> None:
-    model = network()
-    one = kept_decoder(model, 201, 1, torch.float32)
-    assert kept_decoder(model, 256, 1, torch.float32) is one
-    assert one.states == 256
-    assert [room(states, 1) for states in (1, 7, 8, 17, 33, 512)] == [1, 8, 8, 32, 64, 512]
-    assert [room(states, 10) for states in (32, 33, 60, 64, 65)] == [32, 36, 60, 64, 72]  # many: an eighth at most
-    for samples in (1, 10, 700):
-        for most in (1, 5, 63, 64, 300, 1000):
-            states = fitting(most, samples)
-            assert room(states, samples) <= most
-            assert all(room(more, samples) > most for more in range(states + 1, most + 1))
 
 
 class Captured:
@@ -139,57 +124,54 @@ def test_copies_of_weights_that_moved_are_renewed(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(decode(prefix, noise), sample_plainly(model, prefix, noise))
 
 
-def test_decoders_are_kept_where_the_network_is() -> None:
-    model = network()
-    one = kept_decoder(model, 4, 1, torch.float32)
-    model.to("meta")
-    other = kept_decoder(model, 4, 1, torch.float32)
-    assert (one.last.device.type, other.last.device.type) == ("cpu", "meta")
-    assert list(_DECODERS[model].values()) == [other]
+@pytest.mark.parametrize("first", [True, False])
+def test_decoders_serve_inside_and_outside_of_inference_mode(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers, copies of weights and inputs can each be of one kind."""
+    monkeypatch.setattr("voc_rl.occupancy.decoding.triton_works", lambda *given: False)
+    model, noise = network(), uniforms(network(), 4, 30, generator())
+    context = torch.randint(CODES, (4, TOKENS))
+    with torch.no_grad():
+        expected = sample_plainly(model, model.prefix(context), noise)
+    for inside in (first, not first, first):
+        with torch.inference_mode(inside), torch.no_grad():
+            prefix = model.prefix(context)
+            for dtype, same in ((torch.float32, 1.0), (torch.bfloat16, 0.8)):
+                futures = kept_decoder(model, 4, 30, dtype)(prefix, noise)
+                assert not futures.is_inference()
+                assert (futures == expected).float().mean() >= same
+    assert len(_DECODERS[model]) == 2
 
 
-def test_decoders_that_were_used_last_are_kept_as_far_as_memory_allows() -> None:
-    model = network()
-    made = [kept_decoder(model, 1, samples, torch.float32) for samples in range(1, KEPT + 1)]
-    assert kept_decoder(model, 1, 1, torch.float32) is made[0]
-    kept_decoder(model, 1, KEPT + 1, torch.float32)
-    assert kept_decoder(model, 1, 1, torch.float32) is made[0]
-    assert kept_decoder(model, 1, 2, torch.float32) is not made[1]  # it was used longest ago
-    model = network()
-    model.memory = 3 * bytes_of_state(model.config, 300) // 2
-    for states, kept in ((1, [1]), (2, [1, 2]), (1, [2, 1]), (3, [3])):  # as much as two that sampling would make
-        kept_decoder(model, states, 300, torch.float32)
-        assert [each.states for each in _DECODERS[model].values()] == kept
+class Event:
+    """One of a GPU, which says what was asked of it."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self.asked.append(name)
 
 
-def test_the_ladder_of_discounts_finds_its_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``climb`` decodes for all targets that bootstrap, and again for those that go on."""
-    made: list[int] = []
+@torch.no_grad()
+def test_streams_take_turns_at_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for what was asked before, and who lets go of a decoder, for all of it."""
+    model, asked = network(), list[str]()
+    decode, noise = kept_decoder(model, 2, 9, torch.float32), uniforms(model, 2, 9, generator())
+    decode._done = Event(asked)  # type: ignore[assignment]
+    prefix = model.prefix(torch.randint(CODES, (2, TOKENS)))
+    monkeypatch.setattr(decode, "_write", lambda: asked.append("write"))
+    decode(prefix, noise)
+    assert asked == ["wait", "write", "record"]
 
-    def make(model: OccupancyTransformer, states: int, *rest: object) -> object:
-        made.append(states)
-        return object()
+    def fail() -> None:
+        raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("voc_rl.occupancy.decoding.Decoder", make)
-    rng, model, asked = np.random.default_rng(0), network(), 0
-    for _ in range(200):
-        gamma = np.repeat(draw_gammas((0.5, 0.95), 1024, rng), 2)
-        gamma = gamma[rng.random(2048) < gamma**80]
-        below = np.maximum(2 * gamma - 1, 0.5)
-        going = int((rng.random(len(gamma)) < (gamma - below) / (1 - below)).sum())
-        for count in (len(gamma), going):
-            if count:
-                kept_decoder(model, count, 1, torch.float32)
-                asked += 1
-    assert asked > 350
-    assert len(made) < 0.05 * asked
-
-
-def test_the_targets_of_training_share_few_decoders() -> None:
-    """What is drawn at a refill varies; made anew each time, decoders would cost more than what they do."""
-    rng = np.random.default_rng(0)
-    for rows, share in ((256, 0.8), (2048, 0.02), (1024, 0.8)):
-        assert len({room(int(count), 1) for count in rng.binomial(rows, share, size=200)}) <= KEPT
+    monkeypatch.setattr(decode, "_write", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        decode(prefix, noise)
+    assert asked[3:] == ["wait", "record"]
+    kept_decoder(model.to("meta"), 2, 9, torch.float32)
+    assert asked[5:] == ["synchronize"]
 
 
 INTERPRETED = """

@@ -16,7 +16,8 @@ from torch import Tensor
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, compose, sample_futures
 from voc_rl.occupancy.contexts import Cache, Prefix
-from voc_rl.occupancy.sampling import bytes_of_state, sample_codes, states_at_once, uniforms
+from voc_rl.occupancy.decoding_memory import bytes_of_state
+from voc_rl.occupancy.sampling import sample_codes, states_at_once, uniforms
 
 TOKENS, CODES = 3, 5
 
@@ -201,7 +202,7 @@ def test_common_random_numbers_make_futures_a_function_of_the_context(new_gamma:
 
     together = drawn(context)
     assert torch.equal(torch.cat([drawn(context[i : i + 1]) for i in range(6)]), together)
-    model.memory = 2 * bytes_of_state(model.config, 9)
+    model.memory = 2 * bytes_of_state(model.config, 9, torch.float32)
     assert torch.equal(drawn(context), together)
     assert len(together[0].unique(dim=0)) > 1
     same = drawn(context[:1].expand(3, -1))
@@ -216,11 +217,11 @@ def test_a_budget_of_memory_cuts_states_and_keeps_their_order(states: int) -> No
     context, features = torch.randint(CODES, (7, TOKENS)), torch.randn(7, 4)
     noise = uniforms(model, 7, 4, generator())
     together = sample_futures(model, context, features, 4, generator(), noise)
-    model.memory = states * bytes_of_state(model.config, 4)
+    model.memory = states * bytes_of_state(model.config, 4, torch.float32)
     assert states_at_once(model, 7, 4) == {1: 1, 2: 2, 3: 3, 5: 4, 100: 7}[states]  # parts of equal size
     assert torch.equal(sample_futures(model, context, features, 4, generator(), noise), together)
-    assert sample_futures(model, context, features, 4, generator()).shape == (7, 4, TOKENS)
-    model.memory = bytes_of_state(model.config, 4) - 1
+    assert torch.equal(sample_futures(model, context, features, 4, generator()), together)  # the same numbers are drawn
+    model.memory = bytes_of_state(model.config, 4, torch.float32) - 1
     with pytest.raises(VOCError, match=r"too small for one state with 4 samples, which takes 0 MB; raise it, or draw"):
         sample_futures(model, context, features, 4, generator())
 
@@ -228,7 +229,7 @@ def test_a_budget_of_memory_cuts_states_and_keeps_their_order(states: int) -> No
 def test_the_budget_is_what_decoding_takes() -> None:
     config = OccupancyConfig(1024, 75, n_layer=4, n_head=8, width=768)
     caches = 100 * 4 * 75 * 768 * 2 * 2  # keys and values of 100 futures in bfloat16
-    assert caches < bytes_of_state(config, 100) < 1.2 * caches
+    assert caches < bytes_of_state(config, 100, torch.bfloat16) < 1.2 * caches
 
 
 class _Table(torch.nn.Module):

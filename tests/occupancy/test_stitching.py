@@ -176,6 +176,16 @@ def test_candidates_by_hand() -> None:
     np.testing.assert_allclose(found.squared, (distances / unit) ** 2, rtol=1e-4, atol=1e-9)
 
 
+def test_of_equal_frames_the_candidates_are_a_random_sample() -> None:
+    """600 rows of one picture: candidates from early and late rows alike, and all of them candidates of some."""
+    dataset, features = line([0.0] * 600 + [1.0])
+    found = find_candidates(dataset, features).row[:600]
+    assert found.shape == (600, 128)
+    assert all(len(set(rows)) == 128 for rows in found.tolist())
+    assert (found < 300).mean() == pytest.approx(0.5, abs=0.1)
+    assert len(np.unique(found)) > 250  # three samples of 128; one alone would be all that there is
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("shift", [0.0, 100.0])
 def test_units_do_not_matter(scale: float, shift: float) -> None:

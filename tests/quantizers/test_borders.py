@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from small import SPEC, toy_episode
 from worlds import refusal
 
-from voc_rl.data import Episodes, write_episode
+from voc_rl.benchmarks.layouts import d4rl_arrays, write_d4rl
+from voc_rl.data import Episodes, load_dataset, write_episode
+from voc_rl.data.checks import check_dataset
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.quantizers import (
@@ -100,6 +103,28 @@ def test_the_largest_patch_that_fits() -> None:
 def test_untrained_quantizers_say_nothing(dataset: Episodes) -> None:
     said = refusal(tokenize, fresh(), dataset)
     assert said == "Quantizer vqvae is untrained, and its codes say nothing; train it, or load one."
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("vqvae", {}), ("musik", {}), ("dino", {"side": 12, "patch": 12})])
+def test_one_picture_alone_teaches_nothing(name: str, sizes: dict[str, int]) -> None:
+    """Refused before anything is divided by its spread, and remarked on by ``voc-rl data validate``."""
+    frames = np.full((20, 3, SIZE, SIZE), 7, np.uint8)
+    quantizer = build_quantizer(name, (9, SIZE, SIZE), sizes or {"patch": 3})
+    dataset = Episodes.from_episodes([toy_episode(0, 20, frames=frames)], SPEC, Path("memory"))
+    assert "every frame is the same picture" in refusal(fit_quantizer, quantizer, dataset, 0)
+    assert not quantizer.initialised
+    remark = "Every frame is the same picture, so that no quantizer can be trained on them."
+    assert check_dataset(dataset) == [remark]
+    frames[19, 2, 0, 0] = 8  # one number of one picture
+    other = Episodes.from_episodes([toy_episode(0, 20, frames=frames)], SPEC, Path("memory"))
+    assert check_dataset(other) == []
+
+
+def test_data_without_frames_teach_nothing(tmp_path: Path) -> None:
+    write_d4rl(tmp_path / "walker2d.hdf5", d4rl_arrays((3, 2)))
+    dataset = load_dataset(tmp_path / "walker2d.hdf5")
+    for call in (dataset.load_frames, lambda: train_quantizer(fresh(), dataset, LoopConfig(steps=2, batch_size=8))):
+        assert "has states but no frames; voc_rl.envs.render_states draws them." in refusal(call)
 
 
 def test_a_frozen_quantizer_cannot_be_trained(dataset: Episodes) -> None:

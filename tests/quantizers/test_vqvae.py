@@ -154,7 +154,7 @@ def test_components_equal_numpy(dataset: Episodes) -> None:
 def test_components_need_frames() -> None:
     frames = torch.zeros(3, 3, SIZE, SIZE, dtype=torch.uint8)
     said = refusal(PrincipalComponents((3, SIZE, SIZE), 5).fit, frames, generator())
-    assert "3 frames are too few for 5 principal components; give more data, or fewer `components`" in said
+    assert "3 frames are too few for 5 principal components; give more data, a quantizer without them (--q" in said
 
 
 def test_there_are_no_more_components_than_pixels(dataset: Episodes) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -137,6 +139,20 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
+def check_space(needed: int, folder: Path, what: str) -> None:
+    """Refuse what the disk cannot take, before a library writes it that crashes there.
+
+    Raises:
+        VOCError: more bytes than are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise VOCError(
+            f"{what} takes {needed / 2**20:.0f} MiB, the disk of {folder} has {free / 2**20:.0f} free; make room, or "
+            "choose another place."
+        )
+
+
 @cache
 def machine_memory() -> int:
     """Bytes of memory that this process may have in all: the machine's, or less where its control group has less."""
@@ -188,13 +204,30 @@ def data_files(folder: Path, suffixes: Sequence[str], untrusted: bool = False) -
     return sorted(found, key=lambda p: [(not w.isdigit(), int(w) if w.isdigit() else 0, w) for w in _words(p.name)])
 
 
-def follows(before: Path, path: Path) -> bool:
-    """Whether a file may be the next after another: not where their names differ by a number that skips some."""
+def gaps(files: Sequence[tuple[Path, int]]) -> list[int]:
+    """Places in a series of files, each with its rows, before which one is missing by the numbers in their names.
+
+    Such numbers count the files, or the rows: the first or the last one of a file. Where no two neighbours are found
+    to be counted so (times, say), a number that skips some says nothing; of two files alone it is believed.
+    """
+    steps = [_step(before[0], file[0]) for before, file in pairwise(files)]
+    counts_files = 1 in steps
+    fits = {
+        place: step == 1 or (not counts_files and step in (files[place - 1][1], files[place][1]))
+        for place, step in enumerate(steps, 1)
+        if step is not None
+    }
+    believed = any(fits.values()) or len(fits) == 1
+    return [place for place, fit in fits.items() if believed and not fit]
+
+
+def _step(before: Path, path: Path) -> int | None:
+    """By how much the one number grows in which two names differ; None where they differ in something else."""
     one, other = _words(before.stem), _words(path.stem)
     differing = [pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]]
     if len(one) != len(other) or len(differing) != 1 or not all(word.isdecimal() for word in differing[0]):
-        return True  # the names do not say
-    return int(differing[0][1]) == int(differing[0][0]) + 1
+        return None
+    return int(differing[0][1]) - int(differing[0][0])
 
 
 def _words(name: str) -> list[str]:

@@ -34,12 +34,16 @@ def check_dataset(dataset: Episodes) -> list[str]:
     inside[dataset.starts], inside[dataset.ends - 1] = False, False
     if (dataset.step_type[dataset.starts] != FIRST).any() or (dataset.step_type[inside] != MID).any():
         raise VOCError(f"{name}: the step types do not make whole episodes.")
+    same = dataset.has_frames and rows > 1
     if dataset.has_frames:
+        first = dataset.frames(np.zeros(1, int))
         for some in dataset.blocks():
             frames = dataset.frames(some)
+            same = same and bool((frames == first).all())
             if frames.dtype != np.uint8 or frames.shape != (len(some), *dataset.frame_shape):
                 raise VOCError(f"{name}: frames are {frames.dtype} {frames.shape}; uint8 {dataset.frame_shape}.")
-    return _remarks(dataset)
+    pictures = ["Every frame is the same picture, so that no quantizer can be trained on them."] if same else []
+    return [*pictures, *_remarks(dataset)]
 
 
 def check_discounts(dataset: Episodes) -> None:

@@ -56,6 +56,8 @@ def open_d4rl(location: str | Path, stack: int = 3, max_episode_steps: int = MAX
     path = Path(location)
     if not path.exists() and re.fullmatch(r"[\w-]+-v\d+", str(location)):
         return _dataset(_from_package(str(location)), path, stack, max_episode_steps)
+    if path.is_dir():
+        raise VOCError(f"{path} is a folder; one HDF5 file of D4RL is needed, as d4rl:FILE.hdf5.")
     with reading(path, "HDF5", "an HDF5 file of D4RL with observations, actions, rewards, terminals"):
         with h5py.File(path, "r") as file:
             stored = {key: stored_array(file, key, path) for key in (*REQUIRED, *OPTIONAL)}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from voc_rl.data.border import follows
+from voc_rl.data.border import gaps
 from voc_rl.data.frames import FrameStore
 from voc_rl.data.hdf5 import (
     COLUMNS,
@@ -206,8 +205,9 @@ class Episodes:
         """Decompress every frame of the opened dataset into memory (len x 3 x H x W bytes); returns itself.
 
         Raises:
-            VOCError: more than the machine's memory, a frame that cannot be read, or a file that changed.
+            VOCError: no frames, more than the machine's memory, one that cannot be read, or a file that changed.
         """
+        self.check_frames()
         self._store.load()
         return self
 
@@ -217,9 +217,13 @@ class Episodes:
         Raises:
             VOCError: a dataset without frames, a frame that cannot be read, or a file that changed since it was opened.
         """
+        self.check_frames()
+        return self._store.read(self.source_rows[rows])
+
+    def check_frames(self) -> None:
+        """Refuse data without frames, with a word on where they could come from."""
         if not self.has_frames:
             raise VOCError(f"{self} has {self.without_frames}.")
-        return self._store.read(self.source_rows[rows])
 
     @property
     def without_frames(self) -> str:
@@ -289,8 +293,9 @@ def _check_fit(shards: Sequence[Shard]) -> None:
         ):
             if value != first:
                 raise VOCError(f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart.")
-    for before, shard in pairwise(shards):
-        if shard.rows and shard.arrays["step_type"][0] != FIRST and not follows(before.path, shard.path):
+    for place in gaps([(shard.path, shard.rows) for shard in shards]):
+        before, shard = shards[place - 1 : place + 1]
+        if shard.rows and shard.arrays["step_type"][0] != FIRST:
             raise VOCError(
                 f"{shard.path} begins inside an episode, and {before.path.name} is not the file before it; "
                 "the files between them are needed."

@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -54,7 +55,11 @@ SPEC_ATTRIBUTE = "voc_rl_spec"
 
 @dataclass(frozen=True)
 class DataSpec:
-    """How frames were made; empty words and zeros where a foreign file does not say."""
+    """How frames were made; empty words and zeros where a foreign file does not say.
+
+    Raises:
+        VOCError: a word in the place of a whole number, or the other way round.
+    """
 
     task: str = ""
     size: int = 0
@@ -66,6 +71,14 @@ class DataSpec:
     dm_control: str = ""
     max_episode_steps: int = 0
     policy: str = ""
+
+    def __post_init__(self) -> None:
+        for name, default in ((f.name, f.default) for f in fields(self)):
+            value, is_word = getattr(self, name), isinstance(default, str)
+            if not isinstance(value, str if is_word else Integral) or isinstance(value, bool):
+                needed = "a word" if is_word else "a whole number"
+                raise VOCError(f"{name} of a DataSpec is {value!r}; {needed} is needed.")
+            object.__setattr__(self, name, str(value) if is_word else int(value))  # NumPy's own are not written
 
 
 @dataclass(frozen=True)
@@ -285,11 +298,8 @@ def parse_spec(text: Any, path: Path) -> DataSpec:
         VOCError: something else than this version writes.
     """
     try:
-        spec = DataSpec(**json.loads(text))
-        if any(type(getattr(spec, f.name)) is not type(f.default) for f in fields(spec)):
-            raise TypeError("a word in the place of a number, or the other way round")
+        return DataSpec(**json.loads(text))
     except (TypeError, ValueError, RecursionError) as error:
         raise VOCError(
-            f"{path}: the attribute {SPEC_ATTRIBUTE} is not one that this version wrote ({error})."
+            f"{path}: the attribute {SPEC_ATTRIBUTE} is not one that this version wrote ({str(error).rstrip('.')})."
         ) from error
-    return spec

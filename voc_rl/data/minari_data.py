@@ -14,6 +14,7 @@ Our row t holds o_t, a_{t-1}, r_t (``voc_rl.data.hdf5``): T + 1 rows, nothing is
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import warnings
@@ -26,8 +27,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from voc_rl.checkpoints import read_json
-from voc_rl.data.border import check_memory, check_tree, data_files, reading
+from voc_rl.checkpoints import hold_folder, read_json, unwritable
+from voc_rl.data.border import check_memory, check_space, check_tree, data_files, reading
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec, whole_step_types
 from voc_rl.data.malformed import with_steps
@@ -35,6 +36,7 @@ from voc_rl.data.minari_observations import read_observations, sorted_leaves
 from voc_rl.errors import VOCError
 
 _UNBOUNDED = 1e6  # larger bounds of actions, such as the largest float, mean that there are none
+_SLACK = 2**23  # bytes of a disk that are left free for what libhdf5 writes when it closes a file
 # what our rows hold beyond Minari's own arrays; written as infos
 _OURS = ("discount", "state", "physics", "log_prob", "unclipped_action", "policy_id")
 
@@ -198,7 +200,8 @@ def write_minari(name: str, dataset: Episodes, progress: bool = False) -> Path:
     into ``infos``. Episodes without a step are left out, with a warning.
 
     Raises:
-        VOCError: a name that is none, one that is taken, or minari is not installed.
+        VOCError: a name that is none, one that is taken or being written, a disk that is full or cannot be written, or
+            minari is not installed.
     """
     _import()
     from minari.dataset.minari_dataset import parse_dataset_id
@@ -210,32 +213,51 @@ def write_minari(name: str, dataset: Episodes, progress: bool = False) -> Path:
     except ValueError as error:
         raise VOCError(f"{name!r} is no name of a Minari dataset; namespace/name-v0 is needed.") from error
     final = get_dataset_path(name)
-    if final.exists():
-        raise VOCError(f"There is a Minari dataset {name} in {final} already; choose another name or version.")
-    if namespace is not None and namespace not in list_local_namespaces():
-        create_namespace(namespace)
-    temporary = final.parent / f".{final.name}.{os.getpid()}.part"
-    temporary.mkdir()
-    try:
-        write_minari_folder(temporary / "data", name, dataset, progress)
-        os.replace(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    temporary = final.parent / f".{final.name}.part"
+    with hold_folder(temporary, "folder for a Minari dataset"):
+        try:
+            if final.exists():
+                raise VOCError(f"There is a Minari dataset {name} in {final} already; choose another name or version.")
+            if namespace is not None and namespace not in list_local_namespaces():
+                create_namespace(namespace)
+            shutil.rmtree(temporary / "data", ignore_errors=True)  # of a writer that was killed
+            write_minari_folder(temporary / "data", name, dataset, progress)
+            (temporary / ".lock").unlink()
+            os.replace(temporary, final)
+        except Exception as error:
+            reason = unwritable(error, final.parent)
+            if reason is None:
+                raise
+            raise VOCError(f"{final} cannot be written ({reason}); run again once it can.") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return final / "data"
 
 
 def write_minari_folder(folder: Path, name: str, dataset: Episodes, progress: bool = False) -> None:
-    """Write the two files of a Minari dataset into a folder, wherever that is."""
+    """Write the two files of a Minari dataset into a folder, wherever that is.
+
+    Raises:
+        VOCError: neither frames nor states, or a disk with too little space.
+    """
     minari, dataset = _import(), with_steps(dataset)
     from minari.dataset.minari_storage import MinariStorage
 
+    check_space(len(dataset) * math.prod(dataset.frame_shape), folder.parent, f"{dataset} without compression")
     observations, actions = _spaces(dataset)
     # a picture would be kept as JPEG otherwise, which changes it
     storage = MinariStorage.new(folder, observations, actions, jpeg_encoding=False)
     described = {"dataset_id": name, "minari_version": minari.__version__, "description": repr(dataset)}
     storage.update_metadata({**described, SPEC_ATTRIBUTE: json.dumps(asdict(dataset.spec))})
     shown = tqdm(range(len(dataset.starts)), name, unit="episode", disable=not progress)
-    storage.update_episodes(_buffer(dataset.whole(i)) for i in shown)
+    storage.update_episodes(_buffer(_fitting(dataset.whole(i), folder)) for i in shown)
+
+
+def _fitting(episode: Episode, folder: Path) -> Episode:
+    """The same episode, once the disk can take it: where it is full libhdf5 cannot close its file and crashes."""
+    arrays = [array for array in vars(episode).values() if array is not None]
+    check_space(2 * sum(array.nbytes for array in arrays) + _SLACK, folder, "The next episode, with room to spare,")
+    return episode
 
 
 def _spaces(dataset: Episodes) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@
     d4rl:NAME-v2        the same through the package d4rl
     minari:NAME-v0      Minari: by name, or a folder                      voc_rl.data.minari_data
 
-A path without a word before it is looked at.
+A path without a word before it is looked at; what may be a shard of V-D4RL is read as ours, which leaves nothing out.
 """
 
 from __future__ import annotations
@@ -110,8 +110,6 @@ def _guess(path: Path) -> str:
     if path.suffix == ".npz":
         return "vd4rl"
     with reading(path, "HDF5", "a dataset that is known"), h5py.File(path, "r") as file:
-        if SPEC_ATTRIBUTE in file.attrs:
-            return "voc"
-        if "observations" in list(file):
+        if SPEC_ATTRIBUTE not in file.attrs and "observations" in list(file):
             return "d4rl"
-        return "vd4rl"
+        return "voc"  # V-D4RL's shards too: only who names them as such has their malformed episodes left out

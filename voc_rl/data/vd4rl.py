@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from voc_rl.data.border import data_files, follows
+from voc_rl.data.border import data_files, gaps
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import (
     FIRST,
@@ -58,15 +58,19 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
     reasons: dict[tuple[int, int], str] = {}  # (shard, first row) of a malformed episode -> what is wrong
     files = hdf5_files(path, untrusted)
     shards: list[Shard] = []
-    for number, file in enumerate(files):
-        first = number == 0 or not follows(files[number - 1], file)  # of the files, or of those after a missing one
+    headless: list[bool] = []
 
-        def check(arrays: dict[str, np.ndarray], rows: int, where: str, first: bool = first) -> dict[str, np.ndarray]:
-            columns, found = _salvaged(arrays, rows, where, first)
-            reasons.update({(len(shards), row): reason for row, reason in found.items()})
-            return columns
+    def check(arrays: dict[str, np.ndarray], rows: int, where: str) -> dict[str, np.ndarray]:
+        columns, found = _salvaged(arrays, rows, where)
+        reasons.update({(len(shards), row): reason for row, reason in found.items()})
+        headless.append(rows > 0 and arrays["step_type"][0] != FIRST)
+        return columns
 
+    for file in files:
         shards.append(read_shard(file, check))
+    for number in (0, *gaps([(shard.path, shard.rows) for shard in shards])):
+        if headless[number]:  # and no file before it begins the episode
+            shards[number].arrays["step_type"][0], reasons[number, 0] = FIRST, _HEADLESS
     dataset = Episodes.from_shards(shards, path, stack)
     offsets = np.cumsum([0, *(shard.rows for shard in shards)])
     malformed = {int(offsets[number] + row): reason for (number, row), reason in reasons.items()}
@@ -85,17 +89,12 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
     return dataset
 
 
-def _salvaged(
-    arrays: dict[str, np.ndarray], rows: int, where: str, first: bool
-) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+def _salvaged(arrays: dict[str, np.ndarray], rows: int, where: str) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """The arrays of a shard with zeros for malformed episodes, and what is wrong by their first row."""
     for name, array in arrays.items():
         check_shape(array, name, rows, where)
-    headless = first and rows > 0 and arrays["step_type"][0] != FIRST  # no file before this one begins them
     try:
-        columns = checked_columns(arrays, rows, where)
-        if not headless:
-            return columns, {}
+        return checked_columns(arrays, rows, where), {}
     except VOCError:
         pass  # at least one episode is malformed: look at each
     starts = np.union1d([0], np.flatnonzero(arrays["step_type"] == FIRST)).astype(int)
@@ -103,8 +102,6 @@ def _salvaged(
     for start, end in zip(starts, [*starts[1:], rows], strict=True):
         part = {name: array[start:end] for name, array in arrays.items()}
         try:
-            if headless and start == 0:
-                raise VOCError(f"{where}: {_HEADLESS}.")
             parts.append(checked_columns(part, end - start, where))
         except VOCError as error:
             reasons[int(start)] = str(error).removeprefix(f"{where}: ").rstrip(".")
@@ -134,8 +131,7 @@ def write_vd4rl(
     Raises:
         VOCError: a dataset without frames.
     """
-    if not dataset.has_frames:
-        raise VOCError(f"{dataset} has {dataset.without_frames}.")
+    dataset.check_frames()
     arrays = {
         "action": dataset.action,
         "discount": dataset.discount.astype(np.float64),

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -21,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from voc_rl.graphs import capture
-from voc_rl.occupancy.contexts import OccupancyConfig, Prefix
+from voc_rl.occupancy.contexts import Prefix
+from voc_rl.occupancy.decoding_memory import bytes_of_state, default_memory, room
 from voc_rl.occupancy.kernels import Kernels, TorchKernels, sample_codes
 from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import current
@@ -40,18 +43,20 @@ class Layer:
 
 
 class Decoder:
-    """Futures of ``states`` contexts, ``samples`` of each, by one network; threads that share it take turns.
+    """Futures of ``states`` contexts, ``samples`` of each, by one network; those who share it take turns.
 
     Attributes:
-        dtype: of the products. model, states, samples: as given.
+        dtype: of the products. states, samples: as given. bytes: about what it takes while it works.
     """
 
+    @torch.inference_mode(False)  # buffers that were made inside of it could not be written to outside
     def __init__(
         self, model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype, kernels: Kernels
     ) -> None:
         config, weight = model.config, model.codes.weight
         self.states, self.samples, self.dtype, self.kernels = states, samples, dtype, kernels
-        self.config = config
+        self.config, self.bytes = config, states * bytes_of_state(config, samples, dtype)
+        self._parameters = list(model.parameters())
         self._pairs: list[tuple[Tensor, Tensor]] = []  # copies, and the parameters themselves: their data may move
         self.layers = [self._layer(block) for block in model.blocks]
         self.norm = self._kept(model.norm.weight, torch.float32), self._kept(model.norm.bias, torch.float32)
@@ -73,6 +78,9 @@ class Decoder:
         self._lock, self._calls = Lock(), 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._captures = weight.is_cuda
+        self._done = torch.cuda.Event() if weight.is_cuda else None  # what it was asked for last, on whichever stream
+        if self._done is not None:
+            self._done.record(torch.cuda.current_stream(weight.device))
 
     def _kept(self, parameter: Tensor, dtype: torch.dtype, turn: bool = False) -> Tensor:
         """A copy that every call renews, which a graph needs; ``turn``: seen as (inputs, outputs)."""
@@ -94,12 +102,36 @@ class Decoder:
             norm(block.norm_2), linear(block.mlp[0], self.dtype), linear(block.mlp[2], torch.float32),
         )  # fmt: skip
 
+    def fits(self, model: OccupancyTransformer) -> bool:
+        """Whether the network still has the parameters that it had, which may have moved; they can be replaced."""
+        own, now = self._parameters, list(model.parameters())
+        return len(own) == len(now) and all(one is other for one, other in zip(own, now, strict=True))
+
+    def finish(self) -> None:
+        """Wait until its memory may be given to others."""
+        with self._lock:
+            if self._done is not None:
+                self._done.synchronize()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One thread at a time, and of a GPU one stream after another: they write to the same buffers."""
+        with self._lock, current(self.last.device):
+            if self._done is not None:
+                self._done.wait()
+            try:
+                yield
+            finally:
+                if self._done is not None:
+                    self._done.record()
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, prefix: Prefix, noise: Tensor) -> Tensor:
         """Codes int64 (B, samples, n_tokens) for contexts already read, B at most ``states``; ``noise`` float
         (n_tokens, B, samples)."""
-        count, device = len(prefix), self.last.device
-        with self._lock, current(device), torch.autocast(device.type, enabled=False):
+        count = len(prefix)
+        with self._turn(), torch.autocast(self.last.device.type, enabled=False):
             torch._foreach_copy_([copy for copy, _ in self._pairs], [own.detach() for _, own in self._pairs])
             for (keys, values), k, v in zip(self.context, prefix.keys, prefix.values, strict=True):
                 keys[:count].copy_(k)
@@ -164,78 +196,60 @@ class Decoder:
 
 
 Key = tuple[int, int, torch.dtype, torch.device]
-# the decoders of each network on a GPU that were used last, the last one last: they hold a graph
+# the decoders of networks on GPUs, which hold a graph each; networks and decoders that were used last come last
 _DECODERS: WeakKeyDictionary[OccupancyTransformer, dict[Key, Decoder]] = WeakKeyDictionary()
 _LOCK = Lock()
-KEPT, FEW = 6, 512
+KEPT = 6  # decoders of a network
 
 
 def decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
     """A decoder for at least ``states`` contexts; on a GPU a kept one where there is one (``room``)."""
     if not model.codes.weight.is_cuda:
+        forget(model)
         return Decoder(model, states, samples, dtype, TorchKernels())
     return kept_decoder(model, states, samples, dtype)
 
 
-def room(states: int, samples: int) -> int:
-    """How many contexts a decoder for ``states`` of them has room for, so that numbers that are nearly alike share one.
-
-    Where futures are few (``FEW``), more of them cost a GPU nothing: the next power of two. Training draws another
-    number of targets at each refill, and making a decoder and its graph takes longer than using it. Where they are
-    many, at most an eighth more.
-    """
-    above = 2 ** (states - 1).bit_length()
-    if above * samples <= FEW:
-        return above
-    step = max(2 ** (states.bit_length() - 1) // 8, 1)
-    return math.ceil(states / step) * step
-
-
-def fitting(most: int, samples: int) -> int:
-    """The largest number of contexts whose decoder has ``room`` for at most ``most``."""
-    return next(states for states in range(most, 0, -1) if room(states, samples) <= most)
-
-
-def default_memory(device: torch.device) -> int:
-    """Bytes that sampling may take: a quarter of a GPU's, or 2 GiB of the host's."""
-    return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 1 << 31
-
-
-def bytes_of_state(config: OccupancyConfig, samples: int) -> int:
-    """About what decoding ``samples`` futures of one state takes: keys and values, then what a step works on."""
-    pairs = 2 * 2 * config.n_layer * config.n_tokens * config.width
-    step = 24 * config.width + 12 * config.codebook_size + 12 * config.n_tokens
-    return pairs + samples * (pairs + step)
+def forget(model: OccupancyTransformer) -> None:
+    """Let go of a network's decoders and their memory."""
+    with _LOCK:
+        for each in _DECODERS.pop(model, {}).values():
+            each.finish()
 
 
 def kept_decoder(model: OccupancyTransformer, states: int, samples: int, dtype: torch.dtype) -> Decoder:
     """The decoder that is kept for such a number of states, or a new one that is kept from now on.
 
-    At most ``KEPT`` are, which together take at most twice of what sampling may take at once, all of them where the
-    network is now.
+    At most ``KEPT`` are, all of them where the network is now. Together they take at most twice of what sampling may
+    take at once, and so do those of all networks on a GPU.
     """
     key = (room(states, samples), samples, dtype, model.codes.weight.device)
     with _LOCK:
-        kept = _DECODERS.setdefault(model, {})
-        found = kept.pop(key, None)
-        if found is None:
+        kept = _DECODERS[model] = _DECODERS.pop(model, {})
+        found = kept.get(key)
+        if found is None or not found.fits(model):
             _make_room(model, kept, key)
             found = Decoder(model, *key[:3], _kernels(model, dtype))
+        kept.pop(key, None)
         kept[key] = found
     return found
 
 
 def _make_room(model: OccupancyTransformer, kept: dict[Key, Decoder], key: Key) -> None:
-    """Let go of decoders on another device, and of those used longest ago, until a new one has room."""
-    for other in [other for other in kept if other[-1] != key[-1]]:
-        del kept[other]
-    most = 2 * (model.memory or default_memory(key[-1]))
-    while kept and (len(kept) >= KEPT or sum(_bytes(model, each) for each in (*kept, key)) > most):
-        del kept[next(iter(kept))]
-
-
-def _bytes(model: OccupancyTransformer, key: Key) -> int:
-    return key[0] * bytes_of_state(model.config, key[1])
+    """Let go of a network's decoders that are elsewhere or of other parameters, then of those used longest ago, its own
+    and at last any network's, until a new one has room."""
+    for other in [other for other, each in kept.items() if other[-1] != key[-1] or not each.fits(model)]:
+        kept.pop(other).finish()
+    new, usual = key[0] * bytes_of_state(model.config, key[1], key[2]), default_memory(key[-1])
+    while kept and (len(kept) >= KEPT or new + sum(each.bytes for each in kept.values()) > 2 * (model.memory or usual)):
+        kept.pop(next(iter(kept))).finish()
+    here = [(own, other) for own in _DECODERS.values() for other in own if other[-1] == key[-1]]
+    taken = new + sum(own[other].bytes for own, other in here)
+    for own, other in here:
+        if taken <= 2 * max(model.memory or 0, usual):
+            break
+        taken -= own[other].bytes
+        own.pop(other).finish()
 
 
 def _kernels(model: OccupancyTransformer, dtype: torch.dtype) -> Kernels:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.contexts import Cache, Condition, Prefix
-from voc_rl.occupancy.decoding import bytes_of_state, decoder, default_memory, fitting
+from voc_rl.occupancy.decoding import decoder
+from voc_rl.occupancy.decoding_memory import bytes_of_state, default_memory, fitting
 from voc_rl.occupancy.kernels import sample_codes
 from voc_rl.occupancy.transformer import OccupancyTransformer
 from voc_rl.precision import device_of
@@ -32,22 +33,22 @@ def sample_futures(
     """Codes int64 (B, samples, n_tokens) of futures of contexts int64 (B, n_tokens); END fills a whole future.
 
     ``condition``: actions and policies of the B contexts. ``noise`` (n_tokens, B or 1, samples) is what the futures are
-    drawn with, instead of fresh numbers (``uniforms``). As many states are decoded at once as ``model.memory`` allows.
+    drawn with, instead of fresh numbers (``uniforms``). As many states are decoded at once as ``model.memory`` allows,
+    which changes nothing about their futures.
 
     Raises:
         VOCError: a budget of memory that is too small for one state.
     """
     parts = []
     states = states_at_once(model, len(context), samples)
+    if noise is None:
+        noise = uniforms(model, len(context), samples, generator)
     for first in range(0, len(context), states):
         some = slice(first, first + states)
         prefix = model.prefix(
             context[some], None if features is None else features[some], condition=condition and condition[some]
         )
-        if noise is None:
-            own = uniforms(model, len(prefix), samples, generator)
-        else:
-            own = (noise if noise.shape[1] == 1 else noise[:, some]).expand(-1, len(prefix), -1)
+        own = (noise if noise.shape[1] == 1 else noise[:, some]).expand(-1, len(prefix), -1)
         parts.append(sample_from_prefix(model, prefix, own))
     return torch.cat(parts) if parts else context.new_empty((0, samples, model.config.n_tokens))
 
@@ -78,7 +79,10 @@ def states_at_once(model: OccupancyTransformer, states: int, samples: int) -> in
     """
     if not isinstance(model, OccupancyTransformer):
         return max(states, 1)
-    device, one = device_of(model), bytes_of_state(model.config, samples)
+    device = device_of(model)
+    low = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if low else model.codes.weight.dtype
+    one = bytes_of_state(model.config, samples, dtype)
     memory = model.memory or default_memory(device)
     if memory < one:
         raise VOCError(

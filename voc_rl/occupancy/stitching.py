@@ -116,7 +116,8 @@ def principal_components(features: Tensor, count: int) -> Tensor:
 def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES) -> Candidates:
     """The rows most like each row of ``dataset`` by its continuous features (N, F), for every policy to choose among.
 
-    Computed where the features are.
+    Of more equally near rows than ``count`` (a fixed reset, still frames) every ``ROWS_AT_ONCE`` rows get a random
+    sample of their own. Computed where the features are.
 
     Raises:
         VOCError: no features, another number of them than of rows, NaN features, or no step in the data.
@@ -130,16 +131,18 @@ def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES
     going = torch.from_numpy(going_rows(dataset)).to(features.device)
     count = min(count, len(going))
     view = principal_components(features, COMPONENTS)
-    others = view[going]
-    lengths = others.square().sum(1)
+    mixing = torch.Generator().manual_seed(0)
     rows, squared = np.empty((len(view), count), np.int64), np.empty((len(view), count), np.float32)
     for first in range(0, len(view), ROWS_AT_ONCE):
         own = view[first : first + ROWS_AT_ONCE]
-        place = (lengths - 2 * own @ others.T).topk(count, largest=False).indices
+        # topk takes ties by their order, which in data sorted by behaviour would be those of one behaviour
+        mixed = going[torch.randperm(len(going), generator=mixing).to(going.device)]
+        others = view[mixed]
+        place = (others.square().sum(1) - 2 * own @ others.T).topk(count, largest=False).indices
         # the products above lose small distances to rounding; equal frames are at distance 0
         distance = (own[:, None] - others[place]).square().sum(2)
         distance, order = distance.sort(stable=True)
-        rows[first : first + ROWS_AT_ONCE] = going[place.gather(1, order)].cpu().numpy()
+        rows[first : first + ROWS_AT_ONCE] = mixed[place.gather(1, order)].cpu().numpy()
         squared[first : first + ROWS_AT_ONCE] = distance.cpu().numpy()
     unit, spread = float(np.median(squared[:, min(TYPICAL, count) - 1])), 2.0 * float(view.var(0, False).sum())
     if unit <= 1e-6 * spread:  # most frames are there many times: typical is the distance of any two rows

@@ -81,14 +81,20 @@ def fit_quantizer(quantizer: Quantizer, dataset: Episodes, seed: int, log: StepL
     """``initialise`` a fresh quantizer on a sample of the observations of ``dataset``, before its first step.
 
     One that was trained before stays as it is.
+
+    Raises:
+        VOCError: data without frames, or with one picture alone, in which there is nothing to tell apart.
     """
     if quantizer.initialised:
         return
+    dataset.check_frames()
     rng = np.random.default_rng([seed, 1 << 40])
     room = max(FITTING_BYTES // math.prod(dataset.observation_shape), 1)
     rows = rng.choice(len(dataset), size=min(FITTING_ROWS, room, len(dataset)), replace=False)
     device = device_of(quantizer)
     obs = torch.from_numpy(dataset.observations(np.sort(rows))).to(device)
+    if len(obs) > 1 and torch.equal(obs.amin(0), obs.amax(0)):
+        raise VOCError(f"{dataset}: every frame is the same picture; frames that differ are needed to learn from.")
     quantizer.initialise(obs, generator_on(device, step_seed(seed, 1 << 40)), log)
 
 

@@ -106,8 +106,8 @@ class PrincipalComponents(nn.Module):
         count = self.basis.shape[1]
         if len(pixels) < count:
             raise VOCError(
-                f"{len(pixels)} frames are too few for {count} principal components; give more data, or fewer "
-                "`components` in the quantizer's config."
+                f"{len(pixels)} frames are too few for {count} principal components; give more data, a quantizer "
+                "without them (--quantizer dino), or fewer `components` in the quantizer's config."
             )
         probe = torch.randn(pixels.shape[1], count + 16, generator=generator, device=generator.device)
         probe = probe.to(pixels.device)

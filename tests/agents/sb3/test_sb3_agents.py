@@ -12,18 +12,20 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.wrappers import DiscretizeAction
+from gymnasium.wrappers import DiscretizeAction, TransformObservation
 from square import SIDE, Square, square_env
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.save_util import load_from_zip_file
-from worlds import CELLS
+from worlds import CELLS, one_sentence
 
-from voc_rl import VOC
+from voc_rl import VOC, VOCValueWrapper
+from voc_rl.agents import policy_of
 from voc_rl.agents.sb3 import VOCFeaturesExtractor
 from voc_rl.envs import PixelObservation
+from voc_rl.errors import VOCError
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import open_voc
 
@@ -106,7 +108,7 @@ def test_a_saved_agent_acts_the_same_and_holds_no_voc(
     assert kept["policy_kwargs"]["features_extractor_kwargs"] == {"voc": str(square_voc)}
     names = list(saved_policy(path))
     assert names
-    assert not [name for name in names if "features_extractor" in name]
+    assert not [name for name in names if "features_extractor" in name and not name.endswith(".voc_mark")]
     assert len(extractors(model)) >= 1
     # what Stable-Baselines3 keeps of the last step are whole frames
     model.save(path, exclude=["_last_obs", "_last_original_obs"])
@@ -181,6 +183,60 @@ def test_training_leaves_the_voc_in_evaluation_mode(
     monkeypatch.setattr(VOCFeaturesExtractor, "forward", note)
     agent(algorithm, square_voc, frozen=frozen).learn(24)
     assert set(modes) == {(True, False), (False, False)}  # in training and in acting
+
+
+@pytest.mark.parametrize("algorithm", list(SMALL))
+def test_a_voc_that_was_trained_anew_does_not_change_an_agent(
+    algorithm: type[BaseAlgorithm], square_voc: Path, tmp_path: Path
+) -> None:
+    """Refused, unless what changed is saved with the agent, or not what its features come from."""
+    folder, obs, path = tmp_path / "voc", real_observations(), tmp_path / "agent.zip"
+    for changed, kwargs, refused in (
+        ("occupancy", {}, True),
+        ("occupancy", {"features": "tokens"}, False),
+        ("occupancy", {"frozen": False}, False),
+        ("quantizer", {"features": "tokens"}, True),
+        ("quantizer", {"frozen": False}, True),
+        ("quantizer", {"features": "tokens", "frozen": False}, False),
+    ):
+        voc = VOC.load(square_voc)
+        voc.save(folder)
+        model = agent(algorithm, folder, **kwargs)
+        model.save(path)
+        with torch.no_grad():
+            next(getattr(voc, changed).parameters()).add_(0.5)
+        voc.save(folder)
+        if refused:
+            with pytest.raises(VOCError, match="learned on another VOC than") as refusal:
+                algorithm.load(path, device="cpu")
+            assert one_sentence(str(refusal.value))
+        else:
+            np.testing.assert_array_equal(answers(algorithm.load(path, device="cpu"), obs), answers(model, obs))
+    before_marks = {name: part for name, part in saved_policy(path).items() if not name.endswith("voc_mark")}
+    model.policy.load_state_dict(before_marks)
+
+
+def test_only_an_agent_of_the_flat_state_is_read_without_stable_baselines3(square_voc: Path, tmp_path: Path) -> None:
+    """Frozen eyes and a dictionary's parts have no weights: by its tensors each of these is an actor of a state."""
+    eyes = {"features_extractor_class": VOCFeaturesExtractor, "features_extractor_kwargs": {"voc": str(square_voc)}}
+    coded = VOCValueWrapper(square_env(), square_voc, "observation", observe="features_only", features="codes")
+    parts = TransformObservation(Square(), lambda o: {"a": o}, gym.spaces.Dict({"a": Square().observation_space}))
+
+    def saved(policy: str, env: gym.Env, **kwargs: Any) -> SAC:
+        model = SAC(policy, env, policy_kwargs={"net_arch": [8, 8], **kwargs}, buffer_size=10, seed=0, device="cpu")
+        model.save(tmp_path / "agent.zip")
+        return model
+
+    for policy, env, kwargs in (
+        ("CnnPolicy", square_env(), eyes), ("MlpPolicy", coded, eyes), ("MultiInputPolicy", parts, {}),
+    ):  # fmt: skip
+        saved(policy, env, **kwargs)
+        with pytest.raises(VOCError, match="of the flat state; load it with Stable-Baselines3") as refusal:
+            policy_of(str(tmp_path / "agent.zip"))
+        assert one_sentence(str(refusal.value))
+    model, states = saved("MlpPolicy", Square()), np.arange(5, dtype=np.float32)[:, None]
+    found = policy_of(str(tmp_path / "agent.zip")).predict(states, deterministic=True)[0]
+    np.testing.assert_allclose(found, model.predict(states, deterministic=True)[0], atol=1e-6)
 
 
 class Turned(gym.ActionWrapper):

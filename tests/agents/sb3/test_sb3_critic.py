@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from voc_rl.data import Episodes
 from voc_rl.envs import PixelObservation
 from voc_rl.errors import VOCError
 from voc_rl.plugin import codes_as_vectors
+from voc_rl.quantizers import tokenize
 
 GAMMA = 0.5
+CODES: Any = {"mode": "observation", "observe": "features_only", "features": "codes"}
 TINY: dict[str, Any] = {"buffer_size": 400, "learning_starts": 8, "batch_size": 8, "learning_rate": 3e-3}
 
 
@@ -185,7 +188,7 @@ def test_a_saved_agent_goes_on_and_holds_no_voc(voc: Path, tmp_path: Path) -> No
 def test_codes_teach_what_frames_teach(weight: float, voc: Path, logged: Path) -> None:
     """Offline, then in the environment: the same weights but for the rounding of batches of another size."""
     dataset = Episodes.open(logged)
-    coded = VOCValueWrapper(square_env(), voc, mode="observation", observe="features_only", features="codes")
+    coded = VOCValueWrapper(square_env(), voc, **CODES)
     trained = []
     for env, policy in ((square_env(), "CnnPolicy"), (coded, "MlpPolicy")):
         model = agent(voc, env, voc_weight=weight, policy_class=policy)
@@ -214,6 +217,32 @@ def test_codes_teach_what_frames_teach(weight: float, voc: Path, logged: Path) -
     assert seen[0].realised == seen[1].realised
 
 
+def test_codes_need_no_extractor_to_be_filled_in(voc: Path, logged: Path) -> None:
+    coded, dataset = VOCValueWrapper(square_env(), voc, **CODES), Episodes.open(logged)
+    model = VOCCritic("MlpPolicy", coded, voc=voc, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu", **TINY)
+    train_offline(model, dataset, 2, progress=False, say=None)
+    rows = np.flatnonzero(dataset.steps_left > 0)
+    assert model.replay_buffer is not None
+    codes, features = tokenize(VOC.load(voc).quantizer, dataset)
+    np.testing.assert_array_equal(
+        model.replay_buffer.observations[: len(rows), 0], codes_as_vectors(codes, features).numpy()[rows]
+    )
+
+
+def test_a_moved_voc_is_named_for_the_critic_and_for_the_eyes(voc: Path, tmp_path: Path) -> None:
+    here, obs = shutil.copytree(voc, tmp_path / "here"), square_env().reset(seed=0)[0]
+    model = agent(here)
+    model.save(tmp_path / "agent.zip")
+    moved = str(here.rename(tmp_path / "moved"))
+    with pytest.raises(VOCError, match="here holds no VOC"):
+        VOCCritic.load(tmp_path / "agent.zip", voc=moved, device="cpu")
+    policy = {**model.policy_kwargs, "features_extractor_kwargs": {"voc": moved, "features": "tokens"}}
+    again = VOCCritic.load(tmp_path / "agent.zip", voc=moved, custom_objects={"policy_kwargs": policy}, device="cpu")
+    assert again.voc == moved
+    np.testing.assert_array_equal(again.predict(obs)[0], model.predict(obs)[0])
+    assert torch.equal(again.q_voc(obs[None], np.ones((1, 1))), model.q_voc(obs[None], np.ones((1, 1))))
+
+
 class Other(gym.Wrapper):
     """The square with another space of actions."""
 
@@ -223,18 +252,19 @@ class Other(gym.Wrapper):
 
 
 def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged: Path, tmp_path: Path) -> None:
-    coded = {"mode": "observation", "observe": "features_only", "features": "codes"}
     others = VOC.load(voc)
     with torch.no_grad():
         next(others.quantizer.parameters()).mul_(1.01)
     others.save(tmp_path / "others")
-    foreign = VOCValueWrapper(square_env(), tmp_path / "others", **coded)  # type: ignore[arg-type]
-    vectors = VecVOCValue(DummyVecEnv([square_env]), tmp_path / "others", **coded)  # type: ignore[arg-type]
-    own = VecVOCValue(DummyVecEnv([square_env]), voc, **coded)  # type: ignore[arg-type]
+    foreign = VOCValueWrapper(square_env(), tmp_path / "others", **CODES)
+    vectors = VecVOCValue(DummyVecEnv([square_env]), tmp_path / "others", **CODES)
+    own = VecVOCValue(DummyVecEnv([square_env]), voc, **CODES)
     two = Other(square_env(), gym.spaces.Box(-1.0, 1.0, (2,), np.float32))
     wide = RescaleAction(square_env(), np.float32(-2), np.float32(2))
     small = PixelObservation(Square(), 24, 3)
     shaped = VOCValueWrapper(square_env(), square_voc, mode="shaping", gamma=GAMMA)
+    saved, dataset = tmp_path / "agent.zip", Episodes.open(logged)
+    agent(voc, own, policy_class="MlpPolicy").save(saved)
     reads = "this VOC reads Box(-1.0, 1.0, (1,), float32)"
     cases: list[tuple[Any, str]] = [
         (lambda: agent(voc, DiscretizeAction(square_env(), bins=3)), f"actions are Discrete(3); {reads}"),
@@ -254,6 +284,12 @@ def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged:
         (lambda: agent(voc, foreign, policy_class="MlpPolicy"), "codes of another VOC's quantizer"),
         (lambda: agent(voc, vectors, policy_class="MlpPolicy"), "codes of another VOC's quantizer"),
         (lambda: agent(voc, VecNormalize(own, norm_reward=False), policy_class="MlpPolicy"), "scales the codes"),
+        (lambda: VOCCritic.load(saved).set_env(foreign), "codes of another VOC's quantizer"),
+        (lambda: VOCCritic.load(saved, voc=str(tmp_path / "others")), "learned with another VOC than"),
+        (
+            lambda: fill_replay_buffer(agent(voc, foreign, TD3, policy_class="MlpPolicy"), dataset, None),
+            "codes of another VOC's quantizer",
+        ),
     ]
     for make, words in cases:
         with pytest.raises(VOCError) as refusal:

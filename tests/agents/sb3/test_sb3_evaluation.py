@@ -85,6 +85,18 @@ def test_a_plain_environment_is_as_good_as_a_vector_of_one() -> None:
     check(evaluate(Scripted(), table_voc(VALUES), Corridor(PLAN), 5), PLAN)
 
 
+def test_frames_whose_channels_come_last_are_turned_round(square_voc: Path) -> None:
+    """As Stable-Baselines3 does for the agent's own environment."""
+
+    def last() -> gym.Env:
+        space = gym.spaces.Box(0, 255, (SIDE, SIDE, 9), np.uint8)
+        return gym.wrappers.TransformObservation(square_env(), lambda o: o.transpose(1, 2, 0), space)
+
+    found = evaluate(Scripted(1.0), square_voc, make_vec_env(last, 2, seed=3), 4)
+    assert found == evaluate(Scripted(1.0), square_voc, make_vec_env(square_env, 2, seed=3), 4)
+    assert evaluate(Scripted(1.0), square_voc, last(), 2).episode_return == 3.0
+
+
 def test_frames_made_in_another_way_are_remarked_on(square_voc: Path) -> None:
     env = make_vec_env(lambda: square_env(12), 1)
     env.envs[0].unwrapped.data_spec = replace(VOC.load(square_voc).spec, task="another", action_repeat=3)

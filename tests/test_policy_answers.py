@@ -1,0 +1,120 @@
+"""What is asked of an evaluator, and how it answers where it cannot: by a network that hardly learned."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import worlds
+from walks import GAMMA, Walk, walks
+
+import voc_rl
+from voc_rl.data import Episodes
+from voc_rl.loop import LoopConfig
+from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+from voc_rl.policy_chains import StitchingConfig
+from voc_rl.policy_evaluation import evaluate_policy
+from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.training import NetworkSize
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
+    return walks(tmp_path_factory.mktemp("walks"))
+
+
+@pytest.fixture(scope="module")
+def evaluator(data: Episodes) -> PolicyEvaluator:
+    loop = LoopConfig(steps=20, batch_size=32)
+    voc = voc_rl.VOCConfig(
+        quantizer_config={"n_tokens": 2, "components": 8, "hidden": 64, "decoder_width": 8},
+        quantizer_training=loop,
+        network=NetworkSize(null_context=True, head_members=0),
+    )
+    training = PolicyTraining(occupancy=OccupancyTraining(loop=loop))
+    config = EvaluationConfig(StitchingConfig(replicates=2), training=training, voc=voc)
+    policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
+    return PolicyEvaluator(data, policies, GAMMA, np.arange(0, len(data), 17), config)
+
+
+def test_density_gives_no_number_where_few_rows_count(evaluator: PolicyEvaluator) -> None:
+    few = replace(evaluator.config, density_rows=40)
+    poor = PolicyEvaluator(
+        evaluator.dataset, evaluator.policies, GAMMA, evaluator.starts, few, quantizer=evaluator.quantizer,
+        tokens=evaluator.tokens,
+    )  # fmt: skip
+    poor.model = evaluator.model
+    found = poor.estimate("right", "density")
+    assert np.isnan([found.value, found.stderr, found.low, found.high, *found.start_values]).all()
+    assert "no density estimate of right: fewer than 50 rows count (the effective sample size)" in found.warning
+    assert evaluator.estimate("right", "density").diagnostics["effective_rows"] > 50
+
+
+def test_one_policy_without_a_density_leaves_the_others_theirs(
+    evaluator: PolicyEvaluator, data: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = evaluator.model
+    monkeypatch.setattr(PolicyEvaluator, "model", model)
+    whole = {name: evaluator.estimate(name, "density") for name in ("right", "either")}
+    keys = {name: (name, evaluator.config.density_rows, GAMMA) for name in evaluator.policies}
+    some, weights = model._weights[keys["right"]]
+    thin = np.zeros_like(weights)
+    thin[:, :40] = 1 / 40
+    monkeypatch.setitem(model._weights, keys["left"], (some, thin))
+    monkeypatch.setitem(model._weights, keys["right"], (some, np.concatenate([thin[:1], weights[1:]])))
+    asked: dict[str, Any] = {
+        "starts": evaluator.starts, "config": evaluator.config, "quantizer": evaluator.quantizer,
+        "tokens": evaluator.tokens,
+    }  # fmt: skip
+    with pytest.warns(UserWarning, match="no density estimate of left"):
+        found = evaluate_policy(data, evaluator.policies, GAMMA, "density", **asked)
+    assert found[2].policy == "left"
+    assert np.isnan(found[2].value)
+    assert found[0].value > found[1].value
+    by_name = {estimate.policy: estimate for estimate in found}
+    assert by_name["either"].value == whole["either"].value
+    # of a start alone fewer rows count than of the mean of all
+    right = by_name["right"].start_values
+    assert np.flatnonzero(np.isnan(right)).tolist() == [0]
+    np.testing.assert_allclose(right[1:], whole["right"].start_values[1:])
+    json.dumps([estimate.as_dict() for estimate in found], allow_nan=False)
+    assert by_name["right"].as_dict()["start_values"][0] is None
+    for key in keys.values():
+        monkeypatch.setitem(model._weights, key, (some, thin))
+    said = worlds.refusal(evaluate_policy, data, evaluator.policies, GAMMA, "density", **asked)
+    assert "no density estimate of right, left, either: fewer than 50 rows" in said
+
+
+def test_what_an_estimator_cannot_answer_is_refused_before_anything_is_trained(
+    evaluator: PolicyEvaluator, data: Episodes
+) -> None:
+    bare = replace(evaluator.config, voc=replace(evaluator.config.voc, network=NetworkSize()))
+    fresh, able = (PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, config=c) for c in (bare, evaluator.config))
+    assert "needs a network with null_context" in worlds.refusal(fresh.estimate, "right", "density")
+    for estimator, gamma, said in (
+        ("sample", 0.5, "and larger ones, not for 0.5; estimator='stitch' does"),
+        ("mve", 0.5, "and larger ones, not for 0.5; estimator='stitch' does"),
+        ("density", 0.97, "only, not for 0.97; estimator='stitch' does"),
+        ("mve", 0.99999, "hops on average, and some over 1000"),
+        ("sample", 0.99999, "hops on average, and some over 1000"),
+    ):
+        assert said in worlds.refusal(able.estimate, "right", estimator, gamma=gamma)
+    for one in (fresh, able):
+        assert not {"quantizer", "tokens", "critic", "model"} & vars(one).keys()
+
+
+def test_names_are_text(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    known: dict[str, Any] = {"config": evaluator.config, "quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
+    right, left = Walk(1.0), Walk(0.0)
+    several, same = (
+        evaluate_policy(data, {a: right, b: left}, GAMMA, **known) for a, b in ((20000, 60000), ("20000", "60000"))
+    )
+    assert [(e.policy, e.value) for e in several] == [(e.policy, e.value) for e in same]
+    assert {e.policy for e in several} == {"20000", "60000"}
+    right.name = 7  # type: ignore[attr-defined]
+    assert evaluate_policy(data, right, GAMMA, **known).policy == "7"
+    said = worlds.refusal(PolicyEvaluator, data, {1: right, "1": left}, GAMMA, **known)
+    assert "[1, '1'] have the same names as text" in said
