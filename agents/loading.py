@@ -52,7 +52,8 @@ def policy_of(name: str) -> Any:
     """A policy by name: a shipped actor, an actor's ``.safetensors``, a SAC ``.zip``, or ``module:callable``.
 
     ``module:callable`` imports the module and calls the callable, which returns the policy: that runs its code. The
-    other kinds run none. Agents that learned under ``VecNormalize`` go this way (``sac_actor``).
+    other kinds run none. A SAC that learned under ``VecNormalize`` has to come through
+    ``module:callable`` (``sac_actor`` says why).
 
     Raises:
         VOCError: nothing of that name, a damaged file, or something that is no policy.

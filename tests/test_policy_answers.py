@@ -114,6 +114,8 @@ def test_names_are_text(evaluator: PolicyEvaluator, data: Episodes) -> None:
     )
     assert [(e.policy, e.value) for e in several] == [(e.policy, e.value) for e in same]
     assert {e.policy for e in several} == {"20000", "60000"}
+    numbered = PolicyEvaluator(data, {1: right, 2: left}, GAMMA, **known)  # type: ignore[dict-item]
+    assert numbered.estimate(1).value == numbered.alone(1).estimate("1").value  # type: ignore[arg-type]
     right.name = 7  # type: ignore[attr-defined]
     assert evaluate_policy(data, right, GAMMA, **known).policy == "7"
     said = worlds.refusal(PolicyEvaluator, data, {1: right, "1": left}, GAMMA, **known)

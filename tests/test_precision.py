@@ -73,11 +73,14 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_devices_as_users_name_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     gpu = torch.device("cuda", 1)
     assert (as_device(None), as_device(gpu), as_device("cuda:1")) == (None, gpu, gpu)
     assert (as_device("auto"), as_device("cpu")) == (torch.device("cuda"), CPU)
     with pytest.raises(VOCError, match=r"^device is 'tpu'; 'auto', 'cpu', 'cuda' or a name like 'cuda:1' is needed\.$"):
         as_device("tpu")
+    with pytest.raises(VOCError, match=r"^device is 'cuda:2', but PyTorch finds 2 GPU\(s\) here; use 'auto'"):
+        as_device("cuda:2")
 
 
 def test_a_device_with_and_without_its_number_is_the_same() -> None:

@@ -36,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         VOCError: a folder in its place, one that cannot be written, or a full disk.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # which never raises
         raise VOCError(f"{path} is a folder; the name of a file is needed.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

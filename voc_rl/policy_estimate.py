@@ -32,9 +32,9 @@ class PolicyEstimate:
 
     value, stderr, low, high: the estimate, its standard error and the interval *of the mean* at ``level``; ``covers``
     says which uncertainty that is. The last three are NaN where only one episode has a step; all four are where too few
-    rows count for ``density``. start_values float64 (S,):
-    the value of each start. diagnostics: numbers that tell how far the data support the policy
-    (``docs/policy_evaluation.md``). warning: why not to believe it, or "".
+    rows count for ``density``. start_values float64 (S,): the value of each start, NaN where too few rows count for it
+    (``density``). diagnostics: numbers that tell how far the data support the policy (``docs/policy_evaluation.md``).
+    warning: why not to believe it, or "".
     """
 
     policy: str

@@ -165,7 +165,7 @@ class PolicyEvaluator:
 
     def alone(self, name: str) -> PolicyEvaluator:
         """An evaluator of one of the policies, whose network is trained for it alone; all else is shared."""
-        policies = {check_choice(name, self.policies, "policy"): self.policies[name]}
+        policies = {(name := check_choice(str(name), self.policies, "policy")): self.policies[name]}
         self.tokens  # noqa: B018 - made by being asked for, once for all policies, as the critic is
         if self.config.voc.network.head_members:
             self.critic  # noqa: B018
@@ -214,7 +214,7 @@ class PolicyEvaluator:
             VOCError: an unknown policy or estimator, rewards that do not fit, a level that is no confidence, a discount
                 that the estimator does not reach, ``head`` without one, or ``density`` without null context.
         """
-        check_choice(name, self.policies, "policy")
+        name = check_choice(str(name), self.policies, "policy")
         check_choice(estimator, ESTIMATORS, "estimator")
         check_level(level)
         gamma = self.gamma if gamma is None else check_gamma(gamma)

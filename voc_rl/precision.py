@@ -49,16 +49,21 @@ def as_device(device: torch.device | str | None) -> torch.device | None:
     """A device: PyTorch's, the name of one (``cuda:1``), or a word of ``choose_device``; None stays None.
 
     Raises:
-        VOCError: a text that names none.
+        VOCError: a text that names none, or a GPU that is not there.
     """
     if device is None or isinstance(device, torch.device):
         return device
     if device in DEVICES:
         return choose_device(device)
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         raise VOCError(f"device is {device!r}; 'auto', 'cpu', 'cuda' or a name like 'cuda:1' is needed.") from None
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise VOCError(
+            f"device is {device!r}, but PyTorch finds {count} GPU(s) here; use 'auto' for whatever is there."
+        )
+    return found
 
 
 def visible_gpus() -> list[str]:

@@ -23,6 +23,8 @@ from voc_rl.data.hdf5 import new_hdf5
         ("rows_0 rows_40 rows_80", (40, 40, 7), []), ("rows_39 rows_79 rows_86", (40, 40, 7), []),
         ("rows_0 rows_80 rows_120", (40, 40, 40), [1]), ("0 1 3 4", (2, 2, 2, 2), [2]),
         ("at_1200 at_1237 at_1290", (6, 6, 6), []), ("0", (6,), []),
+        ("0 2 4", (6, 6, 6), [1, 2]), ("95 97", (6, 6), [1]), ("at_1200 at_1237", (6, 6), []),
+        ("r_39 r_79 r_80", (40, 40, 1), []), ("r_0 r_1 r_41", (1, 40, 40), []),
     ],
 )  # fmt: skip
 def test_where_a_file_of_a_series_is_missing(names: str, rows: tuple[int, ...], missing: list[int]) -> None:

@@ -109,7 +109,9 @@ def test_wrong_numbers_are_left_out_of_named_v_d4rl_alone(places: dict[str, Path
     with h5py.File(places["vd4rl"] / "a.hdf5", "a") as file:
         file[key][5] = value
     for read in (load_dataset, read_in_child, stream_dataset):
-        assert f"a.hdf5: {key} holds" in refusal(read, str(places["vd4rl"]))
+        said = refusal(read, str(places["vd4rl"]))
+        assert f"a.hdf5: {key} holds" in said
+        assert said.endswith(f"; vd4rl:{places['vd4rl']} leaves malformed episodes out.")
     with pytest.warns(UserWarning, match=r"1 malformed episode\(s\) of 2 left out"):
         assert len(load_dataset(f"vd4rl:{places['vd4rl']}")) == 4
 

@@ -207,18 +207,16 @@ def data_files(folder: Path, suffixes: Sequence[str], untrusted: bool = False) -
 def gaps(files: Sequence[tuple[Path, int]]) -> list[int]:
     """Places in a series of files, each with its rows, before which one is missing by the numbers in their names.
 
-    Such numbers count the files, or the rows: the first or the last one of a file. Where no two neighbours are found
-    to be counted so (times, say), a number that skips some says nothing; of two files alone it is believed.
+    Such numbers count the files, or the rows (the first or the last one of a file): whichever more neighbours bear out.
+    Where none do, a step that is shorter than both files is one of a count of files; a longer one (times, say) tells
+    nothing.
     """
     steps = [_step(before[0], file[0]) for before, file in pairwise(files)]
-    counts_files = 1 in steps
-    fits = {
-        place: step == 1 or (not counts_files and step in (files[place - 1][1], files[place][1]))
-        for place, step in enumerate(steps, 1)
-        if step is not None
-    }
-    believed = any(fits.values()) or len(fits) == 1
-    return [place for place, fit in fits.items() if believed and not fit]
+    found = [(place, step, (files[place - 1][1], files[place][1])) for place, step in enumerate(steps, 1) if step]
+    counted, rows = sum(step == 1 for _, step, _ in found), sum(step in own for _, step, own in found)
+    if rows > counted:
+        return [place for place, step, own in found if step not in own]
+    return [place for place, step, own in found if step != 1 and (counted or step < min(own))]
 
 
 def _step(before: Path, path: Path) -> int | None:

@@ -54,8 +54,21 @@ def load_dataset(spec: str | Path, *, untrusted: bool = False, stack: int = 3) -
     """
     if untrusted:
         spec = read_in_child(str(spec)).spec
-    name, location = parse(spec)
-    return FORMATS[name](location, stack, untrusted)
+    return open_as(*parse(spec), stack, untrusted)
+
+
+def open_as(name: str, location: str, stack: int = 3, untrusted: bool = False) -> Episodes:
+    """Open what is at a place in one of ``FORMATS``; ``untrusted``: refuse links that leave a folder.
+
+    Raises:
+        VOCError: as ``load_dataset``; of files in V-D4RL's layout that were read as ours, with a word on that.
+    """
+    try:
+        return FORMATS[name](location, stack, untrusted)
+    except VOCError as error:
+        if name == "voc" and _is_foreign(_first_file(Path(location))):
+            raise VOCError(f"{str(error).rstrip('.')}; vd4rl:{location} leaves malformed episodes out.") from error
+        raise
 
 
 def stream_dataset(spec: str | Path) -> tuple[DataSpec, int, Iterator[Episode]]:
@@ -74,7 +87,7 @@ def stream_dataset(spec: str | Path) -> tuple[DataSpec, int, Iterator[Episode]]:
         return minari_data.minari_spec(folder), count, minari_data.minari_episodes(folder)
     if name == "vd4rl" and (archives := data_files(path, (".npz",)) if path.is_dir() else []):
         return vd4rl_npz.npz_spec(archives), len(archives), vd4rl_npz.npz_episodes(archives, path)
-    dataset = with_steps(FORMATS[name](location, 3, False))
+    dataset = with_steps(open_as(name, location))
     count = len(dataset.starts)
     return dataset.spec, count, (dataset.whole(i) for i in range(count))
 
@@ -100,16 +113,25 @@ def _guess(path: Path) -> str:
             f"{path} does not exist; a path, or FORMAT:PLACE with one of the formats {', '.join(sorted(FORMATS))}, is "
             "needed."
         )
-    if path.is_dir():
-        if (path / "metadata.json").is_file() or (path / "data" / "metadata.json").is_file():
-            return "minari"
-        files = data_files(path, (".npz", ".hdf5", ".h5"))
-        if not files:
-            return "vd4rl"  # says what is missing
-        path = files[0]
-    if path.suffix == ".npz":
-        return "vd4rl"
+    if path.is_dir() and any((folder / "metadata.json").is_file() for folder in (path, path / "data")):
+        return "minari"
+    first = _first_file(path)
+    if first is None or first.suffix == ".npz":
+        return "vd4rl"  # without files it says what is missing
+    with reading(first, "HDF5", "a dataset that is known"), h5py.File(first, "r") as file:
+        d4rl = "observations" in list(file)
+    # V-D4RL's shards are read as ours: only who names them as such has their malformed episodes left out
+    return "d4rl" if d4rl and _is_foreign(first) else "voc"
+
+
+def _first_file(path: Path) -> Path | None:
+    """A file itself, or the first one of a folder."""
+    return next(iter(data_files(path, (".npz", ".hdf5", ".h5"))), None) if path.is_dir() else path
+
+
+def _is_foreign(path: Path | None) -> bool:
+    """Whether there is an HDF5 file, and one that somebody else wrote."""
+    if path is None or not h5py.is_hdf5(path):
+        return False
     with reading(path, "HDF5", "a dataset that is known"), h5py.File(path, "r") as file:
-        if SPEC_ATTRIBUTE not in file.attrs and "observations" in list(file):
-            return "d4rl"
-        return "voc"  # V-D4RL's shards too: only who names them as such has their malformed episodes left out
+        return SPEC_ATTRIBUTE not in file.attrs

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from voc_rl.data.border import machine_memory
 from voc_rl.data.checks import check_dataset, summary
-from voc_rl.data.registry import FORMATS, parse
+from voc_rl.data.registry import open_as, parse
 from voc_rl.errors import VOCError
 
 
@@ -25,7 +25,7 @@ def main() -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             name, location = parse(sys.argv[1])
-            dataset = FORMATS[name](location, 3, True)
+            dataset = open_as(name, location, untrusted=True)
             remarks = check_dataset(dataset)
         found = {"spec": f"{name}:{location}", "summary": summary(dataset)}
         answer = {**found, "remarks": [*(str(w.message) for w in caught if w.category is UserWarning), *remarks]}

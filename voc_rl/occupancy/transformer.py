@@ -42,7 +42,7 @@ class OccupancyTransformer(SeesFeatures):
     """Context codes [and features] -> distribution of the codes of an observation at a discounted future time.
 
     Attributes:
-        memory: bytes that sampling may take at once; None: chosen for the device (``decoding.default_memory``).
+        memory: bytes that sampling may take at once; None: chosen for the device (``decoding_memory.default_memory``).
     """
 
     def __init__(self, config: OccupancyConfig) -> None:

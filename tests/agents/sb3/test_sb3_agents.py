@@ -217,7 +217,7 @@ def test_a_voc_that_was_trained_anew_does_not_change_an_agent(
 
 
 def test_only_an_agent_of_the_flat_state_is_read_without_stable_baselines3(square_voc: Path, tmp_path: Path) -> None:
-    """Frozen eyes and a dictionary's parts have no weights: by its tensors each of these is an actor of a state."""
+    """A dictionary's parts have no weights: by its tensors that agent is an actor of a state."""
     eyes = {"features_extractor_class": VOCFeaturesExtractor, "features_extractor_kwargs": {"voc": str(square_voc)}}
     coded = VOCValueWrapper(square_env(), square_voc, "observation", observe="features_only", features="codes")
     parts = TransformObservation(Square(), lambda o: {"a": o}, gym.spaces.Dict({"a": Square().observation_space}))
