@@ -46,20 +46,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with writing(path, "nothing of it is kept, run again once it can"):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """For a block that writes what becomes ``path``; ``advice`` ends the sentence of a refusal.
+
+    Raises:
+        VOCError: a disk that takes no more, in place of a library's own error.
+    """
+    try:
+        yield
     except VOCError:
         raise
     except Exception as error:
         reason = unwritable(error, path.parent)
         if reason is None:
             raise
-        raise VOCError(f"{path} cannot be written ({reason}); nothing of it is kept, run again once it can.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise VOCError(f"{path} cannot be written ({reason}); {advice}.") from error
 
 
 def unwritable(error: Exception, folder: Path) -> str | None:

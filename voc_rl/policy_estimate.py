@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from voc_rl.values.density import FEWEST
+from voc_rl.values.density import FEWEST, too_few
 
 FEW = 20  # episodes: intervals from fewer may hold much less than they say (docs/policy_evaluation.md)
 FAR = 2.0  # typical distances: a policy whose jumps are longer on average is not supported by the data
@@ -100,7 +100,7 @@ def too_few_rows(name: str) -> str:
 def warning_of(name: str, diagnostics: Mapping[str, float], episodes: int) -> str:
     """A sentence for a policy that the data do not support, and one for data of few episodes; else ""."""
     said = []
-    if 0 < diagnostics.get("effective_rows", FEWEST) < FEWEST:  # 0: nothing but END, whose value is known
+    if too_few(diagnostics.get("effective_rows", FEWEST)):
         said.append(too_few_rows(name))
     if diagnostics["match_distance"] > FAR:
         said.append(

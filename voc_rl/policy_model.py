@@ -34,7 +34,7 @@ from voc_rl.values import (
     mve,
     rewards_of_futures,
 )
-from voc_rl.values.density import FEWEST, effective_size
+from voc_rl.values.density import effective_size, too_few
 
 
 def asked_gamma(gammas: tuple[float, float], gamma: float, hops: bool = True) -> float:
@@ -163,7 +163,7 @@ class PolicyModel:
         mean = weights.mean(0, keepdims=True)
         size = float(effective_size(mean)[0])
         told = {"effective_rows": size}
-        if 0 < size < FEWEST:  # 0: nothing but END, whose value is 0
+        if too_few(size):
             return Found(np.nan, np.nan, np.full(len(weights), np.nan), told)
         both = np.concatenate([mean, weights])
         found = from_weights(both, reward[some], gamma, groups=self.dataset.episode[some])

@@ -27,7 +27,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from voc_rl.checkpoints import hold_folder, read_json, unwritable
+from voc_rl.checkpoints import hold_folder, read_json, writing
 from voc_rl.data.border import check_memory, check_space, check_tree, data_files, reading
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec, whole_step_types
@@ -218,17 +218,13 @@ def write_minari(name: str, dataset: Episodes, progress: bool = False) -> Path:
         try:
             if final.exists():
                 raise VOCError(f"There is a Minari dataset {name} in {final} already; choose another name or version.")
-            if namespace is not None and namespace not in list_local_namespaces():
-                create_namespace(namespace)
-            shutil.rmtree(temporary / "data", ignore_errors=True)  # of a writer that was killed
-            write_minari_folder(temporary / "data", name, dataset, progress)
-            (temporary / ".lock").unlink()
-            os.replace(temporary, final)
-        except Exception as error:
-            reason = unwritable(error, final.parent)
-            if reason is None:
-                raise
-            raise VOCError(f"{final} cannot be written ({reason}); run again once it can.") from error
+            with writing(final, "run again once it can"):
+                if namespace is not None and namespace not in list_local_namespaces():
+                    create_namespace(namespace)
+                shutil.rmtree(temporary / "data", ignore_errors=True)  # of a writer that was killed
+                write_minari_folder(temporary / "data", name, dataset, progress)
+                (temporary / ".lock").unlink()
+                os.replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return final / "data"

@@ -119,9 +119,8 @@ def _guess(path: Path) -> str:
     if first is None or first.suffix == ".npz":
         return "vd4rl"  # without files it says what is missing
     with reading(first, "HDF5", "a dataset that is known"), h5py.File(first, "r") as file:
-        d4rl = "observations" in list(file)
-    # V-D4RL's shards are read as ours: only who names them as such has their malformed episodes left out
-    return "d4rl" if d4rl and _is_foreign(first) else "voc"
+        # V-D4RL's shards are read as ours: only who names them as such has their malformed episodes left out
+        return "d4rl" if SPEC_ATTRIBUTE not in file.attrs and "observations" in list(file) else "voc"
 
 
 def _first_file(path: Path) -> Path | None:

@@ -131,14 +131,14 @@ def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES
     going = torch.from_numpy(going_rows(dataset)).to(features.device)
     count = min(count, len(going))
     view = principal_components(features, COMPONENTS)
-    mixing = torch.Generator().manual_seed(0)
+    lengths, mixing = view.square().sum(1), torch.Generator().manual_seed(0)
     rows, squared = np.empty((len(view), count), np.int64), np.empty((len(view), count), np.float32)
     for first in range(0, len(view), ROWS_AT_ONCE):
         own = view[first : first + ROWS_AT_ONCE]
         # topk takes ties by their order, which in data sorted by behaviour would be those of one behaviour
         mixed = going[torch.randperm(len(going), generator=mixing).to(going.device)]
         others = view[mixed]
-        place = (others.square().sum(1) - 2 * own @ others.T).topk(count, largest=False).indices
+        place = (lengths[mixed] - 2 * own @ others.T).topk(count, largest=False).indices
         # the products above lose small distances to rounding; equal frames are at distance 0
         distance = (own[:, None] - others[place]).square().sum(2)
         distance, order = distance.sort(stable=True)

@@ -45,6 +45,12 @@ def effective_size(weights: np.ndarray) -> np.ndarray:
     return np.square(weights.sum(1)) / np.maximum(np.square(weights).sum(1), 1e-300)
 
 
+def too_few(size: np.ndarray | float) -> np.ndarray:
+    """Whether effective sample sizes are too small for a number; 0, nothing but END, is not: its value is 0."""
+    size = np.asarray(size)
+    return (size > 0) & (size < FEWEST)
+
+
 def from_weights(
     weights: np.ndarray,
     rewards: np.ndarray,
@@ -73,7 +79,7 @@ def from_weights(
     total = weights.sum(1, keepdims=True)
     share = weights / np.where(total > 0, total, 1.0)
     size = effective_size(share)
-    enough = (size >= FEWEST) | (total[:, 0] == 0)  # nothing but END: the value is 0
+    enough = ~too_few(size)
     if len(enough) and not enough.any():
         raise VOCError(
             f"The effective sample size is {size.max():.1f} of {weights.shape[1]} rows, below {FEWEST:g}: too few rows "
