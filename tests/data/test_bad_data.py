@@ -14,7 +14,7 @@ from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
 
 from voc_rl.data import DataSpec, Episodes, write_episode
 from voc_rl.data import hdf5 as hdf5_module
-from voc_rl.data.hdf5 import SPEC_ATTRIBUTE
+from voc_rl.data.spec import SPEC_ATTRIBUTE
 from voc_rl.errors import VOCError
 
 

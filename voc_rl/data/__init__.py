@@ -2,10 +2,11 @@
 
 from voc_rl.data.d4rl import normalized_scores
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
+from voc_rl.data.hdf5 import Episode, write_episode
 from voc_rl.data.latents import read_latents, stack_latents, write_latents
 from voc_rl.data.minari_data import write_minari
 from voc_rl.data.registry import load_dataset
+from voc_rl.data.spec import DataSpec
 from voc_rl.data.vd4rl import write_vd4rl
 from voc_rl.data.window import Window
 

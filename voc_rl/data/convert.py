@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from voc_rl.checkpoints import hold_folder, read_json, write_json
-from voc_rl.data.hdf5 import DataSpec, Episode, write_episode
+from voc_rl.data.hdf5 import Episode, write_episode
+from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
 
 SETTINGS = "convert.json"

@@ -30,7 +30,8 @@ import numpy as np
 
 from voc_rl.data.border import read_numbers, reading, stored_array
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import DataSpec, Shard, checked_columns, whole_step_types
+from voc_rl.data.hdf5 import Shard, checked_columns, whole_step_types
+from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError, check_positive
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")

@@ -15,7 +15,6 @@ from voc_rl.data.hdf5 import (
     COLUMNS,
     FIRST,
     LAST,
-    DataSpec,
     Episode,
     Shard,
     checked_episode,
@@ -23,6 +22,7 @@ from voc_rl.data.hdf5 import (
     read_shard,
     without_frames,
 )
+from voc_rl.data.spec import DataSpec
 from voc_rl.data.window import Window
 from voc_rl.errors import VOCError, check_positive
 

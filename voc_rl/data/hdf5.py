@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,6 +27,7 @@ import numpy as np
 
 from voc_rl.checkpoints import atomic_path
 from voc_rl.data.border import data_files, file_stamp, read_numbers, reading, stored_array
+from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec, parse_spec
 from voc_rl.errors import VOCError
 
 FIRST, MID, LAST = 0, 1, 2
@@ -50,35 +50,6 @@ COLUMNS = {**REQUIRED, **OPTIONAL}
 # name -> lowest and highest value; a hundredth of a per cent is for bounds that float32 has rounded
 RANGES = {"action": (-1.0001, 1.0001), "discount": (0.0, 1.0001)}
 FRAMES = "observation"
-SPEC_ATTRIBUTE = "voc_rl_spec"
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """How frames were made; empty words and zeros where a foreign file does not say.
-
-    Raises:
-        VOCError: a word in the place of a whole number, or the other way round.
-    """
-
-    task: str = ""
-    size: int = 0
-    action_repeat: int = 0
-    render: str = ""
-    camera: int = -1
-    backend: str = ""
-    mujoco: str = ""
-    dm_control: str = ""
-    max_episode_steps: int = 0
-    policy: str = ""
-
-    def __post_init__(self) -> None:
-        for name, default in ((f.name, f.default) for f in fields(self)):
-            value, is_word = getattr(self, name), isinstance(default, str)
-            if not isinstance(value, str if is_word else Integral) or isinstance(value, bool):
-                needed = "a word" if is_word else "a whole number"
-                raise VOCError(f"{name} of a DataSpec is {value!r}; {needed} is needed.")
-            object.__setattr__(self, name, str(value) if is_word else int(value))  # NumPy's own are not written
 
 
 @dataclass(frozen=True)
@@ -289,17 +260,3 @@ def _read_spec(path: Path, file: h5py.File, size: int) -> DataSpec:
     if SPEC_ATTRIBUTE not in file.attrs:
         return DataSpec(size=size)
     return parse_spec(file.attrs[SPEC_ATTRIBUTE], path)
-
-
-def parse_spec(text: Any, path: Path) -> DataSpec:
-    """A ``DataSpec`` from the JSON that a file of ours carries.
-
-    Raises:
-        VOCError: something else than this version writes.
-    """
-    try:
-        return DataSpec(**json.loads(text))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise VOCError(
-            f"{path}: the attribute {SPEC_ATTRIBUTE} is not one that this version wrote ({str(error).rstrip('.')})."
-        ) from error

@@ -30,9 +30,10 @@ from tqdm import tqdm
 from voc_rl.checkpoints import hold_folder, read_json, writing
 from voc_rl.data.border import check_memory, check_space, check_tree, data_files, reading
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import COLUMNS, SPEC_ATTRIBUTE, DataSpec, Episode, parse_spec, whole_step_types
+from voc_rl.data.hdf5 import COLUMNS, Episode, whole_step_types
 from voc_rl.data.malformed import with_steps
 from voc_rl.data.minari_observations import read_observations, sorted_leaves
+from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec, parse_spec
 from voc_rl.errors import VOCError
 
 _UNBOUNDED = 1e6  # larger bounds of actions, such as the largest float, mean that there are none

@@ -20,8 +20,9 @@ from voc_rl.data import minari_data, vd4rl, vd4rl_npz
 from voc_rl.data.border import data_files, reading
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import SPEC_ATTRIBUTE, DataSpec, Episode, hdf5_files
+from voc_rl.data.hdf5 import Episode, hdf5_files
 from voc_rl.data.malformed import with_steps
+from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec
 from voc_rl.data.trial import read_in_child
 from voc_rl.errors import VOCError, check_choice
 

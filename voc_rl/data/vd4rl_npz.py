@@ -20,7 +20,8 @@ from numpy.lib import format as npy
 
 from voc_rl.data.border import MAX_EXPANSION, check_memory, reading
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import DataSpec, Episode, checked_episode, whole_step_types
+from voc_rl.data.hdf5 import Episode, checked_episode, whole_step_types
+from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
 
 _KEYS = ("image", "action", "reward", "discount", "is_first", "is_last")
