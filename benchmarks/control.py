@@ -73,19 +73,23 @@ VOCS = {"voc": GAMMA, "one_step": 0.0}  # models that are a VOC, and their disco
 IMPROVED = "voc_awr"  # a model too, made from another one, voc: several methods act by it or start from it
 MODELS = ("bc", *VOCS, IMPROVED)
 SAMPLES, SAMPLING = 8, PlannerConfig(candidates=16, rounds=2)  # fewer candidates where each costs samples
+# Stable-Baselines3's TD3: weight of the VOC's Q in its critic, and of Q against cloning (None: no cloning)
+CRITICS: dict[str, tuple[float, float | None]] = {
+    "td3": (0.0, None), "voc_critic": (1.0, None), "voc_critic_alone": (math.inf, None),
+    "td3_near": (0.0, 2.5), "voc_critic_near": (1.0, 2.5), "voc_critic_alone_near": (math.inf, 2.5),
+}  # fmt: skip
 METHODS = (
     "behaviour", "best_logged", "bc", "bc_sampled", "bc_top10", "td3bc", "mc_awr", "voc_awr", "voc_awr_v", "voc_awr_q",
     "voc_awr_2", "bc_conv", "bc_top10_conv", "td3bc_conv", "mc_awr_conv", "voc_awr_conv", "td3bc_tokens", "drqv2bc",
-    "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot", "td3", "voc_critic", "voc_critic_alone",
+    "planner", "planner_awr", "planner_samples", "one_step_mppi", "zero_shot", *CRITICS,
 )  # fmt: skip
 NEEDS = {
     "bc": ("bc",), "bc_sampled": ("bc",), "voc_awr": ("voc", IMPROVED), "voc_awr_v": ("voc",), "voc_awr_q": ("voc",),
     "voc_awr_2": ("voc", IMPROVED), "voc_awr_conv": ("voc",), "planner": ("voc", "bc"),
     "planner_awr": ("voc", IMPROVED),
     "planner_samples": ("voc", "bc"), "one_step_mppi": ("one_step", "bc"), "zero_shot": ("voc", "bc"),
-    "td3": ("voc",), "voc_critic": ("voc",), "voc_critic_alone": ("voc",),
+    **dict.fromkeys(CRITICS, ("voc",)),
 }  # fmt: skip
-CRITICS = {"td3": 0.0, "voc_critic": 1.0, "voc_critic_alone": math.inf}  # weight of the VOC's Q in the critic of TD3
 THROUGH = f"_{CONV}"  # rows whose agent sees through the model of that name
 VOC_WEIGHTS = {
     "voc_awr": ImprovementConfig(),
@@ -235,7 +239,7 @@ def policy_of(
     if method in CRITICS:
         from voc_rl.benchmarks.control_sb3 import offline_td3  # the other rows do without Stable-Baselines3
 
-        return offline_td3(data, CRITICS[method], seed, scale.agent, str(device))
+        return offline_td3(data, *CRITICS[method], seed, scale.agent, str(device))
     if IMPROVED in NEEDS.get(method, ()):
         return _improved(method, data, seed, scale, device, curve)
     prior = OfflineAgent.load(model_path(data, "bc", seed))

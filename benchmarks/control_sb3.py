@@ -15,8 +15,9 @@ from voc_rl.plugin import codes_as_vectors, open_voc
 BATCH = 128
 
 
-def offline_td3(data: ControlData, weight: float, seed: int, steps: int, device: str) -> OnFrames:
-    """An agent trained on the codes of the data's frames, with the VOC's Q at a weight in its critic; it sees frames.
+def offline_td3(data: ControlData, weight: float, alpha: float | None, seed: int, steps: int, device: str) -> OnFrames:
+    """An agent trained on the codes of the data's frames, with the VOC's Q at a weight in its critic, kept near the
+    logged actions by ``alpha`` or not; it sees frames.
 
     Through the model ``voc`` of its seed, whose discount it has, at any weight.
     """
@@ -24,8 +25,8 @@ def offline_td3(data: ControlData, weight: float, seed: int, steps: int, device:
     env = VOCValueWrapper(make_env(data.task), voc, mode="observation", observe="features_only", features="codes")
     eyes = {"features_extractor_class": VOCFeaturesExtractor, "features_extractor_kwargs": {"voc": voc}}
     agent = VOCCritic(
-        "MlpPolicy", env, voc, weight, buffer_size=len(data.episodes), batch_size=BATCH, policy_kwargs=eyes,
-        seed=seed, device=device,
+        "MlpPolicy", env, voc, weight, bc_alpha=alpha, buffer_size=len(data.episodes), batch_size=BATCH,
+        policy_kwargs=eyes, seed=seed, device=device,
     )  # fmt: skip
     train_offline(agent, data.episodes, steps)
     env.close()

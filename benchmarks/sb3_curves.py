@@ -30,7 +30,6 @@ from voc_rl.benchmarks.sb3_curves_plot import draw_curves
 from voc_rl.checkpoints import read_json, write_json
 from voc_rl.envs import VecVOCValue, make_env
 from voc_rl.errors import check_choice, check_positive
-from voc_rl.model import VOC
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import open_voc
 from voc_rl.runs import versions
@@ -117,12 +116,6 @@ def agent_env(arm: str, task: str, voc: Path, seed: int, limit: int | None = Non
     return env
 
 
-def marks(voc: VOC) -> list[str]:
-    """What tells one VOC from another: of the weights of each part."""
-    parts = (voc.quantizer, voc.occupancy, voc.reward_head, voc.value_head)
-    return [weights_mark(part) for part in parts if part is not None]
-
-
 def summary(cells: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Per arm: steps, and the mean return of each seed's last episodes with its standard error over seeds."""
     found = {}
@@ -166,9 +159,10 @@ def main(args: Args) -> dict[str, Any]:
         check_choice(arm, ARMS, "arm")
     check_positive(len(args.seeds), "number of seeds")
     voc = open_voc(args.voc)
+    mark = weights_mark(voc.quantizer, voc.occupancy, voc.reward_head, voc.value_head)
     torch.set_num_threads(1)
     hold_settings(args.out / f"{args.scale}.settings.json", {
-        "task": args.task, "voc": marks(voc), "voc_gamma": voc.gamma, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
+        "task": args.task, "voc": mark, "voc_gamma": voc.gamma, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
         "cpu_minutes and steps": SCALES[args.scale],
     })  # fmt: skip
     for seed in args.seeds:

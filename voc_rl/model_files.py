@@ -166,9 +166,9 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
     return kind(quantizer, occupancy, reward_head, value_head, gamma, spec)
 
 
-def weights_mark(module: torch.nn.Module) -> str:
-    """A short hash of the weights of ``module``."""
-    return tensors_mark(module.state_dict())
+def weights_mark(*modules: torch.nn.Module | None) -> str:
+    """Short hashes of the weights of modules, joined; a missing one (None) has none."""
+    return "".join(tensors_mark(module.state_dict()) for module in modules if module is not None)
 
 
 def tensors_mark(tensors: Mapping[str, Tensor]) -> str:

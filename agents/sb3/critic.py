@@ -1,13 +1,15 @@
-"""TD3 whose critic is drawn towards a VOC's Q, or that follows the VOC's Q alone."""
+"""TD3 whose critic is drawn towards a VOC's Q, or that follows the VOC's Q alone, near the logged actions or not."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from stable_baselines3 import TD3
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -33,6 +35,11 @@ class VOCCritic(TD3):
     factor, which Adam does not see. With ``voc_weight=math.inf`` the VOC takes the critic's place: the actor follows
     the gradient of Q_voc itself, through the value head, and the critic only copies Q_voc.
 
+    Logged episodes alone never contradict a Q of actions that nobody tried, the VOC's neither, so there ``bc_alpha``
+    keeps the actor near the actions of the replay buffer, as TD3+BC does (Fujimoto and Gu 2021, eqs. 3 and 5): it
+    minimises -bc_alpha Q / mean |Q| + mse(action, logged action). ``agent.bc_alpha = None`` lets it go once an
+    environment corrects it.
+
     Q_voc is of the policy that made the VOC's data, acting after the action, in reward units: the head's (1 - gamma) Q,
     divided by 1 - gamma. So the agent has to have the VOC's discount and the rewards of the VOC's data. There is no SAC
     twin: its Q counts entropy, which Q_voc does not.
@@ -45,11 +52,12 @@ class VOCCritic(TD3):
 
     Args:
         voc: run folder of the VOC. voc_weight: from 0 (TD3, number for number) to infinity.
+        bc_alpha: weight of Q against cloning, 2.5 in the paper, 0 a plain clone; None: no cloning.
         gamma: None: the VOC's. settings: TD3's own, by name.
 
     Raises:
         VOCError: no VOC there, another than the saved agent's, or one without action input or value head; other
-            frames, actions or discount than the VOC's, or codes of another VOC; a weight below zero; when it learns,
+            frames, actions or discount than the VOC's, or codes of another VOC; weights below zero; when it learns,
             rewards that ``VecNormalize`` scales or a VOC wrapper shapes.
     """
 
@@ -61,6 +69,7 @@ class VOCCritic(TD3):
         voc_weight: float = 1.0,
         gamma: float | None = None,
         *,
+        bc_alpha: float | None = None,
         _init_setup_model: bool = True,
         **settings: Any,
     ) -> None:
@@ -72,7 +81,7 @@ class VOCCritic(TD3):
             _check_voc_actions(env.action_space, known)  # before TD3, which asserts
             gamma = known.gamma if gamma is None else gamma
         super().__init__(policy, env, gamma=0.99 if gamma is None else gamma, _init_setup_model=False, **settings)
-        self.voc, self.voc_weight = str(voc), voc_weight
+        self.voc, self.voc_weight, self.bc_alpha = str(voc), voc_weight, bc_alpha
         self.voc_mark: str | None = None  # of the weights that the agent learned with
         if _init_setup_model:
             self._setup_model()
@@ -80,8 +89,7 @@ class VOCCritic(TD3):
     def _setup_model(self) -> None:
         known = open_path(self.voc)
         _check_voc_actions(self.action_space, known)
-        parts = (known.quantizer, known.occupancy, known.value_head)
-        mark = "".join(weights_mark(part) for part in parts if part is not None)
+        mark = weights_mark(known.quantizer, known.occupancy, known.value_head)
         if self.voc_mark not in (None, mark):
             raise VOCError(
                 f"The agent learned with another VOC than {self.voc} holds; train it anew, or name its own VOC's path, "
@@ -93,6 +101,8 @@ class VOCCritic(TD3):
             raise VOCError(f"The agent's gamma is {self.gamma}, the VOC's {known.gamma}; leave gamma out to take its.")
         if not self.voc_weight >= 0:
             raise VOCError(f"voc_weight is {self.voc_weight}; a number from 0 to infinity is needed.")
+        if self.bc_alpha is not None and not 0 <= self.bc_alpha < math.inf:
+            raise VOCError(f"bc_alpha is {self.bc_alpha}; a finite number from 0 on is needed, or None.")
         if self.env is not None:
             self._check_env(self.env, known)
         self._q_voc = _ActionQ(known, self.device)
@@ -110,13 +120,18 @@ class VOCCritic(TD3):
             VOCError: it shows codes of another VOC than the agent's.
         """
         env = self._wrap_env(env, self.verbose)
-        self._check_env(env, self._q_voc.voc)
+        self._check_env(env, self.known_voc)
         super().set_env(env, force_reset)
 
     def _create_aliases(self) -> None:
         super()._create_aliases()
         if math.isinf(self.voc_weight):  # what the actor's loss asks
             self.critic.q1_forward = self._q_voc  # type: ignore[method-assign]
+
+    @property
+    def known_voc(self) -> VOC:
+        """The VOC behind Q_voc, a frozen copy."""
+        return self._q_voc.voc
 
     def q_voc(self, obs: Any, actions: Any) -> Tensor:
         """Q_voc float32 (B, 1), in reward units, of actions (B, A) at what the agent sees: frames uint8 (B, 3K, H, W),
@@ -125,17 +140,21 @@ class VOCCritic(TD3):
             return self._q_voc(torch.as_tensor(obs), torch.as_tensor(actions))
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """TD3's gradient steps, on targets that are drawn towards Q_voc."""
+        """TD3's gradient steps, on targets that are drawn towards Q_voc, the actor near the batches' actions or not."""
         if self.env is not None:
             check_raw_rewards(self.env)
         buffer = self.replay_buffer
         assert buffer is not None
         share = 1.0 if math.isinf(self.voc_weight) else self.voc_weight / (1.0 + self.voc_weight)
-        self.replay_buffer = _Towards(buffer, self._q_voc, share, self.gamma)  # type: ignore[assignment]
+        batches, score = _Towards(buffer, self._q_voc, share, self.gamma), self.critic.q1_forward
+        self.replay_buffer = batches  # type: ignore[assignment]
+        if self.bc_alpha is not None:
+            self.critic.q1_forward = _near(batches, score, self.bc_alpha)  # type: ignore[method-assign]
         try:
             super().train(gradient_steps, batch_size)
         finally:
             self.replay_buffer = buffer
+            self.critic.q1_forward = score  # type: ignore[method-assign]
 
     def _store_transition(
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
@@ -168,9 +187,11 @@ class _Towards:
 
     def __init__(self, buffer: ReplayBuffer, q_voc: _ActionQ, share: float, gamma: float) -> None:
         self.buffer, self.q_voc, self.share, self.gamma = buffer, q_voc, share, gamma
+        self.actions: Tensor  # of the last batch
 
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
         batch = self.buffer.sample(batch_size, env)
+        self.actions = batch.actions
         if not self.share:
             return batch
         discounts = torch.full_like(batch.rewards, self.gamma) if batch.discounts is None else batch.discounts
@@ -178,6 +199,16 @@ class _Towards:
             drawn = self.q_voc(batch.observations, batch.actions)
         rewards = (1.0 - self.share) * batch.rewards + self.share * drawn
         return batch._replace(rewards=rewards, discounts=(1.0 - self.share) * discounts)
+
+
+def _near(batches: _Towards, score: Callable[[Tensor, Tensor], Tensor], alpha: float) -> Callable[..., Tensor]:
+    """What the actor of TD3+BC climbs, in place of Q (B, 1): alpha Q / mean |Q|, less the distance to the batch."""
+
+    def objective(obs: Tensor, actions: Tensor) -> Tensor:
+        q = score(obs, actions)
+        return alpha * q / q.detach().abs().mean().clamp(min=1e-6) - F.mse_loss(actions, batches.actions)
+
+    return objective
 
 
 def _check_voc_actions(space: Any, voc: VOC) -> None:

@@ -94,8 +94,8 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
             # only what the features come from becomes part of the policy
             self.trained: nn.Module = model.occupancy if features == "context" else model.quantizer
             behind.pop()
-        marks = "".join(weights_mark(part) for part in behind)  # of what is not saved
-        self.register_buffer("voc_mark", torch.tensor(list(bytes.fromhex(marks)), dtype=torch.uint8))
+        mark = weights_mark(*behind)  # of what is not saved
+        self.register_buffer("voc_mark", torch.tensor(list(bytes.fromhex(mark)), dtype=torch.uint8))
         self._folder = str(voc)
         self._voc = (model,)  # in a tuple, so that PyTorch does not take a frozen VOC for a part of the policy
         self.train(self.training)

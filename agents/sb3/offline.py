@@ -198,7 +198,7 @@ def _reads_codes(model: OffPolicyAlgorithm) -> VOC | None:
     eyes = getattr(getattr(model.policy, "actor", None), "features_extractor", None)
     if isinstance(eyes, VOCFeaturesExtractor):
         return eyes.voc
-    return model._q_voc.voc if isinstance(model, VOCCritic) else None
+    return model.known_voc if isinstance(model, VOCCritic) else None
 
 
 def _codes(voc: VOC, dataset: Episodes) -> np.ndarray:

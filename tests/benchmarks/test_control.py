@@ -107,15 +107,15 @@ def test_agents_of_stable_baselines3_are_refused_before_anything_is_trained_wher
         Control(out=tmp_path).cells()
 
 
-@pytest.mark.parametrize("weight", [0.0, math.inf])
+@pytest.mark.parametrize(("weight", "alpha"), [(0.0, 2.5), (math.inf, None)])
 def test_an_agent_that_learned_on_codes_acts_on_frames_as_on_codes(
-    weight: float, square_actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weight: float, alpha: float | None, square_actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(control_sb3, "make_env", lambda task: square_env())
     (tmp_path / "voc_2").symlink_to(square_actions / "voc")
     data: Any = SimpleNamespace(task="square", folder=tmp_path, episodes=Episodes.open(square_actions / "data"))
-    policy = control_sb3.offline_td3(data, weight, 2, 5, "cpu")
-    assert (policy.agent.voc_weight, policy.agent.gamma) == (weight, policy.voc.gamma)
+    policy = control_sb3.offline_td3(data, weight, alpha, 2, 5, "cpu")
+    assert (policy.agent.voc_weight, policy.agent.bc_alpha, policy.agent.gamma) == (weight, alpha, policy.voc.gamma)
     assert policy.agent.num_timesteps == 0
     codes = {"mode": "observation", "observe": "features_only", "features": "codes"}
     plain, wrapped = square_env(), VOCValueWrapper(square_env(), tmp_path / "voc_2", **codes)  # type: ignore[arg-type]

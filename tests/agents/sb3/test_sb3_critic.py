@@ -164,6 +164,57 @@ def test_an_infinite_weight_copies_q_and_the_actor_climbs_it(voc: Path, logged: 
     assert torch.equal(again.critic.q1_forward(obs, actions), model.critic.q1_forward(obs, actions))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 2.5])
+@pytest.mark.parametrize("weight", [0.0, 1.0, math.inf])
+def test_near_the_data_the_actor_descends_the_loss_of_td3_bc(
+    alpha: float, weight: float, voc: Path, logged: Path
+) -> None:
+    """Against the loss of Fujimoto and Gu (2021) as it is written down, with the critic as it is after its own step."""
+    policy = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
+    model = agent(voc, voc_weight=weight, bc_alpha=alpha, policy=policy, policy_delay=1, learning_rate=0.1)
+    fill_replay_buffer(model, Episodes.open(logged), say=None)
+    batches: list[Any] = []
+    sample = model.replay_buffer.sample
+    model.replay_buffer.sample = lambda *asked: batches.append(sample(*asked)) or batches[-1]
+    before = {name: parameter.detach().clone() for name, parameter in model.actor.named_parameters()}
+    train_offline(model, None, 1, progress=False)
+    after = {name: parameter.detach().clone() for name, parameter in model.actor.named_parameters()}
+    (batch,) = batches
+    with torch.no_grad():
+        for name, parameter in model.actor.named_parameters():
+            parameter.copy_(before[name])
+    taken = model.actor(batch.observations)
+    if math.isinf(weight):
+        loaded = VOC.load(voc)
+        q = ActionValues(loaded)(*loaded.context(batch.observations), taken[:, None]) / (1 - GAMMA)
+    else:
+        q = model.critic(batch.observations, taken)[0]
+    loss = -alpha * q.mean() / q.detach().abs().mean() + ((taken - batch.actions) ** 2).mean()
+    for (name, parameter), slope in zip(
+        model.actor.named_parameters(), torch.autograd.grad(loss, list(model.actor.parameters())), strict=True
+    ):
+        torch.testing.assert_close(after[name], parameter - 0.1 * slope, atol=1e-6, rtol=1e-4)
+        assert slope.abs().max() > 0
+
+
+def test_near_the_data_the_actor_stays_where_q_is_wrong(voc: Path, logged: Path, tmp_path: Path) -> None:
+    """Of an action that nobody logged any Q is a guess: here one that pays going left, which the data never did."""
+    dataset = Episodes.open(logged)
+    rows = np.flatnonzero(dataset.steps_left > 0)
+    found = {}
+    for alpha in (None, 0.05):
+        model = agent(voc, voc_weight=math.inf, bc_alpha=alpha, batch_size=32, learning_rate=1e-2)
+        fill_replay_buffer(model, dataset, say=None)
+        model.replay_buffer.actions[: len(rows)] = 0.5
+        model._q_voc.score = lambda codes, features, actions: -actions[:, 0]
+        train_offline(model, None, 100, progress=False)
+        found[alpha] = float(model.predict(observations(dataset), deterministic=True)[0].mean())
+        model.save(tmp_path / "agent.zip")
+        assert VOCCritic.load(tmp_path / "agent.zip", device="cpu").bc_alpha == alpha
+    assert found[None] < -0.9
+    assert found[0.05] == pytest.approx(0.5, abs=0.1)
+
+
 def test_a_saved_agent_goes_on_and_holds_no_voc(voc: Path, tmp_path: Path) -> None:
     model = agent(voc, voc_weight=2.0).learn(24)
     model.save(tmp_path / "agent.zip")
@@ -275,6 +326,8 @@ def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged:
         (lambda: agent(voc, gamma=0.9), "gamma is 0.9, the VOC's 0.5"),
         (lambda: agent(voc, voc_weight=-1.0), "voc_weight is -1.0"),
         (lambda: agent(voc, voc_weight=math.nan), "voc_weight is nan"),
+        (lambda: agent(voc, bc_alpha=-1.0), "bc_alpha is -1.0"),
+        (lambda: agent(voc, bc_alpha=math.inf), "bc_alpha is inf"),
         (lambda: agent(tmp_path, eyes=voc), "holds no VOC"),
         (lambda: agent(None, eyes=voc), "voc is NoneType"),
         (lambda: agent(VOC.load(voc), eyes=voc), "the path of its run folder is needed"),  # type: ignore[arg-type]
