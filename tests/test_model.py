@@ -15,6 +15,7 @@ from worlds import CELLS, SPEC, drift, exact_values, refusal, small_config, writ
 import voc_rl
 from voc_rl import VOC, Episodes, ValueEstimate
 from voc_rl.quantizers import tokenize
+from voc_rl.values import from_samples
 
 GAMMA = 0.5
 CONFIG = small_config(GAMMA, quantizer=200, steps=300)
@@ -159,9 +160,32 @@ def test_futures_and_tokens(voc: VOC, obs: np.ndarray) -> None:
     assert len({tuple(row) for row in tokens}) >= CELLS  # columns are told apart
 
 
+def test_rewards_are_read_with_the_features_of_the_state_one_hop_behind(voc: VOC, saved: Path, obs: np.ndarray) -> None:
+    assert voc.reward_head.feature_dim == voc.quantizer.feature_dim > 0
+    own, (codes, features) = VOC.load(saved), voc.context(obs)
+
+    def values(gamma: float, known: torch.Tensor | None) -> np.ndarray:
+        futures = own.futures_of_codes(codes, features, 20, gamma, generator())
+        return from_samples(own.rewards(futures, known).numpy(), gamma).mean
+
+    asked = {"samples": 20, "estimator": "sample"}
+    near = voc.value(obs, generator=generator(), **asked).mean  # type: ignore[arg-type]
+    np.testing.assert_array_equal(near, values(GAMMA, features))
+    assert np.abs(near - values(GAMMA, None)).max() > 1e-3
+    far = voc.value(obs, gamma=0.8, generator=generator(), **asked).mean  # type: ignore[arg-type]
+    np.testing.assert_array_equal(far, values(0.8, None))
+    # rewards of hops: the first one's alone has features
+    seen: list[torch.Tensor | None] = []
+    read = own.reward_head.forward
+    own.reward_head.forward = lambda vectors, f=None: (seen.append(f), read(vectors, f))[1]  # type: ignore
+    own.value(obs, gamma=0.8, estimator="mve", samples=20)
+    assert [f is not None for f in seen] == [True] + [False] * (len(seen) - 1)
+    assert len(seen) > 2
+
+
 def linear_reward(voc: VOC, weights: torch.Tensor) -> None:
     """Make the reward of ``voc`` linear in its codes' vectors."""
-    voc.reward_head.forward = lambda vectors: vectors.flatten(-2).float() @ weights  # type: ignore[method-assign]
+    voc.reward_head.forward = lambda vectors, features=None: vectors.flatten(-2).float() @ weights  # type: ignore
 
 
 def test_successor_features_of_a_linear_reward(voc: VOC, saved: Path, obs: np.ndarray) -> None:

@@ -114,6 +114,7 @@ def test_another_version(saved: Path, name: str) -> None:
         ("gamma", 1.0), ("gamma", "0.9"), ("value", 5), ("value", {"hidden": 32}),
         ("spec", {"planet": "mars"}),
         ("occupancy", {"codebook_size": 12}), ("reward", 3), ("occupancy", {"colour": 1}),
+        ("reward_features", "8"), ("reward_features", -1), ("reward_features", 0), ("reward_features", 3),
     ],
 )  # fmt: skip
 def test_damaged_descriptions(saved: Path, key: str, value: object) -> None:
@@ -123,7 +124,7 @@ def test_damaged_descriptions(saved: Path, key: str, value: object) -> None:
 
 def test_lacking_keys(saved: Path) -> None:
     description = json.loads((saved / "voc.json").read_text())
-    for key in ("gamma", "spec", "occupancy", "reward", "value"):
+    for key in ("gamma", "spec", "occupancy", "reward", "reward_features", "value"):
         (saved / "voc.json").write_text(json.dumps({k: v for k, v in description.items() if k != key}))
         assert key in refusal(VOC.load, saved)
 
@@ -175,7 +176,9 @@ def test_weights_of_another_save_are_refused(
 
 
 def fresh_reward(voc: VOC) -> RewardHead:
-    return RewardHead(voc.quantizer.n_tokens, voc.quantizer.code_dim, voc.reward_head.config)
+    return RewardHead(
+        voc.quantizer.n_tokens, voc.quantizer.code_dim, voc.reward_head.config, voc.reward_head.feature_dim
+    )
 
 
 def test_frames_of_another_task_are_warned_of_by_what_lies_in_the_folder(saved: Path, tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ class VOC(Parts):
                     tail_value=tail_by_head(self.occupancy, self.value_head, gamma), common=common,
                 )  # fmt: skip
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
-        return from_samples(self.rewards(futures).cpu().numpy(), gamma, level)
+        known = features if gamma <= self.gammas[1] else None  # not of the states that later hops start from
+        return from_samples(self.rewards(futures, known).cpu().numpy(), gamma, level)
 
     def _here(self, codes: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Contexts as the occupancy network reads them: codes int64 and features, where it is."""
@@ -205,10 +206,16 @@ class VOC(Parts):
         with autocast(self.device):
             return compose(self.occupancy, codes, features, n, base, gamma, generator, common, condition)
 
-    def rewards(self, futures: Tensor) -> Tensor:
-        """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END."""
-        futures, end = futures.to(self.device), self.occupancy.config.end_code
-        return rewards_of_futures(futures, self.quantizer.embed, self.reward_head, end)
+    def rewards(self, futures: Tensor, features: Tensor | None = None) -> Tensor:
+        """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END.
+
+        features: float (B, feature_dim) of the states that these are futures of, one hop ahead (``context`` returns
+        them): codes alone tell less. None: of states that were sampled.
+        """
+        futures, features = self._here(futures, features)
+        return rewards_of_futures(
+            futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code, features
+        )
 
     def fit_reward(
         self,
@@ -233,10 +240,12 @@ class VOC(Parts):
             VOCError: NaN, another shape than one reward per row, frames of another shape, or tokens of other rows.
         """
         self.check_spec(dataset.spec)
-        codes, _ = tokenize(self.quantizer, dataset) if tokens is None else tokens
+        codes, features = tokenize(self.quantizer, dataset) if tokens is None else tokens
+        reads = self.reward_head.feature_dim > 0
         head = fit_reward_head(
-            self.quantizer, codes, dataset, reward_fn(dataset), config or RewardConfig(), seed, progress=progress
-        )
+            self.quantizer, codes, dataset, reward_fn(dataset), config or RewardConfig(), seed,
+            features=features if reads else None, gammas=self.gammas if reads else None, progress=progress,
+        )  # fmt: skip
         return VOC(self.quantizer, self.occupancy, head, None, self.gamma, self.spec)
 
     def successor_features(

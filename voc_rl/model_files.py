@@ -116,6 +116,7 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
         "spec": asdict(voc.spec),
         "occupancy": to_dict(voc.occupancy.config),
         "reward": to_dict(voc.reward_head.config),
+        "reward_features": voc.reward_head.feature_dim,
         "value": voc.value_head and {"hidden": voc.value_head.hidden, "members": voc.value_head.members},
     }
     write_json(folder / DESCRIPTION, description)
@@ -135,6 +136,8 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
     try:
         config = from_dict(OccupancyConfig, description["occupancy"], "occupancy")
         reward_config = from_dict(RewardConfig, description["reward"], "reward")
+        if type(reward_features := description["reward_features"]) is not int or reward_features < 0:
+            raise TypeError(f"reward_features is {reward_features!r}")
         spec = from_dict(DataSpec, description["spec"], "spec")
         gamma, value = description["gamma"], description["value"]
         if value and set(value) != {"hidden", "members"}:
@@ -154,7 +157,7 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
             "they belong to different models, train the VOC again."
         )
     occupancy = OccupancyTransformer(config)
-    reward_head = RewardHead(quantizer.n_tokens, quantizer.code_dim, reward_config)
+    reward_head = RewardHead(quantizer.n_tokens, quantizer.code_dim, reward_config, reward_features)
     value_head = ValueHead(config.width, config.feature_dim, **value) if value else None
     tensors = load_tensors(folder / WEIGHTS)
     if description.get("weights", mark := tensors_mark(tensors)) != mark:

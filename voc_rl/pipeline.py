@@ -221,7 +221,7 @@ class Pipeline:
                 some = slice(first, first + STATES_AT_ONCE)
                 generator = torch.Generator().manual_seed(step_seed(self.config.seed, first))
                 futures = voc.futures_of_codes(codes[some], features[some], samples, generator=generator)
-                rewards[place, : len(futures)] = voc.rewards(futures).cpu()
+                rewards[place, : len(futures)] = voc.rewards(futures, features[some]).cpu()
             return from_samples(gather(rewards, len(firsts)).flatten(0, 1)[: len(rows)].numpy(), voc.gamma)
 
         found = {"voc": self.estimate("evaluate", settings, sampled)}

@@ -142,7 +142,7 @@ class PolicyModel:
         codes, features, condition = self.contexts(name, self.starts, base)
         with autocast(device_of(self.network)):
             found = mve(
-                self.network, codes, features, lambda futures: self._rewards(futures, reward), base, gamma,
+                self.network, codes, features, lambda futures, _: self._rewards(futures, reward), base, gamma,
                 self._generator(), samples=samples, condition=condition,
             )  # fmt: skip
         return Found.of_states(found)

@@ -39,7 +39,10 @@ PACKAGES = (
     "vector-quantize-pytorch",
 )
 # stage -> what its curve is called, where that is another word
-CURVES = {"quantizer": ("teacher", "quantizer"), "train": ("joint", "occupancy", "reward")}
+CURVES = {
+    "quantizer": ("teacher", "quantizer"),
+    "train": ("joint", "occupancy", "reward", "reward seen from a state"),
+}
 FOLDERS = ("checkpoints", "estimates", "figures")  # a run's own
 MODEL = ("quantizer", "tokenize", "train")  # stages that make the model of a run
 FOUND = ("metrics.json", "report.html", "figures/*.png")  # what was found of it, without a word of which one it was

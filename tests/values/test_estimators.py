@@ -65,6 +65,16 @@ def embed(codes: torch.Tensor) -> torch.Tensor:
 FUTURES = torch.tensor([[[1, 2], [END, END], [3, 3]], [[END, END], [END, END], [0, 0]]])
 
 
+def test_features_go_with_the_futures_of_their_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where states are read a few at a time."""
+    futures, features = torch.arange(14).reshape(7, 2, 1) % END, torch.arange(7.0)[:, None]
+    monkeypatch.setattr("voc_rl.values.estimators.CODES_AT_ONCE", 6)  # three states
+    found = rewards_of_futures(
+        futures, lambda codes: codes.float(), lambda codes, seen: codes[..., 0] + 10 * seen[..., 0], END, features
+    )
+    torch.testing.assert_close(found, (torch.arange(14).reshape(7, 2) % END) + 10 * torch.arange(7.0)[:, None])
+
+
 def test_end_has_reward_zero() -> None:
     found = rewards_of_futures(FUTURES, embed, lambda vectors: vectors.sum((-1, -2)) + 10, END)
     torch.testing.assert_close(found, torch.tensor([[14.0, 0.0, 14.0], [0.0, 0.0, 12.0]]))

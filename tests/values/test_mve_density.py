@@ -28,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def reward_of(table: np.ndarray) -> torch.Tensor:
     """Rewards of one-token futures from a table (S,), 0 for END."""
     padded = torch.from_numpy(np.append(table, 0.0))
-    return lambda futures: padded[futures[..., 0]]  # type: ignore[return-value]
+    return lambda futures, features=None: padded[futures[..., 0]]  # type: ignore[return-value]
 
 
 def ending() -> np.ndarray:

@@ -60,7 +60,7 @@ def network(gamma: float) -> tuple[OccupancyTransformer, ValueHead]:
     return model, head
 
 
-def reward(futures: Tensor) -> Tensor:
+def reward(futures: Tensor, features: Tensor | None = None) -> Tensor:
     """Rewards of futures (..., 1), 0 for END."""
     return torch.from_numpy(np.append(data()[0].reward, 0.0))[futures[..., 0]]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
-from voc_rl.values.rewards import RewardConfig, RewardHead, fit_reward_head, train_reward_head
+from voc_rl.values.rewards import RewardConfig, RewardHead, fit_reward_head, times_inside, train_reward_head
 
 
 def head_of(low: float, high: float, bins: int) -> RewardHead:
@@ -125,6 +125,42 @@ def test_vectors_of_codes_are_made_by_the_batch() -> None:
     assert quantizer.codebook.weight.grad is None
 
 
+def test_what_codes_lose_the_state_they_are_seen_from_tells() -> None:
+    """Rewards of a code and of an episode: the features, not the codes, show which episode it is."""
+    quantizer, rng = Lookup(), np.random.default_rng(0)
+    codes, dataset = torch.from_numpy(rng.integers(7, size=(2000, 2))), episodes_of([np.zeros(50)] * 40, [False] * 40)
+    of_episode, of_code = rng.normal(size=40)[dataset.episode], rng.normal(size=7)[codes[:, 0].numpy()]
+    rewards, features = of_episode + of_code, torch.from_numpy(5 + 3 * np.stack([of_episode, rng.random(2000)], 1))
+    config = RewardConfig(hidden=64, loop=LoopConfig(steps=400, batch_size=128, learning_rate=3e-3), feature_noise=0.05)
+    alone = fit_reward_head(quantizer, codes, dataset, rewards, config, seed=3)  # type: ignore[arg-type]
+    head = fit_reward_head(
+        quantizer, codes, dataset, rewards, config, seed=3, features=features, gammas=(0.5, 0.9)  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (alone.feature_dim, head.feature_dim, head.training) == (0, 2, False)
+    for name, tensor in alone.body.state_dict().items():  # what reads codes alone is the same head, bit for bit
+        assert torch.equal(tensor, head.body.state_dict()[name]), name
+    later = np.flatnonzero(dataset.steps_left < 47)  # seen from two rows before
+    with torch.no_grad():
+        vectors = quantizer.embed(codes[later])
+        blind, told = head(vectors).numpy(), head(vectors, features[later - 2]).numpy()
+        assert torch.equal(alone(vectors, features[later - 2]), head(vectors))  # one that reads none does without
+    errors = [((found - rewards[later]) ** 2).mean() / rewards[later].var() for found in (blind, told)]
+    assert errors[0] == pytest.approx(of_episode.var() / rewards.var(), abs=0.1)  # all that codes cannot tell
+    assert errors[1] < 0.03
+
+
+def test_times_inside_an_episode() -> None:
+    rng = np.random.default_rng(0)
+    found = times_inside(np.full(100_000, 0.8), np.full(100_000, 3), rng)
+    exact = np.array([1, 0.8, 0.64]) / 2.44
+    np.testing.assert_allclose(np.bincount(found, minlength=4)[1:] / 100_000, exact, atol=0.005)
+    far = times_inside(np.full(100_000, 0.9), np.full(100_000, 10_000), rng)
+    assert far.mean() == pytest.approx(10, abs=0.1)
+    left = rng.integers(1, 50, size=1000)
+    assert (times_inside(np.full(1000, 0.99), left, rng) <= left).all()
+    assert (times_inside(np.zeros(1000), left, rng) == 1).all()
+
+
 def test_episodes_of_one_row_have_no_rewards() -> None:
     dataset = episodes_of([np.zeros(1)] * 2, [False] * 2)
     with pytest.raises(
@@ -136,6 +172,9 @@ def test_episodes_of_one_row_have_no_rewards() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_rewards(bad: float) -> None:
     vectors, rewards = data(100)
+    dataset, codes = episodes_of([np.zeros(4)], [False]), torch.zeros(4, 2)
+    with pytest.raises(VOCError, match="Features and the discounts of futures belong together"):
+        fit_reward_head(Lookup(), codes, dataset, np.zeros(4), RewardConfig(), features=codes)  # type: ignore[arg-type]
     with pytest.raises(VOCError, match=r"shape \(99,\); one per row, \(100,\)"):
         train_reward_head(vectors, rewards[1:], RewardConfig())
     rewards[7] = bad

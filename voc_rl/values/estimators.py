@@ -63,15 +63,24 @@ def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> Valu
 
 @torch.no_grad()
 def rewards_of_futures(
-    futures: Tensor, embed: Callable[[Tensor], Tensor], reward: Callable[[Tensor], Tensor], end_code: int
+    futures: Tensor,
+    embed: Callable[[Tensor], Tensor],
+    reward: Callable[..., Tensor],
+    end_code: int,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Rewards float32 (B, S) of sampled codes int64 (B, S, n_tokens); 0 where the future is END.
 
-    Computed in float32, inside of ``autocast`` too.
+    ``reward`` (a ``RewardHead``) takes the codes' vectors, and, where they are given, the features (B, feature_dim) of
+    the states that the codes are futures of. Computed in float32, inside of ``autocast`` too.
     """
     ended = futures[..., 0] == end_code
     at_once = max(CODES_AT_ONCE // max(futures[0].numel(), 1), 1) if len(futures) else 1
+    codes = torch.where(ended[..., None], 0, futures).split(at_once)
     with float32(futures.device):
-        parts = torch.where(ended[..., None], 0, futures).split(at_once)
-        rewards = torch.cat([reward(embed(part)) for part in parts])
-    return torch.where(ended, 0.0, rewards.float())
+        if features is None:
+            parts = [reward(embed(part)) for part in codes]
+        else:
+            seen = features[:, None].expand(-1, futures.shape[1], -1).split(at_once)
+            parts = [reward(embed(part), own) for part, own in zip(codes, seen, strict=True)]
+    return torch.where(ended, 0.0, torch.cat(parts).float())

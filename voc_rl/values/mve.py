@@ -33,7 +33,7 @@ def mve(
     model: OccupancyTransformer,
     context: Tensor,
     features: Tensor | None,
-    reward: Callable[[Tensor], Tensor],
+    reward: Callable[[Tensor, Tensor | None], Tensor],
     gamma: float,
     new_gamma: float,
     generator: torch.Generator,
@@ -51,7 +51,8 @@ def mve(
 
     Args:
         features: float (B, feature_dim), of the first hop; generated codes have none.
-        reward: futures int64 (B, samples, n_tokens) -> rewards float (B, samples), 0 for END (``rewards_of_futures``).
+        reward: futures int64 (B, samples, n_tokens) and, of the first hop, ``features`` -> rewards float (B, samples),
+            0 for END (``rewards_of_futures``).
         count: hops H; None: as many as leave less than 1 % of the weight to what is behind them. samples: paths per
             context.
         condition: action and policy, and ``gamma`` where the network reads one; the action is the first hop's, later
@@ -75,7 +76,7 @@ def mve(
     check_positive(count, "count")
     values = torch.zeros(len(context), samples, dtype=torch.float64, device=context.device)
     for n, futures in enumerate(hops(model, context, features, samples, count, generator, common, condition)):
-        rewards = reward(futures).double()
+        rewards = reward(futures, features if n == 0 else None).double()
         values += another**n / (1.0 - gamma) * rewards  # w_(n+1) / (1 - gamma')
     if another > 0:
         tail = rewards / (1.0 - new_gamma) if tail_value is None else _tail(model, futures, condition, tail_value)

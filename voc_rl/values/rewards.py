@@ -1,4 +1,5 @@
-"""Rewards of codes: the reward that arrives with an observation, read off its codes."""
+"""Rewards of codes: the reward that arrives with an observation, read off its codes, with the features of where it was
+seen from or without."""
 
 from __future__ import annotations
 
@@ -13,40 +14,59 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.loop import LoopConfig, StepLog, optimise
-from voc_rl.occupancy import arrived_rows
+from voc_rl.occupancy import arrived_rows, going_rows
+from voc_rl.occupancy.discounts import draw_gammas
+from voc_rl.occupancy.features import SeesFeatures
 from voc_rl.precision import autocast, device_of, seeded
 from voc_rl.quantizers import Quantizer
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """hidden: width of the layers. bins: of the two-hot target. loop: how it is trained."""
+    """hidden: width of the layers. bins: of the two-hot target. loop: how each of a head's networks is trained.
+    feature_noise: on features beside the codes, in units of their spread, as in ``OccupancyTraining``."""
 
     hidden: int = 256
     bins: int = 51
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch_size=512, learning_rate=2e-3))
+    feature_noise: float = 0.3
 
     def __post_init__(self) -> None:
         check_positive(self.hidden, "hidden")
         check_at_least(self.bins, 2, "bins")
+        check_at_least(self.feature_noise, 0, "feature_noise")
 
 
-class RewardHead(nn.Module):
-    """Codes' vectors float (..., n_tokens, code_dim) -> reward (...), the mean of a distribution over bins."""
+class RewardHead(SeesFeatures):
+    """Codes' vectors float (..., n_tokens, code_dim) -> reward (...), the mean of a distribution over bins.
 
-    def __init__(self, n_tokens: int, code_dim: int, config: RewardConfig) -> None:
+    Codes lose part of what a reward depends on. Some of that the state that the codes are a future of still tells: who
+    runs fast now is fast soon. So a head with ``feature_dim`` has a second network, of E[r | z, s], that reads the
+    features of that state too. It knows futures of the policy that made the data.
+    """
+
+    def __init__(self, n_tokens: int, code_dim: int, config: RewardConfig, feature_dim: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.body = nn.Sequential(
-            nn.Linear(n_tokens * code_dim, config.hidden), nn.GELU(),
-            nn.Linear(config.hidden, config.hidden), nn.GELU(),
-            nn.Linear(config.hidden, config.bins),
-        )  # fmt: skip
+        self.body = _layers(n_tokens * code_dim, config)
+        self.seen_from = _layers(n_tokens * code_dim + feature_dim, config) if feature_dim else None
         self.register_buffer("centres", torch.linspace(0.0, 1.0, config.bins))
         self.centres: Tensor
+        self.hold_features(feature_dim)
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        return self.body(vectors.flatten(-2)).float().softmax(-1) @ self.centres
+    @property
+    def feature_dim(self) -> int:
+        """Size of the features that it can read beside the codes; 0: none."""
+        return len(self.feature_mean)
+
+    def forward(self, vectors: Tensor, features: Tensor | None = None) -> Tensor:
+        """``features`` float (..., feature_dim) of the states that the codes are futures of; None, or a head that reads
+        none: by the codes alone."""
+        if features is None or self.seen_from is None:
+            logits = self.body(vectors.flatten(-2))
+        else:
+            logits = self.seen_from(torch.cat([vectors.flatten(-2), self.standard(features)], -1))
+        return logits.float().softmax(-1) @ self.centres
 
     def two_hot(self, reward: Tensor) -> Tensor:
         """(B,) -> (B, bins): the two neighbouring bins, weighted so that their mean is the reward."""
@@ -57,31 +77,42 @@ class RewardHead(nn.Module):
         return F.one_hot(low, len(self.centres)) * (1 - share) + F.one_hot(low + 1, len(self.centres)) * share
 
 
-class _RewardTrainee:
-    """``vectors``: rows int64 (B,) -> the vectors of their codes, float (B, n_tokens, code_dim)."""
+def _layers(inputs: int, config: RewardConfig) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, config.hidden), nn.GELU(),
+        nn.Linear(config.hidden, config.hidden), nn.GELU(),
+        nn.Linear(config.hidden, config.bins),
+    )  # fmt: skip
 
-    def __init__(self, head: RewardHead, vectors: Callable[[Tensor], Tensor], rewards: Tensor, batch_size: int) -> None:
-        self.head, self.vectors, self.rewards, self.batch_size = head, vectors, rewards, batch_size
+
+# step and generator -> what a network of the head reads (B, inputs), and the rewards (B,)
+_Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+
+
+class _RewardTrainee:
+    """One network of a head, on the batches of ``draw``."""
+
+    def __init__(self, head: RewardHead, network: nn.Module, draw: _Draw) -> None:
+        self.head, self.network, self.draw = head, network, draw
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.head.parameters())
+        return list(self.network.parameters())
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = torch.randint(len(self.rewards), (self.batch_size,), generator=generator, device=generator.device)
         with torch.no_grad():
-            vectors = self.vectors(rows).flatten(1)
-        with autocast(vectors.device):
-            logits = self.head.body(vectors).float()
-        return F.cross_entropy(logits, self.head.two_hot(self.rewards[rows])), {}
+            inputs, rewards = self.draw(step, generator)
+        with autocast(inputs.device):
+            logits = self.network(inputs).float()
+        return F.cross_entropy(logits, self.head.two_hot(rewards)), {}
 
     def after_step(self, step: int) -> None:
         pass
 
     def state(self) -> dict[str, Tensor]:
-        return dict(self.head.state_dict())
+        return dict(self.network.state_dict())
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self.head.load_state_dict(state)
+        self.network.load_state_dict(state)
 
 
 def check_rewards(rewards: np.ndarray, rows: int) -> np.ndarray:
@@ -114,23 +145,30 @@ def train_reward_head(
     """
     rewards = check_rewards(rewards, len(vectors))
     goals = torch.from_numpy(rewards).to(vectors.device)
-    return _fitted(vectors.__getitem__, (vectors.shape[1], vectors.shape[2]), goals, config, seed, log, progress)
+    size = (vectors.shape[1], vectors.shape[2])
+    return _fitted(vectors.__getitem__, size, goals, config, seed, log=log, progress=progress).eval()
 
 
 def _fitted(
     vectors: Callable[[Tensor], Tensor], size: tuple[int, int], goals: Tensor, config: RewardConfig, seed: int,
-    log: StepLog | None, progress: bool,
+    feature_dim: int = 0, *, log: StepLog | None, progress: bool,
 ) -> RewardHead:  # fmt: skip
-    """A head for rewards float32 (N,), where they are; ``vectors``: of a batch of rows, of ``size`` each."""
+    """A head for rewards float32 (N,), where they are, fitted to codes alone; ``vectors``: of a batch of rows, of
+    ``size`` each."""
     if len(goals) == 0:
         raise VOCError("There are no rewards to fit; at least one row that a step arrived at is needed.")
     with seeded(torch.device("cpu"), seed):
-        head = RewardHead(*size, config)
+        head = RewardHead(*size, config, feature_dim)
     low, high = float(goals.min()), float(goals.max())
     head.centres.copy_(torch.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), config.bins))
-    trainee = _RewardTrainee(head.to(goals.device), vectors, goals, config.loop.batch_size)
+
+    def draw(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(goals), (config.loop.batch_size,), generator=generator, device=generator.device)
+        return vectors(rows).flatten(1), goals[rows]
+
+    trainee = _RewardTrainee(head.to(goals.device), head.body, draw)
     optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
-    return head.eval()
+    return head
 
 
 def fit_reward_head(
@@ -141,6 +179,8 @@ def fit_reward_head(
     config: RewardConfig,
     seed: int = 0,
     *,
+    features: Tensor | None = None,
+    gammas: tuple[float, float] | None = None,
     log: StepLog | None = None,
     progress: bool = False,
 ) -> RewardHead:
@@ -148,17 +188,61 @@ def fit_reward_head(
 
     Where the quantizer is. The codes' vectors, a hundred times as large, are made batch by batch.
 
+    Args:
+        features: float (N, F) of the rows, for a head that also reads those of the state it is asked from; it learns
+            from logged pairs of a state and one of its futures. gammas: smallest and largest discount of these.
+
     Raises:
-        VOCError: NaN rewards, another shape than one per row, codes of other rows, or episodes of one row alone.
+        VOCError: NaN rewards, another shape than one per row, codes of other rows, features without discounts, or
+            episodes of one row alone.
     """
     reward = check_rewards(reward, len(dataset))
     if len(codes) != len(dataset):
         raise VOCError(f"There are codes of {len(codes)} rows, but {len(dataset)} rows; give those of this dataset.")
+    if (features is None) != (gammas is None):
+        raise VOCError("Features and the discounts of futures belong together; give both, or neither.")
     arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
     own = codes[arrived.to(codes.device)].to(device_of(quantizer))
 
     def vectors(rows: Tensor) -> Tensor:
         return quantizer.embed(own[rows].long())
 
-    goals = torch.from_numpy(reward[arrived.numpy()]).to(own.device)
-    return _fitted(vectors, (quantizer.n_tokens, quantizer.code_dim), goals, config, seed, log, progress)
+    goals, size = torch.from_numpy(reward[arrived.numpy()]).to(own.device), (quantizer.n_tokens, quantizer.code_dim)
+    feature_dim = 0 if features is None else features.shape[1]
+    head = _fitted(vectors, size, goals, config, seed, feature_dim, log=log, progress=progress)
+    if head.seen_from is not None and features is not None and gammas is not None:
+        draw = _futures_seen(quantizer, codes, features, dataset, reward, head, gammas, seed)
+        trainee = _RewardTrainee(head, head.seen_from, draw)
+        optimise(trainee, config.loop, seed, "reward seen from a state", log=log, progress=progress)
+    return head.eval()
+
+
+def _futures_seen(
+    quantizer: Quantizer, codes: Tensor, features: Tensor, dataset: Episodes, reward: np.ndarray, head: RewardHead,
+    gammas: tuple[float, float], seed: int,
+) -> _Draw:  # fmt: skip
+    """Batches of logged futures, by their codes' vectors and the features of the state that they are futures of, and
+    their rewards. They lie a discounted time ahead, inside of the episode."""
+    device, config = device_of(quantizer), head.config
+    head.fit_features(features)
+    going, goals = going_rows(dataset), torch.from_numpy(reward)
+
+    def draw(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([seed, step, 97])
+        rows = going[rng.integers(len(going), size=config.loop.batch_size)]
+        gamma = draw_gammas(gammas, len(rows), rng) if gammas[0] < gammas[1] else np.full(len(rows), gammas[0])
+        times = times_inside(gamma, dataset.steps_left[rows], rng)
+        seen, later = torch.from_numpy(rows), torch.from_numpy(rows + times)
+        vectors = quantizer.embed(codes[later].to(device).long()).flatten(1)
+        shown = head.standard(features[seen].to(device))
+        noise = torch.randn(shown.shape, generator=generator, device=generator.device).to(device)
+        return torch.cat([vectors, shown + config.feature_noise * noise], 1), goals[later].to(device)
+
+    return draw
+
+
+def times_inside(gamma: np.ndarray, left: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Times int64 (B,) with P(k) in proportion to gamma^(k-1), k from 1 to ``left`` (B,), at a discount each, (B,)."""
+    log_gamma = np.log(np.maximum(gamma, 1e-300))  # discount 0: all at the first step
+    times = np.ceil(np.log1p(rng.random(len(left)) * np.expm1(left * log_gamma)) / log_gamma)
+    return np.clip(times, 1, left).astype(np.int64)
