@@ -85,7 +85,7 @@ def test_metrics(tmp_path: Path, data: Path) -> None:
     assert metrics["quantizer"]["name"] == "vqvae"
     curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curve] == [10, 10, 10, 10]
-    assert {row["stage"] for row in curve} == {"quantizer", "occupancy", "reward", "reward seen from a state"}
+    assert {row["stage"] for row in curve} == {"quantizer", "occupancy", "reward", "reward_in_context"}
     assert VOC.load(tmp_path).spec == SPEC
 
 

@@ -150,7 +150,7 @@ def test_training_logs_every_stage(episodes: Episodes) -> None:
         config,
         log=lambda stage, step, numbers: lines.append((stage, step, dict(numbers))),
     )
-    assert {stage for stage, _, _ in lines} == {"quantizer", "occupancy", "reward", "reward seen from a state"}
+    assert {stage for stage, _, _ in lines} == {"quantizer", "occupancy", "reward", "reward_in_context"}
     assert [step for stage, step, _ in lines if stage == "quantizer"] == [50, 60]
     assert all(np.isfinite(list(numbers.values())).all() for _, _, numbers in lines)
 

@@ -41,7 +41,7 @@ PACKAGES = (
 # stage -> what its curve is called, where that is another word
 CURVES = {
     "quantizer": ("teacher", "quantizer"),
-    "train": ("joint", "occupancy", "reward", "reward seen from a state"),
+    "train": ("joint", "occupancy", "reward", "reward_in_context"),
 }
 FOLDERS = ("checkpoints", "estimates", "figures")  # a run's own
 MODEL = ("quantizer", "tokenize", "train")  # stages that make the model of a run

@@ -90,8 +90,9 @@ def train_offline(
 ) -> OffPolicyAlgorithm:
     """Train an off-policy agent on logged episodes alone, for ``steps`` gradient steps; returns the agent.
 
-    Its losses go to its own logger. The agent is the plain one: nothing keeps it near the data, and where the data do
-    not contradict it, it may believe in actions that nobody tried.
+    Its losses go to its own logger. SAC, TD3 and DDPG are the plain ones: nothing keeps them near the data, and where
+    the data do not contradict them, they believe in actions that nobody tried. ``VOCCritic`` with ``bc_alpha`` stays
+    near.
 
     Args:
         model: SAC, TD3 or DDPG. dataset: what its replay buffer is filled with; None: it is filled already.

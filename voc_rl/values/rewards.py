@@ -213,7 +213,7 @@ def fit_reward_head(
     if head.seen_from is not None and features is not None and gammas is not None:
         draw = _futures_seen(quantizer, codes, features, dataset, reward, head, gammas, seed)
         trainee = _RewardTrainee(head, head.seen_from, draw)
-        optimise(trainee, config.loop, seed, "reward seen from a state", log=log, progress=progress)
+        optimise(trainee, config.loop, seed, "reward_in_context", log=log, progress=progress)
     return head.eval()
 
 
