@@ -25,6 +25,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "voc": Method("VOC samples", "sampled VOC values", "mean reward of sampled futures, divided by 1 − γ"),
+    "voc_codes": Method("VOC codes", "VOC values by codes alone", "the same futures, rewards by their codes alone"),
     "voc_head": Method("VOC head", "the VOC head", "value head of the same model; one pass, nothing is sampled"),
     "mc": Method("Monte-Carlo", "Monte-Carlo regression", "regression from pixels to the stored returns"),
     "td": Method("n-step TD", "the n-step TD critic", "critic from pixels, n-step targets with the n of VOC"),

@@ -36,7 +36,7 @@ from voc_rl.quantizers import QUANTIZERS, codebook_use
 from voc_rl.runs import cpu_seconds, fingerprint
 from voc_rl.sizes import with_recipe
 from voc_rl.training import VOCConfig, ready_quantizer, train
-from voc_rl.values import discounted_returns, mean_return
+from voc_rl.values import discounted_returns, from_samples, mean_return
 
 SCALES = {
     "smoke": Scale(10, 40, 12, 2, (0.8, 0.5), 0.8, samples=10, steps=5, baseline_steps=5),
@@ -162,6 +162,8 @@ class Bench:
         voc.save(self._folder(cell))
         codes, features = self._scored(cell)
         values = {"voc": self._sampled(voc, cell), "voc_head": voc.value_of_codes(codes, features).mean.tolist()}
+        futures = voc.futures_of_codes(codes, features, self.data.scale.samples, generator=self._generator(cell))
+        values["voc_codes"] = from_samples(voc.rewards(futures).cpu().numpy(), voc.gamma).mean.tolist()
         return {"values": values, "train_cpu_seconds": seconds}
 
     def _paper(self, cell: Cell) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from voc_rl.checkpoints import atomic_path
 
 HEIGHT, APART, LEAST = 4.2, 0.07, 0.01  # inches; between methods at one discount; smallest error that is drawn
 OTHER = {"musik": "^", "dino": "s", "vqgan": "D"}  # markers of other quantizers
-DASHES = {"paper": (0, (4, 2)), "constant": (0, (1, 2))}
+DASHES = {"paper": (0, (4, 2)), "constant": (0, (1, 2)), "voc_codes": (0, (3, 2))}
 
 
 def draw_errors(tasks: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:

@@ -54,7 +54,7 @@ def test_one_stage_leaves_a_run_folder_as_all_stages_do(
     codes, features = tokenize(VOC.load(whole).quantizer, Episodes.open(data))
     assert torch.equal(tokens["codes"], codes)
     assert torch.equal(tokens["features"], features)
-    assert {row["stage"] for row in RunFolder(whole).curve()} == {"joint", "reward"}
+    assert {row["stage"] for row in RunFolder(whole).curve()} == {"joint", "reward", "reward_in_context"}
     run = shutil.copytree(whole, tmp_path / "run")
     main([*command("evaluate", data, run), "--samples", "20"])
     said = capsys.readouterr().out

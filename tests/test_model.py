@@ -174,6 +174,9 @@ def test_rewards_are_read_with_the_features_of_the_state_one_hop_behind(voc: VOC
     assert np.abs(near - values(GAMMA, None)).max() > 1e-3
     far = voc.value(obs, gamma=0.8, generator=generator(), **asked).mean  # type: ignore[arg-type]
     np.testing.assert_array_equal(far, values(0.8, None))
+    for odd in (features[:3], features[:, 1:]):
+        futures = own.futures_of_codes(codes, features, 2)
+        assert f"Features have shape {tuple(odd.shape)}" in refusal(own.rewards, futures, odd)
     # rewards of hops: the first one's alone has features
     seen: list[torch.Tensor | None] = []
     read = own.reward_head.forward

@@ -35,6 +35,14 @@ def voc(world: tuple[Episodes, np.ndarray]) -> VOC:
     return voc_rl.train(world[0], replace(config, network=network, occupancy=occupancy))
 
 
+def test_rewards_are_read_from_codes_alone(world: tuple[Episodes, np.ndarray]) -> None:
+    """Features beside the codes would know one discount."""
+    config = small_config(0.5, quantizer=5, steps=2)
+    config = replace(config, occupancy=replace(config.occupancy, gammas=RANGE))
+    assert config.network.features
+    assert voc_rl.train(world[0], config).reward_head.feature_dim == 0
+
+
 def errors(estimate: ValueEstimate, columns: np.ndarray) -> dict[float, float]:
     """Largest error of a column's mean value, as a share of max V - min V, if it were at each discount.
 

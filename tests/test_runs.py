@@ -183,7 +183,7 @@ def test_forget(tmp_path: Path) -> None:
         for stage in ("quantizer", "train", "mc"):
             with run.stage(stage, "a", {}):
                 pass
-        for stage in ("quantizer", "occupancy", "reward", "mc"):
+        for stage in ("quantizer", "occupancy", "reward", "reward_in_context", "mc"):
             run.log(stage, 50, {"loss": 1.0})
         checkpoint = run.checkpoints("train", "a", 700).path
         checkpoint.parent.mkdir()

@@ -1,6 +1,7 @@
 """VOC: quantizer, occupancy network, reward head and value head as one model that is saved, loaded and asked.
 
 frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futures -> RewardHead -> values
+                    \\-> features of now, which RewardHead and ValueHead read too
                                       \\-> ValueHead -> values, in one pass
 """
 
@@ -70,7 +71,8 @@ class VOC(Parts):
         Args:
             obs: uint8 (B, 3K, H, W).
             gamma: the discount, any of ``gammas``; None is the model's own. ``sample`` and ``mve`` also answer for
-                larger ones, by feeding futures back as contexts.
+                larger ones, by feeding futures back as contexts. At the model's own ``sample`` reads rewards off the
+                futures' codes and the state's features, at others off the codes alone.
             estimator: ``head`` (one pass), ``sample`` (mean reward of sampled futures), or ``mve`` (for a larger
                 discount: rewards of every hop of each sampled path, as many as count; see ``values.mve``).
                 ``density`` needs rows of the data: ``density_value``.
@@ -124,7 +126,7 @@ class VOC(Parts):
                     tail_value=tail_by_head(self.occupancy, self.value_head, gamma), common=common,
                 )  # fmt: skip
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
-        known = features if gamma <= self.gammas[1] else None  # not of the states that later hops start from
+        known = features if gamma == self.gamma else None  # of later hops, or other discounts: by the codes alone
         return from_samples(self.rewards(futures, known).cpu().numpy(), gamma, level)
 
     def _here(self, codes: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -209,10 +211,15 @@ class VOC(Parts):
     def rewards(self, futures: Tensor, features: Tensor | None = None) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END.
 
-        features: float (B, feature_dim) of the states that these are futures of, one hop ahead (``context`` returns
-        them): codes alone tell less. None: of states that were sampled.
+        features: float (B, feature_dim) of the states that these are futures of at ``gamma``, one hop ahead
+        (``context`` returns them): codes alone tell less. None: of other discounts, or of states that were sampled.
+
+        Raises:
+            VOCError: features of another number of states, or of another quantizer.
         """
         futures, features = self._here(futures, features)
+        if features is not None and features.shape != (len(futures), size := self.quantizer.feature_dim):
+            raise VOCError(f"Features have shape {tuple(features.shape)}; {(len(futures), size)} are needed.")
         return rewards_of_futures(
             futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code, features
         )
@@ -232,8 +239,8 @@ class VOC(Parts):
         It has no value head, which knows one reward only: ask it by ``sample``, or by ``density_value``.
 
         Args:
-            dataset: episodes with frames as in training. reward_fn: takes them and returns rewards float (N,) on
-                arrival at each row; those of first rows are not used.
+            dataset: episodes with frames as in training, of the policy that made the VOC's data. reward_fn: takes them
+                and returns rewards float (N,) on arrival at each row; those of first rows are not used.
             tokens: codes and features of the rows of ``dataset``, where they are known already.
 
         Raises:
@@ -244,7 +251,7 @@ class VOC(Parts):
         reads = self.reward_head.feature_dim > 0
         head = fit_reward_head(
             self.quantizer, codes, dataset, reward_fn(dataset), config or RewardConfig(), seed,
-            features=features if reads else None, gammas=self.gammas if reads else None, progress=progress,
+            features=features if reads else None, gamma=self.gamma if reads else None, progress=progress,
         )  # fmt: skip
         return VOC(self.quantizer, self.occupancy, head, None, self.gamma, self.spec)
 

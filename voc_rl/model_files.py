@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import FORMAT_VERSION, load_state_dict, load_tensors, read_json, save_tensors, write_json
+from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_gamma
@@ -25,6 +25,7 @@ from voc_rl.values import RewardConfig, RewardHead
 
 DESCRIPTION = "voc.json"
 WEIGHTS = "voc.safetensors"
+FORMAT_VERSION = 2  # of the description and its weights; the quantizer's files have their own
 
 
 P = TypeVar("P", bound="Parts")
@@ -131,13 +132,13 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
     """
     folder = Path(folder)
     description = read_json(folder / DESCRIPTION, "VOC description")
-    check_version(description, folder / DESCRIPTION)
+    check_version(description, folder / DESCRIPTION, FORMAT_VERSION)
     quantizer = load_quantizer(folder)
     try:
         config = from_dict(OccupancyConfig, description["occupancy"], "occupancy")
         reward_config = from_dict(RewardConfig, description["reward"], "reward")
-        if type(reward_features := description["reward_features"]) is not int or reward_features < 0:
-            raise TypeError(f"reward_features is {reward_features!r}")
+        if (reward_features := description["reward_features"]) not in (0, quantizer.feature_dim):
+            raise TypeError(f"reward_features is {reward_features!r}, the quantizer's are {quantizer.feature_dim}")
         spec = from_dict(DataSpec, description["spec"], "spec")
         gamma, value = description["gamma"], description["value"]
         if value and set(value) != {"hidden", "members"}:

@@ -37,8 +37,8 @@ class VOCCritic(TD3):
 
     Logged episodes alone never contradict a Q of actions that nobody tried, the VOC's neither, so there ``bc_alpha``
     keeps the actor near the actions of the replay buffer, as TD3+BC does (Fujimoto and Gu 2021, eqs. 3 and 5): it
-    minimises -bc_alpha Q / mean |Q| + mse(action, logged action). ``agent.bc_alpha = None`` lets it go once an
-    environment corrects it.
+    minimises -bc_alpha Q / mean |Q| + mse(action, the buffer's action). ``agent.bc_alpha = None`` lets it go, for an
+    environment to correct.
 
     Q_voc is of the policy that made the VOC's data, acting after the action, in reward units: the head's (1 - gamma) Q,
     divided by 1 - gamma. So the agent has to have the VOC's discount and the rewards of the VOC's data. There is no SAC
@@ -101,12 +101,15 @@ class VOCCritic(TD3):
             raise VOCError(f"The agent's gamma is {self.gamma}, the VOC's {known.gamma}; leave gamma out to take its.")
         if not self.voc_weight >= 0:
             raise VOCError(f"voc_weight is {self.voc_weight}; a number from 0 to infinity is needed.")
-        if self.bc_alpha is not None and not 0 <= self.bc_alpha < math.inf:
-            raise VOCError(f"bc_alpha is {self.bc_alpha}; a finite number from 0 on is needed, or None.")
+        self._check_bc_alpha()
         if self.env is not None:
             self._check_env(self.env, known)
         self._q_voc = _ActionQ(known, self.device)
         super()._setup_model()
+
+    def _check_bc_alpha(self) -> None:
+        if self.bc_alpha is not None and not 0 <= self.bc_alpha < math.inf:
+            raise VOCError(f"bc_alpha is {self.bc_alpha}; a finite number from 0 on is needed, or None.")
 
     @staticmethod
     def _check_env(env: VecEnv, voc: VOC) -> None:
@@ -125,7 +128,12 @@ class VOCCritic(TD3):
 
     def _create_aliases(self) -> None:
         super()._create_aliases()
-        if math.isinf(self.voc_weight):  # what the actor's loss asks
+        self._set_score()
+
+    def _set_score(self) -> None:
+        """What the actor climbs: Q_voc where it follows that, else the critic."""
+        vars(self.critic).pop("q1_forward", None)
+        if math.isinf(self.voc_weight):
             self.critic.q1_forward = self._q_voc  # type: ignore[method-assign]
 
     @property
@@ -146,15 +154,17 @@ class VOCCritic(TD3):
         buffer = self.replay_buffer
         assert buffer is not None
         share = 1.0 if math.isinf(self.voc_weight) else self.voc_weight / (1.0 + self.voc_weight)
-        batches, score = _Towards(buffer, self._q_voc, share, self.gamma), self.critic.q1_forward
-        self.replay_buffer = batches  # type: ignore[assignment]
+        batches = _Towards(buffer, self._q_voc, share, self.gamma)
+        self._check_bc_alpha()  # it may have been changed
         if self.bc_alpha is not None:
+            score = self.critic.q1_forward
             self.critic.q1_forward = _near(batches, score, self.bc_alpha)  # type: ignore[method-assign]
+        self.replay_buffer = batches  # type: ignore[assignment]
         try:
             super().train(gradient_steps, batch_size)
         finally:
             self.replay_buffer = buffer
-            self.critic.q1_forward = score  # type: ignore[method-assign]
+            self._set_score()
 
     def _store_transition(
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any

@@ -44,10 +44,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_smoke_run_from_pixels_to_the_table(run: dict[str, Any]) -> None:
     entry = run["results"]["tasks"][TASK][0]
     rows = {(row["method"], row["sees"]): row for row in entry["methods"]}
-    by_codes = {(method, q) for method in ("voc", "voc_head", "paper", "one_step") for q in ("vqvae", "musik")}
+    by_codes = {
+        (method, q) for method in ("voc", "voc_codes", "voc_head", "paper", "one_step") for q in ("vqvae", "musik")
+    }
     assert set(rows) == by_codes | {(method, "pixels") for method in ("mc", "td", "constant")}
     assert all(row["seeds"] == ([0] if sees == "musik" else [0, 1]) for (_, sees), row in rows.items())
     assert rows["voc", "vqvae"]["error_spread"] > 0
+    assert rows["voc_codes", "vqvae"]["error"] != rows["voc", "vqvae"]["error"]
     # a constant is wrong by the spread of the truth and by its own bias, and by nothing else
     named = [result["values"]["constant"][0] for _, result in _cells(run, "constant")]
     expected = np.mean([1 + (value - entry["mean"]) ** 2 / entry["variance"] for value in named])

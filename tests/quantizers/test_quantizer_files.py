@@ -29,7 +29,7 @@ def test_bad_files(tmp_path: Path) -> None:
     path, weights = tmp_path / "quantizer.json", tmp_path / "quantizer.safetensors"
     good, tensors = json.loads(path.read_text()), load_tensors(weights)
     for changed, said in [
-        ({"format_version": 99}, "has format version 99; this voc_rl reads version 1"),
+        ({"format_version": 99}, "has format version 99; this voc_rl reads version 1: make it anew"),
         ({"name": "magic"}, "Unknown quantizer 'magic'; accepted: .*vqvae"),
         ({"config": {**good["config"], "colour": 3}}, r"unknown key\(s\) colour"),
         ({"config": 3}, "config"),

@@ -134,7 +134,7 @@ def test_what_codes_lose_the_state_they_are_seen_from_tells() -> None:
     config = RewardConfig(hidden=64, loop=LoopConfig(steps=400, batch_size=128, learning_rate=3e-3), feature_noise=0.05)
     alone = fit_reward_head(quantizer, codes, dataset, rewards, config, seed=3)  # type: ignore[arg-type]
     head = fit_reward_head(
-        quantizer, codes, dataset, rewards, config, seed=3, features=features, gammas=(0.5, 0.9)  # type: ignore[arg-type]
+        quantizer, codes, dataset, rewards, config, seed=3, features=features, gamma=0.8  # type: ignore[arg-type]
     )  # fmt: skip
     assert (alone.feature_dim, head.feature_dim, head.training) == (0, 2, False)
     for name, tensor in alone.body.state_dict().items():  # what reads codes alone is the same head, bit for bit
@@ -149,16 +149,43 @@ def test_what_codes_lose_the_state_they_are_seen_from_tells() -> None:
     assert errors[1] < 0.03
 
 
+@pytest.mark.parametrize("noise", [0.0, 30.0])
+def test_futures_seen_from_a_state_have_the_law_of_the_occupancy(noise: float) -> None:
+    """One code, two kinds of states: where half of the futures end after a step that pays 1, and where nothing pays."""
+    quantizer, gamma, last = Lookup(), 0.9, 5
+    episodes = [np.array([0.0, 1.0])] * 30 + [np.zeros(last + 1)] * 30
+    dataset = episodes_of(episodes, [True] * 30 + [False] * 30)
+    at_start = torch.from_numpy(dataset.step_type == 0)[:, None].float()
+    config = RewardConfig(
+        hidden=16, loop=LoopConfig(steps=400, batch_size=256, learning_rate=3e-3), feature_noise=noise
+    )
+    head = fit_reward_head(
+        quantizer, torch.zeros(len(dataset), 2), dataset, dataset.reward, config, features=at_start, gamma=gamma  # type: ignore[arg-type]
+    )  # fmt: skip
+    with torch.no_grad():
+        start, later = head(quantizer.embed(torch.zeros(2, 2).long()), torch.tensor([[1.0], [0.0]])).tolist()
+    going = np.arange(1, last + 1)  # steps left at the rows of the long episodes
+    mass = (1 - gamma) + 1 - gamma**last  # of what is not END, from the two kinds of starts
+    paid = (1 - gamma) / mass
+    assert paid == pytest.approx(0.196, abs=0.001)  # and not a half, as of the starts
+    if noise == 0:
+        assert start == pytest.approx(paid, abs=0.03)
+        assert later == pytest.approx(0.0, abs=0.01)
+    else:  # which state it is is hardly seen any more
+        everywhere = (1 - gamma) / ((1 - gamma) + (1 - gamma**going).sum())
+        assert start == pytest.approx(later, abs=0.02)
+        assert start == pytest.approx(everywhere, abs=0.02)
+
+
 def test_times_inside_an_episode() -> None:
     rng = np.random.default_rng(0)
-    found = times_inside(np.full(100_000, 0.8), np.full(100_000, 3), rng)
+    found = times_inside(0.8, np.full(100_000, 3), rng)
     exact = np.array([1, 0.8, 0.64]) / 2.44
     np.testing.assert_allclose(np.bincount(found, minlength=4)[1:] / 100_000, exact, atol=0.005)
-    far = times_inside(np.full(100_000, 0.9), np.full(100_000, 10_000), rng)
-    assert far.mean() == pytest.approx(10, abs=0.1)
+    assert times_inside(0.9, np.full(100_000, 10_000), rng).mean() == pytest.approx(10, abs=0.1)
     left = rng.integers(1, 50, size=1000)
-    assert (times_inside(np.full(1000, 0.99), left, rng) <= left).all()
-    assert (times_inside(np.zeros(1000), left, rng) == 1).all()
+    assert (times_inside(0.99, left, rng) <= left).all()
+    assert (times_inside(0.0, left, rng) == 1).all()
 
 
 def test_episodes_of_one_row_have_no_rewards() -> None:
@@ -173,8 +200,15 @@ def test_episodes_of_one_row_have_no_rewards() -> None:
 def test_bad_rewards(bad: float) -> None:
     vectors, rewards = data(100)
     dataset, codes = episodes_of([np.zeros(4)], [False]), torch.zeros(4, 2)
-    with pytest.raises(VOCError, match="Features and the discounts of futures belong together"):
-        fit_reward_head(Lookup(), codes, dataset, np.zeros(4), RewardConfig(), features=codes)  # type: ignore[arg-type]
+    for features, gamma, words in (
+        (codes, None, "Features and the discount of futures belong together"),
+        (torch.zeros(5, 2), 0.5, r"Features have shape \(5, 2\); finite ones of each of the 4 rows"),
+        (codes + bad, 0.5, "finite ones of each of the 4 rows"),
+    ):
+        with pytest.raises(VOCError, match=words):
+            fit_reward_head(
+                Lookup(), codes, dataset, np.zeros(4), RewardConfig(), features=features, gamma=gamma  # type: ignore[arg-type]
+            )  # fmt: skip
     with pytest.raises(VOCError, match=r"shape \(99,\); one per row, \(100,\)"):
         train_reward_head(vectors, rewards[1:], RewardConfig())
     rewards[7] = bad

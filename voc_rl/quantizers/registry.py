@@ -78,8 +78,8 @@ def load_quantizer(folder: Path) -> Quantizer:
     return quantizer.eval()
 
 
-def check_version(description: Mapping[str, Any], path: Path) -> None:
+def check_version(description: Mapping[str, Any], path: Path, version: int = FORMAT_VERSION) -> None:
     """Refuse files of another format version."""
     found = description.get("format_version")
-    if found != FORMAT_VERSION:
-        raise VOCError(f"{path} has format version {found!r}; this voc_rl reads version {FORMAT_VERSION}.")
+    if found != version:
+        raise VOCError(f"{path} has format version {found!r}; this voc_rl reads version {version}: make it anew.")

@@ -211,6 +211,9 @@ def test_near_the_data_the_actor_stays_where_q_is_wrong(voc: Path, logged: Path,
         found[alpha] = float(model.predict(observations(dataset), deterministic=True)[0].mean())
         model.save(tmp_path / "agent.zip")
         assert VOCCritic.load(tmp_path / "agent.zip", device="cpu").bc_alpha == alpha
+        model.bc_alpha = math.nan
+        with pytest.raises(VOCError, match="bc_alpha is nan"):
+            model.train(1, 8)
     assert found[None] < -0.9
     assert found[0.05] == pytest.approx(0.5, abs=0.1)
 
