@@ -17,9 +17,9 @@ import torch
 
 from voc_rl.agents import load_policy
 from voc_rl.benchmarks.baselines import Budget, train_critic
-from voc_rl.benchmarks.demo_data import report_data
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
-from voc_rl.benchmarks.report import format_table, save_figure, write_report
+from voc_rl.benchmarks.report import format_table
+from voc_rl.benchmarks.run_report import write_run_report
 from voc_rl.checkpoints import write_json
 from voc_rl.envs import collect
 from voc_rl.envs.collection import same_settings
@@ -33,7 +33,6 @@ from voc_rl.values import ValueEstimate, scores
 
 # stochastic actors of medium skill (agents/policies/README.md)
 POLICIES = {"walker-walk": "walker-walk/step_60000", "cheetah-run": "cheetah-run/step_80000"}
-FIGURES_KEPT = ("scatter", "episode", "futures")  # also written as PNGs
 TRAINING = ("quantizer", "train")  # stages whose CPU seconds the baselines may use
 
 
@@ -147,11 +146,7 @@ def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
     mark = pipeline.mark("report", values["mc"].tolist(), values["td"].tolist(), values["one_step"].tolist())
     if not (pipeline.skip("report", mark) and (run.path / "report.html").exists()):
         with run.stage("report", mark, {}):
-            metrics = pipeline.metrics(methods, len(truth))
-            shown = report_data(pipeline, metrics, truth, values, estimates)
-            for figure in FIGURES_KEPT:
-                save_figure(run.path / "figures" / f"{figure}.png", shown, figure)
-            write_report(run.path / "report.html", shown)
+            write_run_report(pipeline, pipeline.metrics(methods, len(truth)), truth, values, estimates)
     metrics = pipeline.metrics(methods, len(truth))
     write_json(run.path / "metrics.json", metrics)
     return metrics

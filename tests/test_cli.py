@@ -71,6 +71,22 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     for stage in ("quantizer", "tokenize", "train"):
         assert f"{stage}: done already, skipped" in out
     assert re.search(r"^voc_head +\d", out, re.MULTILINE)
+    assert f"Report: {tmp_path / 'report.html'}" in out
+    page = (tmp_path / "report.html").read_text()
+    assert "What are the states of" in page
+    assert "were recorded" not in page  # nothing is missing
+    pictures = {path.name: path.stat().st_size for path in (tmp_path / "figures").iterdir()}
+    assert set(pictures) == {"scatter.png", "episode.png", "futures.png"}
+    assert min(pictures.values()) > 3000
+    main(["evaluate", *shared, "--samples", "10", "--max-states", "20"])
+    assert "report: done already, skipped" in capsys.readouterr().out
+    (tmp_path / "report.html").unlink()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics["methods"]["mc"] = metrics["methods"]["voc"]  # scored beside them: the report is another's matter
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    main(["evaluate", *shared, "--samples", "10", "--max-states", "20"])
+    assert not (tmp_path / "report.html").exists()
+    capsys.readouterr()
     main(["tokenize", *shared, "--force"])
     assert "tokenize: done" not in capsys.readouterr().out
 

@@ -148,7 +148,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score the values of held-out states against their true returns."""
+    """Score the values of held-out states against their true returns; writes metrics.json and report.html."""
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
     samples: int = 100
@@ -157,10 +157,14 @@ class Evaluate:
 
     def run(self) -> None:
         from voc_rl.benchmarks.report import format_table
+        from voc_rl.benchmarks.run_report import report_evaluation
 
         def work(pipeline: Any) -> None:
             metrics = pipeline.evaluate(self.samples, self.max_states)
+            report_evaluation(pipeline, metrics, self.samples, self.max_states)
             if pipeline.run.writes:
                 print(format_table(metrics))
+                if (report := pipeline.run.path / "report.html").exists():
+                    print(f"Report: {report}")
 
         self.settings.do("evaluate", work)

@@ -125,7 +125,7 @@ def test_the_model_loads(finished: dict[str, Any]) -> None:
     [
         "_critic",
         pytest.param("_one_step", marks=pytest.mark.slow),
-        pytest.param("report_data", marks=pytest.mark.slow),
+        pytest.param("write_run_report", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_demo_goes_on_to_the_same_numbers(

@@ -1,4 +1,4 @@
-"""What the demo's report shows, gathered from a finished run."""
+"""The report of a run whose values of states were scored: what it shows, gathered from the run's folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from voc_rl.benchmarks.report import ReportData
+from voc_rl.benchmarks.report import ReportData, save_figure, write_report
 from voc_rl.model import VOC
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import code_counts
@@ -17,6 +17,41 @@ from voc_rl.values import ValueEstimate, discounted_returns
 CONTEXTS = 4
 FUTURES = 5
 PICTURES = 8
+KEPT = ("scatter", "episode", "futures")  # figures that are also written as PNGs
+EVALUATED = {"voc", "voc_head", "constant"}  # what ``Pipeline.evaluate`` scores
+
+
+def report_evaluation(pipeline: Pipeline, metrics: dict[str, Any], samples: int, max_states: int) -> None:
+    """The report of ``Pipeline.evaluate(samples, max_states)``, which returned ``metrics``; a stage of its own.
+
+    Where other methods were scored beside it, as the demo does, their report is there and stays.
+    """
+    if metrics["methods"].keys() - EVALUATED:
+        return
+    mark = pipeline.mark("report", samples, max_states)
+    if pipeline.skip("report", mark) and (pipeline.run.path / "report.html").exists():
+        return
+    rows, truth = pipeline.test_states(max_states)
+    estimates = pipeline.estimates(rows, {"samples": samples, "max_states": max_states})
+    values = {name: estimate.mean for name, estimate in estimates.items()}
+    values["constant"] = np.full(len(rows), pipeline.constant_value())
+    with pipeline.run.stage("report", mark, {}):
+        if pipeline.run.writes:
+            write_run_report(pipeline, metrics, truth, values, estimates)
+
+
+def write_run_report(
+    pipeline: Pipeline,
+    metrics: dict[str, Any],
+    truth: np.ndarray,
+    values: dict[str, np.ndarray],
+    estimates: dict[str, ValueEstimate],
+) -> None:
+    """Write report.html, and some of its figures as PNGs, into the folder of the run."""
+    shown = report_data(pipeline, metrics, truth, values, estimates)
+    for figure in KEPT:
+        save_figure(pipeline.run.path / "figures" / f"{figure}.png", shown, figure)
+    write_report(pipeline.run.path / "report.html", shown)
 
 
 def report_data(
@@ -36,6 +71,8 @@ def report_data(
     codes, features = pipeline.tokens_of(test)
     along = {}
     for name, estimator in (("voc", "sample"), ("voc_head", "head")):
+        if name not in estimates:  # a model without a value head
+            continue
         estimate = voc.value_of_codes(codes[rows], features[rows], estimator=estimator, generator=generator)  # type: ignore[arg-type]
         along[name] = (estimate.mean, estimate.low, estimate.high)
     gammas = _discounts(voc.gamma)
