@@ -41,7 +41,7 @@ def draw_errors(tasks: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
     ):
         mark: dict[str, Any] = {"marker": OTHER[name], "fillstyle": "none", "linestyle": "none"}
         handles[name] = Line2D([], [], color=LIGHT.muted, label=name, **mark)
-    legend(figure, list(handles.values()), LIGHT, loc="upper left", bbox_to_anchor=(0.03, 1.0))
+    legend(figure, list(handles.values()), LIGHT, loc="upper left", bbox_to_anchor=(0.03, 1.0), columnspacing=1.1)
     with atomic_path(path) as temporary:
         temporary.write_bytes(fitted_png(figure))
 
