@@ -71,6 +71,7 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     for stage in ("quantizer", "tokenize", "train"):
         assert f"{stage}: done already, skipped" in out
     assert re.search(r"^voc_head +\d", out, re.MULTILINE)
+    assert "evaluate: done" not in out
     assert f"Report: {tmp_path / 'report.html'}" in out
     page = (tmp_path / "report.html").read_text()
     assert "What are the states of" in page

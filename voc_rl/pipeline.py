@@ -231,7 +231,15 @@ class Pipeline:
 
     def estimate(self, name: str, settings: dict[str, Any], work: Callable[[], ValueEstimate]) -> ValueEstimate:
         """Do a stage whose result is a ValueEstimate, or read what it left."""
-        path, mark = self.run.path / "estimates" / f"{name}.safetensors", self.mark(name, settings)
+        mark = self.mark(name, settings)
+        if (known := f"{name} {mark}") not in self._done:
+            self._done[known] = self._estimate(name, mark, settings, work)
+        return self._done[known]
+
+    def _estimate(
+        self, name: str, mark: str, settings: dict[str, Any], work: Callable[[], ValueEstimate]
+    ) -> ValueEstimate:
+        path = self.run.path / "estimates" / f"{name}.safetensors"
         if self.skip(name, mark):
             stored = {key: tensor.numpy() for key, tensor in load_tensors(path, "stored estimate").items()}
             words = read_json(path.with_suffix(".json"))
