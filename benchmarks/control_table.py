@@ -42,7 +42,7 @@ WHAT = {
     "voc_critic_alone": "the same, the actor follows the VOC's Q alone (VOCCritic, voc_weight inf)",
     "td3_near": "td3, kept near the logged actions as TD3+BC is (VOCCritic, bc_alpha 2.5, voc_weight 0)",
     "voc_critic_near": "voc_critic, kept near them (VOCCritic, bc_alpha 2.5)",
-    "voc_critic_alone_near": "voc_critic_alone, kept near them",
+    "voc_critic_alone_near": "voc_critic_alone, kept near them (VOCCritic, bc_alpha 2.5, voc_weight inf)",
 }
 
 

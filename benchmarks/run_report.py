@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from voc_rl.benchmarks.report import ReportData, save_figure, write_report
+from voc_rl.distributed import agreed
 from voc_rl.model import VOC
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import code_counts
@@ -29,7 +30,8 @@ def report_evaluation(pipeline: Pipeline, metrics: dict[str, Any], samples: int,
     if metrics["methods"].keys() - EVALUATED:
         return
     mark = pipeline.mark("report", samples, max_states)
-    if pipeline.skip("report", mark) and (pipeline.run.path / "report.html").exists():
+    there = agreed((pipeline.run.path / "report.html").exists())
+    if pipeline.skip("report", mark) and there:
         return
     rows, truth = pipeline.test_states(max_states)
     estimates = pipeline.estimates(rows, {"samples": samples, "max_states": max_states})

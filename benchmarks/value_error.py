@@ -161,9 +161,10 @@ class Bench:
         voc, seconds = self._train(cell, self._config(cell))
         voc.save(self._folder(cell))
         codes, features = self._scored(cell)
-        values = {"voc": self._sampled(voc, cell), "voc_head": voc.value_of_codes(codes, features).mean.tolist()}
         futures = voc.futures_of_codes(codes, features, self.data.scale.samples, generator=self._generator(cell))
-        values["voc_codes"] = from_samples(voc.rewards(futures).cpu().numpy(), voc.gamma).mean.tolist()
+        read = {"voc": voc.rewards(futures, features), "voc_codes": voc.rewards(futures)}
+        values = {name: from_samples(r.cpu().numpy(), voc.gamma).mean.tolist() for name, r in read.items()}
+        values["voc_head"] = voc.value_of_codes(codes, features).mean.tolist()
         return {"values": values, "train_cpu_seconds": seconds}
 
     def _paper(self, cell: Cell) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """VOC: quantizer, occupancy network, reward head and value head as one model that is saved, loaded and asked.
 
 frames -> Quantizer -> codes -> OccupancyTransformer -> codes of discounted futures -> RewardHead -> values
-                    \\-> features of now, which RewardHead and ValueHead read too
                                       \\-> ValueHead -> values, in one pass
+
+The quantizer's continuous features of now go beside the codes into all three networks.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class VOC(Parts):
         return from_samples(self.rewards(futures, known).cpu().numpy(), gamma, level)
 
     def _here(self, codes: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Contexts as the occupancy network reads them: codes int64 and features, where it is."""
+        """Codes int64 and features, where the networks are."""
         return codes.to(self.device).long(), None if features is None else features.to(self.device)
 
     @torch.no_grad()
@@ -213,13 +214,15 @@ class VOC(Parts):
 
         features: float (B, feature_dim) of the states that these are futures of at ``gamma``, one hop ahead
         (``context`` returns them): codes alone tell less. None: of other discounts, or of states that were sampled.
+        A reward head that reads none does without.
 
         Raises:
             VOCError: features of another number of states, or of another quantizer.
         """
         futures, features = self._here(futures, features)
-        if features is not None and features.shape != (len(futures), size := self.quantizer.feature_dim):
-            raise VOCError(f"Features have shape {tuple(features.shape)}; {(len(futures), size)} are needed.")
+        needed = (len(futures), self.quantizer.feature_dim)
+        if features is not None and features.shape != needed:
+            raise VOCError(f"Features have shape {tuple(features.shape)}; {needed} are needed.")
         return rewards_of_futures(
             futures, self.quantizer.embed, self.reward_head, self.occupancy.config.end_code, features
         )

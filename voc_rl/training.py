@@ -135,12 +135,11 @@ def train(
             *networks(quantizer), dataset, codes, features, config.occupancy, config.seed,
             log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
         )  # fmt: skip
-    shown = (
-        config.network.features and config.occupancy.gammas is None
-    )  # read with a future, features know one discount
+    # a reward head that reads features beside codes knows one discount
+    reads = config.network.features and config.occupancy.gammas is None
     reward_head = fit_reward_head(
         quantizer, codes, dataset, dataset.reward, config.reward, config.seed,
-        features=features if shown else None, gamma=config.occupancy.gamma if shown else None,
+        features=features if reads else None, gamma=config.occupancy.gamma if reads else None,
         log=log, progress=progress,
     )  # fmt: skip
     return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)

@@ -1,4 +1,4 @@
-"""TD3 whose critic is drawn towards a VOC's Q, or that follows the VOC's Q alone, near the logged actions or not."""
+"""TD3 whose critic is drawn towards a VOC's Q, or that follows the VOC's Q alone; it can stay near logged actions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class VOCCritic(TD3):
     factor, which Adam does not see. With ``voc_weight=math.inf`` the VOC takes the critic's place: the actor follows
     the gradient of Q_voc itself, through the value head, and the critic only copies Q_voc.
 
-    Logged episodes alone never contradict a Q of actions that nobody tried, the VOC's neither, so there ``bc_alpha``
+    Logged episodes never contradict what a Q, the VOC's included, says of actions that nobody tried. There ``bc_alpha``
     keeps the actor near the actions of the replay buffer, as TD3+BC does (Fujimoto and Gu 2021, eqs. 3 and 5): it
     minimises -bc_alpha Q / mean |Q| + mse(action, the buffer's action). ``agent.bc_alpha = None`` lets it go, for an
     environment to correct.
@@ -149,13 +149,13 @@ class VOCCritic(TD3):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """TD3's gradient steps, on targets that are drawn towards Q_voc, the actor near the batches' actions or not."""
+        self._check_bc_alpha()  # it may have been changed
         if self.env is not None:
             check_raw_rewards(self.env)
         buffer = self.replay_buffer
         assert buffer is not None
         share = 1.0 if math.isinf(self.voc_weight) else self.voc_weight / (1.0 + self.voc_weight)
         batches = _Towards(buffer, self._q_voc, share, self.gamma)
-        self._check_bc_alpha()  # it may have been changed
         if self.bc_alpha is not None:
             score = self.critic.q1_forward
             self.critic.q1_forward = _near(batches, score, self.bc_alpha)  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from worlds import one_sentence
 
 from voc_rl.benchmarks import value_error
@@ -19,6 +20,7 @@ from voc_rl.benchmarks.value_error_data import TaskData, Truth
 from voc_rl.benchmarks.value_error_table import _difference, paired_difference, results_of, table
 from voc_rl.checkpoints import load_tensors
 from voc_rl.errors import VOCError
+from voc_rl.model import VOC
 
 TASK = "cheetah-run"
 
@@ -50,7 +52,6 @@ def test_smoke_run_from_pixels_to_the_table(run: dict[str, Any]) -> None:
     assert set(rows) == by_codes | {(method, "pixels") for method in ("mc", "td", "constant")}
     assert all(row["seeds"] == ([0] if sees == "musik" else [0, 1]) for (_, sees), row in rows.items())
     assert rows["voc", "vqvae"]["error_spread"] > 0
-    assert rows["voc_codes", "vqvae"]["error"] != rows["voc", "vqvae"]["error"]
     # a constant is wrong by the spread of the truth and by its own bias, and by nothing else
     named = [result["values"]["constant"][0] for _, result in _cells(run, "constant")]
     expected = np.mean([1 + (value - entry["mean"]) ** 2 / entry["variance"] for value in named])
@@ -62,6 +63,18 @@ def test_smoke_run_from_pixels_to_the_table(run: dict[str, Any]) -> None:
     assert f"--tasks {TASK} --gammas 0.8 --seeds 0 1 --others musik" in text
     assert "- Error of `voc` (musik) minus that of: `mc` " in text
     assert 10_000 < (run["folder"] / "results/value_error.png").stat().st_size < 300_000
+
+
+def test_one_set_of_futures_is_read_with_features_and_without(run: dict[str, Any]) -> None:
+    cell, result = _cells(run, "voc", "vqvae")[0]
+    bench = Bench(run["data"], run["folder"] / "out" / TASK / "cells.jsonl")
+    voc, (codes, features) = VOC.load(bench._folder(cell)), bench._scored(cell)
+    samples = SCALES["smoke"].samples
+    futures = voc.futures_of_codes(codes, features, samples, generator=torch.Generator().manual_seed(cell["seed"]))
+    for name, seen in (("voc", features), ("voc_codes", None)):
+        expected = voc.rewards(futures, seen).double().mean(1).numpy() / (1 - voc.gamma)
+        np.testing.assert_allclose(result["values"][name], expected, rtol=1e-6)
+    assert result["values"]["voc"] != result["values"]["voc_codes"]
 
 
 def test_scored_episodes_are_never_trained_on(run: dict[str, Any]) -> None:

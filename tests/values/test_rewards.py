@@ -199,18 +199,25 @@ def test_episodes_of_one_row_have_no_rewards() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_rewards(bad: float) -> None:
     vectors, rewards = data(100)
-    dataset, codes = episodes_of([np.zeros(4)], [False]), torch.zeros(4, 2)
-    for features, gamma, words in (
-        (codes, None, "Features and the discount of futures belong together"),
-        (torch.zeros(5, 2), 0.5, r"Features have shape \(5, 2\); finite ones of each of the 4 rows"),
-        (codes + bad, 0.5, "finite ones of each of the 4 rows"),
-    ):
-        with pytest.raises(VOCError, match=words):
-            fit_reward_head(
-                Lookup(), codes, dataset, np.zeros(4), RewardConfig(), features=features, gamma=gamma  # type: ignore[arg-type]
-            )  # fmt: skip
     with pytest.raises(VOCError, match=r"shape \(99,\); one per row, \(100,\)"):
         train_reward_head(vectors, rewards[1:], RewardConfig())
     rewards[7] = bad
     with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):
         train_reward_head(vectors, rewards, RewardConfig())
+
+
+@pytest.mark.parametrize(
+    ("features", "gamma", "words"),
+    [
+        (torch.zeros(4, 2), None, "Features and the discount of futures belong together"),
+        (None, 0.5, "Features and the discount of futures belong together"),
+        (torch.zeros(5, 2), 0.5, r"Features have shape \(5, 2\); finite ones of each of the 4 rows"),
+        (torch.full((4, 2), torch.nan), 0.5, "finite ones of each of the 4 rows"),
+    ],
+)
+def test_bad_features(features: Tensor | None, gamma: float | None, words: str) -> None:
+    dataset, quantizer = episodes_of([np.zeros(4)], [False]), Lookup()
+    with pytest.raises(VOCError, match=words):
+        fit_reward_head(
+            quantizer, torch.zeros(4, 2), dataset, np.zeros(4), RewardConfig(), features=features, gamma=gamma  # type: ignore[arg-type]
+        )  # fmt: skip

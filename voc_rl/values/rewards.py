@@ -1,5 +1,4 @@
-"""Rewards of codes: the reward that arrives with an observation, read off its codes, with the features of where it was
-seen from or without."""
+"""Rewards of observations, read off their codes alone, or off codes and features of the state they are futures of."""
 
 from __future__ import annotations
 
@@ -20,11 +19,13 @@ from voc_rl.occupancy.features import SeesFeatures
 from voc_rl.precision import autocast, device_of, seeded
 from voc_rl.quantizers import Quantizer
 
+PAIRS = 97  # the stream of random numbers that draws states and their futures
+
 
 @dataclass(frozen=True)
 class RewardConfig:
     """hidden: width of the layers. bins: of the two-hot target. loop: how each of a head's networks is trained.
-    feature_noise: on features beside the codes, in units of their spread, as in ``OccupancyTraining``."""
+    feature_noise: on features that are read beside codes, in units of their spread, as in ``OccupancyTraining``."""
 
     hidden: int = 256
     bins: int = 51
@@ -40,8 +41,8 @@ class RewardConfig:
 class RewardHead(SeesFeatures):
     """Codes' vectors float (..., n_tokens, code_dim) -> reward (...), the mean of a distribution over bins.
 
-    Codes lose part of what a reward depends on. Some of that the state that the codes are a future of still tells: who
-    runs fast now is fast soon. So a head with ``feature_dim`` has a second network, of E[r | z, s], that reads the
+    Codes lose part of what a reward depends on; the state that they are a future of still tells some of it: who runs
+    fast now is fast soon. So a head with ``feature_dim`` has a second network, of E[r | z, s], that reads the
     features of that state too. It knows futures at one discount, of the policy that made the data.
     """
 
@@ -214,7 +215,8 @@ def fit_reward_head(
     goals, size = torch.from_numpy(reward[arrived.numpy()]).to(own.device), (quantizer.n_tokens, quantizer.code_dim)
     feature_dim = 0 if features is None else features.shape[1]
     head = _fitted(vectors, size, goals, config, seed, feature_dim, log=log, progress=progress)
-    if head.seen_from is not None and features is not None and gamma is not None:
+    if head.seen_from is not None and features is not None and gamma is not None:  # a quantizer may have 0 features
+        head.fit_features(features)
         draw = _futures_seen(quantizer, codes, features, dataset, reward, head, gamma, seed)
         trainee = _RewardTrainee(head, head.seen_from, draw)
         optimise(trainee, config.loop, seed, "reward_in_context", log=log, progress=progress)
@@ -225,20 +227,19 @@ def _futures_seen(
     quantizer: Quantizer, codes: Tensor, features: Tensor, dataset: Episodes, reward: np.ndarray, head: RewardHead,
     gamma: float, seed: int,
 ) -> _Draw:  # fmt: skip
-    """Batches of logged futures, by their codes' vectors and the features of the state that they are futures of, and
+    """Draws batches of logged futures, by their codes' vectors and the features of the state they are futures of, and
     their rewards.
 
     A pair (row t, row t + k) is as likely as k is at the discount, as long as t + k is in the episode. So terminations
     leave out what is END, but time limits leave out far futures: of 250 rows, at gamma .99, the mean k is 55, not 100.
     """
     device, config = device_of(quantizer), head.config
-    head.fit_features(features)
     going, goals = going_rows(dataset), torch.from_numpy(reward)
     left = dataset.steps_left[going]
     inside = np.cumsum(-np.expm1(left * _log(gamma)))  # P(k <= left), summed over the rows
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([seed, step, 97])
+        rng = np.random.default_rng([seed, step, PAIRS])
         place = np.searchsorted(inside, inside[-1] * rng.random(config.loop.batch_size), side="right")
         place = place.clip(max=len(going) - 1)
         seen = torch.from_numpy(going[place])

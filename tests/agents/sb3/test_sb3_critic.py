@@ -216,6 +216,9 @@ def test_near_the_data_the_actor_stays_where_q_is_wrong(voc: Path, logged: Path,
             model.train(1, 8)
     assert found[None] < -0.9
     assert found[0.05] == pytest.approx(0.5, abs=0.1)
+    model.bc_alpha = None
+    train_offline(model, None, 100, progress=False)
+    assert model.predict(observations(dataset), deterministic=True)[0].mean() < -0.9  # let go
 
 
 def test_a_saved_agent_goes_on_and_holds_no_voc(voc: Path, tmp_path: Path) -> None:
