@@ -19,7 +19,7 @@ from voc_rl.agents import load_policy
 from voc_rl.benchmarks.baselines import Budget, train_critic
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.report import format_table
-from voc_rl.benchmarks.run_report import write_run_report
+from voc_rl.benchmarks.run_report import report_data, write_run_report
 from voc_rl.checkpoints import write_json
 from voc_rl.envs import collect
 from voc_rl.envs.collection import same_settings
@@ -125,15 +125,13 @@ def _check_collected(data: Path, config: DemoConfig) -> int:
 def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
     """Values of the held-out states by every method, their scores, and the report."""
     run, voc = pipeline.run, pipeline.train()
-    rows, truth = pipeline.test_states(config.max_states)
-    settings: dict[str, Any] = {"samples": config.samples, "max_states": config.max_states}
-    estimates = pipeline.estimates(rows, settings)
-    values = {name: estimate.mean for name, estimate in estimates.items()}
-    values["constant"] = np.full(len(rows), pipeline.constant_value())
+    rows, truth, estimates, values = pipeline.answers(config.samples, config.max_states)
     baselines: dict[str, Callable[..., ValueEstimate]] = {
         "mc": partial(_critic, kind="mc"), "td": partial(_critic, kind="td"), "one_step": _one_step,
     }  # fmt: skip
-    settings["baseline_steps"] = config.baseline_steps
+    settings: dict[str, Any] = {
+        "samples": config.samples, "max_states": config.max_states, "baseline_steps": config.baseline_steps
+    }  # fmt: skip
     for name, baseline in baselines.items():
         values[name] = pipeline.estimate(name, settings, partial(baseline, pipeline, config, rows)).mean
     methods: dict[str, Any] = {name: scores(v, truth, voc.gamma, pipeline.r_max) for name, v in values.items()}
@@ -146,7 +144,8 @@ def _evaluate(pipeline: Pipeline, config: DemoConfig) -> dict[str, Any]:
     mark = pipeline.mark("report", values["mc"].tolist(), values["td"].tolist(), values["one_step"].tolist())
     if not (pipeline.skip("report", mark) and (run.path / "report.html").exists()):
         with run.stage("report", mark, {}):
-            write_run_report(pipeline, pipeline.metrics(methods, len(truth)), truth, values, estimates)
+            metrics = pipeline.metrics(methods, len(truth))
+            write_run_report(run.path, report_data(pipeline, metrics, truth, values, estimates))
     metrics = pipeline.metrics(methods, len(truth))
     write_json(run.path / "metrics.json", metrics)
     return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ CONTEXTS = 4
 FUTURES = 5
 PICTURES = 8
 KEPT = ("scatter", "episode", "futures")  # figures that are also written as PNGs
-EVALUATED = {"voc", "voc_head", "constant"}  # what ``Pipeline.evaluate`` scores
 
 
 def report_evaluation(pipeline: Pipeline, metrics: dict[str, Any], samples: int, max_states: int) -> None:
@@ -27,33 +27,23 @@ def report_evaluation(pipeline: Pipeline, metrics: dict[str, Any], samples: int,
 
     Where other methods were scored beside it, as the demo does, their report is there and stays.
     """
-    if metrics["methods"].keys() - EVALUATED:
+    _, truth, estimates, values = pipeline.answers(samples, max_states)
+    if metrics["methods"].keys() - values.keys():
         return
     mark = pipeline.mark("report", samples, max_states)
     there = agreed((pipeline.run.path / "report.html").exists())
     if pipeline.skip("report", mark) and there:
         return
-    rows, truth = pipeline.test_states(max_states)
-    estimates = pipeline.estimates(rows, {"samples": samples, "max_states": max_states})
-    values = {name: estimate.mean for name, estimate in estimates.items()}
-    values["constant"] = np.full(len(rows), pipeline.constant_value())
     with pipeline.run.stage("report", mark, {}):
         if pipeline.run.writes:
-            write_run_report(pipeline, metrics, truth, values, estimates)
+            write_run_report(pipeline.run.path, report_data(pipeline, metrics, truth, values, estimates))
 
 
-def write_run_report(
-    pipeline: Pipeline,
-    metrics: dict[str, Any],
-    truth: np.ndarray,
-    values: dict[str, np.ndarray],
-    estimates: dict[str, ValueEstimate],
-) -> None:
-    """Write report.html, and some of its figures as PNGs, into the folder of the run."""
-    shown = report_data(pipeline, metrics, truth, values, estimates)
+def write_run_report(folder: Path, shown: ReportData) -> None:
+    """Write report.html, and some of its figures as PNGs, into the folder of a run."""
     for figure in KEPT:
-        save_figure(pipeline.run.path / "figures" / f"{figure}.png", shown, figure)
-    write_report(pipeline.run.path / "report.html", shown)
+        save_figure(folder / "figures" / f"{figure}.png", shown, figure)
+    write_report(folder / "report.html", shown)
 
 
 def report_data(

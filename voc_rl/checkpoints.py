@@ -24,7 +24,6 @@ from voc_rl.errors import VOCError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 

@@ -188,19 +188,26 @@ class Pipeline:
         Raises:
             VOCError: no held-out state has a known return (episodes shorter than the horizon).
         """
-        rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
-        constant = np.full(len(truth), self.constant_value())
-        settings = {"samples": samples, "max_states": max_states}
-        values = {name: estimate.mean for name, estimate in self.estimates(rows, settings).items()}
+        _, truth, _, values = self.answers(samples, max_states)
         gamma = self.train().gamma
         path = self.run.path / "metrics.json"
         if agreed(path.exists()):  # of these estimates, with what else was scored beside them
             return read_json(path)
-        methods = {name: scores(v, truth, gamma, self.r_max) for name, v in {**values, "constant": constant}.items()}
+        methods = {name: scores(own, truth, gamma, self.r_max) for name, own in values.items()}
         metrics = self.metrics(methods, len(truth))
         if self.run.writes:
             write_json(path, metrics)
         return metrics
+
+    def answers(
+        self, samples: int, max_states: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, ValueEstimate], dict[str, np.ndarray]]:
+        """Rows of the held-out states that are scored, their true returns, the model's ``estimates`` of them, and the
+        values (B,) of each method: those estimates' and the best constant's."""
+        rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
+        constant = np.full(len(truth), self.constant_value())
+        estimates = self.estimates(rows, {"samples": samples, "max_states": max_states})
+        return rows, truth, estimates, {**{name: own.mean for name, own in estimates.items()}, "constant": constant}
 
     def estimates(self, rows: np.ndarray, settings: dict[str, Any]) -> dict[str, ValueEstimate]:
         """Sampled values (stage ``evaluate``) and the head's of rows of the held-out episodes.

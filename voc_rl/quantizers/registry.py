@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from voc_rl.checkpoints import (
-    FORMAT_VERSION,
-    load_state_dict,
-    load_tensors,
-    read_json,
-    save_tensors,
-    write_json,
-)
+from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.quantizers.base import Quantizer
@@ -22,6 +15,8 @@ from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.vqgan import VQGAN
 from voc_rl.quantizers.vqgan_network import VQGANConfig
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
+
+FORMAT_VERSION = 1  # of a quantizer's files
 
 # name -> (class, its config)
 QUANTIZERS: dict[str, tuple[type[Quantizer], type[Any]]] = {
