@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from critics import GAMMA, TINY, agent, observations
 from gymnasium.wrappers import DiscretizeAction, RescaleAction
 from square import SIDE, Square, square_env
 from stable_baselines3 import TD3
@@ -26,7 +27,6 @@ from voc_rl.agents import ActionValues
 from voc_rl.agents.sb3 import (
     VecVOCValue,
     VOCCritic,
-    VOCFeaturesExtractor,
     evaluate_policy_value,
     fill_replay_buffer,
     train_offline,
@@ -37,9 +37,7 @@ from voc_rl.errors import VOCError
 from voc_rl.plugin import codes_as_vectors
 from voc_rl.quantizers import tokenize
 
-GAMMA = 0.5
 CODES: Any = {"mode": "observation", "observe": "features_only", "features": "codes"}
-TINY: dict[str, Any] = {"buffer_size": 400, "learning_starts": 8, "batch_size": 8, "learning_rate": 3e-3}
 
 
 @pytest.fixture
@@ -52,25 +50,8 @@ def voc(square_actions: Path) -> Path:
     return square_actions / "voc"
 
 
-def agent(voc: Path | None, env: Any = None, kind: Any = VOCCritic, **changed: Any) -> Any:
-    """A small agent that sees through the VOC, which reads or does not read actions; without a VOC: plain TD3."""
-    policy = {
-        "features_extractor_class": VOCFeaturesExtractor,
-        "features_extractor_kwargs": {"voc": str(changed.pop("eyes", voc)), "features": "tokens"},
-        "net_arch": [32, 32],
-        **changed.pop("policy", {}),
-    }
-    name = changed.pop("policy_class", "CnnPolicy")
-    settings = {**TINY, "seed": 0, "device": "cpu", "policy_kwargs": policy, **changed}
-    return kind(name, env or square_env(), **({"voc": voc} if kind is VOCCritic else {}), **settings)
-
-
 def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-
-
-def observations(dataset: Episodes) -> np.ndarray:
-    return dataset.observations(np.arange(3, 35))
 
 
 def exact_q() -> np.ndarray:
@@ -162,63 +143,6 @@ def test_an_infinite_weight_copies_q_and_the_actor_climbs_it(voc: Path, logged: 
     assert (again.voc_weight, again.gamma) == (math.inf, GAMMA)
     np.testing.assert_array_equal(again.predict(obs.numpy())[0], model.predict(obs.numpy())[0])
     assert torch.equal(again.critic.q1_forward(obs, actions), model.critic.q1_forward(obs, actions))
-
-
-@pytest.mark.parametrize("alpha", [0.0, 2.5])
-@pytest.mark.parametrize("weight", [0.0, 1.0, math.inf])
-def test_near_the_data_the_actor_descends_the_loss_of_td3_bc(
-    alpha: float, weight: float, voc: Path, logged: Path
-) -> None:
-    """Against the loss of Fujimoto and Gu (2021) as it is written down, with the critic as it is after its own step."""
-    policy = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
-    model = agent(voc, voc_weight=weight, bc_alpha=alpha, policy=policy, policy_delay=1, learning_rate=0.1)
-    fill_replay_buffer(model, Episodes.open(logged), say=None)
-    batches: list[Any] = []
-    sample = model.replay_buffer.sample
-    model.replay_buffer.sample = lambda *asked: batches.append(sample(*asked)) or batches[-1]
-    before = {name: parameter.detach().clone() for name, parameter in model.actor.named_parameters()}
-    train_offline(model, None, 1, progress=False)
-    after = {name: parameter.detach().clone() for name, parameter in model.actor.named_parameters()}
-    (batch,) = batches
-    with torch.no_grad():
-        for name, parameter in model.actor.named_parameters():
-            parameter.copy_(before[name])
-    taken = model.actor(batch.observations)
-    if math.isinf(weight):
-        loaded = VOC.load(voc)
-        q = ActionValues(loaded)(*loaded.context(batch.observations), taken[:, None]) / (1 - GAMMA)
-    else:
-        q = model.critic(batch.observations, taken)[0]
-    loss = -alpha * q.mean() / q.detach().abs().mean() + ((taken - batch.actions) ** 2).mean()
-    for (name, parameter), slope in zip(
-        model.actor.named_parameters(), torch.autograd.grad(loss, list(model.actor.parameters())), strict=True
-    ):
-        torch.testing.assert_close(after[name], parameter - 0.1 * slope, atol=1e-6, rtol=1e-4)
-        assert slope.abs().max() > 0
-
-
-def test_near_the_data_the_actor_stays_where_q_is_wrong(voc: Path, logged: Path, tmp_path: Path) -> None:
-    """Of an action that nobody logged any Q is a guess: here one that pays going left, which the data never did."""
-    dataset = Episodes.open(logged)
-    rows = np.flatnonzero(dataset.steps_left > 0)
-    found = {}
-    for alpha in (None, 0.05):
-        model = agent(voc, voc_weight=math.inf, bc_alpha=alpha, batch_size=32, learning_rate=1e-2)
-        fill_replay_buffer(model, dataset, say=None)
-        model.replay_buffer.actions[: len(rows)] = 0.5
-        model._q_voc.score = lambda codes, features, actions: -actions[:, 0]
-        train_offline(model, None, 100, progress=False)
-        found[alpha] = float(model.predict(observations(dataset), deterministic=True)[0].mean())
-        model.save(tmp_path / "agent.zip")
-        assert VOCCritic.load(tmp_path / "agent.zip", device="cpu").bc_alpha == alpha
-        model.bc_alpha = math.nan
-        with pytest.raises(VOCError, match="bc_alpha is nan"):
-            model.train(1, 8)
-    assert found[None] < -0.9
-    assert found[0.05] == pytest.approx(0.5, abs=0.1)
-    model.bc_alpha = None
-    train_offline(model, None, 100, progress=False)
-    assert model.predict(observations(dataset), deterministic=True)[0].mean() < -0.9  # let go
 
 
 def test_a_saved_agent_goes_on_and_holds_no_voc(voc: Path, tmp_path: Path) -> None:
