@@ -13,6 +13,7 @@ from voc_rl.data.hdf5 import FIRST, LAST, MID
 
 SPEC = DataSpec(task="toy", size=2, action_repeat=2, render="fast")
 LENGTHS = (7, 2, 9)  # rows of the episodes that tests/data opens
+SIDE = 12  # pixels of the frames of squares
 
 
 def numbered_frames(first: int, rows: int, height: int = 2, width: int = 2) -> np.ndarray:
@@ -55,6 +56,23 @@ def toy_folder(folder: Path, lengths: tuple[int, ...], terminated: tuple[int, ..
 
 def toy_dataset(folder: Path, lengths: tuple[int, ...], terminated: tuple[int, ...] = (), stack: int = 3) -> Episodes:
     return Episodes.open(toy_folder(folder, lengths, terminated), stack)
+
+
+def moving_square(rows: int, speed: int, offset: int) -> np.ndarray:
+    """uint8 (rows, 3, SIDE, SIDE): a bright square that walks over a shaded, grainy ground."""
+    grain = np.random.default_rng(offset).integers(0, 20, (rows, 3, SIDE, SIDE))
+    frames = (grain + np.linspace(20, 80, SIDE).astype(int)[:, None]).astype(np.uint8)
+    for t in range(rows):
+        left = (offset + speed * t) % (SIDE - 3)
+        frames[t, :, 4:8, left : left + 4] = np.array([250, 160, 40], np.uint8)[:, None, None]
+    return frames
+
+
+def squares(folder: Path) -> Episodes:
+    """Eight episodes of a square that walks at three speeds, frames in memory."""
+    for i in range(8):
+        write_episode(folder / f"{i}.hdf5", toy_episode(i, 20, frames=moving_square(20, 1 + i % 3, i)), SPEC)
+    return Episodes.open(folder).load_frames()
 
 
 def write_v_d4rl(

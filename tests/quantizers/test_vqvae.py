@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SPEC, toy_episode
+from small import SIDE as SIZE
+from small import moving_square, squares
 from torch import Tensor
 from worlds import refusal
 
-from voc_rl.data import Episodes, write_episode
+from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig
 from voc_rl.quantizers import (
     VQVAE,
@@ -25,7 +26,6 @@ from voc_rl.quantizers import (
 from voc_rl.quantizers.base import scale, unscale
 from voc_rl.quantizers.vqvae import PrincipalComponents
 
-SIZE = 12
 SMALL = VQVAEConfig(n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3)
 
 
@@ -33,23 +33,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def moving_square(rows: int, speed: int, offset: int) -> np.ndarray:
-    """uint8 (rows, 3, SIZE, SIZE): a bright square that walks over a shaded, grainy ground."""
-    grain = np.random.default_rng(offset).integers(0, 20, (rows, 3, SIZE, SIZE))
-    frames = (grain + np.linspace(20, 80, SIZE).astype(int)[:, None]).astype(np.uint8)
-    for t in range(rows):
-        left = (offset + speed * t) % (SIZE - 3)
-        frames[t, :, 4:8, left : left + 4] = np.array([250, 160, 40], np.uint8)[:, None, None]
-    return frames
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
-    folder = tmp_path_factory.mktemp("squares")
-    for i in range(8):
-        frames = moving_square(20, 1 + i % 3, i)
-        write_episode(folder / f"{i}.hdf5", toy_episode(i, 20, frames=frames), SPEC)
-    return Episodes.open(folder).load_frames()
+    return squares(tmp_path_factory.mktemp("squares"))
 
 
 def fresh(seed: int = 0, stack: int = 3, config: VQVAEConfig = SMALL) -> VQVAE:
@@ -102,7 +88,7 @@ def test_shapes_dtypes_and_ranges(stack: int, conv_width: int) -> None:
     assert features.dtype == torch.float32
     loss, numbers = quantizer.loss(obs, generator())
     assert loss.shape == ()
-    assert float(loss.detach()) == pytest.approx(float(numbers["features"] + numbers["pixels"]), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(sum(numbers.values())), rel=1e-5)
     assert quantizer.encode(obs[:0]).shape == (0, 3)
 
 

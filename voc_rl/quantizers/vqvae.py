@@ -1,14 +1,18 @@
 """A small VQ-VAE of the joint frame stack, with few tokens.
 
 Tokens. The bottleneck is flat: a handful of tokens that each see the whole stack, so that a code can hold motion.
-The codebook is finite scalar quantization (Mentzer et al. 2023), which cannot collapse.
+The codebook is finite scalar quantization (Mentzer et al. 2023), which cannot collapse. The first few codes have to
+tell as much as they can alone (nested dropout, Rippel et al. 2014), so codes go from coarse to fine. The occupancy
+network writes them in that order: a future's pose is settled by codes that can be predicted, and detail that cannot be
+comes last. In no order the first code, too, is a mixture of all, and futures are less coherent.
 
 Encoder. Every frame is seen through the principal components of the training frames (a linear layer over the
 whole frame, fixed once fitted), and, where ``conv_width`` is not zero, through convolutions of the stack. On a CPU
 minute the components alone reach what convolutions reach in ten.
 
 Loss. The components of the newest frame and of the differences between neighbouring frames (velocity moves few
-pixels, and a plain squared error of the stack would drop it first), plus pixels through a convolutional decoder.
+pixels, and a plain squared error of the stack would drop it first), from all codes and from the first few of them, plus
+pixels through a convolutional decoder.
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ class VQVAEConfig:
     decoder_width, patch: channels of the decoder, and the side in pixels of what one of its cells paints; twice the
     patch has to divide both sides of a frame.
     motion_weight: weight of frame differences against the newest frame.
+    order_weight: weight of the loss of the first few codes alone; 0 leaves codes in no order.
     """
 
     n_tokens: int = 8
@@ -61,11 +66,12 @@ class VQVAEConfig:
     decoder_width: int = 64
     patch: int = LARGEST_PATCH
     motion_weight: float = 1.0
+    order_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("n_tokens", "components", "hidden", "decoder_width", "patch"):
             check_positive(getattr(self, name), name)
-        for name in ("conv_width", "motion_weight"):
+        for name in ("conv_width", "motion_weight", "order_weight"):
             check_at_least(getattr(self, name), 0, name)
         if not self.levels or min(self.levels) < 3:
             raise VOCError(f"levels are {self.levels}; one whole number of at least 3 per scalar of a code is needed.")
@@ -221,16 +227,29 @@ class VQVAE(Quantizer):
 
     def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         vectors, _ = self.codebook(self.latents(batch))
-        trunk = self.trunk(vectors.flatten(1))
-        target = self.features(batch)
-        # motion is small: its part of the error is weighted by position in the feature vector
+        trunk, target = self.trunk(vectors.flatten(1)), self.features(batch)
+        variance = gather(target, whole_batch(len(target))[0]).var().clamp(min=1e-8)  # one unit for all processes
+        features = self._feature_loss(trunk, target) / variance
+        pixels = self._painting_loss(batch, trunk, generator)
+        loss, numbers = features + pixels, {"features": features.detach(), "pixels": pixels.detach()}
+        if self.config.order_weight and self.n_tokens > 1:
+            few = self.trunk(self._first_codes(vectors, generator).flatten(1))
+            first = self._feature_loss(few, target) / variance
+            loss, numbers["first_codes"] = loss + self.config.order_weight * first, first.detach()
+        return loss, numbers
+
+    def _feature_loss(self, trunk: Tensor, target: Tensor) -> Tensor:
+        """Squared error of features (B, feature_dim) told from (B, hidden); motion, which is small, has a weight."""
         weight = target.new_ones(self.feature_dim)
         weight[len(self.components.spread) :] = self.config.motion_weight
-        features = (F.mse_loss(self.to_features(trunk).float(), target, reduction="none") * weight).mean()
-        whole = gather(target, whole_batch(len(target))[0])  # one unit for all processes
-        features = features / whole.var().clamp(min=1e-8)
-        pixels = self._painting_loss(batch, trunk, generator)
-        return features + pixels, {"features": features.detach(), "pixels": pixels.detach()}
+        return (F.mse_loss(self.to_features(trunk).float(), target, reduction="none") * weight).mean()
+
+    def _first_codes(self, vectors: Tensor, generator: torch.Generator) -> Tensor:
+        """Vectors (B, n_tokens, code_dim), of each row but the first 1 to n_tokens - 1 replaced by zeros."""
+        count, own = whole_batch(len(vectors))
+        kept = torch.randint(1, self.n_tokens, (count, 1, 1), generator=generator, device=generator.device)
+        places = torch.arange(self.n_tokens, device=vectors.device)[:, None]
+        return vectors * (places < kept[own].to(vectors.device))
 
     def _painting_loss(self, batch: Tensor, trunk: Tensor, generator: torch.Generator) -> Tensor:
         """``_pixel_loss`` of the first quarter of the rows; of several processes, of what each has of that quarter.
