@@ -24,7 +24,7 @@ class PolicyValue(Calibration):
     """``Calibration`` of the states that an agent visits, at discount ``gamma``, in reward units.
 
     ``predicted`` is worth of these states under the policy that made the VOC's data, ``realised`` under the agent;
-    ``gap``, realised minus predicted, is the agent's lead over the data's policy (plus the VOC's bias).
+    ``gap``, realised minus predicted, is the agent's lead over the data's policy (less the VOC's bias).
     ``episode_return``: mean undiscounted return of the episodes.
     """
 
