@@ -217,7 +217,7 @@ class RollOutScores:
 
     @torch.no_grad()
     def __call__(self, codes: Tensor, features: Tensor | None, actions: Tensor) -> Tensor:
-        """Scores float32 (B, M), as ``ActionScores``: (1 - gamma) times the discounted rewards, so far as they go."""
+        """Scores float32 (B, M), as ``ActionScores``: the mean of the ``steps`` rewards, weighted by gamma^k."""
         model, device, (B, M, _) = self.voc.occupancy, device_of(self.voc.occupancy), actions.shape
         contexts, seen = _contexts(model, codes, features, M)
         condition = Condition(actions.to(device).flatten(0, 1))

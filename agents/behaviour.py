@@ -114,8 +114,8 @@ class StickyMixture:
     """One of several policies acts for a while, then another: data of mixed skill with exact densities.
 
     At the start of an episode a member is drawn uniformly; before each later step another member takes over
-    with probability ``switch``. The log-probability of an action is its density under the acting member,
-    whose index is the policy id.
+    with probability ``switch``. An action's log-probability is its log-density under the acting member, whose
+    index is the policy id.
 
     Args:
         policies: members that look at the same observation.

@@ -34,8 +34,8 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
     ``reset(seed=s, options={"physics": v})`` continues from ``v``: same frame, and same rewards and frames
     from there on, bit for bit. What a task draws into its *model* (targets of reacher, finger-turn, fish-swim,
     swimmer, manipulator and stacker; gains of point_mass-hard; the terrain of quadruped-escape) is not part of
-    ``v``: it follows from ``s``, which then has to be the seed of the episode that ``v`` is of; without a seed
-    the running episode's stays.
+    ``v``: it follows from ``s``, which must then be the seed of the episode of ``v``; without a seed the running
+    episode's model stays.
     Observations of forces and accelerations (quadruped, dog, hopper's touch) are derived anew at ``v``, and
     agree with the original ones from the first step on.
 
@@ -109,7 +109,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
 
     @property
     def data_spec(self) -> DataSpec:
-        """What data collected here and models trained on them remember of it."""
+        """What data collected here, and models trained on them, record of the environment."""
         return DataSpec(
             task=self.task, action_repeat=self.action_repeat, max_episode_steps=self.max_episode_steps or 0,
             **self.rendering,

@@ -111,7 +111,7 @@ def _gymnasium_task(task: str) -> Any:
 
 
 def render_episode(renderer: StateRenderer, episode: Episode, check: StateCheck) -> Episode:
-    """The episode with frames, its last state stepped from the one before; every step is compared in ``check``.
+    """The episode with frames, its last state stepped from the one before; ``check`` compares all stored steps.
 
     Raises:
         VOCError: an episode without the simulator's states, or with those of another model.

@@ -39,8 +39,8 @@ def roll_outs(
 ) -> list[RollOuts]:
     """Restore each simulator state (B, P) and follow each policy for ``horizon`` agent steps, ``count`` times.
 
-    Policies observe the flat state. The randomness of a roll-out comes from the seed, the policy's place, the state's
-    and the roll-out's alone, so that neither the number of processes nor the other policies change it.
+    Policies observe the flat state and have ``draw``. A roll-out's randomness comes from the seed and the places of
+    policy, state and roll-out alone, so that neither the number of processes nor the other policies change it.
 
     Raises:
         VOCError: a policy that observes pixels, physics vectors of another task, or a task whose model is drawn anew in

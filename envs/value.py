@@ -23,8 +23,8 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     - ``value``: discounted sum of the rewards from the next step on, in reward units, of the policy that made the
       VOC's data (not of the policy that acts here); ``stderr``: its standard error; ``gamma``: its discount.
-    - ``successor_features`` float32 (P,) and ``futures`` int64 (F, n_tokens), sampled, where asked for.
-    - ``raw_reward``, at steps in mode ``shaping``: what the environment paid, also where wrappers inside shape it.
+    - ``successor_features`` float32 (P,), at the VOC's own discount, and ``futures`` int64 (F, n_tokens), if asked for.
+    - ``raw_reward``, at steps in mode ``shaping``: the reward before this or an inner VOC wrapper shaped it.
 
     Everything is a function of the frames: samples are drawn with the same random numbers each time.
 
@@ -42,24 +42,24 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         env: an environment with stacked frames uint8 (3K, H, W), such as ``make_env`` and ``PixelObservation`` make.
         voc: a run folder (specs, pickles and saved agents then hold its path) or a VOC.
         mode: ``info``, ``observation`` or ``shaping``.
-        estimator: ``head`` (one pass) or ``sample``.
-        gamma: the discount of the values; None is the VOC's own. In mode ``shaping`` the agent's discount (1 too),
-            which has to be given; the potential is then the value at the VOC's own discount.
+        estimator: ``head`` (one pass), ``sample`` or ``mve`` (``VOC.value``).
+        gamma: the discount of the values; None is the VOC's own. In mode ``shaping`` the agent's discount (at most 1),
+            which is required; the potential is then the value at the VOC's own discount.
         observe: ``value``, ``features`` or ``features_only``, for mode ``observation``.
         features: ``context``, ``tokens`` or ``successor``, the kind of features (``voc_rl.plugin.feature_vectors``), or
-            ``codes``: all that the VOC reads of the frames, where ``VOCFeaturesExtractor`` and ``VOCCritic`` go on.
+            ``codes``: all that the VOC reads of the frames, which ``VOCFeaturesExtractor`` and ``VOCCritic`` read.
         successor_features: put them into ``info["voc"]``.
         futures: number of sampled futures in ``info["voc"]``; pictures of them: ``voc.quantizer.decode``.
-        samples: futures per state behind the estimator ``sample`` and the successor features.
+        samples: futures per state for ``sample``, ``mve`` and ``successor_features`` (``features="successor"``: 16).
         overlay: let ``render`` draw the frame, the value curve of the episode and decoded futures.
 
     Raises:
-        VOCError: no VOC, frames of another size or stack, a word that is not accepted, or a discount that the
-            estimator does not have.
+        VOCError: no VOC, frames of another size or stack, a word that is not accepted, an estimator or discount that
+            the VOC does not have, or ``overlay`` without ``render_mode="rgb_array"``.
 
     Warns:
-        UserWarning: the environment has another task, render profile or MuJoCo than the VOC's training data, or does
-            not say (no ``data_spec``).
+        UserWarning: the environment has another task, render profile, camera, action repeat, OpenGL backend or MuJoCo
+            than the VOC's training data, or does not say (no ``data_spec``).
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return reading
 
     def render(self) -> Any:
-        """The environment's frame; with ``overlay`` uint8 (height, width, 3) with value curve and futures beside it."""
+        """The environment's frame; with ``overlay`` uint8 (height, width, 3), futures beside it, value curve below."""
         frame: Any = self.env.render()
         if not self._overlay or self._pixels is None:
             return frame

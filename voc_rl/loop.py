@@ -31,10 +31,10 @@ class LoopConfig:
 
     steps: optimiser steps. batch_size: rows per step. learning_rate: its peak, after a linear warm-up over the share
     ``warmup`` of the steps, then a cosine to zero. weight_decay: AdamW's, on parameters of two axes or more (of biases,
-    on those alone that value heads stack for their members). betas: AdamW's. clip: largest norm of a gradient.
+    only those that value heads stack for their members). betas: AdamW's. clip: largest norm of the whole gradient.
     accumulate: equal parts in which a batch is computed, one after another: the same gradient (but for dropout, drawn
-    for each part) in about so many times less memory. Of the networks here the occupancy network's batches have parts;
-    the others' losses and codebooks are made from whole ones.
+    for each part) in about ``accumulate`` times less memory. Only the occupancy network can do this; losses and
+    codebooks of the others need whole batches.
     """
 
     steps: int

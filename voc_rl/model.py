@@ -50,11 +50,11 @@ Estimator = Literal["head", "sample", "mve"]
 class VOC(Parts):
     """A trained video occupancy model. Values are of the policy that made the data (the behaviour).
 
-    It answers where its networks are (``device``, ``to``), and takes inputs from anywhere.
+    It computes where its networks are (``device``, ``to``) and takes inputs on any device.
     """
 
     def condition(self, count: int, gamma: float | None = None) -> Condition:
-        """What tells the occupancy network a discount that it knows (None: ``gamma``) for ``count`` contexts."""
+        """The condition that tells the occupancy network a discount (None: the VOC's own) of ``count`` contexts."""
         return told(self.occupancy, self.gamma if gamma is None else gamma, count)
 
     def value(
@@ -71,21 +71,21 @@ class VOC(Parts):
 
         Args:
             obs: uint8 (B, 3K, H, W).
-            gamma: the discount, any of ``gammas``; None is the model's own. ``sample`` and ``mve`` also answer for
-                larger ones, by feeding futures back as contexts. At the model's own ``sample`` reads rewards off the
-                futures' codes and the state's features, at others off the codes alone.
+            gamma: the discount, in the range ``gammas``; None: the model's own. ``sample`` and ``mve`` also answer for
+                larger ones, by feeding futures back as contexts. At the model's own ``sample`` predicts rewards from
+                the futures' codes and the state's features, at others from codes alone.
             estimator: ``head`` (one pass), ``sample`` (mean reward of sampled futures), or ``mve`` (for a larger
                 discount: rewards of every hop of each sampled path, as many as count; see ``values.mve``).
                 ``density`` needs rows of the data: ``density_value``.
             samples: futures per state, for ``sample`` and ``mve``.
             level: confidence of the interval.
             generator: randomness of ``sample`` and ``mve``; None is a fresh one with seed 0.
-            common: draw with the same random numbers for every state: a state has the same value in every batch (but
-                for rounding). Errors of two states are then dependent: a mean over states may be no surer than one.
+            common: use the same random numbers for every state: a state has the same value in every batch (but for
+                rounding). Errors of states are then dependent: their mean may be no more certain than one value.
 
         Raises:
-            VOCError: observations of another shape or dtype, an estimator or discount that this model does not have, or
-                a discount that is too many hops away.
+            VOCError: observations of another shape or dtype, an estimator or discount that this model does not have, a
+                discount too many hops away, a level outside (0, 1), or fewer than 2 samples.
         """
         codes, features = self.context(obs)
         return self.value_of_codes(codes, features, gamma, estimator, samples, level, generator, common)
@@ -104,8 +104,8 @@ class VOC(Parts):
     ) -> ValueEstimate:
         """``value`` of states that are already codes int (B, n_tokens) and features (B, feature_dim).
 
-        A network that reads features also samples without them (None), as it does from what it has sampled; its head
-        does not.
+        A network that reads features can sample without them (None), as it does from its own samples; its head needs
+        them.
         """
         check_codes(codes, self.quantizer)
         codes, features = self._here(codes, features)
@@ -148,13 +148,13 @@ class VOC(Parts):
 
         Args:
             obs: uint8 (B, 3K, H, W).
-            codes: int (N, n_tokens) of rows drawn uniformly from those of the training data that a step arrived at; a
-                few thousand. rewards: (N,), their own. groups: int (N,), the rows' episodes.
-            gamma: any of ``gammas``; None is the model's own.
+            codes: int (N, n_tokens) of a few thousand rows of the training data, drawn uniformly from those that a step
+                arrived at. rewards: (N,), theirs. groups: int (N,), their episodes.
+            gamma: in the range ``gammas``; None: the model's own.
 
         Raises:
             VOCError: a model trained without ``null_context``, codes of another quantizer, a discount that it does not
-                know, or an effective sample size below 50 at every state.
+                know, or an effective sample size below 50 at every state (if only at some, those are NaN).
         """
         check_level(level)
         check_codes(codes, self.quantizer)
@@ -184,8 +184,8 @@ class VOC(Parts):
     ) -> Tensor:
         """Codes int64 (B, n, n_tokens) of n observations at discounted future times of each of ``obs``, on ``device``.
 
-        Pictures of them: ``voc.quantizer.decode``. The code ``voc.occupancy.config.end_code`` fills a future that
-        lies behind a termination. ``common``: one state's random numbers for all, as in ``value``.
+        ``voc.quantizer.decode`` makes pictures of codes (n, n_tokens). ``voc.occupancy.config.end_code``, which has no
+        picture, fills a future after a termination. ``common``: as in ``value``.
         """
         return self.futures_of_codes(*self.context(obs), n, gamma, generator, common)
 
@@ -212,9 +212,9 @@ class VOC(Parts):
     def rewards(self, futures: Tensor, features: Tensor | None = None) -> Tensor:
         """Rewards float32 (B, n) of futures int64 (B, n, n_tokens); 0 for END.
 
-        features: float (B, feature_dim) of the states that these are futures of at ``gamma``, one hop ahead
-        (``context`` returns them): codes alone tell less. None: of other discounts, or of states that were sampled.
-        A reward head that reads none does without.
+        features: float (B, feature_dim), from ``context``, of the states whose futures these are, at the VOC's own
+        discount: codes alone tell less. None: futures at other discounts, or of sampled states. A reward head that
+        reads no features ignores them.
 
         Raises:
             VOCError: features of another number of states, or of another quantizer.
@@ -239,11 +239,11 @@ class VOC(Parts):
     ) -> VOC:
         """This model under another reward: the same quantizer and network, a reward head fitted in seconds.
 
-        It has no value head, which knows one reward only: ask it by ``sample``, or by ``density_value``.
+        It has no value head, which knows one reward only: ask by ``sample``, ``mve`` or ``density_value``.
 
         Args:
-            dataset: episodes with frames as in training, of the policy that made the VOC's data. reward_fn: takes them
-                and returns rewards float (N,) on arrival at each row; those of first rows are not used.
+            dataset: episodes with frames as in training, of the policy that made the VOC's data. reward_fn: takes it
+                and returns finite rewards float (N,) on arrival at each row; those of first rows are not used.
             tokens: codes and features of the rows of ``dataset``, where they are known already.
 
         Raises:
@@ -287,9 +287,9 @@ class VOC(Parts):
 
     @torch.no_grad()
     def context(self, obs: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the occupancy network reads of observations: codes int64 (B, n_tokens) and features (or None).
+        """What the occupancy network reads of observations: codes int64 (B, n_tokens) and features float16 (or None).
 
-        On ``device``.
+        Both on ``device``.
         """
         check_observations(obs, self.observation_shape)
         obs = torch.as_tensor(obs).to(self.device)

@@ -11,7 +11,7 @@ from voc_rl.errors import VOCError
 
 @runtime_checkable
 class Policy(Protocol):
-    """Anything with Stable-Baselines3's ``predict``, plus the word for what it looks at.
+    """Anything with Stable-Baselines3's ``predict``, and ``observation``: what it looks at.
 
     ``observation`` is ``"state"`` (the flat state, float32 (B, S) or (S,)) or ``"pixels"`` (stacked frames,
     uint8 (B, 3K, H, W) or (3K, H, W)).

@@ -85,7 +85,7 @@ def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
 
 
 def warnings_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
-    """What is to be warned of, each once."""
+    """The estimates' warnings, each once."""
     return list(dict.fromkeys(e.warning for e in estimates if e.warning))
 
 

@@ -73,12 +73,13 @@ def evaluate_policy(
             smaller discount, use ``PolicyEvaluator``.
         estimator: ``stitch`` (no network), ``corrected``, ``head``, ``sample`` or ``density``.
         starts: rows to average over; None: the first rows of the episodes.
-        reward_fn: takes the dataset and returns rewards (N,) on arrival; None: the data's own.
+        reward_fn: takes the dataset and returns rewards (N,) on arrival, but not for ``corrected`` and ``head``; None:
+            the data's own.
         config, quantizer, tokens, device: see ``PolicyEvaluator``. level: confidence of the intervals.
 
     Raises:
-        VOCError: a policy, rewards or starts that do not fit the data, a level that is no confidence, or no policy
-            with a number (``density``).
+        VOCError: a policy, rewards or starts that do not fit the data, ``reward_fn`` with ``corrected`` or ``head``, a
+            level outside (0, 1), or no policy with a value (``density``).
     """
     check_level(level)
     several = isinstance(policy, Mapping)

@@ -36,9 +36,9 @@ OWN_REWARD = ("corrected", "head")  # estimators that know the data's reward at 
 class EvaluationConfig:
     """How policies are evaluated.
 
-    stitching: of the chains. samples: futures per start, for ``sample`` and ``mve``. density_rows: that ``density``
-    weighs. critic: of the chains' jumps. training: of the policies' network. voc: quantizer, sizes of the network,
-    reward head, seed; without ``head_members`` there is no value head, and ``head`` cannot be asked.
+    stitching: of the chains. samples: futures per start, for ``sample`` and ``mve``. density_rows: rows that
+    ``density`` weighs. critic: of the chains' jumps. training: of the policies' network, in place of ``voc.occupancy``.
+    voc: quantizer, sizes of the network, reward head, seed; without ``head_members``, ``head`` cannot be asked.
     """
 
     stitching: StitchingConfig = field(default_factory=StitchingConfig)
@@ -57,18 +57,18 @@ class PolicyEvaluator:
     """Everything that is shared by the estimates of several policies on one dataset; parts are made when first needed.
 
     Args:
-        dataset: logged episodes. policies: by name, of which the text counts (20000 is "20000"); see
-            ``voc_rl.policy.Policy``. gamma: the network's discount.
+        dataset: logged episodes. policies: by name, taken as text (20000 is "20000"); see ``voc_rl.policy.Policy``.
+            gamma: the network's discount.
         starts: rows of ``dataset`` that values are averaged over; None: the first row of every episode.
         quantizer: a trained one; None trains one on ``dataset``. tokens: its codes and features of every row.
-        device: where networks are trained (as in ``voc_rl.train``); None: where ``quantizer`` is, or on the CPU. One
-            that is elsewhere stays there: a copy of it moves.
+        device: where networks are trained (as in ``voc_rl.train``); None: where ``quantizer`` is, or on the CPU. A
+            quantizer elsewhere stays there: a copy of it moves.
         behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
             with it), from which the policies' network starts; None: from fresh weights.
 
     Raises:
-        VOCError: no policies, two of one name, policies that do not fit the data, starts outside it, a quantizer
-            without continuous features, or a behaviour of other sizes.
+        VOCError: no policies, two of one name, policies or starts that do not fit the data, tokens or behaviour
+            without their quantizer, a quantizer without continuous features, or a behaviour of other sizes.
     """
 
     def __init__(
@@ -202,17 +202,17 @@ class PolicyEvaluator:
         """The value of policy ``name``.
 
         Args:
-            estimator: ``stitch``; ``corrected`` and ``head`` (the data's reward only); ``sample``, ``mve``, or
-                ``density`` (real rewards of logged rows; needs a network with ``null_context``; NaN with a warning
-                where the effective sample size is below 50).
+            estimator: ``stitch``; ``corrected`` and ``head`` (the data's reward, at the evaluator's gamma only);
+                ``sample``, ``mve``, or ``density`` (real rewards of logged rows; needs a network with ``null_context``;
+                NaN, with ``warning`` set, where the effective sample size is below 50).
             reward: other rewards (N,) on arrival than the data's. reward_head: one fitted to them, for ``sample`` and
                 ``mve``, where several policies are asked.
             gamma: None is the evaluator's; ``sample``, ``mve`` and ``density`` answer for those that the network was
                 trained for (one, or a range), ``sample`` and ``mve`` for larger ones too, ``stitch`` for any.
 
         Raises:
-            VOCError: an unknown policy or estimator, rewards that do not fit, a level that is no confidence, a discount
-                that the estimator does not reach, ``head`` without one, or ``density`` without null context.
+            VOCError: an unknown policy or estimator, rewards that do not fit, a level outside (0, 1), rewards or a
+                discount that the estimator does not know, no value head (``head``), or no null context (``density``).
         """
         name = check_choice(str(name), self.policies, "policy")
         check_choice(estimator, ESTIMATORS, "estimator")

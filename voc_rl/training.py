@@ -110,8 +110,8 @@ def train(
         progress: show bars with the time left.
 
     Raises:
-        VOCError: tokens without their quantizer or in joint training, an untrained quantizer, or discounts of the
-            data's own.
+        VOCError: tokens without their quantizer or in joint training, an untrained quantizer, or data with discounts
+            other than 1 (0 where an episode ends).
     """
     config, device = config or VOCConfig(), as_device(device)
     check_tokens(tokens, quantizer)

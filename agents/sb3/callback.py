@@ -24,9 +24,9 @@ class VOCValueCallback(BaseCallback):
     - ``voc/value``: mean value of the observations since the last time.
     - ``voc/td_residual``, ``voc/td_residual_abs``: mean of r + gamma V(s') - V(s), and of its size.
     - ``voc/predicted``, ``voc/realised``, ``voc/gap``, ``voc/gap_stderr``: mean value, mean realised discounted return
-      and their difference over the states of the last ``episodes`` episodes whose return is known (``voc_rl.values``:
-      where a time limit cuts episodes, states up to a horizon before it count). Means are compared, because a value is
-      the mean of a return and not the return.
+      and the latter minus the former, with its standard error, over the states with a known return in the last
+      ``episodes`` episodes (``voc_rl.values``: where a time limit cuts one, at least a horizon before it). Means are
+      compared, because a value is a mean of returns.
 
     The values are those of the policy that made the VOC's data. An agent that is better than that policy has a gap
     above zero: that is its lead, and not an error of the VOC.

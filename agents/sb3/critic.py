@@ -35,10 +35,10 @@ class VOCCritic(TD3):
     factor, which Adam does not see. With ``voc_weight=math.inf`` the VOC takes the critic's place: the actor follows
     the gradient of Q_voc itself, through the value head, and the critic only copies Q_voc.
 
-    Logged episodes never contradict what a Q, the VOC's included, says of actions that nobody tried. There ``bc_alpha``
+    Logged episodes never contradict what a Q, the VOC's included, says of actions that nobody tried. So ``bc_alpha``
     keeps the actor near the actions of the replay buffer, as TD3+BC does (Fujimoto and Gu 2021, eqs. 3 and 5): it
-    minimises -bc_alpha Q / mean |Q| + mse(action, the buffer's action). ``agent.bc_alpha = None`` lets it go, for an
-    environment to correct.
+    minimises -bc_alpha Q / mean |Q| + mse(action, the buffer's action). ``agent.bc_alpha = None`` frees it, once an
+    environment can correct it.
 
     Q_voc is of the policy that made the VOC's data, acting after the action, in reward units: the head's (1 - gamma) Q,
     divided by 1 - gamma. So the agent has to have the VOC's discount and the rewards of the VOC's data. There is no SAC
@@ -148,7 +148,7 @@ class VOCCritic(TD3):
             return self._q_voc(torch.as_tensor(obs), torch.as_tensor(actions))
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """TD3's gradient steps, on targets that are drawn towards Q_voc, the actor near the batches' actions or not."""
+        """TD3's steps, on targets drawn towards Q_voc; ``bc_alpha`` keeps the actor near the batches' actions."""
         self._check_bc_alpha()  # it may have been changed
         if self.env is not None:
             check_raw_rewards(self.env)

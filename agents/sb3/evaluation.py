@@ -23,7 +23,7 @@ from voc_rl.plugin import open_voc
 class PolicyValue(Calibration):
     """``Calibration`` of the states that an agent visits, at discount ``gamma``, in reward units.
 
-    ``predicted`` is worth of these states under the policy that made the VOC's data, ``realised`` under the agent;
+    ``predicted`` is these states' value under the policy that made the VOC's data, ``realised`` under the agent;
     ``gap``, realised minus predicted, is the agent's lead over the data's policy (less the VOC's bias).
     ``episode_return``: mean undiscounted return of the episodes.
     """
@@ -45,7 +45,7 @@ def evaluate_policy_value(
     Args:
         model: a Stable-Baselines3 agent. voc: a run folder or a VOC.
         env: where it acts; None is the agent's own environment, which is reset.
-        n_eval_episodes: how many episodes; shared out evenly, so that short ones are not preferred.
+        n_eval_episodes: how many; split evenly among environments, so that short ones are not preferred.
         deterministic: as in ``predict``. estimator: ``head`` or ``sample``.
 
     Raises:

@@ -106,7 +106,7 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         return self._voc[0]
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Frames (B, 3K, H, W), uint8 or already divided by 255, or their codes -> float32 (B, D)."""
+        """Frames (B, 3K, H, W), uint8 or float (``normalized``), or their codes -> float32 (B, D)."""
         frames = (observations if self._codes else self._as_uint8(observations)).cpu()
         if self.frozen:
             with torch.no_grad():

@@ -95,7 +95,7 @@ def train_offline(
     near.
 
     Args:
-        model: SAC, TD3 or DDPG. dataset: what its replay buffer is filled with; None: it is filled already.
+        model: SAC, TD3, DDPG or ``VOCCritic``. dataset: fills its replay buffer; None: it is filled already.
         steps: gradient steps. batch_size: None is the agent's own.
         log_every: gradient steps between two dumps of its logger. progress: show a bar with the time left.
         say: as in ``fill_replay_buffer``.

@@ -72,7 +72,8 @@ class Episodes:
         """Open one HDF5 file, or every ``*.hdf5`` / ``*.h5`` of a folder in the order of the numbers in their names.
 
         Raises:
-            VOCError: nothing there, no episode, files that do not fit each other, or a damaged file.
+            VOCError: nothing there, no episode, a last step inside one, files that do not fit each other, or a damaged
+                one.
         """
         path = Path(path)
         dataset = cls.from_shards([read_shard(file) for file in hdf5_files(path)], path, stack)
@@ -114,7 +115,7 @@ class Episodes:
         return dataset
 
     def check_ends(self, path: Path) -> None:
-        """Warn of episodes without a last step, and of those whose first row looks like a step.
+        """Warn of episodes without a last step, and of an action or a reward in a first row.
 
         Raises:
             VOCError: a last step inside an episode.
@@ -177,7 +178,11 @@ class Episodes:
         return (channels * self.stack, height, width)
 
     def subset(self, episodes: Sequence[int] | np.ndarray) -> Episodes:
-        """The same dataset with only these episodes, in this order; frames are shared, not copied."""
+        """A dataset of only these episodes, in this order; frames are shared, not copied.
+
+        Raises:
+            VOCError: none are asked for.
+        """
         if len(episodes) == 0:
             raise VOCError("A subset of zero episodes was asked for; at least one is needed.")
         rows = np.concatenate([np.arange(self.starts[e], self.ends[e]) for e in episodes])
@@ -235,7 +240,7 @@ class Episodes:
         return np.array_split(np.arange(len(self)), range(self._store.at_once, len(self), self._store.at_once))
 
     def observations(self, rows: np.ndarray) -> np.ndarray:
-        """Stacked observations, uint8 (B, 3K, H, W), oldest first; the first frame fills up. Row -1 is the last one."""
+        """Stacked observations uint8 (B, 3K, H, W), oldest first; missing ones repeat the first. Row -1 is the last."""
         return self.frames(self.stacked_rows(rows)).reshape(len(rows), *self.observation_shape)
 
     def stacked_rows(self, rows: np.ndarray) -> np.ndarray:

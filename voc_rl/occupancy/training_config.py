@@ -20,18 +20,18 @@ from voc_rl.loop import LoopConfig
 class OccupancyTraining:
     """How the occupancy network is trained.
 
-    gamma: the discount of the occupancy. gammas: smallest and largest discount of a network that is told which one is
-    meant, and learns them all (``occupancy.discounts``); gamma, in that range, is then what it answers when none is
-    asked. n: real steps per target (None: 4 / (1 - gamma), of the largest discount; 1: the paper's one-step target).
+    gamma: the discount of the occupancy. gammas: smallest and largest discount of a network that learns all between and
+    is told which one is meant (``occupancy.discounts``); gamma, in that range, is then its default. n: real steps per
+    target (None: 4 / (1 - gamma), of the largest discount; 1: the paper's one-step target).
     futures: targets per context. ema: decay of the target network per step (None: an average over the last
     twentieth of the steps, at most .999). feature_dropout: share of contexts shown without continuous features, so
     that sampled codes can be contexts too. feature_noise: noise on the features, in units of their own spread; without
     it a pose that no training episode held can get any value. head_weight: weight of the value head's loss. refill:
     steps whose bootstrapped targets are generated at once.
 
-    What the paper's public code did, and nobody else should (``voc_rl.sizes.with_recipe``): context_loss: also learn
-    to predict the context's own codes, on which half of the network's effort then goes. target_dropout: leave dropout
-    on in the target network. top_k: sample only so many of the likeliest codes, in targets and in values.
+    Only to reproduce the paper's public code (``voc_rl.sizes.with_recipe``): context_loss: also learn to predict the
+    context's own codes, which then make up nearly half of the loss. target_dropout: leave dropout on in the target
+    network. top_k: sample only among this many likeliest codes, in targets and in values.
     """
 
     gamma: float = 0.9

@@ -19,7 +19,7 @@ HEAD_COVERS = "the mean over which episodes were logged (spread of heads that we
 
 @dataclass(frozen=True)
 class ValueEstimate:
-    """Values of a batch of states: discounted sums of rewards from the next step on, in reward units.
+    """Values of a batch of states: expected discounted sums of rewards from the next step on, in reward units.
 
     mean, stderr, low, high (B,) float64: the estimate, its standard error and an interval *of the mean* (never of the
     return) at confidence ``level``; ``covers`` says in words which uncertainty the interval holds.
@@ -52,8 +52,8 @@ def from_samples(rewards: np.ndarray, gamma: float, level: float = 0.9) -> Value
 def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> ValueEstimate:
     """Values from (1 - gamma) V of several heads (B, members) that were trained on reweighted episodes.
 
-    The spread of the members is itself the standard error (Bayesian bootstrap), not divided by their number; the
-    interval is Student's, because a handful of members only roughly tells the spread.
+    The spread of the members is itself the standard error (Bayesian bootstrap), not divided by the root of their
+    number; the interval is Student's, because a handful of members tell the spread only roughly.
     """
     values = np.asarray(members, np.float64) / (1.0 - gamma)
     mean, stderr = values.mean(1), values.std(1, ddof=1)
