@@ -110,5 +110,5 @@ def train_square_actions(folder: Path, gamma: float = 0.5) -> Path:
     dataset = Episodes.open(write_square_walks(folder / "data")).load_frames()
     occupancy = OccupancyTraining(gamma=gamma, loop=loop(150))
     training = PolicyTraining(occupancy=occupancy, action_share=0.7, start_share=0.0)
-    train_action_voc(dataset, training, small_config(gamma, quantizer=100)).save(folder / "voc")
+    train_action_voc(dataset, training, small_config(gamma, quantizer=250)).save(folder / "voc")
     return folder
