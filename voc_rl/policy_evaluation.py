@@ -73,8 +73,8 @@ def evaluate_policy(
             smaller discount, use ``PolicyEvaluator``.
         estimator: ``stitch`` (no network), ``corrected``, ``head``, ``sample`` or ``density``.
         starts: rows to average over; None: the first rows of the episodes.
-        reward_fn: takes the dataset and returns rewards (N,) on arrival, but not for ``corrected`` and ``head``; None:
-            the data's own.
+        reward_fn: takes the dataset and returns rewards (N,) on arrival; not with ``corrected`` or ``head``. None: the
+            data's own.
         config, quantizer, tokens, device: see ``PolicyEvaluator``. level: confidence of the intervals.
 
     Raises:

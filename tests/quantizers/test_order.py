@@ -13,7 +13,7 @@ from worlds import refusal
 
 from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig
-from voc_rl.quantizers import VQVAE, VQVAEConfig, train_quantizer
+from voc_rl.quantizers import VQVAE, Quantizer, VQVAEConfig, train_quantizer
 
 SMALL = VQVAEConfig(n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3)
 
@@ -28,7 +28,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
     return squares(tmp_path_factory.mktemp("squares"))
 
 
-def told_by_each(quantizer: VQVAE, dataset: Episodes) -> np.ndarray:
+def told_by_each(quantizer: Quantizer, dataset: Episodes) -> np.ndarray:
     """Share of the variance of the features that each code alone tells (n_tokens,): by the mean of the rows that have
     it, no decoder asked; what as many random groups would tell is taken off."""
     obs = torch.from_numpy(dataset.observations(np.arange(len(dataset))))
@@ -46,8 +46,8 @@ def told_by_each(quantizer: VQVAE, dataset: Episodes) -> np.ndarray:
 
 def test_the_first_code_tells_most(dataset: Episodes) -> None:
     config = LoopConfig(steps=400, batch_size=64, learning_rate=3e-3)
-    ordered = told_by_each(train_quantizer(fresh(), dataset, config), dataset)  # type: ignore[arg-type]
-    loose = told_by_each(train_quantizer(fresh(order_weight=0), dataset, config), dataset)  # type: ignore[arg-type]
+    ordered = told_by_each(train_quantizer(fresh(), dataset, config), dataset)
+    loose = told_by_each(train_quantizer(fresh(order_weight=0), dataset, config), dataset)
     print(f"told by each code alone: {ordered.round(2)}, in no order {loose.round(2)}")
     assert (np.diff(ordered) < -0.05).all()
     assert ordered[0] > loose.max() + 0.05

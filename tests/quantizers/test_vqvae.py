@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SIDE as SIZE
-from small import moving_square, squares
+from small import SIDE, moving_square, squares
 from torch import Tensor
 from worlds import refusal
 
@@ -40,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
 
 def fresh(seed: int = 0, stack: int = 3, config: VQVAEConfig = SMALL) -> VQVAE:
     torch.manual_seed(seed)
-    return VQVAE((3 * stack, SIZE, SIZE), config)
+    return VQVAE((3 * stack, SIDE, SIDE), config)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_shapes_dtypes_and_ranges(stack: int, conv_width: int) -> None:
     )
     quantizer = fresh(stack=stack, config=config)
     pictures = np.stack([moving_square(stack, 1 + i % 3, i) for i in range(40)])
-    obs = torch.from_numpy(pictures.reshape(40, 3 * stack, SIZE, SIZE))
+    obs = torch.from_numpy(pictures.reshape(40, 3 * stack, SIDE, SIDE))
     quantizer.initialise(obs, generator())
     torch.testing.assert_close(quantizer.mean_picture, scale(obs).mean(0), atol=1e-5, rtol=1e-4)
     assert quantizer.codebook_size == 20
@@ -119,7 +118,7 @@ def test_quantize_rounds_to_the_vector_that_embed_gives(trained: tuple[VQVAE, li
 
 def test_components_equal_numpy(dataset: Episodes) -> None:
     frames = torch.from_numpy(dataset.frames(np.arange(len(dataset))))
-    components = PrincipalComponents((3, SIZE, SIZE), 4)
+    components = PrincipalComponents((3, SIDE, SIDE), 4)
     components.fit(frames, generator())
     pixels = dataset.frames(np.arange(len(dataset)))[..., ::2, ::2].reshape(len(dataset), -1) / 127.5 - 1
     mean = pixels.mean(0)
@@ -138,8 +137,8 @@ def test_components_equal_numpy(dataset: Episodes) -> None:
 
 
 def test_components_need_frames() -> None:
-    frames = torch.zeros(3, 3, SIZE, SIZE, dtype=torch.uint8)
-    said = refusal(PrincipalComponents((3, SIZE, SIZE), 5).fit, frames, generator())
+    frames = torch.zeros(3, 3, SIDE, SIDE, dtype=torch.uint8)
+    said = refusal(PrincipalComponents((3, SIDE, SIDE), 5).fit, frames, generator())
     assert "3 frames are too few for 5 principal components; give more data, a quantizer without them (--q" in said
 
 
