@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.agents.drawing import Drawing
 from voc_rl.errors import VOCError, check_positive, check_share
-from voc_rl.policy import BehaviourPolicy, Policy, memoryless
+from voc_rl.policy import BehaviourPolicy, memoryless, observation_of
 
 
 class NoisyPolicy(Drawing):
@@ -28,13 +28,11 @@ class NoisyPolicy(Drawing):
         VOCError: no policy, sigma not above zero, or epsilon outside [0, 1].
     """
 
-    def __init__(self, policy: Policy, sigma: float, epsilon: float = 0.0, seed: int = 0) -> None:
-        if not isinstance(policy, Policy):
-            raise VOCError(f"{policy!r} is no policy; `predict` and `observation` are needed.")
+    def __init__(self, policy: Any, sigma: float, epsilon: float = 0.0, seed: int = 0) -> None:
         check_positive(sigma, "sigma")
         check_share(epsilon, "epsilon")
         self.policy, self.sigma, self.epsilon = policy, float(sigma), float(epsilon)
-        self.observation: Literal["state", "pixels"] = policy.observation
+        self.observation = observation_of(policy)
         self._rng = np.random.default_rng(seed)
 
     def __repr__(self) -> str:

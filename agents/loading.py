@@ -16,7 +16,7 @@ import torch
 
 from voc_rl.agents.actors import GaussianActor, load_policy
 from voc_rl.errors import VOCError
-from voc_rl.policy import memoryless
+from voc_rl.policy import memoryless, observation_of
 
 # what Stable-Baselines3 calls the tensors of a SAC actor with two hidden layers, and what we call them
 _SAC = {
@@ -31,7 +31,7 @@ class Deterministic:
     """A policy without its noise."""
 
     def __init__(self, policy: Any) -> None:
-        self.policy, self.observation = policy, policy.observation
+        self.policy, self.observation = policy, observation_of(policy)
 
     def __repr__(self) -> str:
         return f"Deterministic({self.policy!r})"
@@ -66,8 +66,7 @@ def policy_of(name: str) -> Any:
         policy = callable_of(name)()
     except (ImportError, AttributeError, TypeError) as error:
         raise VOCError(f"{name!r} names no callable without arguments that returns a policy ({error}).") from error
-    if not callable(getattr(policy, "predict", None)) or not hasattr(policy, "observation"):
-        raise VOCError(f"{name!r} returned {policy!r}, which is no policy; `predict` and `observation` are needed.")
+    observation_of(policy)
     return policy
 
 
@@ -100,7 +99,7 @@ def sac_actor(path: Path) -> GaussianActor:
         VOCError: no such file, another algorithm, another network, other observations, or a file that holds more than
             tensors.
     """
-    hint = "load it with Stable-Baselines3 and pass the model itself, through module:callable"
+    hint = "load it with Stable-Baselines3 in a function that returns it, and name that, module:callable"
     try:
         with zipfile.ZipFile(path) as archive:
             weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from voc_rl.benchmarks.report import ReportData, save_figure, write_report
-from voc_rl.distributed import agreed
 from voc_rl.model import VOC
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import code_counts
@@ -31,8 +30,7 @@ def report_evaluation(pipeline: Pipeline, metrics: dict[str, Any], samples: int,
     if metrics["methods"].keys() - values.keys():
         return
     mark = pipeline.mark("report", samples, max_states)
-    there = agreed((pipeline.run.path / "report.html").exists())
-    if pipeline.skip("report", mark) and there:
+    if pipeline.skip("report", mark, pipeline.run.path / "report.html"):
         return
     with pipeline.run.stage("report", mark, {}):
         if pipeline.run.writes:

@@ -13,6 +13,7 @@ from voc_rl.envs.registration import TASKS, register_envs
 
 if TYPE_CHECKING:
     from voc_rl.envs.collection import collect as collect
+    from voc_rl.envs.collection import record_episode as record_episode
     from voc_rl.envs.dmcontrol import DMControlEnv as DMControlEnv
     from voc_rl.envs.make import make_env as make_env
     from voc_rl.envs.pixels import PixelObservation as PixelObservation
@@ -29,6 +30,7 @@ _HOME = {
     "VecVOCValue": "value_sb3",
     "collect": "collection",
     "make_env": "make",
+    "record_episode": "collection",
     "render_states": "states",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "VOCValueWrapper",
     "collect",
     "make_env",
+    "record_episode",
     "register_envs",
     "render_states",
 ]  # and VecVOCValue, which not every installation has: it needs Stable-Baselines3

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import re
+import resource
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -200,3 +202,24 @@ def test_text_is_no_training_state(tmp_path: Path) -> None:
     path.write_text(json.dumps({"step": 3}))
     with pytest.raises(VOCError, match=re.escape(str(path))):
         load_torch_file(path)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "training state", "json"])
+def test_a_limit_on_files_is_a_sentence(tmp_path: Path, kind: str) -> None:
+    """As a quota is: the libraries' own writers do not say why the disk refused."""
+    numbers = torch.zeros(100_000)
+    write = {
+        "tensors": lambda: save_tensors(tmp_path / "a", {"x": numbers}),
+        "training state": lambda: save_training_state(tmp_path / "a", {"x": numbers}),
+        "json": lambda: write_json(tmp_path / "a", {"x": numbers.tolist()}),
+    }[kind]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        said = refusal(write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert said == f"{tmp_path / 'a'} cannot be written (File too large); nothing of it is kept, run again once it can."
+    assert list(tmp_path.iterdir()) == []

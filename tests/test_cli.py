@@ -80,7 +80,17 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     assert set(pictures) == {"scatter.png", "episode.png", "futures.png"}
     assert min(pictures.values()) > 3000
     main(["evaluate", *shared, "--samples", "10", "--max-states", "20"])
-    assert "report: done already, skipped" in capsys.readouterr().out
+    assert "report: done already, skipped (voc-rl evaluate --force does it again)" in capsys.readouterr().out
+    (tmp_path / "report.html").unlink()
+    main(["evaluate", *shared, "--samples", "10", "--max-states", "20"])
+    out = capsys.readouterr().out
+    assert "evaluate: done already, skipped" in out
+    assert "report: done" not in out
+    assert (tmp_path / "report.html").exists()
+    main(["evaluate", *shared, "--samples", "10", "--max-states", "20", "--force"])
+    out = capsys.readouterr().out
+    assert "evaluate: done" not in out
+    assert "report: done" not in out
     (tmp_path / "report.html").write_text("another's")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     metrics["methods"]["mc"] = metrics["methods"]["voc"]  # scored beside them: the report is another's matter

@@ -78,8 +78,9 @@ def test_refused(values: Any, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("values", "said"),
-    [({"steps": 0}, "steps is 0"), ({"steps": 5, "learning_rate": -1.0}, "learning_rate is -1.0"),
-     ({"steps": float("nan")}, "steps is nan"), ({"steps": "many"}, "does not describe a LoopConfig")],
+    [({"steps": 0}, "steps is 0"), ({"steps": 5, "batch_size": 8.0}, "batch_size is 8.0; a whole number above"),
+     ({"steps": 5, "learning_rate": -1.0}, "learning_rate is -1.0"),
+     ({"steps": float("nan")}, "steps is nan"), ({"steps": "many"}, "steps is 'many'")],
 )  # fmt: skip
 def test_values_are_checked(values: dict[str, Any], said: str) -> None:
     with pytest.raises(VOCError, match=said):
@@ -89,8 +90,9 @@ def test_values_are_checked(values: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("config", "name", "value", "needed"),
     [
-        *((OccupancyTraining, name, value, "a number above zero")
-          for name, value in (("n", -3), ("n", 0), ("futures", 0), ("refill", 0), ("top_k", 0), ("head_weight", -1.0))),
+        *((OccupancyTraining, name, value, "a whole number above zero")
+          for name, value in (("n", -3), ("n", 0), ("n", 1.5), ("futures", 0), ("refill", 0), ("top_k", 5.0))),
+        (OccupancyTraining, "head_weight", -1.0, "a number above zero"),
         *((OccupancyTraining, "ema", value, "a number from 0 to below 1") for value in (1.5, 1.0, -0.1, math.nan)),
         *((OccupancyTraining, "feature_dropout", value, "a share between 0 and 1") for value in (2, -0.1, math.nan)),
         *((OccupancyTraining, "feature_noise", value, "at least 0 is") for value in (-0.1, math.nan)),

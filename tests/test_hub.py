@@ -31,12 +31,18 @@ def test_files_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
-def test_folders_of_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *args, **options: asked.append((args, options)) or "/cache/data"
+        huggingface_hub, "snapshot_download", lambda *args, **options: asked.append((args, options)) or str(tmp_path)
     )
-    assert hub.download("walker_vqvae_latents") == Path("/cache/data/walker_train/vq_latents")
+    (tmp_path / "other.pth").write_bytes(b"")
+    with pytest.raises(VOCError, match="has no walker_train/vq_latents; run again with a network"):
+        hub.download("walker_vqvae_latents")  # without one the library returns what is there
+    asked.clear()
+    (tmp_path / "walker_train" / "vq_latents").mkdir(parents=True)
+    (tmp_path / "walker_train" / "vq_latents" / "0.hdf5").write_bytes(b"")
+    assert hub.download("walker_vqvae_latents") == tmp_path / "walker_train" / "vq_latents"
     assert asked[0][0] == ("manantomar/video-occupancy-models-datasets",)
     assert asked[0][1]["repo_type"] == "dataset"
     assert asked[0][1]["allow_patterns"] == "walker_train/vq_latents/*"

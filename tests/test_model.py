@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,18 @@ def test_a_torch_tensor_is_as_good_as_an_array(voc: VOC, obs: np.ndarray) -> Non
     np.testing.assert_array_equal(voc.value(obs).mean, voc.value(torch.from_numpy(obs)).mean)
 
 
+def test_mirrored_frames_are_copied(voc: VOC, obs: np.ndarray) -> None:
+    np.testing.assert_array_equal(voc.value(obs[::-1]).mean, voc.value(obs[::-1].copy()).mean)
+
+
+@pytest.mark.parametrize("estimator", ["head", "sample", "mve"])
+@pytest.mark.parametrize("gamma", [np.float32(GAMMA + 4e-8), GAMMA + 1e-15, GAMMA - 1e-15])
+def test_a_discount_off_by_rounding_is_the_own_one(voc: VOC, obs: np.ndarray, estimator: Any, gamma: float) -> None:
+    asked, own = (voc.value(obs, g, estimator, samples=5, generator=generator()) for g in (gamma, None))
+    np.testing.assert_array_equal(asked.mean, own.mean)
+    assert torch.equal(voc.sample_futures(obs, 3, gamma), voc.sample_futures(obs, 3))
+
+
 def test_sampling_repeats_with_a_generator(voc: VOC, obs: np.ndarray) -> None:
     one, two = (voc.value(obs, estimator="sample", generator=generator(1)).mean for _ in range(2))
     np.testing.assert_array_equal(one, two)
@@ -229,7 +242,9 @@ def test_refused_questions(voc: VOC, obs: np.ndarray) -> None:
     assert "0.4" in refusal(voc.value, obs, gamma=0.4, estimator="sample")
     assert "0.9" in refusal(voc.value, obs, gamma=0.9)  # the head knows its own discount alone
     assert "samples is 1" in refusal(voc.value, obs, estimator="sample", samples=1)
-    assert "n is 0" in refusal(voc.sample_futures, obs, 0)
+    for n in (0, 2.0):
+        assert f"n is {n}; a whole number above zero" in refusal(voc.sample_futures, obs, n)
+    assert "samples is 10.0; at least 2" in refusal(voc.value, obs, estimator="sample", samples=10.0)
     assert "level is 1" in refusal(voc.value, obs, level=1)
     codes = voc.context(obs)[0]
     assert "2 tokens per row are needed" in refusal(voc.density_value, obs, codes[:, :1], np.zeros(len(obs)))

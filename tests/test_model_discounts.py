@@ -110,6 +110,9 @@ def test_it_is_saved(voc: VOC, world: tuple[Episodes, np.ndarray], tmp_path: Pat
 def test_a_discount_that_is_not_known(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:
     obs = world[0].observations(np.arange(3))
     codes = voc.context(obs)[0]
+    for end in RANGE:  # but for rounding
+        for gamma in (end - 1e-15, end + 1e-15):
+            np.testing.assert_array_equal(voc.value(obs, gamma).mean, voc.value(obs, end).mean)
     assert "knows gamma 0.3 to 0.8 only, not 0.9" in refusal(voc.value, obs, 0.9)
     assert "knows gamma 0.3 to 0.8 only, not 0.2" in refusal(voc.value, obs, 0.2)
     for ask in (lambda gamma: voc.sample_futures(obs, 2, gamma), lambda gamma: voc.value(obs, gamma, "mve")):

@@ -234,6 +234,30 @@ def test_other_data_is_told_apart(tmp_path: Path) -> None:
     assert len(marks) == 5
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_frame_that_changed_is_other_data(tmp_path: Path, held: bool) -> None:
+    """Any one where frames are in memory; else those at the ends and in the middle of episodes, and files' sizes."""
+    write_world(tmp_path / "a", 3, 20)
+    plain = Episodes.open(tmp_path / "a")
+    before = data_mark(plain.load_frames() if held else plain)
+    for row in (0, 9, 19, *([3] if held else [])):
+        shutil.copytree(tmp_path / "a", copy := tmp_path / str(row))
+        with h5py.File(sorted(copy.iterdir())[1], "r+") as opened:
+            opened["observation"][row] = 255 - opened["observation"][row]
+        changed = Episodes.open(copy)
+        assert data_mark(changed.load_frames() if held else changed) != before, row
+
+
+def test_a_stage_whose_file_is_gone_is_done_again(tmp_path: Path, data: Path) -> None:
+    _, first = run_all(tmp_path, data)
+    for gone, stage in (("tokens.safetensors", "tokenize"), ("estimates/evaluate.safetensors", "evaluate")):
+        (tmp_path / gone).unlink()
+        said, again = run_all(tmp_path, data)
+        assert skipped(said) == [name for name in FILES if name != stage]
+        assert again["methods"] == first["methods"]
+        assert (tmp_path / gone).exists()
+
+
 def test_truth_and_constant_are_those_of_the_data(tmp_path: Path, data: Path) -> None:
     with RunFolder(tmp_path) as run:
         pipeline = Pipeline(run, data, CONFIG)

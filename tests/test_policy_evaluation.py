@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused(evaluator: PolicyEvaluator, data: Episodes
     for policies, starts, message in (
         ({}, None, "at least one is needed"),
         ({"wide": Wide(1.0)}, None, "gave actions of shape"),
-        ({"blind": Blind(1.0)}, None, "'state' or 'pixels' is needed"),
+        ({"blind": Blind(1.0)}, None, "has to be 'state' or 'pixels'"),
         ({"none": object()}, None, "is no policy"),
         ({"right": Walk(1.0)}, np.array([len(data)]), "starts have to be rows"),
     ):
@@ -232,7 +232,12 @@ def test_numbers_that_mean_nothing_are_refused(evaluator: PolicyEvaluator, data:
     for level in (90, 1.0, 0.0, -1, float("nan")):
         assert f"level is {level!r}; a confidence" in worlds.refusal(evaluator.estimate, "right", level=level)
         assert f"level is {level!r}; a confidence" in worlds.refusal(evaluate_policy, data, Walk(1.0), level=level)
+    for level in ("0.9", None):
+        assert f"level is {level!r}; a confidence" in worlds.refusal(evaluate_policy, data, Walk(1.0), level=level)
+    said = worlds.refusal(evaluate_policy, data, Walk(1.0), reward_fn=data.reward)
+    assert "reward_fn is ndarray; a function is needed" in said
     assert "samples is 1; at least 2" in worlds.refusal(EvaluationConfig, samples=1)
+    assert "samples is 8.0; at least 2" in worlds.refusal(EvaluationConfig, samples=8.0)
     assert "density_rows is 0" in worlds.refusal(EvaluationConfig, density_rows=0)
     for starts in (np.arange(len(data)) < 5, np.array([0.0, 1.0]), np.array([]), np.array([-1]), np.array([[0]])):
         said = worlds.refusal(PolicyEvaluator, data, {"right": Walk(1.0)}, GAMMA, starts)
@@ -280,3 +285,20 @@ def test_a_policy_far_from_the_data_is_flagged(evaluator: PolicyEvaluator, data:
             config=replace(evaluator.config, stitching=StitchingConfig(replicates=2, action_weight=4.0)),
         )  # fmt: skip
     assert found.diagnostics["action_distance"] == pytest.approx(1.0)
+
+
+def test_a_chain_that_meets_nothing_else_is_flagged(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    """Its interval has no width: resampled episodes hold the same rewards wherever the policy goes."""
+    near = np.flatnonzero(data.state[:, 0] == 4)[:5]
+    reward = np.where(np.arange(len(data)) < 0, 1.0, 2.0)
+    config = replace(evaluator.config, stitching=StitchingConfig(replicates=2))
+    given: dict[str, Any] = {"config": config, "quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
+    own = PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, near, **given)
+    assert own.estimate("right", reward=reward).warning == ""  # constant everywhere: there is nothing else to meet
+    reward[data.starts] = 0.0  # first rows, which nothing leads to
+    assert own.estimate("right", reward=reward).warning == ""
+    far = np.flatnonzero(data.state[:, 0] == 2)  # to the left
+    reward[np.setdiff1d(far, data.starts)] = 3.0
+    found = own.estimate("right", reward=reward, gamma=0.0)
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+    assert "does not say what other rewards or ends it would meet" in found.warning

@@ -10,7 +10,7 @@ import pytest
 import tyro
 from worlds import loop
 
-from voc_rl import cli
+from voc_rl import Episodes, cli
 
 README = Path(__file__).parents[1] / "README.md"
 POLICIES = README.parent / "docs" / "policy_evaluation.md"
@@ -47,6 +47,14 @@ def test_commands_parse(line: str, capsys: pytest.CaptureFixture[str]) -> None:
         tyro.cli(cli.Command, prog="voc-rl", args=arguments)  # type: ignore[call-overload]
     except SystemExit:
         pytest.fail(f"`{line}` does not parse: {capsys.readouterr().err}")
+
+
+def test_frames_of_ones_own_are_written_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = README.parent / "docs" / "data_formats.md"
+    (block,) = [block for block in blocks("python", page=page) if "write_episode(" in block]
+    exec(compile(block, page.name, "exec"), {})
+    assert len(Episodes.open("runs/own")) == 21
 
 
 def test_the_readme_shows_commands_and_code() -> None:

@@ -17,7 +17,7 @@ from voc_rl.agents.networks import FrozenEncoder
 from voc_rl.joint import JointTraining
 from voc_rl.loop import LoopConfig
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
-from voc_rl.quantizers import tokenize, train_quantizer
+from voc_rl.quantizers import MUSIKConfig, VQVAEConfig, tokenize, train_quantizer
 from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_quantizer, train
 
 
@@ -122,8 +122,9 @@ def test_frames_get_a_patch_that_fits_them(tmp_path: Path) -> None:
                 assert "multiples of 12 are needed, or another `patch`" in refusal(fresh_quantizer, dataset, config)
                 continue
             assert fresh_quantizer(dataset, config).config.patch == patch
-            chosen = replace(config, quantizer_config={"patch": 2})
-            assert fresh_quantizer(dataset, chosen).config.patch == 2
+            for sizes in ({"patch": 2}, {"vqvae": VQVAEConfig, "musik": MUSIKConfig}[name](patch=2)):
+                chosen = replace(config, quantizer_config=sizes)
+                assert fresh_quantizer(dataset, chosen).config.patch == 2
 
 
 def test_discounts_of_the_datas_own_are_refused_before_anything_is_trained(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import pickle
@@ -76,13 +77,12 @@ def writing(path: Path, advice: str) -> Iterator[None]:
 def unwritable(error: Exception, folder: Path) -> str | None:
     """Why the disk would not take what was written, or None where the error is of another kind.
 
-    h5py, PyTorch and safetensors each raise their own error on a full disk, some of them without the system's number.
+    h5py raises its own errors on a full disk, without the system's number.
     """
     number = getattr(error, "errno", None)
     if number in _UNWRITABLE:
         return os.strerror(number)
-    written = isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError"
-    if written and os.statvfs(folder).f_bavail == 0:
+    if isinstance(error, (OSError, RuntimeError)) and os.statvfs(folder).f_bavail == 0:
         return os.strerror(errno.ENOSPC)
     return None
 
@@ -147,10 +147,11 @@ def read_json(path: Path, what: str = "file") -> dict[str, Any]:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors in one step."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with atomic_path(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(temporary))
+        temporary.write_bytes(data)  # which says why a disk refuses; the library's own writer does not
 
 
 def load_tensors(path: Path, what: str = "model file") -> dict[str, Tensor]:
@@ -200,8 +201,10 @@ def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training state (tensors, numbers, strings, dictionaries, lists) in one step."""
     import torch
 
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
     with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
+        temporary.write_bytes(buffer.getbuffer())  # as in ``save_tensors``
 
 
 def load_torch_file(path: Path, what: str = "checkpoint") -> Any:

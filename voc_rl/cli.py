@@ -199,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VOCError as error:
         print(f"voc-rl: {error}", file=sys.stderr)
         sys.exit(2)
+    except PermissionError as error:
+        print(f"voc-rl: {error.filename} cannot be used ({error.strerror}).", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f"voc-rl: interrupted; {_what_goes_on(command)}.", file=sys.stderr)
         sys.exit(130)

@@ -81,7 +81,7 @@ class Settings:
         if recipe == "paper" and self.n not in (None, 1):
             raise VOCError(f"n is {self.n}, but the recipe paper has one-step targets; leave n out.")
         config = with_recipe(config, recipe)
-        force = frozenset({stage}) if self.force else frozenset()
+        force = frozenset({stage, *({"report"} if stage == "evaluate" else ())} if self.force else ())
         device = choose_device(self.device)
         say = print if run.writes else lambda line: None
         return Pipeline(

@@ -142,6 +142,8 @@ def _to_ours(
     from voc_rl.envs.states import MODELS, StateCheck, rendered_episodes
 
     states, check = load_dataset(spec), StateCheck()
+    if states.physics is None:
+        raise VOCError(f"{states.paths[0]} has {states.without_frames}.")
     if not (task or states.spec.task):  # training has no option for it
         raise VOCError(
             f"{states.paths[0]} does not say its task; `voc-rl data convert {spec} FOLDER --task TASK`, with one of "

@@ -18,6 +18,12 @@ def check_gamma(gamma: float, name: str = "gamma") -> float:
     return float(gamma)
 
 
+def known_gamma(gamma: float, *known: float) -> float:
+    """A discount in [0, 1); what differs from one of ``known`` by rounding alone, as 0.1 * 9 or a float32, is that."""
+    gamma = check_gamma(gamma)
+    return next((own for own in known if abs(own - gamma) < 1e-7), gamma)
+
+
 def check_gammas(gammas: tuple[float, float]) -> None:
     """A range of discounts in [0, 1): the smallest and the largest."""
     if len(gammas) != 2 or not check_gamma(gammas[0], "gammas") < check_gamma(gammas[1], "gammas"):
@@ -37,6 +43,12 @@ def check_choices(values: Iterable[str], choices: Iterable[str], name: str) -> N
     choices = list(choices)
     for value in values:
         check_choice(value, choices, name)
+
+
+def check_count(value: int, name: str) -> None:
+    """A whole number above zero, as an integer."""
+    if not isinstance(value, numbers.Integral) or not value > 0:
+        raise VOCError(f"{name} is {value!r}; a whole number above zero is needed.")
 
 
 def check_positive(value: int | float, name: str) -> None:
@@ -71,13 +83,13 @@ def check_seed(seed: int) -> None:
 
 def check_samples(samples: int) -> None:
     """A number of samples that has a standard error."""
-    if samples < 2:
-        raise VOCError(f"samples is {samples}; at least 2 are needed for a standard error.")
+    if not isinstance(samples, numbers.Integral) or samples < 2:
+        raise VOCError(f"samples is {samples!r}; at least 2 are needed for a standard error.")
 
 
 def check_level(level: float) -> None:
     """The confidence of an interval."""
-    if not 0 < level < 1:
+    if not isinstance(level, numbers.Real) or not 0 < level < 1:
         raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
 
 

@@ -72,6 +72,9 @@ def download(name: str, folder: str | Path | None = None) -> Path:
             f"{name} could not be downloaded ({reason[0] if reason else type(error).__name__}); its place is "
             f"{found.repository}, and a file from there is read by the `from_published` of its class."
         ) from error
+    # without a network the library returns what is there, which may be anything
+    if not any((Path(whole) / found.folder).glob("*")):
+        raise VOCError(f"{name} could not be downloaded, and {whole} has no {found.folder}; run again with a network.")
     return Path(whole) / found.folder
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from voc_rl.checkpoints import load_torch_file, save_training_state
 from voc_rl.distributed import average_gradients, ranks
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_count, check_positive
 from voc_rl.graphs import Inputs, StepGraph, add_gradients
 from voc_rl.precision import device_of, generator_on, seeded
 
@@ -47,7 +47,9 @@ class LoopConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "clip", "accumulate"):
+        for name in ("steps", "batch_size", "accumulate"):
+            check_count(getattr(self, name), name)
+        for name in ("learning_rate", "clip"):
             check_positive(getattr(self, name), name)
 
 

@@ -20,10 +20,9 @@ from voc_rl.data import Episodes
 from voc_rl.errors import (
     VOCError,
     check_choice,
-    check_gamma,
+    check_count,
     check_level,
     check_observations,
-    check_positive,
     check_samples,
 )
 from voc_rl.model_files import Parts, load_parts, save_parts
@@ -109,7 +108,7 @@ class VOC(Parts):
         """
         check_codes(codes, self.quantizer)
         codes, features = self._here(codes, features)
-        gamma = self.gamma if gamma is None else check_gamma(gamma)
+        gamma = self.asked_gamma(gamma)
         if estimator == "density":
             raise VOCError("A density estimate weighs rows of the data; call density_value(obs, codes, rewards).")
         check_choice(estimator, ("head", "sample", "mve"), "estimator")
@@ -158,7 +157,7 @@ class VOC(Parts):
         """
         check_level(level)
         check_codes(codes, self.quantizer)
-        gamma = base_gamma(self.gammas, self.gamma if gamma is None else gamma, hops=False)
+        gamma = base_gamma(self.gammas, self.asked_gamma(gamma), hops=False)
         context, features = self.context(obs)
         # no autocast: ratios need their digits
         prefix = self.occupancy.prefix(context, features, condition=self.condition(len(context), gamma))
@@ -200,10 +199,10 @@ class VOC(Parts):
         common: bool = False,
     ) -> Tensor:
         """``sample_futures`` of states that are already codes."""
-        check_positive(n, "n")
+        check_count(n, "n")
         generator = generator or generator_on(self.device, 0)
         codes, features = self._here(codes, features)
-        gamma = self.gamma if gamma is None else gamma
+        gamma = self.asked_gamma(gamma)
         base = base_gamma(self.gammas, gamma)
         condition = self.condition(len(codes), base)
         with autocast(self.device):
@@ -292,7 +291,7 @@ class VOC(Parts):
         Both on ``device``.
         """
         check_observations(obs, self.observation_shape)
-        obs = torch.as_tensor(obs).to(self.device)
+        obs = torch.as_tensor(np.ascontiguousarray(obs) if isinstance(obs, np.ndarray) else obs).to(self.device)
         if self.occupancy.config.feature_dim:
             return seen_as_stored(self.quantizer, obs)
         with autocast(self.device):

@@ -15,7 +15,7 @@ from torch import Tensor
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import DataSpec
-from voc_rl.errors import VOCError, check_gamma
+from voc_rl.errors import VOCError, check_gamma, known_gamma
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead
 from voc_rl.occupancy.decoding import forget
 from voc_rl.precision import as_device, device_of
@@ -37,6 +37,9 @@ class Parts:
     Attributes:
         quantizer, occupancy, reward_head, value_head (None when trained without): the parts, in eval mode.
         gamma: the discount that is meant where none is asked. spec: how its training frames were made.
+
+    Raises:
+        VOCError: an occupancy network of other codes than the quantizer's.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Parts:
         gamma: float,
         spec: DataSpec,
     ) -> None:
+        _check_codes_fit(quantizer, occupancy.config, "The parts of a VOC")
         self.quantizer, self.occupancy = quantizer.eval(), occupancy.eval()
         self.reward_head, self.value_head = reward_head.eval(), value_head.eval() if value_head else None
         self.gamma, self.spec = check_gamma(gamma), spec
@@ -71,6 +75,10 @@ class Parts:
         """Smallest and largest discount that its network knows; hops reach larger ones."""
         return self.occupancy.config.gammas or (self.gamma, self.gamma)
 
+    def asked_gamma(self, gamma: float | None) -> float:
+        """The discount that is meant: the model's own where none is asked, and where one differs by rounding alone."""
+        return self.gamma if gamma is None else known_gamma(gamma, self.gamma, *self.gammas)
+
     @property
     def observation_shape(self) -> tuple[int, int, int]:
         """Shape of an observation, (3K, H, W)."""
@@ -79,6 +87,14 @@ class Parts:
     def check_spec(self, spec: DataSpec) -> None:
         """Warn where frames were made in another way than those the model was trained on."""
         _compare_specs(self.spec, spec)
+
+
+def _check_codes_fit(quantizer: Quantizer, config: OccupancyConfig, where: str) -> None:
+    if (config.codebook_size, config.n_tokens) != (quantizer.codebook_size, quantizer.n_tokens):
+        raise VOCError(
+            f"{where}: the occupancy network speaks {config.n_tokens} tokens of {config.codebook_size} codes, the "
+            f"quantizer {quantizer.n_tokens} of {quantizer.codebook_size}; they belong to different models."
+        )
 
 
 def check_spec_of(folder: str | Path, spec: DataSpec) -> None:
@@ -147,11 +163,7 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
         raise VOCError(f"{folder / DESCRIPTION} lacks the key {error}.") from error
     except TypeError as error:
         raise VOCError(f"{folder / DESCRIPTION} is damaged: {error}.") from error
-    if (config.codebook_size, config.n_tokens) != (quantizer.codebook_size, quantizer.n_tokens):
-        raise VOCError(
-            f"{folder}: the occupancy network speaks {config.n_tokens} tokens of {config.codebook_size} codes, the "
-            f"quantizer {quantizer.n_tokens} of {quantizer.codebook_size}; they belong to different models."
-        )
+    _check_codes_fit(quantizer, config, str(folder))
     if description.get("quantizer", mark := weights_mark(quantizer)) != mark:
         raise VOCError(
             f"{folder}: quantizer.safetensors is not the quantizer that this VOC was trained with; "

@@ -95,9 +95,9 @@ class Pipeline:
         """What to say on the command line to have a stage done anew."""
         return "--force" if self.stage in (None, stage) else f"{command_of(stage)} --force"
 
-    def skip(self, stage: str, mark: str) -> bool:
-        """Whether a stage is done; says so. A forced one is forgotten first."""
-        if stage in self.force:
+    def skip(self, stage: str, mark: str, made: Path | None = None) -> bool:
+        """Whether a stage is done; says so. A forced one is forgotten first, as is one whose file ``made`` is gone."""
+        if stage in self.force or (made is not None and agreed(not made.exists())):
             self.run.forget(stage)
             self.force = self.force - {stage}
         if self.run.finished(stage, mark):
@@ -138,7 +138,7 @@ class Pipeline:
     def _tokenize(self) -> tuple[Tensor, Tensor]:
         path, quantizer = self.run.path / "tokens.safetensors", self.train_quantizer()
         mark = fingerprint(self.asked.marks["quantizer"], "tokens", self._weights("quantizer"))
-        if not self.skip("tokenize", mark):
+        if not self.skip("tokenize", mark, path):
             with self.run.stage("tokenize", mark, {"data": str(self.data), "seed": self.config.seed}):
                 codes, features = tokenize(quantizer, self.dataset)
                 if self.run.writes:
@@ -247,7 +247,7 @@ class Pipeline:
         self, name: str, mark: str, settings: dict[str, Any], work: Callable[[], ValueEstimate]
     ) -> ValueEstimate:
         path = self.run.path / "estimates" / f"{name}.safetensors"
-        if self.skip(name, mark):
+        if self.skip(name, mark, path):
             stored = {key: tensor.numpy() for key, tensor in load_tensors(path, "stored estimate").items()}
             words = read_json(path.with_suffix(".json"))
             return ValueEstimate(**stored, level=words["level"], covers=words["covers"])

@@ -61,8 +61,14 @@ def check_space(space: Any, shape: tuple[int, int, int], whose: str) -> None:
         return
     channels, height, width = shape
     hint = f"PixelObservation(env, size={height}, stack={channels // 3}) makes them"
-    if found == (height, width, channels):
+    if height != width:
+        hint = "PixelObservation makes square ones alone, so the environment has to return these"
+    if found == (channels // 3, 3, height, width):
+        hint = "join the first two axes (gymnasium.wrappers.ReshapeObservation)"
+    elif found == (height, width, channels):
         hint = "put the channels first"
+    elif len(found or ()) == 1 and np.issubdtype(space.dtype, np.floating):
+        hint = "a value wrapper has to show features='codes', or the frames beside its features (observe='features')"
     raise VOCError(
         f"{whose} observations are {f'{space.dtype} {found}' if found else space}, but this VOC reads uint8 {shape} "
         f"frames; {hint}."

@@ -14,7 +14,8 @@ class Policy(Protocol):
     """Anything with Stable-Baselines3's ``predict``, and ``observation``: what it looks at.
 
     ``observation`` is ``"state"`` (the flat state, float32 (B, S) or (S,)) or ``"pixels"`` (stacked frames,
-    uint8 (B, 3K, H, W) or (3K, H, W)).
+    uint8 (B, 3K, H, W) or (3K, H, W)). A Stable-Baselines3 agent, which lacks it, is taken for what its
+    ``observation_space`` is (``observation_of``).
     """
 
     observation: Literal["state", "pixels"]
@@ -32,6 +33,26 @@ class Policy(Protocol):
         evaluation, it is refused (``memoryless``).
         """
         ...
+
+
+def observation_of(policy: Any) -> Literal["state", "pixels"]:
+    """What a policy looks at: its ``observation``; where there is none, what its ``observation_space`` is, a flat space
+    (states) or one of three dimensions (frames).
+
+    Raises:
+        VOCError: no ``predict``, or neither tells.
+    """
+    if not callable(getattr(policy, "predict", None)):
+        raise VOCError(f"{policy!r} is no policy; `predict` and `observation` ('state' or 'pixels') are needed.")
+    kind = getattr(policy, "observation", None)
+    if kind is None:
+        shape = getattr(getattr(policy, "observation_space", None), "shape", None) or ()
+        kind = {1: "state", 3: "pixels"}.get(len(shape))
+    if kind == "state":
+        return "state"
+    if kind == "pixels":
+        return "pixels"
+    raise VOCError(f"{policy!r} says that it observes {kind!r}; its `observation` has to be 'state' or 'pixels'.")
 
 
 def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.ndarray:

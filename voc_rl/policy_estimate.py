@@ -97,9 +97,15 @@ def too_few_rows(name: str) -> str:
     )
 
 
-def warning_of(name: str, diagnostics: Mapping[str, float], episodes: int) -> str:
-    """A sentence for a policy that the data do not support, and one for data of few episodes; else ""."""
+def warning_of(name: str, diagnostics: Mapping[str, float], episodes: int, sure: bool = False) -> str:
+    """A sentence for a policy that the data do not support, one for data of few episodes, and one for an interval that
+    is ``sure`` of a value although rewards or ends vary in the data; else ""."""
     said = []
+    if sure:
+        said.append(
+            f"The chain of {name} stays in {diagnostics['rows_used']:.0f} rows, where nothing varies, and so do those "
+            "of resampled episodes; its interval, of no width, does not say what other rewards or ends it would meet."
+        )
     if too_few(diagnostics.get("effective_rows", FEWEST)):
         said.append(too_few_rows(name))
     if diagnostics["match_distance"] > FAR:

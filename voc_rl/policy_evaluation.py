@@ -79,9 +79,14 @@ def evaluate_policy(
 
     Raises:
         VOCError: a policy, rewards or starts that do not fit the data, ``reward_fn`` with ``corrected`` or ``head``, a
-            level outside (0, 1), or no policy with a value (``density``).
+            level outside (0, 1), a ``reward_fn`` that is none, or no policy with a value (``density``).
     """
     check_level(level)
+    if reward_fn is not None and not callable(reward_fn):
+        raise VOCError(
+            f"reward_fn is {type(reward_fn).__name__}; a function is needed, which takes the episodes and returns "
+            "rewards (N,) (PolicyEvaluator.estimate takes an array)."
+        )
     several = isinstance(policy, Mapping)
     policies = policy if several else {getattr(policy, "name", "") or "policy": policy}
     config = config or EvaluationConfig()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples
+from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples, known_gamma
 from voc_rl.loop import StepLog
 from voc_rl.occupancy import OccupancyTransformer, PolicyTraining, StitchedTargets, ValueHead, train_policies
 from voc_rl.occupancy.stitching import principal_components
@@ -217,7 +217,8 @@ class PolicyEvaluator:
         name = check_choice(str(name), self.policies, "policy")
         check_choice(estimator, ESTIMATORS, "estimator")
         check_level(level)
-        gamma = self.gamma if gamma is None else check_gamma(gamma)
+        known = (self.gamma, *(self.config.training.occupancy.gammas or ()))
+        gamma = self.gamma if gamma is None else known_gamma(gamma, *known)
         own = self.dataset.reward if reward is None else check_rewards(reward, len(self.dataset))
         self._check_answers(estimator, reward is not None, gamma)
         critic = self.critic if estimator in OWN_REWARD else None
@@ -229,11 +230,13 @@ class PolicyEvaluator:
         variance = self.chains.variance(name, own, gamma, critic)
         stderr = np.sqrt(variance + found.noise**2 + (found.mean - chained.mean()) ** 2)
         low, high = student_interval(np.asarray(found.mean), stderr, self.config.stitching.replicates, level)
+        varied = np.ptp(own[self.dataset.step_type > 0]) > 0 or self.dataset.terminal.any()
+        sure = bool(varied and stderr < 1e-6 * (abs(found.mean) + 1e-9))
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
         said = covers(critic is not None, network, network and estimator != "head")
         return PolicyEstimate(
             name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, said, found.starts,
-            diagnostics, warning_of(name, diagnostics, self.chains.episodes),
+            diagnostics, warning_of(name, diagnostics, self.chains.episodes, sure),
         )  # fmt: skip
 
     def _check_answers(self, estimator: PolicyEstimator, other: bool, gamma: float) -> None:

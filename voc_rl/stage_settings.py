@@ -17,8 +17,7 @@ from voc_rl.data import Episodes
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.training import VOCConfig
 
-FRAMES_IN_MARK = 64
-COMMANDS = {"quantizer": "train-quantizer"}  # of stages whose command has another name
+COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages whose command has another name
 
 
 def command_of(stage: str) -> str:
@@ -27,11 +26,23 @@ def command_of(stage: str) -> str:
 
 
 def data_mark(dataset: Episodes) -> str:
-    """A short hash of a dataset: its small arrays, how it was made, and some of its frames."""
-    rows = np.unique(np.linspace(0, len(dataset) - 1, FRAMES_IN_MARK).astype(int))
-    arrays = (dataset.reward, dataset.action, dataset.discount, dataset.step_type, dataset.frames(rows))
-    hashes = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-    return fingerprint(hashes, dataset.frame_shape, asdict(dataset.spec))
+    """A short hash of a dataset: its small arrays, how it was made, and its frames.
+
+    Of frames that stay on disk, because memory does not hold them: the first, the middle and the last of each episode,
+    and the sizes of the files, which are compressed.
+    """
+    digest = hashlib.sha256()
+    for array in (dataset.reward, dataset.action, dataset.discount, dataset.step_type):
+        digest.update(array.tobytes())
+    sizes = []
+    if dataset.in_memory:
+        parts = dataset.blocks()
+    else:
+        parts = [np.unique([dataset.starts, (dataset.starts + dataset.ends - 1) // 2, dataset.ends - 1])]
+        sizes = [path.stat().st_size for path in dataset.paths]
+    for rows in parts:
+        digest.update(dataset.frames(rows).tobytes())
+    return fingerprint(digest.hexdigest(), sizes, dataset.frame_shape, asdict(dataset.spec))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ The first two one after the other, or at once (``joint``).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -193,7 +193,8 @@ def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
     """
     dataset.check_frames()
     shape, sizes = dataset.observation_shape, config.quantizer_config
-    if issubclass(QUANTIZERS[check_choice(config.quantizer, QUANTIZERS, "quantizer")][0], VQVAE):
+    cls = QUANTIZERS[check_choice(config.quantizer, QUANTIZERS, "quantizer")][0]
+    if issubclass(cls, VQVAE) and isinstance(sizes, Mapping):
         sizes = {"patch": fitting_patch(shape), **sizes}
     with seeded(torch.device("cpu"), step_seed(config.seed, 1 << 42)):
         return build_quantizer(config.quantizer, shape, sizes)

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from voc_rl.agents.sb3.traces import Ended, ValueTraces, calibration
-from voc_rl.errors import check_positive
+from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import open_voc
 
@@ -28,6 +28,8 @@ class VOCValueCallback(BaseCallback):
       ``episodes`` episodes (``voc_rl.values``: where a time limit cuts one, at least a horizon before it). Means are
       compared, because a value is a mean of returns.
 
+    It has to see every step: it stands beside other callbacks, not inside one that calls it now and then.
+
     The values are those of the policy that made the VOC's data. An agent that is better than that policy has a gap
     above zero: that is its lead, and not an error of the VOC.
 
@@ -37,7 +39,8 @@ class VOCValueCallback(BaseCallback):
         episodes: finished episodes that the comparison looks back on.
 
     Raises:
-        VOCError: no VOC, or (when training starts) observations that hold no frames the VOC can read.
+        VOCError: no VOC, or (when training starts) observations that hold no frames the VOC can read, or a place
+            inside another callback.
     """
 
     def __init__(
@@ -58,6 +61,11 @@ class VOCValueCallback(BaseCallback):
         self._next = every
 
     def _on_training_start(self) -> None:
+        if self.parent is not None:  # EveryNTimesteps, EvalCallback(callback_after_eval=...)
+            raise VOCError(
+                f"VOCValueCallback has to see every step, and {type(self.parent).__name__} calls it now and then; put "
+                "it beside the other callbacks (`every` sets how often it records)."
+            )
         env = self.training_env
         assert isinstance(env, VecEnv)
         self._traces = ValueTraces(self._voc, env, self._estimator)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from stable_baselines3 import TD3
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.td3.policies import TD3Policy
@@ -125,6 +126,11 @@ class VOCCritic(TD3):
         env = self._wrap_env(env, self.verbose)
         self._check_env(env, self.known_voc)
         super().set_env(env, force_reset)
+
+    def _setup_learn(self, *arguments: Any, **settings: Any) -> tuple[int, BaseCallback]:
+        if self.env is not None:  # before it is played
+            check_raw_rewards(self.env)
+        return super()._setup_learn(*arguments, **settings)
 
     def _create_aliases(self) -> None:
         super()._create_aliases()

@@ -26,7 +26,13 @@ def open_path(voc: Any) -> VOC:
     """
     if isinstance(voc, VOC):
         raise VOCError("voc is a VOC; the path of its run folder is needed, because saved agents hold the path.")
-    return open_voc(voc)
+    try:
+        return open_voc(voc)
+    except VOCError as error:
+        if not isinstance(voc, str | Path) or Path(voc).exists():
+            raise
+        moved = "if it moved, a saved agent is loaded with its new path, as VOCFeaturesExtractor and VOCCritic show"
+        raise VOCError(f"{str(error).removesuffix('.')}; {moved}.") from None
 
 
 class OtherVOCError(VOCError, RuntimeError):
@@ -136,8 +142,8 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         saved = state_dict.setdefault(f"{prefix}voc_mark", self.voc_mark)  # agents of before marks have none
         if not torch.equal(saved.cpu(), self.voc_mark.cpu()):
             raise OtherVOCError(
-                f"The agent learned on another VOC than {self._folder} holds; train it anew, or load it with its own "
-                "VOC's path, custom_objects={'policy_kwargs': ...}."
+                f"The agent learned on another VOC than {self._folder} holds, or on other `features`; load it with its "
+                "own VOC's path and all else that it had, custom_objects={'policy_kwargs': ...}, or train it anew."
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -49,8 +49,8 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
     buffer = _plain_buffer(model)
     _check_steps(buffer)
     _check_statistics(model)
-    read = _reader(model, dataset)
     check_actions(model.action_space, dataset.action.shape[1], "the data hold")
+    read = _reader(model, dataset)
     check_continuous(dataset)
     rows = np.flatnonzero(dataset.steps_left > 0)
     rows = rows[: len(rows) // buffer.n_envs * buffer.n_envs]  # whole buffer rows only

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -32,6 +34,19 @@ def test_noise_has_the_density_of_the_mixture(sigma, epsilon):
         assert policy_id == 0
         outside += int((np.abs(action) > 1).any())
     assert (outside > 0) == (epsilon < 1)  # unclipped, as it must be for its density
+
+
+@pytest.mark.parametrize(
+    ("shape", "looks_at"), [((24,), "state"), ((9, 84, 84), "pixels"), ((2, 3), None), (None, None)]
+)
+def test_an_agent_looks_at_what_its_space_is(shape, looks_at):
+    """As Stable-Baselines3's do, which have a space and no word for it."""
+    agent = SimpleNamespace(predict=ACTOR.predict, observation_space=SimpleNamespace(shape=shape))
+    if looks_at is None:
+        with pytest.raises(VOCError, match="observes None; its `observation` has to be 'state' or 'pixels'"):
+            NoisyPolicy(agent, 0.1)
+    else:
+        assert NoisyPolicy(agent, 0.1).observation == looks_at
 
 
 def test_share_and_spread_of_the_draws_are_as_stated():

@@ -217,6 +217,9 @@ def test_stack_below_one(tmp_path: Path) -> None:
         ({"reward": np.zeros(4)}, r"reward has shape \(4,\); 5 rows"),
         ({"reward": np.array([0, 1, np.nan, 1, 1])}, "reward holds NaN or infinity .first at row 2"),
         ({"action": np.full((5, 2), np.inf)}, "action holds NaN"),
+        ({"action": np.array([0, 1, 2, 1, 0])}, "5 rows and 2 axes are needed; discrete actions are stored one-hot"),
+        ({"action": np.full((5, 2), 2.0)}, "action holds 2 .row 0.; -1 to 1 is needed .divide by the bounds"),
+        ({"frames": [[1]]}, "frames are int64"),
         ({"step_type": np.array([0, 1, 1, 1, 1])}, "not one whole episode"),
         ({"step_type": np.array([0, 1, 2, 1, 2])}, "not one whole episode"),
         ({"step_type": np.array([1, 1, 1, 1, 2])}, "not one whole episode"),
@@ -226,6 +229,15 @@ def test_write_refuses_and_leaves_nothing(tmp_path: Path, changed: dict[str, np.
     with pytest.raises(VOCError, match=said):
         write_episode(tmp_path / "a.hdf5", replace(toy_episode(0, 5), **changed), SPEC)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lists_are_written_as_arrays_are(tmp_path: Path) -> None:
+    episode = toy_episode(0, 5)
+    lists = replace(episode, reward=episode.reward.tolist(), frames=list(episode.frames), step_type=[0, 1, 1, 1, 2])  # type: ignore[arg-type]
+    write_episode(tmp_path / "lists.hdf5", lists, SPEC)
+    found = Episodes.open(tmp_path / "lists.hdf5").whole(0)
+    np.testing.assert_array_equal(found.reward, episode.reward)
+    np.testing.assert_array_equal(found.frames, episode.frames)
 
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

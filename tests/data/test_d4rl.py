@@ -51,7 +51,9 @@ def test_a_whole_file(tmp_path: Path) -> None:
     check_alignment(dataset)
     assert dataset.spec.task == "HalfCheetah-v5"
     assert not dataset.has_frames
-    with pytest.raises(VOCError, match=r"has states but no frames; voc_rl\.envs\.render_states draws them"):
+    with pytest.raises(
+        VOCError, match=r"has states but no frames; voc_rl\.envs\.render_states draws those of HalfCheetah and Walker2d"
+    ):
         dataset.observations(np.array([0]))
 
 
@@ -122,7 +124,10 @@ def test_states_alone_are_not_trained_on(tmp_path: Path, quantizer: str) -> None
     config = VOCConfig(joint=JointTraining()) if quantizer == "joint" else VOCConfig(quantizer=quantizer)
     asked = EvaluationConfig(voc=config)
     for call in (partial(train, states, config), partial(evaluate_policy, states, object(), config=asked)):
-        assert "has states but no frames; voc_rl.envs.render_states draws them." in refusal(call)
+        assert (
+            "has states but no frames; voc_rl.envs.render_states draws those of HalfCheetah and Walker2d."
+            in refusal(call)
+        )
 
 
 def test_next_observations_of_more_digits_are_no_jumps(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_names(root: Path) -> None:
     with pytest.raises(VOCError, match=r"There is no Minari dataset no/such-v0 in .*; `minari download no/such-v0`"):
         open_minari("no/such-v0")
     some = Episodes.from_episodes([toy_episode(0, 3)], SPEC, Path("memory"))
-    for name in ("../../etc-v0", "a b", ""):
+    for name in ("../../etc-v0", "a b", "", "toy/rings"):
         assert "is no name of a Minari dataset" in refusal(open_minari, name)
         assert "is no name of a Minari dataset" in refusal(write_minari, name, some)
 
@@ -305,3 +305,11 @@ def test_names(root: Path) -> None:
 def test_without_minari(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     assert refusal(open_minari, "toy/rings-v0").endswith("need minari; run: pip install 'voc_rl[minari]'.")
+
+
+def test_a_folder_for_datasets_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "datasets"))
+    some = Episodes.from_episodes([toy_episode(0, 3)], SPEC, Path("memory"))
+    for call in (lambda: open_minari("toy/rings-v0"), lambda: write_minari("toy/rings-v0", some)):
+        assert "set MINARI_DATASETS_PATH to one that can" in refusal(call)

@@ -24,7 +24,7 @@ from voc_rl.data.trial import read_in_child
 from voc_rl.errors import VOCError
 
 LENGTHS = (4, 3)
-NO_FRAMES = "There are states but no frames; voc_rl.envs.render_states draws them."
+NO_FRAMES = "There are states but no frames; voc_rl.envs.render_states draws those of HalfCheetah and Walker2d."
 
 
 @pytest.fixture
@@ -283,3 +283,18 @@ def test_one_conversion_at_a_time(tmp_path: Path) -> None:
 
     assert write_folder(tmp_path / "out", meanwhile, {"source": "x"}) == 1
     assert len(load_dataset(tmp_path / "out")) == 3  # the refused one changed nothing
+
+
+@pytest.mark.parametrize("kind", ["frames last", "floats", "cut"])
+def test_v_d4rl_is_named_where_it_would_help_alone(places: dict[str, Path], kind: str) -> None:
+    file = places["vd4rl"] / "a.hdf5"
+    if kind == "cut":
+        file.write_bytes(file.read_bytes()[:3000])
+    else:
+        with h5py.File(file, "a") as opened:
+            frames = opened["observation"][()]
+            del opened["observation"]
+            opened["observation"] = frames.transpose(0, 2, 3, 1) if kind == "frames last" else frames / 255.0
+    said = refusal(load_dataset, str(places["vd4rl"]))
+    assert "a.hdf5" in said
+    assert "leaves malformed episodes out" not in said

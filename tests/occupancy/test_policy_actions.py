@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,3 +132,23 @@ def test_a_recurrent_policy_is_not_asked_row_by_row(tmp_path: Path) -> None:
     assert Deterministic(Recurrent()).predict(dataset.observations(np.arange(2)), 4)[1] == 5  # it may act
     said = refusal(policy_actions, [ActionsAlone()], dataset, 3, np.random.default_rng(0))
     assert "has to return (actions, None)" in said
+
+
+class Space:
+    """A policy with a space alone, and gradients in its actions, as a network's."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.observation_space, self.weight = SimpleNamespace(shape=shape), torch.ones(2, requires_grad=True)
+
+    def predict(self, observation: np.ndarray, deterministic: bool = False) -> tuple[torch.Tensor, None]:
+        return torch.from_numpy(observation).flatten(1)[:, :1] * 0 + 0.5 * self.weight, None
+
+
+def test_policies_are_shown_what_their_space_is(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (4, 3))
+    for shape in (dataset.observation_shape, dataset.state.shape[1:]):
+        drawn = policy_actions([Space(shape)], dataset, 3, np.random.default_rng(0)).drawn
+        np.testing.assert_array_equal(drawn, np.full((1, len(dataset), 3, 2), 0.5, np.float32))
+    for shape, what in (((7,), "states"), ((3, 5, 5), "stacked frames")):
+        said = refusal(policy_actions, [Space(shape)], dataset, 3, np.random.default_rng(0))
+        assert f"was made for observations of shape {shape}, these data hold {what} of shape" in said

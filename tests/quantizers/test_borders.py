@@ -124,7 +124,10 @@ def test_data_without_frames_teach_nothing(tmp_path: Path) -> None:
     write_d4rl(tmp_path / "walker2d.hdf5", d4rl_arrays((3, 2)))
     dataset = load_dataset(tmp_path / "walker2d.hdf5")
     for call in (dataset.load_frames, lambda: train_quantizer(fresh(), dataset, LoopConfig(steps=2, batch_size=8))):
-        assert "has states but no frames; voc_rl.envs.render_states draws them." in refusal(call)
+        assert (
+            "has states but no frames; voc_rl.envs.render_states draws those of HalfCheetah and Walker2d."
+            in refusal(call)
+        )
 
 
 def test_a_frozen_quantizer_cannot_be_trained(dataset: Episodes) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from voc_rl.checkpoints import load_tensors, save_tensors, write_json
 from voc_rl.errors import VOCError
-from voc_rl.quantizers import VQVAE, VQVAEConfig, load_quantizer, save_quantizer
+from voc_rl.quantizers import QUANTIZERS, VQVAE, VQVAEConfig, load_quantizer, save_quantizer
 
 SIZE = 12
 SMALL = VQVAEConfig(n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3)
@@ -55,3 +55,25 @@ def test_bad_files(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(VOCError, match="does not exist"):
         load_quantizer(tmp_path)
+
+
+class Mine(VQVAE):
+    """A quantizer of a user's own."""
+
+    name = "mine"
+
+
+def test_a_quantizer_of_ones_own_is_saved_once_it_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    mine = Mine((9, SIZE, SIZE), SMALL)
+    with pytest.raises(VOCError, match=r"No quantizer 'mine' is known.*QUANTIZERS\['mine'\] = "):
+        save_quantizer(mine, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setitem(QUANTIZERS, "mine", (Mine, VQVAEConfig))
+    save_quantizer(mine, tmp_path)
+    again = load_quantizer(tmp_path)
+    assert isinstance(again, Mine)
+    for name, tensor in mine.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)

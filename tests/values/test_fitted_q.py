@@ -34,3 +34,30 @@ def test_each_policys_output_is_that_of_its_own_action() -> None:
     assert found.shape == (5, 4, MEMBERS)
     for policy in range(4):
         torch.testing.assert_close(found[:, policy], network(state, actions[policy])[:, policy])
+
+
+def test_the_unit_of_rewards_does_not_matter() -> None:
+    process = decisions()
+    data, states = logged(process, 300)
+    config = FQEConfig(LoopConfig(steps=40, batch_size=32, learning_rate=2e-3), width=16)
+    actions = actions_of(process, data, states, 2)
+    reward, weights = members_of(data, 0)
+    found = [
+        fitted_q(data, np.eye(S)[states], actions, 0.9, config, 0, (unit * reward).astype(np.float32), weights).value
+        / unit
+        for unit in (1.0, 1024.0, 2.0**-10)
+    ]
+    assert data.terminal.any()  # whose zero value is not the mean's
+    np.testing.assert_array_equal(found[1], found[0])  # powers of two: the same bits
+    np.testing.assert_array_equal(found[2], found[0])
+    assert np.ptp(found[0]) > 0.01
+
+
+def test_rewards_that_are_all_zero_have_values() -> None:
+    process = decisions()
+    data, states = logged(process, 300)
+    config = FQEConfig(LoopConfig(steps=2, batch_size=32), width=16)
+    actions = actions_of(process, data, states, 2)
+    nothing = np.zeros((len(data), 1), np.float32)
+    found = fitted_q(data, np.eye(S)[states], actions, 0.5, config, 0, nothing)
+    assert np.isfinite(found.value).all()

@@ -105,9 +105,9 @@ class Episodes:
         shards, frames = [], []
         for i, episode in enumerate(episodes):
             arrays = checked_episode(episode, f"{source}, episode {i}")
-            rows, *shape = episode.frames.shape
+            rows, *shape = np.shape(episode.frames)
             shards.append(Shard(Path(f"{source}, episode {i}"), rows, tuple(shape), arrays, spec))
-            frames.append(episode.frames)
+            frames.append(np.asarray(episode.frames))
         if not shards:
             raise VOCError(f"{source} holds zero episodes; at least one is needed.")
         dataset = cls.from_shards(shards, source, stack)
@@ -224,6 +224,11 @@ class Episodes:
         """
         self.check_frames()
         return self._store.read(self.source_rows[rows])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether every frame is held in memory (``load_frames``, and formats that are read whole)."""
+        return self._store.memory is not None
 
     def check_frames(self) -> None:
         """Refuse data without frames, with a word on where they could come from."""

@@ -91,7 +91,8 @@ def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
     Raises:
         VOCError: arrays of unequal length, other dtypes, NaN, or rows that are not one whole episode.
     """
-    arrays = {f.name: getattr(episode, f.name) for f in fields(episode) if getattr(episode, f.name) is not None}
+    given = {f.name: getattr(episode, f.name) for f in fields(episode)}
+    arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
     frames = arrays.pop("frames")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise VOCError(f"{where}: frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed.")
@@ -106,7 +107,7 @@ def without_frames(physics: np.ndarray | None) -> str:
     """For messages about data without frames: what they have, and where frames could come from."""
     if physics is None:
         return "states but no frames, and no simulator states to draw them from; data with pictures are needed"
-    return "states but no frames; voc_rl.envs.render_states draws them"
+    return "states but no frames; voc_rl.envs.render_states draws those of HalfCheetah and Walker2d"
 
 
 @contextmanager
@@ -131,7 +132,7 @@ def write_episode(path: str | Path, episode: Episode, spec: DataSpec) -> None:
         VOCError: arrays of unequal length, other dtypes, NaN, rows that are not one whole episode, or no frames.
     """
     path = Path(path)
-    small, frames = checked_episode(episode, str(path)), episode.frames
+    small, frames = checked_episode(episode, str(path)), np.asarray(episode.frames)
     if frames.size == 0:
         raise VOCError(f"{path}: the episode has {without_frames(episode.physics)}.")
     with new_hdf5(path) as file:
@@ -173,7 +174,8 @@ def check_shape(array: np.ndarray, name: str, rows: int, where: str) -> None:
     """
     key, _, axes = COLUMNS[name]
     if array.ndim != axes + 1 or len(array) != rows:
-        raise VOCError(f"{where}: {key} has shape {array.shape}; {rows} rows and {axes + 1} axes are needed.")
+        hint = "; discrete actions are stored one-hot" if name == "action" else ""
+        raise VOCError(f"{where}: {key} has shape {array.shape}; {rows} rows and {axes + 1} axes are needed{hint}.")
     if array.dtype.kind not in "biuf":
         raise VOCError(f"{where}: {key} has dtype {array.dtype}; numbers are needed.")
 
@@ -195,7 +197,8 @@ def _checked(array: np.ndarray, name: str, rows: int, where: str) -> np.ndarray:
     if not inside.all():
         row = int(np.flatnonzero(~inside.reshape(rows, -1).all(1))[0])
         value = array[row][~inside[row]][0] if array.ndim > 1 else array[row]
-        raise VOCError(f"{where}: {key} holds {value:.6g} (row {row}); {low:.0f} to {high:.0f} is needed.")
+        hint = " (divide by the bounds; discrete ones are stored one-hot)" if name == "action" else ""
+        raise VOCError(f"{where}: {key} holds {value:.6g} (row {row}); {low:.0f} to {high:.0f} is needed{hint}.")
     return converted
 
 

@@ -64,20 +64,35 @@ def minari_folder(name: str) -> Path:
         VOCError: a name that is none, no such dataset here, or minari is not installed.
     """
     _import()
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.storage.datasets_root_dir import get_dataset_path
-
     for folder in (Path(name), Path(name) / "data"):
         if (folder / "metadata.json").is_file():
             return folder
-    try:
-        parse_dataset_id(name)
-    except ValueError as error:
-        raise VOCError(f"{name!r} is no name of a Minari dataset; namespace/name-v0 or a folder is needed.") from error
-    folder = get_dataset_path(name) / "data"
+    folder = _named(name)[1] / "data"
     if not (folder / "metadata.json").is_file():
         raise VOCError(f"There is no Minari dataset {name} in {folder.parent}; `minari download {name}` gets one.")
     return folder
+
+
+def _named(name: str) -> tuple[str | None, Path]:
+    """The namespace of a dataset's name, and where such a dataset lies or would.
+
+    Raises:
+        VOCError: a name that is none, or a folder for Minari's datasets that cannot be used.
+    """
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    try:
+        namespace = parse_dataset_id(name)[0]
+    except (TypeError, ValueError) as error:  # TypeError: without a version
+        raise VOCError(f"{name!r} is no name of a Minari dataset; namespace/name-v0 or a folder is needed.") from error
+    try:
+        return namespace, get_dataset_path(name)
+    except OSError as error:  # it is made where there is none
+        raise VOCError(
+            f"Minari's folder cannot be used ({error.filename}: {error.strerror}); set MINARI_DATASETS_PATH to "
+            "one that can."
+        ) from error
 
 
 def minari_spec(folder: Path) -> DataSpec:
@@ -205,15 +220,9 @@ def write_minari(name: str, dataset: Episodes, progress: bool = False) -> Path:
             minari is not installed.
     """
     _import()
-    from minari.dataset.minari_dataset import parse_dataset_id
     from minari.namespace import create_namespace, list_local_namespaces
-    from minari.storage.datasets_root_dir import get_dataset_path
 
-    try:
-        namespace = parse_dataset_id(name)[0]
-    except ValueError as error:
-        raise VOCError(f"{name!r} is no name of a Minari dataset; namespace/name-v0 is needed.") from error
-    final = get_dataset_path(name)
+    namespace, final = _named(name)
     temporary = final.parent / f".{final.name}.part"
     with hold_folder(temporary, "folder for a Minari dataset"):
         try:

@@ -11,6 +11,7 @@ A path without a word before it is looked at; what may be a shard of V-D4RL is r
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,12 +63,12 @@ def open_as(name: str, location: str, stack: int = 3, untrusted: bool = False) -
     """Open what is at a place in one of ``FORMATS``; ``untrusted``: refuse links that leave a folder.
 
     Raises:
-        VOCError: as ``load_dataset``; of files in V-D4RL's layout that were read as ours, with a word on that.
+        VOCError: as ``load_dataset``; where reading the same as V-D4RL's would do, with a word on that.
     """
     try:
         return FORMATS[name](location, stack, untrusted)
     except VOCError as error:
-        if name == "voc" and _is_foreign(_first_file(Path(location))):
+        if name == "voc" and _is_foreign(_first_file(Path(location))) and _is_vd4rl(location, stack, untrusted):
             raise VOCError(f"{str(error).rstrip('.')}; vd4rl:{location} leaves malformed episodes out.") from error
         raise
 
@@ -122,6 +123,16 @@ def _guess(path: Path) -> str:
     with reading(first, "HDF5", "a dataset that is known"), h5py.File(first, "r") as file:
         # V-D4RL's shards are read as ours: only who names them as such has their malformed episodes left out
         return "d4rl" if SPEC_ATTRIBUTE not in file.attrs and "observations" in list(file) else "voc"
+
+
+def _is_vd4rl(location: str, stack: int, untrusted: bool) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            vd4rl.open_vd4rl(location, stack, untrusted)
+        except VOCError:
+            return False
+    return True
 
 
 def _first_file(path: Path) -> Path | None:

@@ -11,7 +11,7 @@ import torch
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_positive
-from voc_rl.policy import memoryless
+from voc_rl.policy import memoryless, observation_of
 from voc_rl.precision import seeded
 
 ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy at once
@@ -62,32 +62,38 @@ def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Genera
     PyTorch's global one, as Stable-Baselines3's is, or the policy's own; the former follows ``rng``.
 
     Raises:
-        VOCError: no ``predict``, one with a recurrent state, a policy of the state where the data hold none, or actions
-            that do not fit the data's.
+        VOCError: no ``predict``, one with a recurrent state, a policy of the state where the data hold none, of
+            observations of another shape, or actions that do not fit the data's.
     """
-    if not callable(getattr(policy, "predict", None)):
-        raise VOCError(f"{policy!r} is no policy; `predict` and `observation` ('state' or 'pixels') are needed.")
-    kind = getattr(policy, "observation", None)
-    if kind == "state":
+    if observation_of(policy) == "state":
         if dataset.state is None:
             raise VOCError(f"{policy!r} observes states, which these data do not hold; give a policy of pixels.")
+        _check_shape(policy, dataset.state.shape[1:], "states")
         actions = _draws(policy, dataset.state, draws, rng)
-    elif kind == "pixels":
+    else:
+        _check_shape(policy, dataset.observation_shape, "stacked frames")
         parts = [
             _draws(policy, dataset.observations(np.arange(first, min(first + ROWS_AT_ONCE, len(dataset)))), draws, rng)
             for first in range(0, len(dataset), ROWS_AT_ONCE)
         ]
         actions = np.concatenate(parts, 1)
-    else:
-        raise VOCError(f"{policy!r} says that it observes {kind!r}; 'state' or 'pixels' is needed.")
     if actions.shape != (draws, *dataset.action.shape):
         raise VOCError(
             f"{policy!r} gave actions of shape {actions.shape}; {(draws, *dataset.action.shape)} is needed "
-            "(draws, rows of the data, size of their actions)."
+            "(draws, rows of the data, size of their actions; discrete ones are one-hot there)."
         )
     if not np.isfinite(actions).all() or np.abs(actions).max() > 1.0 + 1e-6:
         raise VOCError(f"{policy!r} gave actions outside [-1, 1]; rescale them as the data's are.")
     return actions.swapaxes(0, 1).astype(np.float32, order="C")
+
+
+def _check_shape(policy: Any, shape: tuple[int, ...], what: str) -> None:
+    own = getattr(getattr(policy, "observation_space", None), "shape", None)
+    if own not in (None, shape):
+        raise VOCError(
+            f"{policy!r} was made for observations of shape {own}, these data hold {what} of shape {shape}; give a "
+            "policy whose `predict` takes those."
+        )
 
 
 def _draws(policy: Any, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -97,7 +103,7 @@ def _draws(policy: Any, observation: np.ndarray, count: int, rng: np.random.Gene
     if hasattr(policy, "draw"):
         return np.clip([policy.draw(observation, rng) for _ in range(count)], -1.0, 1.0)
     seed = int(rng.spawn(1)[0].integers(2**63))  # no number of `rng` itself: other policies' draws stay what they were
-    with seeded(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"), seed):
+    with seeded(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"), seed), torch.no_grad():
         return np.stack([memoryless(policy, observation, deterministic=False) for _ in range(count)])
 
 

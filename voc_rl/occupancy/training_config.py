@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from voc_rl.errors import (
     VOCError,
     check_at_least,
+    check_count,
     check_decay,
     check_gamma,
     check_gammas,
@@ -54,10 +55,11 @@ class OccupancyTraining:
             check_gammas(self.gammas)
             if not self.gammas[0] <= self.gamma <= self.gammas[1]:
                 raise VOCError(f"gamma {self.gamma:g} is outside gammas {self.gammas}; give one within.")
-        for name in ("n", "futures", "refill", "top_k", "head_weight"):
+        for name in ("n", "futures", "refill", "top_k"):
             value = getattr(self, name)
             if value is not None:
-                check_positive(value, name)
+                check_count(value, name)
+        check_positive(self.head_weight, "head_weight")
         if self.ema is not None:
             check_decay(self.ema, "ema")
         check_share(self.feature_dropout, "feature_dropout")

@@ -41,7 +41,16 @@ def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: 
 
 
 def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
-    """Write quantizer.json and quantizer.safetensors into ``folder``."""
+    """Write quantizer.json and quantizer.safetensors into ``folder``.
+
+    Raises:
+        VOCError: one that ``load_quantizer`` could not make again.
+    """
+    if quantizer.name not in QUANTIZERS:
+        raise VOCError(
+            f"No quantizer {quantizer.name!r} is known, so it could not be loaded again; enter it first: "
+            f"voc_rl.quantizers.QUANTIZERS[{quantizer.name!r}] = (its class, the dataclass of its config)."
+        )
     description = {
         "format_version": FORMAT_VERSION,
         "name": quantizer.name,

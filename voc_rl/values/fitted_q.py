@@ -72,8 +72,11 @@ class _Trainee:
             return torch.from_numpy(array).to(device)
 
         self.taken, self.drawn = there(taken_actions(dataset)), there(actions.drawn)
-        self.mean = there(reward[dataset.step_type > 0].mean(0))
-        self.reward = there(reward) - self.mean  # outputs are differences from the mean reward
+        # outputs are differences from the mean reward, in units of the rewards' size: none is easier to learn
+        arrived = reward[dataset.step_type > 0]
+        mean, spread = arrived.mean(0), np.maximum(np.abs(arrived.mean(0)), arrived.std(0) / 2)
+        self.mean, self.spread = there(mean), there(np.where(spread > 0, spread, 1).astype(np.float32))
+        self.reward = (there(reward) - self.mean) / self.spread
         self.going, self.weights = there(~dataset.terminal), there(weights)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -87,8 +90,8 @@ class _Trainee:
         later = rows + 1
         with torch.no_grad():
             q = self.target.of_policies(self.inputs[later], self.drawn[:, later, draw])
-            # after an end nothing follows: its (1 - gamma) Q is zero, which is minus the mean in these units
-            q = torch.where(self.going[later, None, None], q, -self.mean)
+            # after an end nothing follows: its (1 - gamma) Q is zero, which is minus the mean here
+            q = torch.where(self.going[later, None, None], q, -self.mean / self.spread)
             goal = (1 - self.gamma) * self.reward[later, None] + self.gamma * q
         noise = self.config.noise * torch.randn(
             len(rows), self.inputs.shape[1], generator=generator, device=generator.device
@@ -152,4 +155,5 @@ def fitted_q(
             for one in trainee.drawn.unbind(2)
         ]
         value = torch.stack(drawn).mean(0).transpose(0, 1)
-    return FittedQ(*((x + trainee.mean).double().cpu().numpy() / (1.0 - gamma) for x in (value, taken)))
+    found = (x * trainee.spread + trainee.mean for x in (value, taken))
+    return FittedQ(*(x.double().cpu().numpy() / (1.0 - gamma) for x in found))

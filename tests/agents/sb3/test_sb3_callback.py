@@ -13,6 +13,7 @@ import torch
 from corridor import PLAN, STATES, Corridor, Event, Log, Walk, events, mean_of, plan_of, table_voc
 from square import square_env
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -166,7 +167,7 @@ def test_a_run_folder_and_real_frames(square_voc: Path) -> None:
 def test_what_cannot_be_read_is_refused(square_voc: Path) -> None:
     blind = VecVOCValue(make_vec_env(square_env), square_voc, mode="observation", observe="features_only")  # type: ignore[arg-type]
     for env, voc, words in (
-        (blind, square_voc, "PixelObservation(env, size=36, stack=3)"),
+        (blind, square_voc, "a value wrapper has to show features='codes'"),
         (corridors(1), square_voc, "uint8 (3, 4, 4)"),
         (
             VecVOCValue(VecNormalize(corridors(1), norm_obs=False), table_voc(VALUES), mode="shaping", gamma=0.8),
@@ -239,3 +240,15 @@ def test_no_known_state_is_refused() -> None:
     assert one_sentence(str(refusal.value))
     found = calibration([nothing, (np.array([1.0]), np.array([3.0])), nothing])
     assert (found.gap, found.states, found.episodes) == (2.0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [lambda own: EveryNTimesteps(10, own), lambda own: EveryNTimesteps(10, CallbackList([own]))],
+)
+def test_a_place_that_misses_steps_is_refused(inside: Any) -> None:
+    own = VOCValueCallback(table_voc(VALUES))
+    with pytest.raises(VOCError, match="has to see every step, and EveryNTimesteps calls it now and then") as caught:
+        learn(PPO, corridors(1), inside(own), steps=20)
+    assert one_sentence(str(caught.value))
+    learn(PPO, corridors(1), CallbackList([VOCValueCallback(table_voc(VALUES))]), steps=20)

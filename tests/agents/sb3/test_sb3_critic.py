@@ -224,6 +224,17 @@ def test_a_moved_voc_is_named_for_the_critic_and_for_the_eyes(voc: Path, tmp_pat
     assert torch.equal(again.q_voc(obs[None], np.ones((1, 1))), model.q_voc(obs[None], np.ones((1, 1))))
 
 
+class NeverPlayed(gym.Wrapper):
+    """The square, of which no step is taken before a refusal."""
+
+    def reset(self, **options: Any) -> Any:
+        raise AssertionError("played")
+
+
+def never_played() -> gym.Env:
+    return NeverPlayed(square_env())
+
+
 class Other(gym.Wrapper):
     """The square with another space of actions."""
 
@@ -261,7 +272,7 @@ def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged:
         (lambda: agent(tmp_path, eyes=voc), "holds no VOC"),
         (lambda: agent(None, eyes=voc), "voc is NoneType"),
         (lambda: agent(VOC.load(voc), eyes=voc), "the path of its run folder is needed"),  # type: ignore[arg-type]
-        (lambda: agent(voc, VecNormalize(DummyVecEnv([square_env]), norm_obs=False)).learn(12), "scales the rewards"),
+        (lambda: agent(voc, VecNormalize(DummyVecEnv([never_played]), norm_obs=False)).learn(12), "scales the rewards"),
         (lambda: agent(voc, shaped).learn(12), "shapes the rewards"),
         (lambda: VOCCritic("CnnPolicy", None, voc=voc), "env is None"),  # type: ignore[arg-type]
         (lambda: agent(voc, foreign, policy_class="MlpPolicy"), "codes of another VOC's quantizer"),

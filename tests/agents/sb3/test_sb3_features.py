@@ -187,6 +187,7 @@ def box(shape: tuple[int, ...], dtype: Any = np.uint8) -> gym.spaces.Box:
     [
         (box((SIDE, SIDE, 9)), "put the channels first"),
         (box((9, 24, 24)), f"PixelObservation(env, size={SIDE}, stack=3) makes them"),
+        (box((3, 3, SIDE, SIDE)), "join the first two axes"),
         (box((3, SIDE, SIDE)), f"uint8 (3, {SIDE}, {SIDE}), but this VOC reads uint8 {SHAPE}"),
         (box(SHAPE, np.float32), f"float32 {SHAPE}, but this VOC reads uint8"),
         (box((4,), np.float32), "float32 (4,), but"),
@@ -213,6 +214,7 @@ def test_what_is_no_run_folder_is_refused(square_voc: Path, tmp_path: Path) -> N
     for voc, words in (
         (VOC.load(square_voc), "the path of its run folder is needed"),
         (tmp_path / "nothing", f"{tmp_path / 'nothing'} holds no VOC"),
+        (tmp_path / "nothing", "if it moved, a saved agent is loaded with its new path"),
         (damaged(square_voc, tmp_path / "damaged"), f"{tmp_path / 'damaged' / 'voc.safetensors'}"),
         (7, "voc is int"),
     ):

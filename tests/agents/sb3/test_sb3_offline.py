@@ -226,6 +226,10 @@ NO_LIMITS = {"replay_buffer_kwargs": {"handle_timeout_termination": False}}
         (lambda: agent(actions=box((2,), 0, 1)), "Box(0.0, 1.0, (2,), float32); the data hold"),
         (lambda: agent(DQN, actions=gym.spaces.Discrete(4)), "The agent's actions are Discrete(4); the data hold"),
         (
+            lambda: agent(DQN, space=box((4,), -9, 9), actions=gym.spaces.Discrete(4)),
+            "The agent's actions are Discrete(4); the data hold",
+        ),
+        (
             lambda: agent(space=box((4,), -9, 9)),
             "the data hold uint8 (9, 10, 10) frames and (3,) states",
         ),
