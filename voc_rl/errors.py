@@ -84,7 +84,7 @@ def check_seed(seed: int) -> None:
 def check_samples(samples: int) -> None:
     """A number of samples that has a standard error."""
     if not isinstance(samples, numbers.Integral) or samples < 2:
-        raise VOCError(f"samples is {samples!r}; at least 2 are needed for a standard error.")
+        raise VOCError(f"samples is {samples!r}; at least 2, a whole number, are needed for a standard error.")
 
 
 def check_level(level: float) -> None:
