@@ -68,7 +68,7 @@ def check_space(space: Any, shape: tuple[int, int, int], whose: str) -> None:
     elif found == (height, width, channels):
         hint = "put the channels first"
     elif len(found or ()) == 1 and np.issubdtype(space.dtype, np.floating):
-        hint = "a value wrapper has to show features='codes', or the frames beside its features (observe='features')"
+        hint += " of an environment that renders, and a value wrapper has to show features='codes' or the frames too"
     raise VOCError(
         f"{whose} observations are {f'{space.dtype} {found}' if found else space}, but this VOC reads uint8 {shape} "
         f"frames; {hint}."

@@ -190,7 +190,7 @@ def test_what_cannot_be_evaluated_is_refused(square_voc: Path) -> None:
         (Scripted(), voc, None, "pass env"),
         (Scripted(), voc, corridors([short]), "episodes are shorter than the horizon"),
         (Scripted(env=corridors([short])), voc, None, "episodes are shorter than the horizon"),
-        (Scripted(env=blind), square_voc, None, "PixelObservation(env, size=36, stack=3)"),
+        (Scripted(env=blind), square_voc, None, "a value wrapper has to show features='codes'"),
         (Scripted(), square_voc, DummyVecEnv([lambda: gym.make("Pendulum-v1")]), "float32 (3,)"),
         (Scripted(), square_voc / "nothing", corridors([PLAN]), "holds no VOC"),
     ):
