@@ -13,10 +13,10 @@ from voc_rl.envs.registration import TASKS, register_envs
 
 if TYPE_CHECKING:
     from voc_rl.envs.collection import collect as collect
-    from voc_rl.envs.collection import record_episode as record_episode
     from voc_rl.envs.dmcontrol import DMControlEnv as DMControlEnv
     from voc_rl.envs.make import make_env as make_env
     from voc_rl.envs.pixels import PixelObservation as PixelObservation
+    from voc_rl.envs.recording import record_episode as record_episode
     from voc_rl.envs.states import render_states as render_states
     from voc_rl.envs.value import VOCValueWrapper as VOCValueWrapper
     from voc_rl.envs.value_sb3 import VecVOCValue as VecVOCValue
@@ -30,7 +30,7 @@ _HOME = {
     "VecVOCValue": "value_sb3",
     "collect": "collection",
     "make_env": "make",
-    "record_episode": "collection",
+    "record_episode": "recording",
     "render_states": "states",
 }
 

@@ -25,8 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 from voc_rl.checkpoints import few, hold_folder, read_json, write_json
-from voc_rl.data import DataSpec, Episode, write_episode
+from voc_rl.data import DataSpec, write_episode
 from voc_rl.envs.make import make_env
+from voc_rl.envs.recording import record_episode
 from voc_rl.errors import VOCError, check_choice, check_positive, check_seed
 from voc_rl.policy import BehaviourPolicy
 
@@ -121,71 +122,6 @@ def _check_arguments(policy: BehaviourPolicy, episodes: int, processes: int, see
     check_positive(episodes, "episodes")
     check_positive(processes, "processes")
     check_seed(seed)
-
-
-def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:
-    """Play one episode; all randomness comes from ``seed``.
-
-    Args:
-        env: a Gymnasium environment that shows stacked frames uint8 (3K, H, W), newest last (``PixelObservation``), and
-            takes actions in [-1, 1]. Of ``info``, ``state`` (policies of the state need it), ``physics`` and
-            ``discount`` (else 0 at a termination and 1 otherwise) are kept where they are given.
-
-    Raises:
-        VOCError: other actions or observations, or no ``state`` for a policy of the state.
-    """
-    _check_env(env)
-    env_seed, policy_seed = seed.spawn(2)
-    rng = np.random.default_rng(policy_seed)
-    policy.start_episode(rng)
-    observation, info = env.reset(seed=int(env_seed.generate_state(1)[0]))
-    nothing = np.zeros(env.action_space.shape or (), np.float32)
-    if policy.observation == "state" and "state" not in info:
-        raise VOCError(f"{policy!r} observes states, and {env} gives none in info['state']; take a policy of pixels.")
-    rows = [_row(observation, {"discount": 1.0, **info}, nothing, 0.0, 0.0, 0, 0)]
-    over = False
-    while not over:
-        seen = info["state"] if policy.observation == "state" else observation
-        action, log_prob, policy_id = policy.sample(seen, rng)
-        observation, reward, terminated, truncated, info = env.step(np.clip(action, -1, 1))
-        over, info = terminated or truncated, {"discount": float(not terminated), **info}
-        rows.append(_row(observation, info, action, float(reward), log_prob, policy_id, 2 if over else 1))
-    return Episode(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
-
-
-def _check_env(env: gym.Env) -> None:
-    space, actions = env.observation_space, env.action_space
-    if not (isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3):
-        raise VOCError(f"{env} shows {space}; stacked frames uint8 (3K, H, W) are needed, as of PixelObservation.")
-    bounded = isinstance(actions, gym.spaces.Box) and (actions.low == -1).all() and (actions.high == 1).all()
-    if not bounded or actions.shape is None or len(actions.shape) != 1:
-        raise VOCError(
-            f"{env} takes {actions}; a vector in [-1, 1] is needed (gymnasium.wrappers.RescaleAction; episodes of "
-            "discrete actions, one-hot, are written by voc_rl.data.write_episode)."
-        )
-
-
-def _row(
-    observation: np.ndarray,
-    info: dict[str, Any],
-    unclipped: np.ndarray,
-    reward: float,
-    log_prob: float,
-    policy_id: int,
-    step_type: int,
-) -> dict[str, Any]:
-    known: dict[str, Any] = {name: info[name] for name in ("state", "physics") if name in info}
-    return {
-        "frames": observation[-3:],
-        "action": np.clip(unclipped, -1, 1).astype(np.float32),
-        "reward": np.float32(reward),
-        "discount": np.float32(info["discount"]),
-        "step_type": np.uint8(step_type),
-        **known,
-        "log_prob": np.float32(log_prob),
-        "unclipped_action": unclipped.astype(np.float32),
-        "policy_id": np.int16(policy_id),
-    }
 
 
 def _spec(env: gym.Env, policy: BehaviourPolicy) -> DataSpec:

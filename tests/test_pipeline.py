@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -23,7 +22,6 @@ from voc_rl.errors import VOCError
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import tokenize
 from voc_rl.runs import RunFolder
-from voc_rl.stage_settings import data_mark
 from voc_rl.values import RewardConfig, discounted_returns
 
 CONFIG = replace(small_config(gamma=0.5, quantizer=10, steps=10), reward=RewardConfig(32, 11, loop(10)))
@@ -213,39 +211,6 @@ def test_evaluation_of_other_samples_is_done_again(tmp_path: Path, data: Path, m
             found.append(Pipeline(run, data, CONFIG).evaluate(samples=20, max_states=10))
     assert [metrics["states"] for metrics in found] == [10, 10]
     assert found[0]["methods"] == found[1]["methods"]
-
-
-def test_other_data_is_told_apart(tmp_path: Path) -> None:
-    """Also where only the pictures differ, as between render profiles."""
-    write_world(tmp_path / "a", 3, 20)
-    marks = {data_mark(Episodes.open(tmp_path / "a"))}
-    write_world(tmp_path / "same", 3, 20)
-    marks.add(data_mark(Episodes.open(tmp_path / "same")))
-    assert len(marks) == 1
-    write_world(tmp_path / "other spec", 3, 20, spec=replace(SPEC, render="faithful"))
-    write_world(tmp_path / "other size", 3, 20, size=36)
-    write_world(tmp_path / "other pictures", 3, 20)
-    for file in (tmp_path / "other pictures").iterdir():
-        with h5py.File(file, "r+") as opened:
-            opened["observation"][...] = opened["observation"][...] // 2
-    write_world(tmp_path / "other walk", 3, 20, seed=5)
-    for name in ("other spec", "other size", "other pictures", "other walk"):
-        marks.add(data_mark(Episodes.open(tmp_path / name)))
-    assert len(marks) == 5
-
-
-@pytest.mark.parametrize("held", [True, False])
-def test_a_frame_that_changed_is_other_data(tmp_path: Path, held: bool) -> None:
-    """Any one where frames are in memory; else those at the ends and in the middle of episodes, and files' sizes."""
-    write_world(tmp_path / "a", 3, 20)
-    plain = Episodes.open(tmp_path / "a")
-    before = data_mark(plain.load_frames() if held else plain)
-    for row in (0, 9, 19, *([3] if held else [])):
-        shutil.copytree(tmp_path / "a", copy := tmp_path / str(row))
-        with h5py.File(sorted(copy.iterdir())[1], "r+") as opened:
-            opened["observation"][row] = 255 - opened["observation"][row]
-        changed = Episodes.open(copy)
-        assert data_mark(changed.load_frames() if held else changed) != before, row
 
 
 def test_a_stage_whose_file_is_gone_is_done_again(tmp_path: Path, data: Path) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from test_pipeline import CONFIG, run_all
-from worlds import refusal, write_world
+from worlds import SPEC, refusal, write_world
 
 from voc_rl.checkpoints import save_training_state
+from voc_rl.data import Episodes
 from voc_rl.joint import JointTraining
 from voc_rl.pipeline import Pipeline
 from voc_rl.runs import RunFolder
-from voc_rl.stage_settings import differences
+from voc_rl.stage_settings import data_mark, differences
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,39 @@ def test_a_checkpoint_of_another_stage_names_its_command(data: Path, tmp_path: P
         save_training_state(tmp_path / "checkpoints" / "quantizer.pt", {"fingerprint": "other"})
         pipeline = Pipeline(run, data, CONFIG, stage=stage)
         assert refusal(pipeline.train_quantizer).endswith(f"{says}, or another --out.")
+
+
+def test_other_data_is_told_apart(tmp_path: Path) -> None:
+    """Also where only the pictures differ, as between render profiles."""
+    write_world(tmp_path / "a", 3, 20)
+    marks = {data_mark(Episodes.open(tmp_path / "a"))}
+    write_world(tmp_path / "same", 3, 20)
+    marks.add(data_mark(Episodes.open(tmp_path / "same")))
+    assert len(marks) == 1
+    write_world(tmp_path / "other spec", 3, 20, spec=replace(SPEC, render="faithful"))
+    write_world(tmp_path / "other size", 3, 20, size=36)
+    write_world(tmp_path / "other pictures", 3, 20)
+    for file in (tmp_path / "other pictures").iterdir():
+        with h5py.File(file, "r+") as opened:
+            opened["observation"][...] = opened["observation"][...] // 2
+    write_world(tmp_path / "other walk", 3, 20, seed=5)
+    for name in ("other spec", "other size", "other pictures", "other walk"):
+        marks.add(data_mark(Episodes.open(tmp_path / name)))
+    assert len(marks) == 5
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_frame_that_changed_is_other_data(tmp_path: Path, held: bool) -> None:
+    """Any one where frames are in memory; else those at the ends and in the middle of episodes, and files' sizes."""
+    write_world(tmp_path / "a", 3, 20)
+    plain = Episodes.open(tmp_path / "a")
+    before = data_mark(plain.load_frames() if held else plain)
+    for row in (0, 9, 19, *([3] if held else [])):
+        shutil.copytree(tmp_path / "a", copy := tmp_path / str(row))
+        with h5py.File(sorted(copy.iterdir())[1], "r+") as opened:
+            opened["observation"][row] = 255 - opened["observation"][row]
+        changed = Episodes.open(copy)
+        assert data_mark(changed.load_frames() if held else changed) != before, row
 
 
 def test_differences() -> None:

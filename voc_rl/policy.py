@@ -46,13 +46,17 @@ def observation_of(policy: Any) -> Literal["state", "pixels"]:
         raise VOCError(f"{policy!r} is no policy; `predict` and `observation` ('state' or 'pixels') are needed.")
     kind = getattr(policy, "observation", None)
     if kind is None:
-        shape = getattr(getattr(policy, "observation_space", None), "shape", None) or ()
-        kind = {1: "state", 3: "pixels"}.get(len(shape))
+        kind = {1: "state", 3: "pixels"}.get(len(space_shape(policy) or ()))
     if kind == "state":
         return "state"
     if kind == "pixels":
         return "pixels"
     raise VOCError(f"{policy!r} says that it observes {kind!r}; its `observation` has to be 'state' or 'pixels'.")
+
+
+def space_shape(policy: Any) -> tuple[int, ...] | None:
+    """Shape of the observations that a policy was made for; None where it does not say, or they have none."""
+    return getattr(getattr(policy, "observation_space", None), "shape", None)
 
 
 def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.ndarray:

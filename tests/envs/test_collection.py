@@ -10,15 +10,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
 
 from voc_rl.agents import NoisyPolicy, StickyMixture, load_policy
 from voc_rl.checkpoints import hold_folder
-from voc_rl.data import DataSpec, Episodes, write_episode
-from voc_rl.envs import PixelObservation, collect, make_env, record_episode
+from voc_rl.data import Episodes
+from voc_rl.envs import collect, make_env
 from voc_rl.errors import VOCError
 
 POLICY = NoisyPolicy(load_policy("walker-walk/step_60000"), sigma=0.3, epsilon=0.1)
@@ -207,65 +206,6 @@ def test_force_costs_nothing_where_the_collection_is_refused(tmp_path):
             with pytest.raises(VOCError, match=message):
                 collect(tmp_path, force=True, **arguments)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept, message
-
-
-def test_an_episode_of_any_environment(tmp_path):
-    """What the suite's say of physics and discounts is not asked of others."""
-    env = PixelObservation(Ramp(), 16, 3)
-    for seed, length, terminated in ((0, 4, True), (1, 3, False)):
-        env.unwrapped.length, env.unwrapped.terminates = length, terminated
-        episode = record_episode(env, NoisyPolicy(Steady(), 0.1), np.random.SeedSequence(seed))
-        assert episode.physics is None
-        np.testing.assert_array_equal(episode.state, np.arange(length + 1)[:, None])
-        np.testing.assert_array_equal(episode.frames[:, 0, 0, 0], 10 * np.arange(length + 1))
-        np.testing.assert_array_equal(episode.reward, np.arange(length + 1) / 2)
-        np.testing.assert_array_equal(episode.discount, [1.0] * length + [0.0 if terminated else 1.0])
-        np.testing.assert_array_equal(episode.step_type, [0] + [1] * (length - 1) + [2])
-        np.testing.assert_allclose(episode.action[1:], 0.5, atol=0.5)
-        assert not episode.action[0].any()
-        write_episode(tmp_path / f"{seed}.hdf5", episode, DataSpec(task="ramp"))
-    assert Episodes.open(tmp_path).terminal.tolist() == [False] * 4 + [True] + [False] * 4
-
-
-class Steady:
-    observation = "state"
-
-    def predict(self, observation, state=None, episode_start=None, deterministic=False):
-        return np.full((*observation.shape[:-1], 1), 0.5, np.float32), None
-
-
-class Ramp(gym.Env):
-    """Counts its steps; the reward is half the count, the picture ten times it."""
-
-    render_mode = "rgb_array"
-    observation_space = gym.spaces.Box(0, 99, (1,))
-    action_space = gym.spaces.Box(-1, 1, (1,))
-
-    def reset(self, *, seed=None, options=None):
-        self.at = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.at += 1
-        over = self.at == self.length
-        ends = (over and self.terminates, over and not self.terminates)
-        return np.full(1, self.at, np.float32), self.at / 2, *ends, {}
-
-    def render(self):
-        return np.full((16, 16, 3), 10 * self.at, np.uint8)
-
-
-def test_what_is_no_pixel_environment_of_bounded_actions_is_refused():
-    seed, policy = np.random.SeedSequence(0), NoisyPolicy(Steady(), 0.1)
-    wide = gym.wrappers.RescaleAction(Ramp(), np.float32(-2), np.float32(2))
-    for env, words in ((Ramp(), "PixelObservation"), (PixelObservation(wide, 16), "RescaleAction")):
-        with pytest.raises(VOCError, match=words):
-            record_episode(env, policy, seed)
-    blind = gym.wrappers.TransformObservation(
-        Ramp(), lambda seen: seen, gym.spaces.Dict({"at": Ramp.observation_space})
-    )
-    with pytest.raises(VOCError, match=r"gives none in info\['state'\]"):
-        record_episode(PixelObservation(blind, 16), policy, seed)
 
 
 def test_pixel_policies_see_the_stack(tmp_path):

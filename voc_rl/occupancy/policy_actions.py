@@ -11,7 +11,7 @@ import torch
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_positive
-from voc_rl.policy import memoryless, observation_of
+from voc_rl.policy import memoryless, observation_of, space_shape
 from voc_rl.precision import seeded
 
 ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy at once
@@ -88,7 +88,7 @@ def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Genera
 
 
 def _check_shape(policy: Any, shape: tuple[int, ...], what: str) -> None:
-    own = getattr(getattr(policy, "observation_space", None), "shape", None)
+    own = space_shape(policy)
     if own not in (None, shape):
         raise VOCError(
             f"{policy!r} was made for observations of shape {own}, these data hold {what} of shape {shape}; give a "
