@@ -29,14 +29,15 @@ RESAMPLED = 200
 
 def fqe(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """``fqe`` on the quantizer's features, and ``dr``, which corrects it with the logged steps after every row."""
-    found = fit(data, targets, gamma, seed, device, *members_of(data.episodes, seed))
+    found = fit(data, targets, gamma, seed, device, *members_of(data.episodes, seed, data.episodes.reward))
     return {"fqe": _of_members(found, targets, data, gamma), "dr": _doubly_robust(found, targets, data, gamma, seed)}
 
 
 def fqe_state(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, device: torch.device) -> Estimates:
     """The same on true states: what a perfect encoder could give it."""
     assert data.episodes.state is not None
-    found = fit(data, targets, gamma, seed, device, *members_of(data.episodes, seed), state=data.episodes.state)
+    members = members_of(data.episodes, seed, data.episodes.reward)
+    found = fit(data, targets, gamma, seed, device, *members, state=data.episodes.state)
     return {"fqe_state": _of_members(found, targets, data, gamma)}
 
 

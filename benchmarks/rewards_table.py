@@ -19,12 +19,13 @@ WHAT = {
     "voc": "sampled futures of one policy-conditioned VOC, a reward head fitted per reward",
     "voc_density": "the same network's density ratios, real rewards of logged rows",
     "mfmc": "its stitched chains, real rewards of logged rows",
+    "voc_corrected": "these chains, their jumps corrected by a critic that is fitted to each reward when it is asked",
     "sf_td": "TD successor features, a reward is weights on them",
     "fqe_all": "fitted Q evaluation with an output per reward: knows them before it is trained",
     "median": "median of the logged policies' true J (an oracle helps)",
 }
 KEPT = ("mae", "bias", "spearman", "regret@1")
-SHOWN = ("voc", "voc_density", "sf_td", "fqe_all")
+SHOWN = ("voc", "voc_corrected", "voc_density", "sf_td", "fqe_all")
 
 
 def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str, gamma: float) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) ->
     figure = Figure(figsize=(2.6 * width, 2.6 * max(len(tasks), 1)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(max(len(tasks), 1), width, squeeze=False)
-    colours = dict(zip(SHOWN, ("#1f6fb4", "#2a9a4a", "#d08020", "#999999"), strict=True))
+    colours = dict(zip(SHOWN, ("#1f6fb4", "#b03060", "#2a9a4a", "#d08020", "#999999"), strict=True))
     for line, task in zip(panels, tasks, strict=False):
         for axes, (reward, true) in zip(line, truth[task].items(), strict=False):
             for method in [name for name in SHOWN if (task, name) in chosen]:

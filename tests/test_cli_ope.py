@@ -84,7 +84,7 @@ def test_rewards_that_do_not_fit_are_refused(
     asked = ["ope", "--data", "data", "--policy", "mine:left", "--quantizer", "run", "--threads", "1"]
     assert "Rewards have shape (3,); one per row" in refused(capsys, *asked, "--reward", "mine:short")
     assert "'mine:nothing' names no module:callable" in refused(capsys, *asked, "--reward", "mine:nothing")
-    own = refused(capsys, *asked, "--reward", "mine:column", "--estimator", "corrected")
+    own = refused(capsys, *asked, "--reward", "mine:column", "--estimator", "head")
     assert "knows the data's reward" in own
 
 

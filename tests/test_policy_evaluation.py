@@ -81,9 +81,26 @@ def test_another_reward_needs_no_new_model(evaluator: PolicyEvaluator, data: Epi
         found = evaluator.estimate("left", estimator, reward)  # type: ignore[arg-type]
         assert abs(found.value - exact(data, 0.0, evaluator.starts, other).mean()) < 0.1 * spread
     assert evaluator.model is model
-    for own in ("corrected", "head"):
-        with pytest.raises(VOCError, match="the data's reward at gamma"):
-            evaluator.estimate("left", own, reward)  # type: ignore[arg-type]
+    with pytest.raises(VOCError, match="the data's reward at gamma"):
+        evaluator.estimate("left", "head", reward)
+
+
+def test_a_critic_is_fitted_to_another_reward_and_discount(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    assert data.state is not None
+    own, later = evaluator.estimate("left", "corrected").value, 0.9
+    place, other = data.state[:, 0].astype(int), (np.arange(CELLS) == 3).astype(float)
+    others = other[place].astype(np.float32)
+    for reward, paid, gamma in ((others, other, GAMMA), (None, pay(), later), (others, other, later)):
+        critic = evaluator.critic_of(data.reward if reward is None else reward, gamma)
+        for policy, (name, right) in enumerate((("right", 1.0), ("left", 0.0))):
+            known = values(moves(right), paid, gamma)
+            truth, spread = known[place[evaluator.starts]], np.ptp(known)
+            found = evaluator.estimate(name, "corrected", reward, gamma=gamma)
+            assert abs(found.value - truth.mean()) < 0.1 * spread
+            assert np.abs(critic.value[policy].mean(1)[evaluator.starts] - truth).mean() < 0.2 * spread
+        assert critic is evaluator.critic_of(data.reward if reward is None else reward, gamma)
+    assert evaluator.estimate("left", "corrected").value == own
+    assert evaluator.critic_of(data.reward, GAMMA) is evaluator.critic
 
 
 def test_another_discount_needs_no_new_model(evaluator: PolicyEvaluator, data: Episodes) -> None:
@@ -96,9 +113,8 @@ def test_another_discount_needs_no_new_model(evaluator: PolicyEvaluator, data: E
         found = evaluator.estimate("left", estimator, gamma=later)  # type: ignore[arg-type]
         assert found.gamma == later
         assert abs(found.value - truth) < 0.25 * spread < 0.5 * abs(own - truth)
-    for own in ("corrected", "head"):
-        with pytest.raises(VOCError, match="the data's reward at gamma"):
-            evaluator.estimate("left", own, gamma=later)  # type: ignore[arg-type]
+    with pytest.raises(VOCError, match="the data's reward at gamma"):
+        evaluator.estimate("left", "head", gamma=later)
     for estimator, gamma in (("density", later), ("sample", 0.5), ("mve", 0.5)):
         with pytest.raises(VOCError, match="This network answers for gamma"):
             evaluator.estimate("left", estimator, gamma=gamma)  # type: ignore[arg-type]

@@ -115,7 +115,7 @@ class Ope:
     all the policies. Each needs a quantizer, which is trained where --quantizer names none."""
     reward: str | None = None
     """module:callable that takes the episodes and returns rewards (N,) on arrival at their rows (runs that module's
-    code); default: the logged ones. For stitch, sample and density."""
+    code); default: the logged ones. Not for head."""
     deterministic: bool = False
     """Without the policies' noise."""
     starts: int = 0

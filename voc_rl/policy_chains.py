@@ -162,6 +162,10 @@ class PolicyChains:
             "excluded_followed": float(np.mean([chain.excluded for chain in self._resampled(name)])),
         }
 
+    def forget(self, critic: FittedQ) -> None:
+        """Keep no longer what a critic corrected, nor the critic."""
+        self._values = {key: known for key, known in self._values.items() if key[-1] is not critic}
+
     def _known(
         self, name: str, reward: np.ndarray, gamma: float, critic: FittedQ | None
     ) -> tuple[np.ndarray, np.ndarray]:

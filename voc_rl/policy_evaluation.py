@@ -73,13 +73,12 @@ def evaluate_policy(
             smaller discount, use ``PolicyEvaluator``.
         estimator: ``stitch`` (no network), ``corrected``, ``head``, ``sample`` or ``density``.
         starts: rows to average over; None: the first rows of the episodes.
-        reward_fn: takes the dataset and returns rewards (N,) on arrival; not with ``corrected`` or ``head``. None: the
-            data's own.
+        reward_fn: takes the dataset and returns rewards (N,) on arrival; not with ``head``. None: the data's own.
         config, quantizer, tokens, device: see ``PolicyEvaluator``. level: confidence of the intervals.
 
     Raises:
-        VOCError: a policy, rewards or starts that do not fit the data, ``reward_fn`` with ``corrected`` or ``head``, a
-            level outside (0, 1), a ``reward_fn`` that is none, or no policy with a value (``density``).
+        VOCError: a policy, rewards or starts that do not fit the data, ``reward_fn`` with ``head``, a level outside
+            (0, 1), a ``reward_fn`` that is none, or no policy with a value (``density``).
     """
     check_level(level)
     if reward_fn is not None and not callable(reward_fn):

@@ -29,7 +29,7 @@ from voc_rl.values.statistics import student_interval
 
 PolicyEstimator = Literal["stitch", "corrected", "head", "sample", "mve", "density"]
 ESTIMATORS: tuple[PolicyEstimator, ...] = ("stitch", "corrected", "head", "sample", "mve", "density")
-OWN_REWARD = ("corrected", "head")  # estimators that know the data's reward at the network's discount only
+WITH_CRITIC = ("corrected", "head")  # estimators behind which a fitted critic stands
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class PolicyEvaluator:
         check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer)
         if behaviour is not None:
             self._networks()
+        self._fitted: dict[tuple[int, float], FittedQ] = {}  # shared with evaluators of policies alone
         self.chains = PolicyChains(
             dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.tokens[1].to(self.device)
         )
@@ -129,11 +130,29 @@ class PolicyEvaluator:
 
     @cached_property
     def critic(self) -> FittedQ:
-        """Q of all the policies for the data's reward, on the frames' features."""
+        """Of the data's reward, at the evaluator's gamma."""
+        return self._fit_critic(self.dataset.reward, self.gamma)
+
+    def critic_of(self, reward: np.ndarray, gamma: float) -> FittedQ:
+        """Q of all the policies for rewards (N,) on arrival, on the frames' features.
+
+        Of the data's reward at the evaluator's gamma it is kept; one for anything else until another is asked for.
+        """
+        if gamma == self.gamma and np.array_equal(reward, self.dataset.reward):
+            return self.critic
+        key = hash(reward.tobytes()), gamma
+        if key not in self._fitted:
+            for critic in self._fitted.values():
+                self.chains.forget(critic)
+            self._fitted.clear()
+            self._fitted[key] = self._fit_critic(reward, gamma)
+        return self._fitted[key]
+
+    def _fit_critic(self, reward: np.ndarray, gamma: float) -> FittedQ:
         features = principal_components(self.tokens[1], COMPONENTS).numpy()
         return fitted_q(
-            self.dataset, features, self.chains.actions, self.gamma, self.config.critic, self.seed,
-            *members_of(self.dataset, self.seed), device=self.device, log=self.log, progress=self.progress,
+            self.dataset, features, self.chains.actions, gamma, self.config.critic, self.seed,
+            *members_of(self.dataset, self.seed, reward), device=self.device, log=self.log, progress=self.progress,
         )  # fmt: skip
 
     @cached_property
@@ -202,13 +221,15 @@ class PolicyEvaluator:
         """The value of policy ``name``.
 
         Args:
-            estimator: ``stitch``; ``corrected`` and ``head`` (the data's reward, at the evaluator's gamma only);
-                ``sample``, ``mve``, or ``density`` (real rewards of logged rows; needs a network with ``null_context``;
-                NaN, with ``warning`` set, where the effective sample size is below 50).
+            estimator: ``stitch``; ``corrected`` (fits a critic of all the policies for each reward and gamma);
+                ``head`` (the data's reward, at the evaluator's gamma only); ``sample``, ``mve``, or ``density`` (real
+                rewards of logged rows; needs a network with ``null_context``; NaN, with ``warning`` set, where the
+                effective sample size is below 50).
             reward: other rewards (N,) on arrival than the data's. reward_head: one fitted to them, for ``sample`` and
                 ``mve``, where several policies are asked.
             gamma: None is the evaluator's; ``sample``, ``mve`` and ``density`` answer for those that the network was
-                trained for (one, or a range), ``sample`` and ``mve`` for larger ones too, ``stitch`` for any.
+                trained for (one, or a range), ``sample`` and ``mve`` for larger ones too, ``stitch`` and
+                ``corrected`` for any.
 
         Raises:
             VOCError: an unknown policy or estimator, rewards that do not fit, a level outside (0, 1), rewards or a
@@ -221,7 +242,7 @@ class PolicyEvaluator:
         gamma = self.gamma if gamma is None else known_gamma(gamma, *known)
         own = self.dataset.reward if reward is None else check_rewards(reward, len(self.dataset))
         self._check_answers(estimator, reward is not None, gamma)
-        critic = self.critic if estimator in OWN_REWARD else None
+        critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
         found = Found(float(chained.mean()), 0.0, chained)
         if network := estimator not in ("stitch", "corrected"):
@@ -242,9 +263,9 @@ class PolicyEvaluator:
     def _check_answers(self, estimator: PolicyEstimator, other: bool, gamma: float) -> None:
         """Refuse what the estimator cannot answer, ``other`` rewards or a discount, before anything is trained."""
         size = self.config.voc.network
-        if estimator in OWN_REWARD and (other or gamma != self.gamma):
+        if estimator == "head" and (other or gamma != self.gamma):
             raise VOCError(
-                f"estimator={estimator!r} knows the data's reward at gamma {self.gamma:g} only; use 'sample' or "
+                f"estimator='head' knows the data's reward at gamma {self.gamma:g} only; use 'corrected', 'sample' or "
                 "'stitch' for others."
             )
         if estimator == "head" and not size.head_members:

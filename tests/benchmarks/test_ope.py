@@ -130,7 +130,7 @@ def test_many_rewards_from_one_model(shared: Path, tmp_path: Path) -> None:
     found = run.run()["development"]["cheetah-run"]["rewards"]
     assert set(found) == set(REWARDS["cheetah-run"])
     for one in found.values():
-        assert set(one["methods"]) == {"voc", "voc_density", "mfmc", "sf_td", "fqe_all", "median"}
+        assert set(one["methods"]) == {"voc", "voc_density", "voc_corrected", "mfmc", "sf_td", "fqe_all", "median"}
         assert one["policies"] == 8
     assert 0 < found["run"]["methods"]["mfmc"]["mae"] < found["run"]["range"] / 2
     assert json.loads((tmp_path / "results/rewards.json").read_text())["scale"] == "smoke"

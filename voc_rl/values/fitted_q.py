@@ -118,13 +118,13 @@ class FittedQ:
     taken: np.ndarray
 
 
-def members_of(dataset: Episodes, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The data's reward for each of several outputs, and weights that differ by episode, float32 (N, MEMBERS) both.
+def members_of(dataset: Episodes, seed: int, reward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A reward float32 (N,) for each of several outputs, and weights that differ by episode, float32 (N, MEMBERS) both.
 
     The spread of these outputs tells what the choice of episodes does (Bayesian bootstrap).
     """
     weights = np.random.default_rng([seed, 61]).exponential(size=(len(dataset.starts), MEMBERS)).astype(np.float32)
-    return np.repeat(dataset.reward[:, None], MEMBERS, 1), weights[dataset.episode]
+    return np.repeat(reward[:, None], MEMBERS, 1), weights[dataset.episode]
 
 
 def fitted_q(
