@@ -7,6 +7,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,14 @@ def test_saved_and_loaded_is_the_same(voc: VOC, saved: Path, obs: np.ndarray) ->
     )
     modules = (other.quantizer, other.occupancy, other.reward_head, other.value_head)
     assert not any(module.training for module in modules if module is not None)
+
+
+def test_compiled_parts_are_saved_as_plain_ones(voc: VOC, saved: Path, tmp_path: Path) -> None:
+    compiled: list[Any] = [torch.compile(part, backend="eager") for part in (voc.quantizer, voc.occupancy)]
+    VOC(*compiled, voc.reward_head, voc.value_head, voc.gamma, voc.spec).save(tmp_path / "compiled")
+    assert "_orig_mod." in next(iter(compiled[1].state_dict()))
+    for name in ("voc.json", "voc.safetensors", "quantizer.json", "quantizer.safetensors"):
+        assert (tmp_path / "compiled" / name).read_bytes() == (saved / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["voc.json", "voc.safetensors", "quantizer.json", "quantizer.safetensors"])

@@ -172,6 +172,11 @@ def load_tensors(path: Path, what: str = "model file") -> dict[str, Tensor]:
         raise VOCError(f"{what} {path} is not a whole safetensors file ({error}).") from error
 
 
+def weights_of(module: Any) -> dict[str, Tensor]:
+    """The weights of a module by the names that they have without ``torch.compile``, which puts a word before them."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in module.state_dict().items()}
+
+
 def load_state_dict(module: Any, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load ``tensors`` into ``module``; names and shapes must fit exactly.
 

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
+from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_gamma, known_gamma
@@ -123,7 +123,7 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
     parts: dict[str, torch.nn.Module] = {"occupancy": voc.occupancy, "reward": voc.reward_head}
     if voc.value_head is not None:
         parts["value"] = voc.value_head
-    tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+    tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in weights_of(module).items()}
     save_tensors(folder / WEIGHTS, tensors)
     description = {
         "format_version": FORMAT_VERSION,
@@ -184,7 +184,7 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
 
 def weights_mark(*modules: torch.nn.Module | None) -> str:
     """Short hashes of the weights of modules, joined; a missing one (None) has none."""
-    return "".join(tensors_mark(module.state_dict()) for module in modules if module is not None)
+    return "".join(tensors_mark(weights_of(module)) for module in modules if module is not None)
 
 
 def tensors_mark(tensors: Mapping[str, Tensor]) -> str:

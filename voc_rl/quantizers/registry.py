@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
+from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.quantizers.base import Quantizer
@@ -57,7 +57,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
         "observation_shape": list(quantizer.observation_shape),
         "config": to_dict(quantizer.config),
     }
-    save_tensors(Path(folder) / "quantizer.safetensors", quantizer.state_dict())
+    save_tensors(Path(folder) / "quantizer.safetensors", weights_of(quantizer))
     write_json(Path(folder) / "quantizer.json", description)
 
 

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ
 
 from voc_rl.distributed import gather, ranks
 from voc_rl.errors import VOCError, check_at_least, check_positive
@@ -135,6 +134,8 @@ class VQVAE(Quantizer):
 
     def __init__(self, observation_shape: tuple[int, int, int], config: VQVAEConfig) -> None:
         super().__init__()
+        from vector_quantize_pytorch import FSQ  # takes longer than all the rest of voc_rl
+
         channels, height, width = observation_shape
         stack = frames_in_stack(observation_shape)
         if height % (2 * config.patch) or width % (2 * config.patch):

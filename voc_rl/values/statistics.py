@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from voc_rl.errors import VOCError, check_positive
 
@@ -27,6 +26,8 @@ def scores(
     Raises:
         VOCError: arrays of other shapes, fewer than two states, or predictions that are not finite.
     """
+    from scipy import stats  # takes a second, which opening a VOC can do without
+
     check_positive(r_max, "r_max")
     predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
     if predicted.shape != truth.shape or truth.ndim != 1 or len(truth) < 2:
@@ -56,11 +57,5 @@ def student_interval(
     mean: np.ndarray, stderr: np.ndarray, count: int, level: float = 0.9
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two-sided interval of a mean whose standard error was estimated from ``count`` independent numbers."""
-    t = _student_quantile(0.5 + level / 2, count - 1)
+    t = float(stdtrit(count - 1, 0.5 + level / 2))
     return mean - t * stderr, mean + t * stderr
-
-
-@lru_cache
-def _student_quantile(share: float, freedom: int) -> float:
-    """Kept, because SciPy takes longer over it than a value head over a state."""
-    return float(stats.t.ppf(share, freedom))
