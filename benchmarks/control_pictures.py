@@ -28,21 +28,24 @@ def save_plot(path: Path, found: Mapping[str, Any]) -> None:
 
     tasks = found["tasks"]
     rows = -(-len(tasks) // 2)
-    figure, axes = plt.subplots(rows, min(len(tasks), 2), figsize=(5.5 * min(len(tasks), 2), 4.5 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, min(len(tasks), 2), figsize=(5.5 * min(len(tasks), 2), 5.5 * rows), squeeze=False)
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
     for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
         methods = list(task["methods"])
         means = np.array([task["methods"][m]["mean"] for m in methods])
         low, high = (np.array([task["methods"][m][end] for m in methods]) for end in ("low", "high"))
-        colours = ["tab:orange" if m.startswith(("voc", "planner")) else "tab:gray" for m in methods]
         errors = np.maximum([means - low, high - means], 0)
-        axis.barh(methods, means, xerr=errors, color=colours)
+        by_voc = np.array([m.startswith(("voc", "planner", "zero_shot")) for m in methods])
+        for own, colour, label in ((by_voc, "tab:orange", "values by a VOC"), (~by_voc, "tab:gray", "others")):
+            axis.barh(np.flatnonzero(own), means[own], xerr=errors[:, own], color=colour, label=label)
+        axis.set_yticks(range(len(methods)), methods, fontsize=8)
         axis.invert_yaxis()
         axis.set_xlim(left=0)
         axis.set_title(name)
         axis.set_xlabel("return of an episode")
-    figure.tight_layout()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper center", ncols=2)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
     plt.close(figure)

@@ -142,7 +142,7 @@ def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tenso
       standard deviations of the training data, cut at 10 (the value head reads the same, uncut).
     - ``tokens``: the vectors of the codes.
     - ``successor``: successor features times 1 - gamma (the mean future's vectors), of 16 sampled futures drawn with
-      the same random numbers for every state. Some 30 times the cost of the other two.
+      the same random numbers for every state. Five to eight times the cost of the others, of frames.
 
     Gradients reach the occupancy network (``context``) and the quantizer's encoder, straight through the rounding
     (``tokens``, of frames); wrap the call in ``torch.no_grad()`` where none are wanted.

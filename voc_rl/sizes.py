@@ -14,7 +14,7 @@ from voc_rl.training import NetworkSize, VOCConfig
 
 _PAPER_LOOP = LoopConfig(steps=100_000, batch_size=64, learning_rate=3e-4, weight_decay=0.1)
 
-# tiny: minutes on two CPU cores. small: 16 tokens and four times the network, for hours on a CPU or minutes on a GPU.
+# tiny: minutes on two CPU cores. small: 16 tokens and eight times the network, for hours on a CPU or minutes on a GPU.
 # paper: the network that the public code really had, and its number of steps; for GPUs.
 SIZES = {
     "tiny": VOCConfig(),

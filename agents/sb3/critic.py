@@ -22,7 +22,7 @@ from torch import Tensor
 from voc_rl.agents.action_values import ActionValues
 from voc_rl.agents.sb3.features import open_path
 from voc_rl.agents.sb3.traces import check_actions, check_own_codes, check_raw_rewards, check_specs, check_unshaped
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, known_gamma
 from voc_rl.model import VOC
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import check_readable, read
@@ -98,7 +98,7 @@ class VOCCritic(TD3):
             )
         self.voc_mark = mark
         check_readable(self.observation_space, known, "The agent's")
-        if abs(self.gamma - known.gamma) > 1e-9:
+        if known_gamma(self.gamma, known.gamma) != known.gamma:
             raise VOCError(f"The agent's gamma is {self.gamma}, the VOC's {known.gamma}; leave gamma out to take its.")
         if not self.voc_weight >= 0:
             raise VOCError(f"voc_weight is {self.voc_weight}; a number from 0 to infinity is needed.")
