@@ -27,8 +27,8 @@ from tqdm import tqdm
 from voc_rl.checkpoints import few, hold_folder, read_json, write_json
 from voc_rl.data import DataSpec, write_episode
 from voc_rl.envs.make import make_env
-from voc_rl.envs.recording import record_episode
-from voc_rl.errors import VOCError, check_choice, check_positive, check_seed
+from voc_rl.envs.recording import check_behaviour, record_episode
+from voc_rl.errors import VOCError, check_positive, check_seed
 from voc_rl.policy import BehaviourPolicy
 
 SETTINGS = "collect.json"
@@ -113,12 +113,7 @@ def collect(
 
 
 def _check_arguments(policy: BehaviourPolicy, episodes: int, processes: int, seed: int) -> None:
-    if not isinstance(policy, BehaviourPolicy):
-        raise VOCError(
-            f"{policy!r} cannot collect: `sample` and `start_episode` are needed, which "
-            "voc_rl.agents.NoisyPolicy adds to anything with `predict`."
-        )
-    check_choice(policy.observation, ("state", "pixels"), "policy.observation")
+    check_behaviour(policy)
     check_positive(episodes, "episodes")
     check_positive(processes, "processes")
     check_seed(seed)

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from voc_rl.data import Episode
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_choice
 from voc_rl.policy import BehaviourPolicy
 
 
@@ -21,31 +21,48 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
             ``discount`` (else 0 at a termination and 1 otherwise) are kept where they are given.
 
     Raises:
-        VOCError: other actions or observations, or no ``state`` for a policy of the state.
+        VOCError: other actions or observations, a policy that draws no actions, or no ``state`` for one of the state.
     """
     _check_env(env)
+    check_behaviour(policy)
     env_seed, policy_seed = seed.spawn(2)
     rng = np.random.default_rng(policy_seed)
     policy.start_episode(rng)
     observation, info = env.reset(seed=int(env_seed.generate_state(1)[0]))
     nothing = np.zeros(env.action_space.shape or (), np.float32)
-    if policy.observation == "state" and "state" not in info:
-        raise VOCError(f"{policy!r} observes states, and {env} gives none in info['state']; take a policy of pixels.")
     rows = [_row(observation, {"discount": 1.0, **info}, nothing, 0.0, 0.0, 0, 0)]
     over = False
     while not over:
-        seen = info["state"] if policy.observation == "state" else observation
+        if (seen := info.get("state") if policy.observation == "state" else observation) is None:
+            raise VOCError(
+                f"{policy!r} observes states, and {env} gives none in info['state']; take a policy of pixels."
+            )
         action, log_prob, policy_id = policy.sample(seen, rng)
         observation, reward, terminated, truncated, info = env.step(np.clip(action, -1, 1))
         over, info = terminated or truncated, {"discount": float(not terminated), **info}
         rows.append(_row(observation, info, action, float(reward), log_prob, policy_id, 2 if over else 1))
-    return Episode(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    given = [name for name in rows[0] if all(name in row for row in rows)]
+    return Episode(**{name: np.stack([row[name] for row in rows]) for name in given})
+
+
+def check_behaviour(policy: Any) -> None:
+    """Refuse what draws no actions with their densities."""
+    if not isinstance(policy, BehaviourPolicy):
+        raise VOCError(
+            f"{policy!r} cannot collect: `sample` and `start_episode` are needed, which "
+            "voc_rl.agents.NoisyPolicy adds to anything with `predict`."
+        )
+    check_choice(policy.observation, ("state", "pixels"), "policy.observation")
 
 
 def _check_env(env: gym.Env) -> None:
     space, actions = env.observation_space, env.action_space
-    if not (isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3):
-        raise VOCError(f"{env} shows {space}; stacked frames uint8 (3K, H, W) are needed, as of PixelObservation.")
+    frames = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape or ()) == 3
+    if not frames or space.shape[0] % 3 or space.shape[2] <= 4:  # type: ignore[index]
+        raise VOCError(
+            f"{env} shows {space}; stacked RGB frames uint8 (3K, H, W), channels first, are needed, as of "
+            "PixelObservation."
+        )
     bounded = isinstance(actions, gym.spaces.Box) and (actions.low == -1).all() and (actions.high == 1).all()
     if not bounded or actions.shape is None or len(actions.shape) != 1:
         raise VOCError(
@@ -63,9 +80,10 @@ def _row(
     policy_id: int,
     step_type: int,
 ) -> dict[str, Any]:
-    known: dict[str, Any] = {name: info[name] for name in ("state", "physics") if name in info}
+    # copies: environments may draw the next step into the same arrays
+    known: dict[str, Any] = {name: np.array(info[name]) for name in ("state", "physics") if name in info}
     return {
-        "frames": observation[-3:],
+        "frames": observation[-3:].copy(),
         "action": np.clip(unclipped, -1, 1).astype(np.float32),
         "reward": np.float32(reward),
         "discount": np.float32(info["discount"]),

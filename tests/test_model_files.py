@@ -74,8 +74,9 @@ def test_saved_and_loaded_is_the_same(voc: VOC, saved: Path, obs: np.ndarray) ->
 
 
 def test_compiled_parts_are_saved_as_plain_ones(voc: VOC, saved: Path, tmp_path: Path) -> None:
-    compiled: list[Any] = [torch.compile(part, backend="eager") for part in (voc.quantizer, voc.occupancy)]
-    VOC(*compiled, voc.reward_head, voc.value_head, voc.gamma, voc.spec).save(tmp_path / "compiled")
+    parts = (voc.quantizer, voc.occupancy, voc.reward_head, voc.value_head)
+    compiled: list[Any] = [torch.compile(part, backend="eager") for part in parts]
+    VOC(*compiled, voc.gamma, voc.spec).save(tmp_path / "compiled")
     assert "_orig_mod." in next(iter(compiled[1].state_dict()))
     for name in ("voc.json", "voc.safetensors", "quantizer.json", "quantizer.safetensors"):
         assert (tmp_path / "compiled" / name).read_bytes() == (saved / name).read_bytes()

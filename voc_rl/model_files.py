@@ -53,7 +53,7 @@ class Parts:
     ) -> None:
         _check_codes_fit(quantizer, occupancy.config, "The parts of a VOC")
         self.quantizer, self.occupancy = quantizer.eval(), occupancy.eval()
-        self.reward_head, self.value_head = reward_head.eval(), value_head.eval() if value_head else None
+        self.reward_head, self.value_head = reward_head.eval(), None if value_head is None else value_head.eval()
         self.gamma, self.spec = check_gamma(gamma), spec
 
     @property
@@ -121,8 +121,8 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
     folder = Path(folder)
     save_quantizer(voc.quantizer, folder)
     parts: dict[str, torch.nn.Module] = {"occupancy": voc.occupancy, "reward": voc.reward_head}
-    if voc.value_head is not None:
-        parts["value"] = voc.value_head
+    if (head := voc.value_head) is not None:
+        parts["value"] = head
     tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in weights_of(module).items()}
     save_tensors(folder / WEIGHTS, tensors)
     description = {
@@ -134,7 +134,7 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
         "occupancy": to_dict(voc.occupancy.config),
         "reward": to_dict(voc.reward_head.config),
         "reward_features": voc.reward_head.feature_dim,
-        "value": voc.value_head and {"hidden": voc.value_head.hidden, "members": voc.value_head.members},
+        "value": None if head is None else {"hidden": head.hidden, "members": head.members},
     }
     write_json(folder / DESCRIPTION, description)
 

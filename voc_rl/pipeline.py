@@ -10,7 +10,6 @@ weights too, because another number of threads or another device trains others f
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +29,13 @@ from voc_rl.loop import step_seed
 from voc_rl.model import VOC
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
 from voc_rl.runs import RunFolder, fingerprint
-from voc_rl.stage_settings import Asked, command_of
+from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes
 from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import ValueEstimate, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
 # whole datasets up to this size, and to a quarter of the memory that there is, are decompressed into it before training
 # reads them at random
-FRAMES_IN_MEMORY = 2 * 1024**3
 STATES_AT_ONCE = 64  # whose futures are drawn together, with random numbers of their own
 
 
@@ -73,8 +71,7 @@ class Pipeline:
         if not 0 < self.held_out < 1:
             raise VOCError(f"held_out is {self.held_out}; a share of the episodes between 0 and 1 is needed.")
         self.dataset = open_with_frames(self.data, self.run.path / "drawn")
-        size = len(self.dataset) * math.prod(self.dataset.frame_shape)
-        if size <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
+        if frame_bytes(self.dataset) <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
         self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)

@@ -40,10 +40,12 @@ def observation_of(policy: Any) -> Literal["state", "pixels"]:
     (states) or one of three dimensions (frames).
 
     Raises:
-        VOCError: no ``predict``, or neither tells.
+        VOCError: no ``predict``, neither tells, actions of other bounds than [-1, 1], or observations that a
+            ``VecNormalize`` has to normalise first.
     """
     if not callable(getattr(policy, "predict", None)):
         raise VOCError(f"{policy!r} is no policy; `predict` and `observation` ('state' or 'pixels') are needed.")
+    _check_scales(policy)
     kind = getattr(policy, "observation", None)
     if kind is None:
         kind = {1: "state", 3: "pixels"}.get(len(space_shape(policy) or ()))
@@ -54,8 +56,27 @@ def observation_of(policy: Any) -> Literal["state", "pixels"]:
     raise VOCError(f"{policy!r} says that it observes {kind!r}; its `observation` has to be 'state' or 'pixels'.")
 
 
+def _check_scales(policy: Any) -> None:
+    """Refuse agents whose numbers are not the data's: these hold actions in [-1, 1] and observations as they are."""
+    space = getattr(policy, "action_space", None)
+    bounds = getattr(space, "low", -1.0), getattr(space, "high", 1.0)
+    if not (np.all(bounds[0] == -1.0) and np.all(bounds[1] == 1.0)):
+        raise VOCError(
+            f"{policy!r} acts in {space}, and data hold actions in [-1, 1]; give an object whose `predict` rescales "
+            "them to that."
+        )
+    normalised = getattr(policy, "get_vec_normalize_env", lambda: None)()
+    if getattr(normalised, "norm_obs", False):
+        raise VOCError(
+            f"{policy!r} learned under VecNormalize, which data do not go through; give an object whose `predict` "
+            "normalises first (VecNormalize.normalize_obs)."
+        )
+
+
 def space_shape(policy: Any) -> tuple[int, ...] | None:
-    """Shape of the observations that a policy was made for; None where it does not say, or they have none."""
+    """Shape of the observations that a policy, or the one that it wraps, was made for; None where neither says."""
+    while not hasattr(policy, "observation_space") and hasattr(policy, "policy"):
+        policy = policy.policy
     return getattr(getattr(policy, "observation_space", None), "shape", None)
 
 

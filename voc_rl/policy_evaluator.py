@@ -128,25 +128,22 @@ class PolicyEvaluator:
         """Codes and features of every row."""
         return self._tokens if self._tokens is not None else tokenize(self.quantizer, self.dataset)
 
-    @cached_property
+    @property
     def critic(self) -> FittedQ:
         """Of the data's reward, at the evaluator's gamma."""
-        return self._fit_critic(self.dataset.reward, self.gamma)
+        return self.critic_of(self.dataset.reward, self.gamma)
 
     def critic_of(self, reward: np.ndarray, gamma: float) -> FittedQ:
         """Q of all the policies for rewards (N,) on arrival, on the frames' features.
 
         Of the data's reward at the evaluator's gamma it is kept; one for anything else until another is asked for.
         """
-        if gamma == self.gamma and np.array_equal(reward, self.dataset.reward):
-            return self.critic
-        key = hash(reward.tobytes()), gamma
-        if key not in self._fitted:
-            for critic in self._fitted.values():
-                self.chains.forget(critic)
-            self._fitted.clear()
-            self._fitted[key] = self._fit_critic(reward, gamma)
-        return self._fitted[key]
+        own, asked = (hash(self.dataset.reward.tobytes()), self.gamma), (hash(reward.tobytes()), gamma)
+        if asked not in self._fitted:
+            for key in self._fitted.keys() - {own}:
+                self.chains.forget(self._fitted.pop(key))
+            self._fitted[asked] = self._fit_critic(reward, gamma)
+        return self._fitted[asked]
 
     def _fit_critic(self, reward: np.ndarray, gamma: float) -> FittedQ:
         features = principal_components(self.tokens[1], COMPONENTS).numpy()
@@ -221,7 +218,8 @@ class PolicyEvaluator:
         """The value of policy ``name``.
 
         Args:
-            estimator: ``stitch``; ``corrected`` (fits a critic of all the policies for each reward and gamma);
+            estimator: ``stitch``; ``corrected`` (fits a critic of all the policies for each reward and gamma, so ask
+                about all policies before the next of these);
                 ``head`` (the data's reward, at the evaluator's gamma only); ``sample``, ``mve``, or ``density`` (real
                 rewards of logged rows; needs a network with ``null_context``; NaN, with ``warning`` set, where the
                 effective sample size is below 50).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from voc_rl.data import Episodes
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.training import VOCConfig
 
+FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames are read from disk, as are those that need too much of the memory
 COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages whose command has another name
 
 
@@ -25,17 +27,22 @@ def command_of(stage: str) -> str:
     return f"voc-rl {COMMANDS.get(stage, stage)}"
 
 
+def frame_bytes(dataset: Episodes) -> int:
+    """Bytes of all its frames in memory."""
+    return len(dataset) * math.prod(dataset.frame_shape)
+
+
 def data_mark(dataset: Episodes) -> str:
     """A short hash of a dataset: its small arrays, how it was made, and its frames.
 
-    Of frames that stay on disk, because memory does not hold them: the first, the middle and the last of each episode,
-    and the sizes of the files, which are compressed.
+    Of more than ``FRAMES_IN_MEMORY`` bytes of frames that stay on disk: the first, the middle and the last of each
+    episode, and the sizes of the files, which are compressed. How much memory there is makes no difference.
     """
     digest = hashlib.sha256()
     for array in (dataset.reward, dataset.action, dataset.discount, dataset.step_type):
         digest.update(array.tobytes())
     sizes = []
-    if dataset.in_memory:
+    if dataset.in_memory or frame_bytes(dataset) <= FRAMES_IN_MEMORY:
         parts = dataset.blocks()
     else:
         parts = [np.unique([dataset.starts, (dataset.starts + dataset.ends - 1) // 2, dataset.ends - 1])]

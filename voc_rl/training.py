@@ -231,4 +231,4 @@ def fresh_networks(
     if start is not None:
         start_from(model, start)
     device = device_of(quantizer)
-    return model.to(device), head.to(device) if head else None
+    return model.to(device), None if head is None else head.to(device)

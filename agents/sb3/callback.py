@@ -39,7 +39,7 @@ class VOCValueCallback(BaseCallback):
         episodes: finished episodes that the comparison looks back on.
 
     Raises:
-        VOCError: no VOC, or (when training starts) observations that hold no frames the VOC can read, or a place
+        VOCError: no VOC, or (when learning starts) observations that hold no frames the VOC can read, or a place
             inside another callback.
     """
 
@@ -60,12 +60,18 @@ class VOCValueCallback(BaseCallback):
         self._residuals: list[float] = []
         self._next = every
 
-    def _on_training_start(self) -> None:
+    def _init_callback(self) -> None:
+        self._check_place()  # of what is called once in a while, some are never told that training starts
+
+    def _check_place(self) -> None:
         if self.parent is not None:  # EveryNTimesteps, EvalCallback(callback_after_eval=...)
             raise VOCError(
                 f"VOCValueCallback has to see every step, and {type(self.parent).__name__} calls it now and then; put "
                 "it beside the other callbacks (`every` sets how often it records)."
             )
+
+    def _on_training_start(self) -> None:
+        self._check_place()
         env = self.training_env
         assert isinstance(env, VecEnv)
         self._traces = ValueTraces(self._voc, env, self._estimator)

@@ -37,6 +37,13 @@ class Steady:
         return np.full((*observation.shape[:-1], 1), 0.5, np.float32), None
 
 
+class Seeing:
+    observation = "pixels"
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.full(1, 0.5, np.float32), None
+
+
 class Ramp(gym.Env):
     """Counts its steps; the reward is half the count, the picture ten times it."""
 
@@ -69,3 +76,44 @@ def test_what_is_no_pixel_environment_of_bounded_actions_is_refused():
     )
     with pytest.raises(VOCError, match=r"gives none in info\['state'\]"):
         record_episode(PixelObservation(blind, 16), policy, seed)
+    with pytest.raises(VOCError, match=r"voc_rl\.agents\.NoisyPolicy adds to anything with `predict`"):
+        record_episode(PixelObservation(Ramp(), 16), Steady(), seed)
+    for shape in ((16, 16, 3), (4, 16, 16)):  # the channels last; four gray frames
+        space = gym.spaces.Box(0, 255, shape, np.uint8)
+        other = gym.wrappers.TransformObservation(Ramp(), lambda seen: seen, space)
+        with pytest.raises(VOCError, match=r"\(3K, H, W\), channels first, are needed"):
+            record_episode(other, policy, seed)
+
+
+class Buffers(gym.Env):
+    """Draws every step into the same arrays, and says its state at all steps or at the first alone."""
+
+    observation_space = gym.spaces.Box(0, 255, (6, 16, 16), np.uint8)
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, always):
+        self.always, self.at = always, 0
+        self.frames, self.state = np.zeros((6, 16, 16), np.uint8), np.zeros(1, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.at = 0
+        return self._seen()
+
+    def step(self, action):
+        self.at += 1
+        frames, info = self._seen()
+        return frames, 0.0, self.at == 4, False, info if self.always else {}
+
+    def _seen(self):
+        self.frames[:], self.state[:] = self.at, self.at
+        return self.frames, {"state": self.state}
+
+
+def test_environments_may_use_the_same_arrays_again_and_give_no_state():
+    policy, seed = NoisyPolicy(Steady(), 0.1), np.random.SeedSequence(0)
+    episode = record_episode(Buffers(True), policy, seed)
+    np.testing.assert_array_equal(episode.frames[:, 0, 0, 0], np.arange(5))
+    np.testing.assert_array_equal(episode.state, np.arange(5)[:, None])
+    with pytest.raises(VOCError, match=r"gives none in info\['state'\]"):
+        record_episode(Buffers(False), policy, seed)
+    assert record_episode(Buffers(False), NoisyPolicy(Seeing(), 0.1), seed).state is None

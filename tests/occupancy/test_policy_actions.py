@@ -150,5 +150,24 @@ def test_policies_are_shown_what_their_space_is(tmp_path: Path) -> None:
         drawn = policy_actions([Space(shape)], dataset, 3, np.random.default_rng(0)).drawn
         np.testing.assert_array_equal(drawn, np.full((1, len(dataset), 3, 2), 0.5, np.float32))
     for shape, what in (((7,), "states"), ((3, 5, 5), "stacked frames")):
-        said = refusal(policy_actions, [Space(shape)], dataset, 3, np.random.default_rng(0))
-        assert f"was made for observations of shape {shape}, these data hold {what} of shape" in said
+        for policy in (Space(shape), NoisyPolicy(Space(shape), 0.1), Deterministic(Space(shape))):
+            said = refusal(policy_actions, [policy], dataset, 3, np.random.default_rng(0))
+            assert f"was made for observations of shape {shape}, these data hold {what} of shape" in said
+
+
+def test_agents_of_other_scales_are_refused(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (4, 3))
+    agent: Any = Space(dataset.state.shape[1:])
+    agent.action_space = SimpleNamespace(low=np.full(2, -1.0), high=np.full(2, 1.0))
+    agent.get_vec_normalize_env = lambda: SimpleNamespace(norm_obs=False)
+    assert policy_actions([agent], dataset, 2, np.random.default_rng(0)).drawn.shape == (1, len(dataset), 2, 2)
+    for bound in (0.4, 2.0):  # .4 would be in [-1, 1], and be read as less than a half of what is meant
+        agent.action_space = SimpleNamespace(low=np.full(2, -bound), high=np.full(2, bound))
+        for ask in (
+            lambda: policy_actions([agent], dataset, 2, np.random.default_rng(0)),
+            lambda: NoisyPolicy(agent, 0.1),
+        ):
+            assert "give an object whose `predict` rescales" in refusal(ask)
+    agent.action_space = SimpleNamespace(n=5)
+    agent.get_vec_normalize_env = lambda: SimpleNamespace(norm_obs=True)
+    assert "learned under VecNormalize" in refusal(policy_actions, [agent], dataset, 2, np.random.default_rng(0))

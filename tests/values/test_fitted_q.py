@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from decisions import LAST, UNIFORM, S, actions_of, decisions, logged
+from walks import CELLS, GAMMA, Walk, exact, walks
 
 from voc_rl.loop import LoopConfig
+from voc_rl.occupancy import policy_actions
 from voc_rl.values import FQEConfig, fitted_q, members_of
 from voc_rl.values.fitted_q import MEMBERS, QNetwork
 
@@ -34,6 +38,22 @@ def test_each_policys_output_is_that_of_its_own_action() -> None:
     assert found.shape == (5, 4, MEMBERS)
     for policy in range(4):
         torch.testing.assert_close(found[:, policy], network(state, actions[policy])[:, policy])
+
+
+def test_an_offset_of_rewards_is_one_of_values(tmp_path: Path) -> None:
+    """Without ends, a constant c more on every step is c / (1 - gamma) more of every value, however large c is."""
+    data, policies = walks(tmp_path), [Walk(1.0), Walk(0.0)]
+    assert not data.terminal.any()
+    place = data.state[:, 0].astype(int)  # type: ignore[index]
+    actions = policy_actions(policies, data, 4, np.random.default_rng(0))
+    config = FQEConfig(LoopConfig(steps=400, batch_size=128, learning_rate=3e-3), width=64)
+    for offset in (0.0, 100.0):
+        reward = (data.reward + offset)[:, None].astype(np.float32)
+        found = fitted_q(data, np.eye(CELLS)[place], actions, GAMMA, config, 0, reward).value[..., 0]
+        for values, policy in zip(found, policies, strict=True):
+            truth = exact(data, policy.right, np.arange(len(data)))
+            error = values - offset / (1 - GAMMA) - truth
+            assert np.sqrt(np.square(error).mean()) < 0.06 * np.ptp(truth)
 
 
 def test_the_unit_of_rewards_does_not_matter() -> None:

@@ -78,10 +78,10 @@ class OccupancyTrainee:
         if head is not None and goals is None:
             self.goals = returns_of(head, dataset, self.contexts, config, self.n, seed)
         self.target = copy.deepcopy(model).train(config.target_dropout).requires_grad_(False)
-        self.target_head = copy.deepcopy(head).eval().requires_grad_(False) if head else None
+        self.target_head = None if head is None else copy.deepcopy(head).eval().requires_grad_(False)
 
     def parameters(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *(self.head.parameters() if self.head else [])]
+        return [*self.model.parameters(), *([] if self.head is None else self.head.parameters())]
 
     def prepare(self, step: int, generator: torch.Generator) -> StepInputs:
         """This process's share of the batch of a step. Between two refills a GPU is not waited for, nor copied to."""

@@ -74,7 +74,10 @@ class _Trainee:
         self.taken, self.drawn = there(taken_actions(dataset)), there(actions.drawn)
         # outputs are differences from the mean reward, in units of the rewards' size: none is easier to learn
         arrived = reward[dataset.step_type > 0]
-        mean, spread = arrived.mean(0), np.maximum(np.abs(arrived.mean(0)), arrived.std(0) / 2)
+        mean, deviation = arrived.mean(0), arrived.std(0)
+        # what comes after an end is a mean away; without ends, how far the mean is from zero is of no matter
+        largest = np.abs(mean) if dataset.terminal.any() else np.minimum(np.abs(mean), 2 * deviation)
+        spread = np.maximum(largest, deviation / 2)
         self.mean, self.spread = there(mean), there(np.where(spread > 0, spread, 1).astype(np.float32))
         self.reward = (there(reward) - self.mean) / self.spread
         self.going, self.weights = there(~dataset.terminal), there(weights)

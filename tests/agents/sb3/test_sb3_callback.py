@@ -13,7 +13,7 @@ import torch
 from corridor import PLAN, STATES, Corridor, Event, Log, Walk, events, mean_of, plan_of, table_voc
 from square import square_env
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
+from stable_baselines3.common.callbacks import CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -252,3 +252,11 @@ def test_a_place_that_misses_steps_is_refused(inside: Any) -> None:
         learn(PPO, corridors(1), inside(own), steps=20)
     assert one_sentence(str(caught.value))
     learn(PPO, corridors(1), CallbackList([VOCValueCallback(table_voc(VALUES))]), steps=20)
+
+
+def test_a_place_in_an_evaluation_is_refused() -> None:
+    """Before anything is learned: of the first, Stable-Baselines3 never says that training starts."""
+    for place in ("callback_on_new_best", "callback_after_eval"):
+        own: Any = {place: VOCValueCallback(table_voc(VALUES))}
+        with pytest.raises(VOCError, match="EvalCallback calls it now and then"):
+            learn(PPO, corridors(1), EvalCallback(corridors(1), eval_freq=10, verbose=0, **own), steps=20)
