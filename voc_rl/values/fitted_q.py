@@ -59,6 +59,20 @@ class QNetwork(nn.Module):
         return F.relu(self.norms[1](self.second(F.relu(self.norms[0](first)))))
 
 
+def _unit(dataset: Episodes, reward: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unit float32 (K,) of rewards (N, K): by how much (1 - gamma) Q may differ from the mean.
+
+    An end takes gamma^k of the value of a constant reward k steps before it. Without ends, a constant on top of all
+    rewards makes no difference.
+    """
+    arrived = reward[dataset.step_type > 0]
+    mean, deviation = arrived.mean(0), arrived.std(0)
+    ended = dataset.terminal[dataset.ends - 1][dataset.episode]
+    taken = np.sqrt(np.mean(np.where(ended, gamma ** (2.0 * dataset.steps_left), 0.0)))
+    spread = np.maximum(np.minimum(np.abs(mean), 2 * np.hypot(deviation, mean * taken)), deviation / 2)
+    return mean, np.where(spread > 0, spread, 1).astype(np.float32)
+
+
 class _Trainee:
     def __init__(
         self, network: QNetwork, state: Tensor, dataset: Episodes, actions: PolicyActions, reward: np.ndarray,
@@ -72,13 +86,9 @@ class _Trainee:
             return torch.from_numpy(array).to(device)
 
         self.taken, self.drawn = there(taken_actions(dataset)), there(actions.drawn)
-        # outputs are differences from the mean reward, in units of the rewards' size: none is easier to learn
-        arrived = reward[dataset.step_type > 0]
-        mean, deviation = arrived.mean(0), arrived.std(0)
-        # what comes after an end is a mean away; without ends, how far the mean is from zero is of no matter
-        largest = np.abs(mean) if dataset.terminal.any() else np.minimum(np.abs(mean), 2 * deviation)
-        spread = np.maximum(largest, deviation / 2)
-        self.mean, self.spread = there(mean), there(np.where(spread > 0, spread, 1).astype(np.float32))
+        # outputs are differences from the mean reward, in units of their size: no reward is easier to learn
+        mean, spread = _unit(dataset, reward, gamma)
+        self.mean, self.spread = there(mean), there(spread)
         self.reward = (there(reward) - self.mean) / self.spread
         self.going, self.weights = there(~dataset.terminal), there(weights)
 
