@@ -33,6 +33,7 @@ from voc_rl.values import fit_reward_head
 
 ROWS_AT_ONCE = 4096  # whose values a head is asked for in one pass
 DISTANCES_AT_ONCE = 1 << 24
+TIES = 8  # rows that are followed where a time limit cut an episode
 
 
 def action_training(occupancy: OccupancyTraining | None = None) -> PolicyTraining:
@@ -47,19 +48,27 @@ def logged_chain(dataset: Episodes, features: Tensor) -> StitchedChain:
     """The behaviour's own chain: every row goes on to the next one of its episode.
 
     A time limit is no end: its last row goes on where the row with the nearest frame did: by features (N, F), or, where
-    a quantizer has none, by codes int (N, n_tokens), of which as many as possible are the same.
+    a quantizer has none, by codes int (N, n_tokens), of which as many as possible are the same. Of equally near rows
+    several are drawn, so that luck after one does not become a rule.
     """
     rows, going = np.arange(len(dataset)), going_rows(dataset)
     cut = np.flatnonzero((dataset.steps_left == 0) & ~dataset.terminal)
     view, norm = features.float(), 2.0 if features.is_floating_point() else 0.0
     seen = view[torch.from_numpy(going)]
-    arrival = rows + 1
+    arrival, generator = np.repeat(rows[:, None] + 1, TIES, 1), torch.Generator().manual_seed(0)
     for some in np.array_split(cut, -(-len(cut) * len(going) // DISTANCES_AT_ONCE) or 1):
         # not by products of vectors, which lose small distances
         distances = torch.cdist(view[torch.from_numpy(some)], seen, norm, "donot_use_mm_for_euclid_dist")
-        arrival[some] = going[distances.argmin(1).cpu().numpy()] + 1
-    arrival[dataset.terminal] = rows[dataset.terminal]
-    return StitchedChain(arrival[:, None], np.zeros((len(dataset), 1), np.float32), dataset.terminal)
+        nearest = (distances <= distances.amin(1, keepdim=True)).cpu()
+        arrival[some] = going[_drawn(nearest, TIES, generator)] + 1
+    arrival[dataset.terminal] = rows[dataset.terminal, None]
+    return StitchedChain(arrival, np.zeros(arrival.shape, np.float32), dataset.terminal)
+
+
+def _drawn(among: Tensor, count: int, generator: torch.Generator) -> np.ndarray:
+    """``count`` columns int64 (B, count) of those that are True in each row of ``among`` (B, C), drawn uniformly."""
+    places = torch.rand((len(among), count), generator=generator) * among.sum(1, keepdim=True)
+    return torch.searchsorted(among.cumsum(1), places.long() + 1).numpy()
 
 
 def train_action_voc(

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils import EzPickle
 
 from voc_rl.data import DataSpec
@@ -82,7 +82,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": max(1, round(fps))}
         self._set_spaces()
         self._steps = 0
-        self._seeded = self._running = False
+        self._seeded = self._running = self._closed = False
 
     def _set_spaces(self) -> None:
         spec = self._env.action_spec()
@@ -123,6 +123,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         Raises:
             VOCError: a physics vector of another length, or with NaN or infinite numbers.
         """
+        self._check_open()
         super().reset(seed=seed)
         vector = (options or {}).get("physics")
         if vector is not None:
@@ -145,6 +146,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
             ResetNeeded: before the first ``reset`` and after the task has ended.
         """
         control = self._control(action)
+        self._check_open()
         if not self._running:
             raise ResetNeeded("The episode is over or has not begun; call reset() before step().")
         reward, discount = 0.0, 1.0
@@ -164,12 +166,17 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
 
     def render(self) -> Any:
         """The present frame, uint8 (size, size, 3)."""
+        self._check_open()
         return self._renderer.render()
 
     def close(self) -> None:
         """Free the simulation and its GL context; the environment cannot be used afterwards."""
-        self._running = False
+        self._running, self._closed = False, True
         self.physics.free()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedEnvironmentError("The environment is closed; make a new one.")
 
     def _report(self, observation: dict[str, Any], discount: float) -> tuple[np.ndarray, dict[str, Any]]:
         state = np.concatenate([np.ravel(part) for part in observation.values()]).astype(np.float32)

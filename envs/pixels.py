@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from voc_rl.envs.gl import prepare_gl
+from voc_rl.envs.render import check_not_forked, note_drawing
 from voc_rl.errors import VOCError, check_positive
 
 
@@ -28,7 +29,8 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
         stack: number of frames.
 
     Raises:
-        VOCError: ``env`` does not render arrays; no headless OpenGL for a task of MuJoCo.
+        VOCError: ``env`` does not render arrays; no headless OpenGL for a task of MuJoCo, or one in a process that was
+            forked from one that had drawn.
     """
 
     def __init__(self, env: gym.Env, size: int = 84, stack: int = 3) -> None:
@@ -41,8 +43,10 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
             )
         check_positive(size, "size")
         check_positive(stack, "stack")
-        if hasattr(env.unwrapped, "mujoco_renderer"):  # Gymnasium's tasks choose their OpenGL at the first frame
+        self._mujoco = hasattr(env.unwrapped, "mujoco_renderer")
+        if self._mujoco:  # Gymnasium's tasks choose their OpenGL at the first frame
             prepare_gl()
+            check_not_forked()
         self.size, self.stack = size, stack
         self.observation_space = gym.spaces.Box(0, 255, (3 * stack, size, size), np.uint8)
         inner = env.observation_space
@@ -82,6 +86,8 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
 
     def _frame(self) -> np.ndarray:
         """The rendered frame, (3, size, size)."""
+        if self._mujoco:
+            note_drawing()
         frame: Any = self.env.render()
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
             found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__

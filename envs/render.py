@@ -44,7 +44,7 @@ class FrameRenderer:
         check_positive(size, "size")
         if not -1 <= camera < physics.model.ncam:
             raise VOCError(f"camera is {camera}; this task has the cameras -1 to {physics.model.ncam - 1}.")
-        _check_not_forked()
+        check_not_forked()
         self.profile, self.size, self.camera = profile, size, camera
         self._physics = physics
         self._camera: Camera | None = None
@@ -61,11 +61,10 @@ class FrameRenderer:
         Raises:
             VOCError: a forked process, or a backend without the screen that it needs.
         """
-        global _drawing_process
-        _check_not_forked()
+        check_not_forked()
         if _drawing_process is None:
             check_screen()
-        _drawing_process = os.getpid()
+        note_drawing()
         if self.profile == "faithful":
             return self._physics.render(self.size, self.size, camera_id=self.camera).copy()
         if self._camera is None:
@@ -82,7 +81,19 @@ class FrameRenderer:
         return camera
 
 
-def _check_not_forked() -> None:
+def note_drawing() -> None:
+    """Remember that this process draws: OpenGL hangs in what is forked from it from now on."""
+    global _drawing_process
+    check_not_forked()
+    _drawing_process = os.getpid()
+
+
+def check_not_forked() -> None:
+    """Refuse to draw where OpenGL would hang.
+
+    Raises:
+        VOCError: this process was forked from one that had drawn.
+    """
     if _drawing_process not in (None, os.getpid()):
         raise VOCError(
             "This process was forked from one that has drawn frames, where OpenGL hangs; start it with "

@@ -99,6 +99,11 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """The VOC that is asked."""
         return self._reader.voc
 
+    @property
+    def value_settings(self) -> ValueSettings:
+        """What it was asked for."""
+        return self._reader.settings
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode and read its first observation."""
         obs, info = self.env.reset(seed=seed, options=options)
@@ -115,7 +120,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             self._readings.clear()
         reading = self._read(obs)
         shown = reading.row(0)
-        if self._reader.settings.mode == "shaping":
+        if self.value_settings.mode == "shaping":
             assert before is not None  # env.step refuses to come before a reset
             shown[RAW] = raw_reward(info, reward)
             if not self._over:

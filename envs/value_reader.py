@@ -59,6 +59,8 @@ class ValueSettings:
         check_choice(self.mode, ("info", "observation", "shaping"), "mode")
         check_choice(self.observe, ("value", "features", "features_only"), "observe")
         check_choice(self.features, (*FEATURES, "codes"), "kind of features")
+        if self.mode != "observation" and (self.observe, self.features) != ("value", "context"):
+            raise VOCError("observe and features say what observations show; they need mode='observation'.")
         if self.mode == "shaping" and self.gamma is None:
             raise VOCError("mode 'shaping' needs gamma, the discount of the agent that learns from the shaped rewards.")
         ordinary = self.mode == "shaping" and self.gamma == 1  # of agents whose episodes terminate

@@ -56,9 +56,9 @@ class VecVOCValue(VecEnvWrapper):
         return self._reader.voc
 
     @property
-    def shapes(self) -> bool:
-        """Whether it changes rewards."""
-        return self._reader.settings.mode == "shaping"
+    def value_settings(self) -> ValueSettings:
+        """What it was asked for."""
+        return self._reader.settings
 
     def reset(self) -> Any:
         """Reset all environments and read their first observations; ``reset_infos`` holds the values."""
@@ -81,7 +81,7 @@ class VecVOCValue(VecEnvWrapper):
         arrived[finals] = reading.value[n:]
         shown = [reading.row(i) for i in range(n)]
         shaped = rewards
-        if self.shapes:
+        if self.value_settings.mode == "shaping":
             truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
             shaped = self._reader.shaped(rewards, dones & ~truncated, arrived, self._potential)
             for i, info in enumerate(infos):  # a wrapper inside may have shaped the reward too, and knows the raw one

@@ -109,11 +109,8 @@ def check_spec_of(folder: str | Path, spec: DataSpec) -> None:
 
 
 def _compare_specs(trained: DataSpec, spec: DataSpec) -> None:
-    unsaid = DataSpec()
-    for name in ("task", "render", "camera", "action_repeat", "backend", "mujoco"):
-        mine, other = getattr(trained, name), getattr(spec, name)
-        if mine != other and getattr(unsaid, name) not in (mine, other):
-            warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=3)
+    for name, mine, other in trained.differences(spec):
+        warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=3)
 
 
 def save_parts(folder: str | Path, voc: Parts) -> None:

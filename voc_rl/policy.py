@@ -48,6 +48,7 @@ def observation_of(policy: Any) -> Literal["state", "pixels"]:
     _check_scales(policy)
     kind = getattr(policy, "observation", None)
     if kind is None:
+        _check_shown(policy)
         kind = {1: "state", 3: "pixels"}.get(len(space_shape(policy) or ()))
     if kind == "state":
         return "state"
@@ -70,6 +71,18 @@ def _check_scales(policy: Any) -> None:
         raise VOCError(
             f"{policy!r} learned under VecNormalize, which data do not go through; give an object whose `predict` "
             "normalises first (VecNormalize.normalize_obs)."
+        )
+
+
+def _check_shown(policy: Any) -> None:
+    """Refuse agents that observe what a VOC says of frames: of the same width, it would be taken for states."""
+    if (env := getattr(policy, "get_env", lambda: None)()) is None:
+        return
+    settings = [env.value_settings] if hasattr(env, "value_settings") else []
+    settings += env.get_attr("value_settings") if env.has_attr("value_settings") else []
+    if any(own.mode == "observation" for own in settings):
+        raise VOCError(
+            f"{policy!r} observes what a VOC says of frames; give an object whose `predict` takes frames and asks it."
         )
 
 

@@ -77,6 +77,10 @@ class VOCValueCallback(BaseCallback):
         self._traces = ValueTraces(self._voc, env, self._estimator)
         last: Any = self.model._last_obs
         self._traces.start(last)
+        if self.num_timesteps == 0:  # what another agent did, before this one, is not this one's
+            self._episodes.clear()
+            self._values.clear()
+            self._residuals.clear()
         self._next = self.num_timesteps + self.every
 
     def _on_step(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import numpy as np
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_wrapper
 from tqdm import tqdm
 
 from voc_rl.agents.offline import check_continuous
 from voc_rl.agents.sb3.critic import VOCCritic
 from voc_rl.agents.sb3.features import VOCFeaturesExtractor
 from voc_rl.agents.sb3.traces import check_actions, check_own_codes
-from voc_rl.data import Episodes
+from voc_rl.data import DataSpec, Episodes
+from voc_rl.data.spec import SPEC_NAMES
+from voc_rl.envs.value_sb3 import VecVOCValue
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
 from voc_rl.plugin import codes_as_vectors, shows_codes
@@ -40,15 +44,18 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
 
     Raises:
         VOCError: an agent without a plain replay buffer, other spaces than the data's, an environment that shows codes
-            of another VOC, actions outside [-1, 1], a ``VecNormalize`` without statistics, or too little room in the
-            buffer or in memory.
+            of another VOC, or values or features of one, or that shapes rewards, actions outside [-1, 1], a
+            ``VecNormalize`` without statistics, or too little room in the buffer or in memory.
 
     Warns:
-        UserWarning: codes of frames that were made in another way than those the VOC was trained on.
+        UserWarning: an environment of another task or other frames than the data's, or codes of frames that were made
+            in another way than those the VOC was trained on.
     """
     buffer = _plain_buffer(model)
     _check_steps(buffer)
     _check_statistics(model)
+    _check_wrappers(model.get_env())
+    _compare_specs(model, dataset.spec)
     check_actions(model.action_space, dataset.action.shape[1], "the data hold")
     read = _reader(model, dataset)
     check_continuous(dataset)
@@ -62,6 +69,9 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
             f"with buffer_size={len(rows) + filled} or more."
         )
     _state_memory(buffer, len(rows), say)
+    if buffer.size() and not buffer.dones[buffer.pos - 1].all():  # what was played last goes on no further
+        buffer.timeouts[buffer.pos - 1, buffer.dones[buffer.pos - 1] == 0] = 1
+        buffer.dones[buffer.pos - 1] = 1
     for first in range(0, len(rows), _AT_ONCE * buffer.n_envs):
         some = rows[first : first + _AT_ONCE * buffer.n_envs]  # dealt to the environments' columns in turn
         place = slice(buffer.pos, buffer.pos + len(some) // buffer.n_envs)
@@ -172,6 +182,32 @@ def _check_statistics(model: OffPolicyAlgorithm) -> None:
             "The agent's VecNormalize has no statistics yet, so it would cut logged numbers at its clip; load those of "
             "an earlier run, or leave it out."
         )
+
+
+def _check_wrappers(env: VecEnv | None) -> None:
+    """Logged rows hold what environments show and pay without a VOC."""
+    if env is None:
+        return
+    outside = unwrap_vec_wrapper(env, VecVOCValue)
+    settings = [] if outside is None else [outside.value_settings]
+    settings += env.get_attr("value_settings") if env.has_attr("value_settings") else []
+    if any(own.mode == "shaping" for own in settings):
+        raise VOCError(
+            "The agent's environment shapes rewards, and the data hold raw ones; use mode='info', or leave these data."
+        )
+    if any(own.mode == "observation" and own.features != "codes" for own in settings):
+        raise VOCError(
+            "The agent observes a value wrapper's values or features, which the data do not hold; show it "
+            "features='codes', observe='features_only' (VOCFeaturesExtractor reads them), or frames."
+        )
+
+
+def _compare_specs(model: OffPolicyAlgorithm, logged: DataSpec) -> None:
+    """Warn of an environment that is another one than the data's, as far as both say; states have no pictures."""
+    env, names = model.get_env(), SPEC_NAMES if model.observation_space.dtype == np.uint8 else ("task", "action_repeat")
+    specs = set(env.get_attr("data_spec")) if env is not None and env.has_attr("data_spec") else set()
+    for name, mine, other in [found for spec in specs for found in logged.differences(spec, names)]:
+        warnings.warn(f"The data were logged with {name} {mine!r}, the environment has {other!r}.", stacklevel=3)
 
 
 def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarray], np.ndarray]:

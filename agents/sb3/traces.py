@@ -67,7 +67,12 @@ class ValueTraces:
         normalize = unwrap_vec_normalize(env)
         self._scaled = normalize if normalize is not None and normalize.norm_reward else None
         shaping = unwrap_vec_wrapper(env, VecVOCValue)
-        if self._scaled is not None and shaping is not None and shaping.shapes and unwrap_vec_normalize(shaping):
+        if (
+            self._scaled is not None
+            and shaping is not None
+            and shaping.value_settings.mode == "shaping"
+            and unwrap_vec_normalize(shaping)
+        ):
             raise VOCError("VecNormalize scales the rewards before they are shaped; put it around the shaping.")
         self._horizon = horizon(voc.gamma)
         self._values: list[list[float]] = [[] for _ in range(env.num_envs)]

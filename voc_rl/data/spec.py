@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from voc_rl.errors import VOCError
 
 SPEC_ATTRIBUTE = "voc_rl_spec"
+SPEC_NAMES = ("task", "render", "camera", "action_repeat", "backend", "mujoco")  # in which frames or rewards may differ
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class DataSpec:
                 needed = "a word" if is_word else "a whole number"
                 raise VOCError(f"{name} of a DataSpec is {value!r}; {needed} is needed.")
             object.__setattr__(self, name, str(value) if is_word else int(value))  # NumPy's own are not written
+
+    def differences(self, other: DataSpec, names: Sequence[str] = SPEC_NAMES) -> list[tuple[str, Any, Any]]:
+        """Names in which another spec differs, with both values, of those that both say."""
+        unsaid = DataSpec()
+        both = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [(name, a, b) for name, a, b in both if a != b and getattr(unsaid, name) not in (a, b)]
 
 
 def parse_spec(text: Any, path: Path) -> DataSpec:

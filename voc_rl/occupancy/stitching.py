@@ -55,7 +55,7 @@ class StitchedChain:
         """
         check_gamma(gamma)
         going = gamma * ~self.terminal
-        values = np.full(len(reward), float(np.mean(reward)) / (1.0 - gamma))
+        values = np.full(len(reward), float(np.mean(reward[self.arrival])) / (1.0 - gamma))
         steps = 1 if gamma == 0 else int(np.log(tail) / np.log(gamma)) + 1
         for _ in range(steps):
             values = (reward + going * values)[self.arrival].mean(1) + (0.0 if correction is None else correction)

@@ -254,6 +254,16 @@ def test_a_place_that_misses_steps_is_refused(inside: Any) -> None:
     learn(PPO, corridors(1), CallbackList([VOCValueCallback(table_voc(VALUES))]), steps=20)
 
 
+def test_another_agents_episodes_do_not_count() -> None:
+    """A callback that is used again: what it says of the second agent, a fresh one says too."""
+    own, fresh = (VOCValueCallback(table_voc(VALUES), every=20) for _ in range(2))
+    learn(PPO, corridors(1), own, steps=33)  # more than is recorded, in the middle of an episode
+    seen = [dict(learn(PPO, corridors(1), callback, steps=60).seen) for callback in (own, fresh)]
+    ours = [{name: value for name, value in one.items() if name.startswith("voc/")} for one in seen]
+    assert ours[0] == ours[1]
+    assert "voc/realised" in ours[0]
+
+
 def test_a_place_in_an_evaluation_is_refused() -> None:
     """Before anything is learned: of the first, Stable-Baselines3 never says that training starts."""
     for place in ("callback_on_new_best", "callback_after_eval"):
