@@ -45,6 +45,16 @@ def _sheet(height: float, theme: Theme) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _squared(picture: NDArray[np.uint8], background: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) in the middle of a square."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), background)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = picture
+    return square
+
+
 def _paste(
     axes: Axes, frames: Iterable[NDArray[Any]], x: float, y: float, size: float, gap: float, theme: Theme
 ) -> None:
@@ -52,10 +62,10 @@ def _paste(
 
     They are joined into one picture before it is drawn: far quicker than one by one.
     """
-    pictures = [to_hwc(frame) for frame in frames]
+    background = np.array([int(theme.background[i : i + 2], 16) for i in (1, 3, 5)], np.uint8)
+    pictures = [_squared(to_hwc(frame), background) for frame in frames]
     height, width = pictures[0].shape[:2]
-    seam = np.empty((height, max(1, round(width * gap / size)), 3), dtype=np.uint8)
-    seam[:] = np.array([int(theme.background[i : i + 2], 16) for i in (1, 3, 5)])
+    seam = np.full((height, max(1, round(width * gap / size)), 3), background)
     strip = np.concatenate([part for picture in pictures for part in (picture, seam)][:-1], axis=1)
     right = x + len(pictures) * (size + gap) - gap
     axes.imshow(strip, extent=(x, right, y + size, y), aspect="auto", interpolation="lanczos")

@@ -23,8 +23,8 @@ WORDS: dict[str, dict[str, str]] = {
     "episode": {
         "lead": "One held-out episode. Each picture is the frame at the thin line above its middle.",
         "alt": "Values along one held-out episode with their intervals, above frames of the episode.",
-        "caption": "Bands are the intervals described above. Near the end the true return is not known, "
-        "since the episode is cut off by its time limit; the values go on.",
+        "caption": "Bands are the intervals described above. Where the line of true returns stops, too few steps "
+        "are left before a time limit to know them; the values go on.",
         "absent": "No episode was recorded.",
     },
     "futures": {
@@ -32,8 +32,8 @@ WORDS: dict[str, dict[str, str]] = {
         "the two sides for variety and likeness, not picture by picture: each has its own random time.",
         "alt": "Logged future frames beside decoded samples, a block per context, a row per discount.",
         "caption": "Real futures are frames of the same episode at random, geometrically distributed "
-        "times. A sampled future is drawn code by code and decoded by the quantizer, so it is as blurred "
-        "as that.",
+        "times (of times behind a time limit, its last frame). A sampled future is drawn code by code and "
+        "decoded by the quantizer, so it is as blurred as that. Black: the episode has ended before.",
         "absent": "No futures were recorded.",
     },
     "reconstructions": {

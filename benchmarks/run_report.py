@@ -11,6 +11,7 @@ import torch
 from voc_rl.benchmarks.report import ReportData, save_figure, write_report
 from voc_rl.model import VOC
 from voc_rl.pipeline import Pipeline
+from voc_rl.plugin import pictures_of
 from voc_rl.quantizers import code_counts
 from voc_rl.runs import versions
 from voc_rl.values import ValueEstimate, discounted_returns
@@ -96,13 +97,11 @@ def report_data(
 
 
 def _telling_episode(pipeline: Pipeline) -> int:
-    """The held-out episode whose true values vary most: a flat one shows nothing."""
-    returns, known = discounted_returns(pipeline.test, pipeline.config.occupancy.gamma)
-    spreads = [
-        np.ptp(returns[start:end][known[start:end]]) if known[start:end].any() else 0.0
-        for start, end in zip(pipeline.test.starts, pipeline.test.ends, strict=True)
-    ]
-    return int(np.argmax(spreads))
+    """The held-out episode whose true values vary most, over its rows: a flat or short one shows nothing."""
+    test = pipeline.test
+    returns, known = discounted_returns(test, pipeline.config.occupancy.gamma)
+    rows = [np.flatnonzero(known & ~test.terminal & (test.episode == i)) for i in range(len(test.starts))]
+    return int(np.argmax([len(some) * returns[some].var() if len(some) else 0.0 for some in rows]))
 
 
 def _discounts(gamma: float) -> tuple[float, ...]:
@@ -113,19 +112,19 @@ def _discounts(gamma: float) -> tuple[float, ...]:
 def _futures(
     pipeline: Pipeline, gammas: tuple[float, ...], rng: np.random.Generator, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Contexts (R,), logged frames and decoded samples (R, G, S, 3, H, W) at geometric times."""
+    """Contexts (R,), logged frames and decoded samples (R, G, S, 3, H, W) at geometric times; black after an end."""
     voc: VOC = pipeline.train()
     test = pipeline.test
-    far = np.flatnonzero(test.steps_left >= min(60, int(test.steps_left.max())))
+    far = np.flatnonzero(test.steps_left >= min(60, int(np.median(test.steps_left[test.steps_left > 0]))))
     contexts = np.sort(rng.choice(far, size=min(CONTEXTS, len(far)), replace=False))
     codes, features = pipeline.tokens_of(test)
     real, sampled = [], []
     for gamma in gammas:
-        # one logged future per time: times beyond the episode's end are drawn again as its last row
-        k = np.minimum(rng.geometric(1.0 - gamma, (len(contexts), FUTURES)), test.steps_left[contexts][:, None])
-        real.append(test.frames(contexts[:, None] + np.sort(k, 1)))
-        drawn = voc.futures_of_codes(codes[contexts], features[contexts], FUTURES, gamma, generator)
-        drawn = drawn.clamp(max=voc.quantizer.codebook_size - 1).flatten(0, 1)
-        pictures = voc.quantizer.decode(drawn).detach().cpu().numpy()[:, -3:]
-        sampled.append(pictures.reshape(len(contexts), FUTURES, *pictures.shape[1:]))
+        k, left = np.sort(rng.geometric(1.0 - gamma, (len(contexts), FUTURES)), 1), test.steps_left[contexts][:, None]
+        last = contexts[:, None] + np.minimum(k, left)  # of what a time limit cuts off, its last row
+        frames = test.frames(last)
+        frames[(k > left) & test.terminal[last]] = 0
+        real.append(frames)
+        drawn = voc.futures_of_codes(codes[contexts], features[contexts], FUTURES, gamma, generator).flatten(0, 1)
+        sampled.append(pictures_of(voc, drawn).reshape(frames.shape))
     return contexts, np.stack(real, 1), np.stack(sampled, 1)

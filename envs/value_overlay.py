@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from voc_rl.model import VOC
+from voc_rl.plugin import pictures_of
 
 SIDE = 256  # of the frame, in pixels; every size here is even, as video encoders want them
 CURVE = 128
@@ -39,14 +40,11 @@ def draw_overlay(frame: np.ndarray, curve: np.ndarray, voc: VOC, obs: np.ndarray
 def _futures(voc: VOC, obs: np.ndarray, gamma: float) -> np.ndarray:
     """Newest frames of sampled futures, uint8 (FUTURES, H, W, 3), by common random numbers; black where it ended."""
     codes = voc.sample_futures(obs[None], FUTURES, gamma, common=True)[0]
-    ended = codes[:, 0] == voc.occupancy.config.end_code
-    pictures = voc.quantizer.decode(codes.masked_fill(ended[:, None], 0)).detach().cpu().numpy()[:, -3:]
-    pictures[ended.cpu().numpy()] = 0
-    return pictures.transpose(0, 2, 3, 1)
+    return pictures_of(voc, codes).transpose(0, 2, 3, 1)
 
 
 def _resized(frame: np.ndarray, side: int) -> Image.Image:
-    return Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
+    return ImageOps.pad(Image.fromarray(frame), (side, side), Image.Resampling.BICUBIC, BACKGROUND)
 
 
 def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: Font) -> None:

@@ -69,7 +69,7 @@ class ValueSettings:
         check_at_least(self.futures, 0, "futures")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """What a VOC says of n observations.
 

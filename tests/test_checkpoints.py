@@ -27,6 +27,7 @@ from voc_rl.checkpoints import (
     save_training_state,
     write_json,
 )
+from voc_rl.data.border import reading
 from voc_rl.errors import VOCError
 
 
@@ -125,6 +126,15 @@ def test_truncated_tensors(tmp_path: Path, kept: float) -> None:
         load_tensors(path)
     with pytest.raises(VOCError, match=r"none.safetensors does not exist"):
         load_tensors(tmp_path / "none.safetensors")
+
+
+def test_files_of_another_user_are_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # whoever runs this test
+    with pytest.raises(VOCError, match=r"a\.safetensors cannot be read \(permission denied\)\.$"):
+        load_tensors(tmp_path / "a.safetensors")
+    with pytest.raises(VOCError, match=r"b cannot be read \(permission denied\)\.$"), reading(Path("b"), "HDF5", "one"):
+        raise PermissionError(13, "Permission denied")
 
 
 def test_state_dicts_must_fit(tmp_path: Path) -> None:

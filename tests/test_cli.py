@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,34 +145,53 @@ class StubRun:
     def log(self, numbers: dict[str, float]) -> None:
         self.logged += 1
 
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == (f"{name[:-2]}/*", f"{name[:-2]}/step")
+
 
 def test_a_resumed_training_goes_on_in_its_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     asked: list[str | None] = []
+    named: list[tuple[str, str]] = []
 
     def init(**options: Any) -> StubRun:
         assert options["resume"] == "allow"
+        assert options["config"] == {"seed": 3}
         asked.append(options["id"])
+        named.append((options["project"], options["name"]))
         return StubRun(options["id"] or f"new{len(asked)}")
 
     monkeypatch.setattr(wandb, "init", init)
     for mark, force in (("a", False), ("a", False), ("a", True), ("a", False), ("b", False), ("b", False)):
-        wandb_listener("offline", tmp_path, mark, force)("occupancy", 50, {"loss": 1.0})
+        wandb_listener("offline", tmp_path, mark, {"seed": 3}, force)("occupancy", 50, {"loss": 1.0})
+        monkeypatch.setenv("WANDB_PROJECT", "walkers")
+        monkeypatch.setenv("WANDB_NAME", "the third")
     assert asked == [None, "new1", None, "new3", None, "new5"]  # a forced training, or another one, has its own
+    assert named == [("voc_rl", tmp_path.name)] + 5 * [("walkers", "the third")]
 
 
 def test_training_says_to_wandb_what_is_trained(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     asked: list[str | None] = []
+    discounts: list[float] = []
 
     def init(**options: Any) -> StubRun:
         asked.append(options["id"])
+        discounts.append(options["config"]["occupancy"]["gamma"])
         return StubRun(options["id"] or f"new{len(asked)}")
 
     monkeypatch.setattr(wandb, "init", init)
     for more in ([], [], ["--gamma", "0.4"]):
         main([str(word) for word in train(world, tmp_path, "--wandb", "offline", *more)])
     assert asked == [None, "new1", None]
+    assert discounts[2] == 0.4 != discounts[0] == discounts[1]
+
+
+def test_without_anybody_to_read_it_works_all_the_same(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    main(["data", "info", str(world)])
+    print("to nobody", file=sys.stderr)
 
 
 @pytest.mark.slow

@@ -42,10 +42,10 @@ def short(episodes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with logged walks, a quantizer and a module of the user's own."""
+    """A working directory with logged walks, a quantizer of single frames and a module of the user's own."""
     folder = tmp_path_factory.mktemp("user")
     walks(folder / "data")
-    voc_rl.train(Episodes.open(folder / "data"), small_config(steps=2, quantizer=150)).save(folder / "run")
+    voc_rl.train(Episodes.open(folder / "data", stack=1), small_config(steps=2, quantizer=150)).save(folder / "run")
     (folder / "mine.py").write_text(MINE)
     return folder
 

@@ -18,6 +18,7 @@ from voc_rl.errors import VOCError, check_choice, check_gamma, check_observation
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining
 from voc_rl.quantizers import VQVAEConfig
+from voc_rl.sizes import sized
 from voc_rl.training import NetworkSize
 from voc_rl.values import RewardConfig
 
@@ -49,7 +50,12 @@ def test_nested_and_tuples_survive_json() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [OccupancyTraining(gamma=0.95, n=3, loop=LoopConfig(steps=7)), VQVAEConfig(levels=(5, 3)), LoopConfig(2)],
+    [
+        OccupancyTraining(gamma=0.95, n=3, loop=LoopConfig(steps=7)),
+        VQVAEConfig(levels=(5, 3)),
+        LoopConfig(2),
+        sized("tiny", "vqgan"),
+    ],
 )
 def test_our_own_configs_survive_json(config: Any) -> None:
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config

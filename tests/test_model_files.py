@@ -73,6 +73,25 @@ def test_saved_and_loaded_is_the_same(voc: VOC, saved: Path, obs: np.ndarray) ->
     assert not any(module.training for module in modules if module is not None)
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_type_makes_no_difference(saved: Path, obs: np.ndarray, default: torch.dtype) -> None:
+    expected = VOC.load(saved).value(obs, estimator="head").mean
+    torch.set_default_dtype(default)
+    try:
+        other = VOC.load(saved)
+        assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in other.occupancy.parameters()} == {torch.float32}
+    np.testing.assert_array_equal(other.value(obs, estimator="head").mean, expected)
+
+
+def test_estimates_can_be_compared_and_kept_in_sets(voc: VOC, obs: np.ndarray) -> None:
+    first, second = (voc.value(obs[:2], estimator="head") for _ in range(2))
+    assert first in [second, first]
+    assert len({first, second, first}) == 2
+
+
 def test_compiled_parts_are_saved_as_plain_ones(voc: VOC, saved: Path, tmp_path: Path) -> None:
     parts = (voc.quantizer, voc.occupancy, voc.reward_head, voc.value_head)
     compiled: list[Any] = [torch.compile(part, backend="eager") for part in parts]

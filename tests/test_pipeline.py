@@ -90,10 +90,31 @@ def test_metrics(tmp_path: Path, data: Path) -> None:
 @pytest.mark.parametrize(("repeat", "largest", "r_max"), [(2, 1.9, 2.0), (1, 12.0, 12.0), (1, -3.0, 3.0), (0, 0, 1e-6)])
 def test_the_largest_reward(repeat: int, largest: float, r_max: float) -> None:
     """dm_control pays at most 1 per control step; D4RL's tasks pay what they like."""
-    dataset = SimpleNamespace(spec=DataSpec(action_repeat=repeat), reward=np.array([0, largest / 2, largest]))
     run = object.__new__(Pipeline)
-    run.dataset = dataset  # type: ignore[assignment]
-    assert run.r_max == pytest.approx(r_max)
+    for suite, known in (("1.0", r_max), ("", max(abs(largest), 1e-6))):
+        spec = DataSpec(action_repeat=repeat, dm_control=suite)
+        run.dataset = SimpleNamespace(spec=spec, reward=np.array([0, largest / 2, largest]))  # type: ignore[assignment]
+        assert run.r_max == pytest.approx(known)
+
+
+def test_a_run_has_one_number_of_frames_per_observation(tmp_path: Path, data: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        assert Pipeline(run, data, CONFIG, stack=1).train_quantizer().observation_shape[0] == 3
+        assert "(stack was 1 and is 3)" in refused(lambda: Pipeline(run, data, CONFIG, stage="tokenize"))
+
+
+def test_a_model_that_no_command_made_is_not_written_over(tmp_path: Path, data: Path) -> None:
+    run_all(tmp_path / "run", data)
+    voc = VOC.load(tmp_path / "run")
+    voc.save(tmp_path / "saved")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} | {".lock": b""}
+    with RunFolder(tmp_path / "saved") as run:
+        said = refused(lambda: Pipeline(run, data, CONFIG))
+        assert "holds a model that no command made (voc.json, as of VOC.save)" in said
+        assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
+        Pipeline(run, data, CONFIG, force=frozenset({"train"}))
+    with RunFolder(tmp_path / "run") as run:
+        Pipeline(run, data, CONFIG)
 
 
 def test_what_is_done_is_skipped(tmp_path: Path, data: Path) -> None:

@@ -86,9 +86,15 @@ def test_stages_are_recorded(tmp_path: Path) -> None:
         assert all(10**7 < peak < 10**11 for peak in run.measured("peak_memory_bytes").values())
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["stages"] == {"one": {"seed": 3, "steps": 5}, "two": {}}
-    assert config["versions"] == versions()
-    assert {"python", "voc_rl", "torch", "numpy", "mujoco"} <= set(config["versions"])
-    assert config["threads"] >= 1
+    assert set(config["made_with"]) == {"one", "two"}
+    assert config["made_with"]["one"]["versions"] == versions()
+    assert {"python", "voc_rl", "torch", "numpy", "mujoco"} <= set(versions())
+    assert config["made_with"]["two"]["threads"] >= 1
+    with RunFolder(tmp_path, "another device") as run, run.stage("two", "again", {}):
+        pass
+    again = json.loads((tmp_path / "config.json").read_text())["made_with"]
+    assert again["one"] == config["made_with"]["one"]
+    assert again["two"]["device"] == "another device"
 
 
 MEMORY = """

@@ -99,7 +99,9 @@ def test_other_data_are_met_and_the_same_elsewhere_are_not(data: Path, done: Pat
         assert len(said) == 4
         assert "quantizer: done already, skipped (voc-rl train-quantizer --force does it again)" in said
         assert "evaluate: done already, skipped (--force does it again)" in said
-        assert "data_mark was" in refusal(Pipeline, run, tmp_path / "more", CONFIG, stage="train")
+        assert "the data are others, or have changed" in refusal(
+            Pipeline, run, tmp_path / "more", CONFIG, stage="train"
+        )
         assert "held_out was 0.2 and is 0.4" in refusal(Pipeline, run, data, CONFIG, 0.4, stage="evaluate")
 
 

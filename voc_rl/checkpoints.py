@@ -166,6 +166,8 @@ def load_tensors(path: Path, what: str = "model file") -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise VOCError(f"{what} {path} does not exist.")
+    if not os.access(path, os.R_OK):  # which safetensors takes for missing
+        raise VOCError(f"{what} {path} cannot be read (permission denied).")
     try:
         return load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:

@@ -155,16 +155,18 @@ class Ope:
         from voc_rl.policy_evaluator import EvaluationConfig
         from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
+        from voc_rl.quantizers.base import frames_in_stack
         from voc_rl.training import VOCConfig
 
-        dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn")
-        starts = quantizer = None
+        quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
+        stack = 3 if quantizer is None else frames_in_stack(quantizer.observation_shape)
+        dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
+        starts = None
         if self.starts:
             check_positive(self.starts, "starts")
             rows = np.flatnonzero(dataset.steps_left > 0)
             starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
         if self.quantizer is not None:
-            quantizer = load_quantizer(self.quantizer)
             check_spec_of(self.quantizer, dataset.spec)
         estimates = evaluate_policy(
             dataset, policies, self.gamma, self.estimator, starts=starts, reward_fn=reward_fn, quantizer=quantizer,
@@ -192,6 +194,9 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``voc-rl``. Bad input prints one sentence and exits with code 2."""
+    for name in ("stdout", "stderr"):  # closed by who called: then there is nobody to read
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
     command = tyro.cli(Command, prog="voc-rl", args=arguments, description=__doc__)
     try:
         command.run()

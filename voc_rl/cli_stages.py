@@ -44,6 +44,8 @@ class Settings:
     """voc, or paper: trained and sampled as the paper's public code ran, defects included, as a baseline."""
     quantizer: str = "vqvae"
     """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch)."""
+    stack: int = 3
+    """Frames of an observation."""
     held_out: float = 0.2
     """Share of the episodes that is never trained on."""
     seed: int = 0
@@ -85,8 +87,9 @@ class Settings:
         device = choose_device(self.device)
         say = print if run.writes else lambda line: None
         return Pipeline(
-            run, self.data, config, self.held_out, say, progress=True, force=force, stage=stage, device=device
-        )
+            run, self.data, config, self.held_out, say, progress=True, force=force, stage=stage, device=device,
+            stack=self.stack,
+        )  # fmt: skip
 
     def do(self, stage: str, work: Any, listener: Any = None) -> None:
         from voc_rl.distributed import join
@@ -98,7 +101,8 @@ class Settings:
         with RunFolder(self.out, device_name(device)) as run:
             pipeline = self.pipeline(run, stage)
             if listener is not None and run.writes:
-                run.listeners.append(listener(pipeline.asked.marks["train"], self.force))
+                asked = pipeline.asked
+                run.listeners.append(listener(asked.marks["train"], asked.settings["train"], self.force))
             work(pipeline)
 
 

@@ -39,6 +39,8 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
             value = from_dict(inner, value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)  # JSON has no tuples, and configs have no lists
+        elif isinstance(value, Mapping):
+            value = {key: tuple(own) if isinstance(own, list) else own for key, own in value.items()}
         arguments[name] = value
     try:
         return cls(**arguments)

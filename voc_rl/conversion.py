@@ -28,12 +28,13 @@ TARGETS = ("minari", "vd4rl", "voc")
 SIZE = 84  # height and width of drawn frames where none is asked
 
 
-def open_with_frames(source: str | Path, folder: Path | None = None) -> Episodes:
+def open_with_frames(source: str | Path, folder: Path | None = None, stack: int = 3) -> Episodes:
     """Open a dataset of any format to train on its frames. D4RL's states are drawn into ``folder`` first, once.
 
     Args:
         source: as in ``load_dataset``. folder: for what is drawn; a drawing that was cut goes on. Of several processes
-            (``voc_rl.distributed``), all of which have to call this, the first one draws.
+            (``voc_rl.distributed``), all of which have to call this, the first one draws. stack: frames of an
+            observation.
 
     Raises:
         VOCError: what ``load_dataset`` and ``convert_dataset`` refuse, states without a ``folder``, or a ``folder``
@@ -41,7 +42,7 @@ def open_with_frames(source: str | Path, folder: Path | None = None) -> Episodes
     """
     name, place = parse(source)
     if name != "d4rl":
-        return load_dataset(f"{name}:{place}")
+        return load_dataset(f"{name}:{place}", stack=stack)
     if folder is None:
         raise VOCError(f"{source} holds states, whose pictures are drawn into a folder; --out is needed.")
     _draw_once(f"d4rl:{place}", folder)
@@ -52,7 +53,7 @@ def open_with_frames(source: str | Path, folder: Path | None = None) -> Episodes
         raise VOCError(
             f"{folder} was drawn from d4rl:{place} before that file changed; delete it, or choose another --out."
         )
-    return Episodes.open(folder)
+    return Episodes.open(folder, stack)
 
 
 def _made_from(spec: str) -> dict[str, str]:

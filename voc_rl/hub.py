@@ -54,7 +54,7 @@ def download(name: str, folder: str | Path | None = None) -> Path:
     """
     found = FILES[check_choice(name, FILES, "published file")]
     if found.url:
-        return _from_address(found.url, Path(folder or Path.home() / ".cache/voc_rl"))
+        return _from_address(found.url, Path(folder or os.path.expanduser("~/.cache/voc_rl")))
     try:
         import huggingface_hub
     except ImportError as error:

@@ -18,7 +18,7 @@ from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_gamma, known_gamma
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead
 from voc_rl.occupancy.decoding import forget
-from voc_rl.precision import as_device, device_of
+from voc_rl.precision import as_device, device_of, single_precision
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
 from voc_rl.quantizers.registry import check_version
 from voc_rl.values import RewardConfig, RewardHead
@@ -136,6 +136,7 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
     write_json(folder / DESCRIPTION, description)
 
 
+@single_precision()
 def load_parts(folder: str | Path, kind: type[P]) -> P:
     """Read what ``save_parts`` wrote, as an object of ``kind``; loading never executes code from the files.
 

@@ -29,7 +29,7 @@ from voc_rl.loop import step_seed
 from voc_rl.model import VOC
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
 from voc_rl.runs import RunFolder, fingerprint
-from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes
+from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes, made_elsewhere
 from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import ValueEstimate, discounted_returns, from_samples, mean_return, scores
 
@@ -64,18 +64,21 @@ class Pipeline:
     force: frozenset[str] = frozenset()
     stage: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stack: int = 3
     asked: Asked = field(init=False, repr=False)
     _done: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise VOCError(f"held_out is {self.held_out}; a share of the episodes between 0 and 1 is needed.")
-        self.dataset = open_with_frames(self.data, self.run.path / "drawn")
+        self.dataset = open_with_frames(self.data, self.run.path / "drawn", self.stack)
         if frame_bytes(self.dataset) <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
         self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)
-        refusal = "" if self.stage is None else self.asked.refusal(self.run, self.stage)
+        refusal = "" if self.force else made_elsewhere(self.run.path)
+        if not refusal and self.stage is not None:
+            refusal = self.asked.refusal(self.run, self.stage)
         if agreed(bool(refusal)):
             raise VOCError(refusal)
 
@@ -260,8 +263,10 @@ class Pipeline:
 
     @property
     def r_max(self) -> float:
-        """Largest reward of a row: 1 per control step, which dm_control never exceeds, or the largest logged one."""
-        return max(float(self.dataset.spec.action_repeat), float(np.abs(self.dataset.reward).max()), 1e-6)
+        """Largest reward of a row: the largest logged one, or 1 per control step, the most that dm_control pays."""
+        spec = self.dataset.spec
+        suite = float(spec.action_repeat) if spec.dm_control else 0.0
+        return max(suite, float(np.abs(self.dataset.reward).max()), 1e-6)
 
     def constant_value(self) -> float:
         """Mean true return of the training states: the best constant that training data can name."""

@@ -33,6 +33,8 @@ def open_voc(voc: VOC | str | Path) -> VOC:
         folder = Path(voc)
         try:
             changed = tuple((folder / name).stat().st_mtime_ns for name in (DESCRIPTION, WEIGHTS))
+        except PermissionError as error:
+            raise VOCError(f"{folder} cannot be read (permission denied).") from error
         except OSError:
             raise VOCError(
                 f"{folder} holds no VOC ({DESCRIPTION} and {WEIGHTS} are needed); give a run folder that "
@@ -172,3 +174,10 @@ def vectors_of_codes(voc: VOC, codes: Tensor, features: Tensor | None, kind: Fea
     if features is None:
         return last
     return torch.cat([last, model.standard(features).clamp(-LARGEST, LARGEST)], 1)
+
+
+def pictures_of(voc: VOC, codes: Tensor) -> np.ndarray:
+    """Newest frames uint8 (N, 3, H, W) of futures int64 (N, n_tokens); black where the episode had ended before."""
+    ended = codes[:, 0] == voc.occupancy.config.end_code
+    decoded = voc.quantizer.decode(codes.masked_fill(ended[:, None], 0)).detach().cpu().numpy()[:, -3:]
+    return np.where(ended.cpu().numpy()[:, None, None, None], np.uint8(0), decoded)

@@ -26,7 +26,7 @@ def covers(critic: bool = False, network: bool = False, samples: bool = False) -
     return f"{COVERS}{more}; not a reward that the frames do not show"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PolicyEstimate:
     """The value of one policy: its discounted return from the next step on, averaged over the starts, in reward units.
 

@@ -130,6 +130,17 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """What is made without a word of its type is float32, whatever ``torch.set_default_dtype`` said."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def autocast(device: torch.device, rows: int | None = None) -> torch.autocast:
     """Matrix products in bfloat16 where the device is fast at it, everything else in float32.
 

@@ -1,6 +1,6 @@
 """Run folders: who is using one, what is done in it, its curve, seconds and memory.
 
-config.json     settings per stage, versions, seed, threads, device
+config.json     per stage its settings, and what it was made with: versions, threads, device
 stages.json     finished stages: fingerprint, seconds, peak memory
 metrics.jsonl   the curve, one line per logged step
 checkpoints/    states of unfinished training
@@ -221,9 +221,9 @@ class RunFolder:
 
     def _note_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
         path = self.path / "config.json"
-        config = read_json(path) if path.exists() else {"stages": {}}
-        config.update(versions=versions(), threads=_threads(), device=self.device)
+        config = {"stages": {}, "made_with": {}} | (read_json(path) if path.exists() else {})
         config["stages"][stage] = dict(settings)
+        config["made_with"][stage] = {"versions": versions(), "threads": _threads(), "device": self.device}
         write_json(path, config)
 
 

@@ -68,10 +68,10 @@ class Asked:
         """``data``: where ``dataset`` is; its content counts, not its place."""
         mark, whole = data_mark(dataset), to_dict(config)
         quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
-        base = fingerprint(mark, held_out, config.seed, quantizer)
+        base = fingerprint(mark, dataset.stack, held_out, config.seed, quantizer)
         joint = () if config.joint is None else (whole["joint"],)
         trained = fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
-        shared = {"data": str(data), "data_mark": mark, "held_out": held_out}
+        shared = {"data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out}
         own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}
         return cls(
             {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},
@@ -97,6 +97,17 @@ class Asked:
         return ""
 
 
+def made_elsewhere(folder: Path) -> str:
+    """Why the model in a folder is not one to write over: no command made it, without ``config.json``; else ""."""
+    there = [name for name in ("voc.json", "quantizer.json") if (folder / name).exists()]
+    if not there or (folder / "config.json").exists():
+        return ""
+    return (
+        f"{folder} holds a model that no command made ({there[0]}, as of VOC.save), which would be written over; give "
+        "another --out, or --force to start anew."
+    )
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In what settings differ from those of a finished stage, in words; the place of the same data does not count."""
     plain = json.loads(json.dumps(now))  # as they were stored
@@ -108,4 +119,6 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
         return [words for key in keys for words in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    if name == "data_mark" and before != now:
+        return ["the data are others, or have changed"]
     return [] if before == now else [f"{name} was {before!r} and is {now!r}"]

@@ -17,7 +17,7 @@ SAMPLE_COVERS = "the mean over sampled futures of this model (sampling noise onl
 HEAD_COVERS = "the mean over which episodes were logged (spread of heads that weigh episodes differently)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ValueEstimate:
     """Values of a batch of states: expected discounted sums of rewards from the next step on, in reward units.
 
