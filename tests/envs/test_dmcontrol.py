@@ -8,7 +8,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 from voc_rl.envs import TASKS, DMControlEnv, make_env
@@ -97,6 +97,9 @@ def test_termination_has_discount_zero_and_stops_the_repeats():
     with pytest.raises(ResetNeeded):
         env.step(np.zeros(1, np.float32))
     env.close()
+    for use in (env.reset, env.render, lambda: env.step(np.zeros(1, np.float32))):
+        with pytest.raises(ClosedEnvironmentError, match="make a new one"):
+            use()
 
 
 def test_action_repeat_sums_the_rewards():

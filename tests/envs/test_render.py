@@ -7,10 +7,11 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
-from voc_rl.envs import DMControlEnv, gl, render
+from voc_rl.envs import DMControlEnv, PixelObservation, gl, render
 from voc_rl.errors import VOCError
 
 
@@ -74,8 +75,20 @@ def test_camera_and_size_are_taken_and_reported():
 
 def test_drawing_in_a_forked_process_is_refused(monkeypatch):
     monkeypatch.setattr(render, "_drawing_process", os.getpid() + 1)
-    with pytest.raises(VOCError, match="context='spawn'"):
-        DMControlEnv("walker-walk")
+    gymnasiums = gym.make("InvertedPendulum-v5", render_mode="rgb_array")
+    for make in (lambda: DMControlEnv("walker-walk"), lambda: PixelObservation(gymnasiums)):
+        with pytest.raises(VOCError, match="context='spawn'"):
+            make()
+
+
+def test_gymnasiums_tasks_say_that_they_draw(monkeypatch):
+    """Before the first frame a fork may draw, after it none."""
+    monkeypatch.setattr(render, "_drawing_process", None)
+    env = PixelObservation(gym.make("InvertedPendulum-v5", render_mode="rgb_array"), size=16)
+    assert render._drawing_process is None
+    env.reset(seed=0)
+    assert render._drawing_process == os.getpid()
+    env.close()
 
 
 def test_the_first_backend_that_works_is_chosen(monkeypatch):

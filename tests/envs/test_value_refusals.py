@@ -64,6 +64,8 @@ def test_refused_words_and_discounts(square_voc: Path) -> None:
     assert "head knows gamma 0.5 only" in refusal(env, square_voc, gamma=0.9)
     assert "larger ones, not for 0.2" in refusal(env, square_voc, gamma=0.2, estimator="sample")
     assert "futures is -1" in refusal(env, square_voc, futures=-1)
+    for shown in ({"observe": "features_only"}, {"features": "codes"}):
+        assert "they need mode='observation'" in refusal(env, square_voc, **shown)
     assert "samples is 1" in refusal(env, square_voc, estimator="sample", samples=1)
 
 

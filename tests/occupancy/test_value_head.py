@@ -53,6 +53,7 @@ def test_rare_and_centred_rewards_are_measured_by_half_their_spread() -> None:
         ([4.0, -4.0, 4.0, -4.0], 0.0, 2.0),
         ([0.0] * 99 + [10.0], 0.1, 0.99**0.5 / 2),
         ([-1.0, -1.0], -1.0, 1.0),
+        ([2e-6, -2e-6], 0.0, 1e-6),
     ):
         head.fit_rewards(np.array(rewards, np.float32))
         assert float(head.bias_value) == pytest.approx(mean)

@@ -58,6 +58,9 @@ def test_it_learns_a_known_function() -> None:
     error = np.mean((found.flatten().numpy()[1500:] - rewards[1500:]) ** 2) / rewards[1500:].var()
     print(f"held-out error {error:.4f} of the variance")
     assert error < 0.08
+    tiny = train_reward_head(vectors[:1500], 1e-6 * rewards[:1500], config)  # in another unit
+    with torch.no_grad():
+        torch.testing.assert_close(tiny(vectors) / 1e-6, head(vectors), atol=1e-3, rtol=0)
     assert found.min() >= head.centres[0] - 1e-5
     assert found.max() <= head.centres[-1] + 1e-5
 

@@ -45,7 +45,7 @@ class ValueHead(SeesFeatures):
         """
         mean = float(rewards.mean())
         self.bias_value.fill_(mean)
-        self.spread.fill_(max(abs(mean), float(rewards.std()) / 2.0, 1e-3))
+        self.spread.fill_(max(abs(mean), float(rewards.std()) / 2.0) or 1e-3)  # of no rewards at all: small ones
 
     def episode_weights(self, episodes: int, rng: np.random.Generator) -> Tensor:
         """Bayesian bootstrap weights float32 (episodes, members), mean one."""

@@ -161,7 +161,9 @@ def _fitted(
     with seeded(torch.device("cpu"), seed):
         head = RewardHead(*size, config, feature_dim)
     low, high = float(goals.min()), float(goals.max())
-    head.centres.copy_(torch.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), config.bins))
+    if high <= low + 1e-6 * abs(low):  # one reward everywhere: bins around it
+        high = low + 1e-3 * max(1.0, abs(low))
+    head.centres.copy_(torch.linspace(low, high, config.bins))
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(goals), (config.loop.batch_size,), generator=generator, device=generator.device)
