@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.data import Episode
 from voc_rl.errors import VOCError, check_choice
-from voc_rl.policy import BehaviourPolicy
+from voc_rl.policy import BehaviourPolicy, in_unit_bounds
 
 
 def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:
@@ -63,8 +63,7 @@ def _check_env(env: gym.Env) -> None:
             f"{env} shows {space}; stacked RGB frames uint8 (3K, H, W), channels first, are needed, as of "
             "PixelObservation."
         )
-    bounded = isinstance(actions, gym.spaces.Box) and (actions.low == -1).all() and (actions.high == 1).all()
-    if not bounded or actions.shape is None or len(actions.shape) != 1:
+    if not (isinstance(actions, gym.spaces.Box) and in_unit_bounds(actions) and len(actions.shape) == 1):
         raise VOCError(
             f"{env} takes {actions}; a vector in [-1, 1] is needed (gymnasium.wrappers.RescaleAction; episodes of "
             "discrete actions, one-hot, are written by voc_rl.data.write_episode)."

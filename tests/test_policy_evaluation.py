@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -89,7 +91,7 @@ def test_a_critic_is_fitted_to_another_reward_and_discount(evaluator: PolicyEval
     assert data.state is not None
     own, later = evaluator.estimate("left", "corrected").value, 0.9
     place, other = data.state[:, 0].astype(int), (np.arange(CELLS) == 3).astype(float)
-    others = other[place].astype(np.float32)
+    others, fitted = other[place].astype(np.float32), []
     for reward, paid, gamma in ((others, other, GAMMA), (None, pay(), later), (others, other, later)):
         critic = evaluator.critic_of(data.reward if reward is None else reward, gamma)
         for policy, (name, right) in enumerate((("right", 1.0), ("left", 0.0))):
@@ -99,6 +101,11 @@ def test_a_critic_is_fitted_to_another_reward_and_discount(evaluator: PolicyEval
             assert abs(found.value - truth.mean()) < 0.1 * spread
             assert np.abs(critic.value[policy].mean(1)[evaluator.starts] - truth).mean() < 0.2 * spread
         assert critic is evaluator.critic_of(data.reward if reward is None else reward, gamma)
+        fitted.append(weakref.ref(critic))
+        del critic
+    gc.collect()
+    assert [kept() is not None for kept in fitted] == [False, False, True]  # each takes as much memory as all values
+    assert evaluator.alone("left").critic_of(others, later) is fitted[2]()
     assert evaluator.estimate("left", "corrected").value == own
     assert evaluator.critic_of(data.reward, GAMMA) is evaluator.critic
 

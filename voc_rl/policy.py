@@ -57,11 +57,14 @@ def observation_of(policy: Any) -> Literal["state", "pixels"]:
     raise VOCError(f"{policy!r} says that it observes {kind!r}; its `observation` has to be 'state' or 'pixels'.")
 
 
+def in_unit_bounds(space: Any) -> bool:
+    """Whether a space of actions is bounded by -1 and 1, as far as it says."""
+    return bool(np.all(getattr(space, "low", -1.0) == -1.0) and np.all(getattr(space, "high", 1.0) == 1.0))
+
+
 def _check_scales(policy: Any) -> None:
     """Refuse agents whose numbers are not the data's: these hold actions in [-1, 1] and observations as they are."""
-    space = getattr(policy, "action_space", None)
-    bounds = getattr(space, "low", -1.0), getattr(space, "high", 1.0)
-    if not (np.all(bounds[0] == -1.0) and np.all(bounds[1] == 1.0)):
+    if not in_unit_bounds(space := getattr(policy, "action_space", None)):
         raise VOCError(
             f"{policy!r} acts in {space}, and data hold actions in [-1, 1]; give an object whose `predict` rescales "
             "them to that."

@@ -16,6 +16,7 @@ from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import check_readable, read, shows_codes
+from voc_rl.policy import in_unit_bounds
 from voc_rl.values import horizon, known_rows, returns_to_go
 
 
@@ -178,8 +179,7 @@ def check_actions(space: Space[Any], size: int, holder: str) -> None:
     Raises:
         VOCError: another space.
     """
-    fits = isinstance(space, Box) and space.shape == (size,)
-    if not (fits and (space.low == -1).all() and (space.high == 1).all()):  # type: ignore[attr-defined]
+    if not (isinstance(space, Box) and space.shape == (size,) and in_unit_bounds(space)):
         raise VOCError(f"The agent's actions are {space}; {holder} Box(-1.0, 1.0, ({size},), float32).")
 
 
