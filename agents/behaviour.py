@@ -33,6 +33,7 @@ class NoisyPolicy(Drawing):
         check_share(epsilon, "epsilon")
         self.policy, self.sigma, self.epsilon = policy, float(sigma), float(epsilon)
         self.observation = observation_of(policy)
+        self.observation_space = getattr(policy, "observation_space", None)
         self._rng = np.random.default_rng(seed)
 
     def __repr__(self) -> str:

@@ -58,7 +58,7 @@ def check_behaviour(policy: Any) -> None:
 def _check_env(env: gym.Env) -> None:
     space, actions = env.observation_space, env.action_space
     frames = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape or ()) == 3
-    if not frames or space.shape[0] % 3 or space.shape[2] <= 4:  # type: ignore[index]
+    if not frames or space.shape[0] % 3 or space.shape[2] < min(space.shape[:2]):  # type: ignore[index]
         raise VOCError(
             f"{env} shows {space}; stacked RGB frames uint8 (3K, H, W), channels first, are needed, as of "
             "PixelObservation."

@@ -100,9 +100,10 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self._reader.voc
 
     @property
-    def value_settings(self) -> ValueSettings:
-        """What it was asked for."""
-        return self._reader.settings
+    def value_settings(self) -> tuple[ValueSettings, ...]:
+        """What it was asked for, and then what the value wrappers inside were."""
+        inside = self.env.has_wrapper_attr("value_settings")
+        return (self._reader.settings, *(self.env.get_wrapper_attr("value_settings") if inside else ()))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode and read its first observation."""
@@ -120,7 +121,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             self._readings.clear()
         reading = self._read(obs)
         shown = reading.row(0)
-        if self.value_settings.mode == "shaping":
+        if self._reader.settings.mode == "shaping":
             assert before is not None  # env.step refuses to come before a reset
             shown[RAW] = raw_reward(info, reward)
             if not self._over:

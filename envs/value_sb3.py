@@ -11,6 +11,7 @@ from voc_rl.envs.value_reader import RAW, Mode, Observe, ValueReader, ValueSetti
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import Seen
+from voc_rl.policy import value_settings_of
 
 try:
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -56,9 +57,9 @@ class VecVOCValue(VecEnvWrapper):
         return self._reader.voc
 
     @property
-    def value_settings(self) -> ValueSettings:
-        """What it was asked for."""
-        return self._reader.settings
+    def value_settings(self) -> tuple[ValueSettings, ...]:
+        """What it was asked for, and then what the value wrappers inside were."""
+        return (self._reader.settings, *value_settings_of(self.venv))
 
     def reset(self) -> Any:
         """Reset all environments and read their first observations; ``reset_infos`` holds the values."""
@@ -81,7 +82,7 @@ class VecVOCValue(VecEnvWrapper):
         arrived[finals] = reading.value[n:]
         shown = [reading.row(i) for i in range(n)]
         shaped = rewards
-        if self.value_settings.mode == "shaping":
+        if self._reader.settings.mode == "shaping":
             truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
             shaped = self._reader.shaped(rewards, dones & ~truncated, arrived, self._potential)
             for i, info in enumerate(infos):  # a wrapper inside may have shaped the reward too, and knows the raw one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,7 +100,7 @@ def test_other_data_are_met_and_the_same_elsewhere_are_not(data: Path, done: Pat
         assert len(said) == 4
         assert "quantizer: done already, skipped (voc-rl train-quantizer --force does it again)" in said
         assert "evaluate: done already, skipped (--force does it again)" in said
-        assert "the data are others, or have changed" in refusal(
+        assert "the data are others, have changed, or were marked" in refusal(
             Pipeline, run, tmp_path / "more", CONFIG, stage="train"
         )
         assert "held_out was 0.2 and is 0.4" in refusal(Pipeline, run, data, CONFIG, 0.4, stage="evaluate")
@@ -170,6 +171,17 @@ def test_a_frame_that_changed_is_other_data(tmp_path: Path, whole: bool, monkeyp
             changed = 255 - opened["observation"][row] if whole or row != 3 else noise[row]
             opened["observation"][row] = changed
         assert data_mark(Episodes.open(copy)) != before, row
+
+
+def test_a_run_of_another_version_is_not_trained_over(data: Path, done: Path, tmp_path: Path) -> None:
+    """The same settings, but fingerprints of something that they do not say."""
+    shutil.copytree(done, tmp_path / "run")
+    stages = json.loads((tmp_path / "run/stages.json").read_text())
+    stages["quantizer"]["fingerprint"] = "of before"
+    (tmp_path / "run/stages.json").write_text(json.dumps(stages))
+    with RunFolder(tmp_path / "run") as run:
+        said = refusal(Pipeline, run, data, CONFIG, stage="evaluate")
+    assert "quantizer was finished by another version of voc_rl; do it anew by voc-rl train-quantizer, in" in said
 
 
 def test_differences() -> None:

@@ -76,7 +76,7 @@ class Pipeline:
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
         self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)
-        refusal = "" if self.force else made_elsewhere(self.run.path)
+        refusal = "" if self.force else made_elsewhere(self.run)
         if not refusal and self.stage is not None:
             refusal = self.asked.refusal(self.run, self.stage)
         if agreed(bool(refusal)):

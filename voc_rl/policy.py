@@ -79,20 +79,27 @@ def _check_scales(policy: Any) -> None:
 
 def _check_shown(policy: Any) -> None:
     """Refuse agents that observe what a VOC says of frames: of the same width, it would be taken for states."""
-    if (env := getattr(policy, "get_env", lambda: None)()) is None:
-        return
-    settings = [env.value_settings] if hasattr(env, "value_settings") else []
-    settings += env.get_attr("value_settings") if env.has_attr("value_settings") else []
-    if any(own.mode == "observation" for own in settings):
+    if any(own.mode == "observation" for own in value_settings_of(getattr(policy, "get_env", lambda: None)())):
         raise VOCError(
             f"{policy!r} observes what a VOC says of frames; give an object whose `predict` takes frames and asks it."
         )
 
 
+def value_settings_of(env: Any) -> list[Any]:
+    """What the value wrappers in a Stable-Baselines3 environment (None: there is none) were asked for."""
+    while hasattr(env, "venv") and not hasattr(type(env), "value_settings"):
+        env = env.venv
+    if hasattr(type(env), "value_settings"):
+        return list(env.value_settings)
+    try:
+        inside = env.get_attr("value_settings") if env is not None and env.has_attr("value_settings") else []
+    except (OSError, EOFError):  # processes of a closed environment answer no more
+        inside = []
+    return [own for settings in inside for own in settings]
+
+
 def space_shape(policy: Any) -> tuple[int, ...] | None:
-    """Shape of the observations that a policy, or the one that it wraps, was made for; None where neither says."""
-    while not hasattr(policy, "observation_space") and hasattr(policy, "policy"):
-        policy = policy.policy
+    """Shape of the observations that a policy was made for; None where it does not say, or they have none."""
     return getattr(getattr(policy, "observation_space", None), "shape", None)
 
 

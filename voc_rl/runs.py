@@ -142,6 +142,11 @@ class RunFolder:
         found: dict[str, Any] | None = read_json(path)["stages"].get(stage)
         return found
 
+    def began(self, *stages: str) -> bool:
+        """Whether one of some stages was ever begun here."""
+        path = self.path / "config.json"
+        return path.exists() and not read_json(path)["stages"].keys().isdisjoint(stages)
+
     def finished(self, stage: str, mark: str) -> bool:
         """Whether a stage was finished with the same fingerprint."""
         return agreed(self._stages().get(stage, {}).get("fingerprint") == mark)

@@ -15,7 +15,7 @@ import numpy as np
 from voc_rl.checkpoints import few
 from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
-from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.runs import MODEL, RunFolder, fingerprint
 from voc_rl.training import VOCConfig
 
 FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames are read from disk, as are those that need too much of the memory
@@ -94,17 +94,22 @@ class Asked:
                     f"{run.path}: {name} is finished with other settings ({few(found)}); give the same, or do it anew "
                     f"by {command_of(name if by_stages else 'train')}, in another --out to keep what is there."
                 )
+            if name == ("quantizer" if by_stages else "train") and run.outdated(name, self.marks[name]):
+                return (
+                    f"{run.path}: {name} was finished by another version of voc_rl; do it anew by "
+                    f"{command_of(name if by_stages else 'train')}, in another --out to keep what is there."
+                )
         return ""
 
 
-def made_elsewhere(folder: Path) -> str:
-    """Why the model in a folder is not one to write over: no command made it, without ``config.json``; else ""."""
-    there = [name for name in ("voc.json", "quantizer.json") if (folder / name).exists()]
-    if not there or (folder / "config.json").exists():
+def made_elsewhere(run: RunFolder) -> str:
+    """Why the model in a folder is not one to write over: none of its commands made it; else ""."""
+    there = [name for name in ("voc.json", "quantizer.json") if (run.path / name).exists()]
+    if not there or run.began(*MODEL):
         return ""
     return (
-        f"{folder} holds a model that no command made ({there[0]}, as of VOC.save), which would be written over; give "
-        "another --out, or --force to start anew."
+        f"{run.path} holds a model that no command made ({there[0]}, as of VOC.save), and training would write over "
+        "it; give another --out."
     )
 
 
@@ -120,5 +125,5 @@ def _differences(name: str, before: Any, now: Any) -> list[str]:
         keys = sorted({*before, *now})
         return [words for key in keys for words in _differences(f"{name}.{key}", before.get(key), now.get(key))]
     if name == "data_mark" and before != now:
-        return ["the data are others, or have changed"]
+        return ["the data are others, have changed, or were marked by another version of voc_rl"]
     return [] if before == now else [f"{name} was {before!r} and is {now!r}"]

@@ -59,6 +59,7 @@ class VOCValueCallback(BaseCallback):
         self._values: list[float] = []
         self._residuals: list[float] = []
         self._next = every
+        self._agent: Any = None  # that was looked on last
 
     def _init_callback(self) -> None:
         self._check_place()  # of what is called once in a while, some are never told that training starts
@@ -77,13 +78,15 @@ class VOCValueCallback(BaseCallback):
         self._traces = ValueTraces(self._voc, env, self._estimator)
         last: Any = self.model._last_obs
         self._traces.start(last)
-        if self.num_timesteps == 0:  # what another agent did, before this one, is not this one's
+        if self.num_timesteps == 0 or self._agent is not self.model:  # what another one did is not this one's
             self._episodes.clear()
             self._values.clear()
             self._residuals.clear()
+        self._agent = self.model
         self._next = self.num_timesteps + self.every
 
     def _on_step(self) -> bool:
+        self._check_place()  # a list learns its own place after it has begun its callbacks
         found = self.locals
         values, residuals, ended = self._traces.step(
             found["new_obs"], found["rewards"], np.asarray(found["dones"], bool), found["infos"]

@@ -12,7 +12,7 @@ import numpy as np
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import configure_logger
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from voc_rl.agents.offline import check_continuous
@@ -21,10 +21,10 @@ from voc_rl.agents.sb3.features import VOCFeaturesExtractor
 from voc_rl.agents.sb3.traces import check_actions, check_own_codes
 from voc_rl.data import DataSpec, Episodes
 from voc_rl.data.spec import SPEC_NAMES
-from voc_rl.envs.value_sb3 import VecVOCValue
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
 from voc_rl.plugin import codes_as_vectors, shows_codes
+from voc_rl.policy import value_settings_of
 from voc_rl.quantizers import tokenize
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
@@ -186,11 +186,7 @@ def _check_statistics(model: OffPolicyAlgorithm) -> None:
 
 def _check_wrappers(env: VecEnv | None) -> None:
     """Logged rows hold what environments show and pay without a VOC."""
-    if env is None:
-        return
-    outside = unwrap_vec_wrapper(env, VecVOCValue)
-    settings = [] if outside is None else [outside.value_settings]
-    settings += env.get_attr("value_settings") if env.has_attr("value_settings") else []
+    settings = value_settings_of(env)
     if any(own.mode == "shaping" for own in settings):
         raise VOCError(
             "The agent's environment shapes rewards, and the data hold raw ones; use mode='info', or leave these data."

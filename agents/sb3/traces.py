@@ -71,7 +71,7 @@ class ValueTraces:
         if (
             self._scaled is not None
             and shaping is not None
-            and shaping.value_settings.mode == "shaping"
+            and shaping.value_settings[0].mode == "shaping"
             and unwrap_vec_normalize(shaping)
         ):
             raise VOCError("VecNormalize scales the rewards before they are shaped; put it around the shaping.")

@@ -78,7 +78,7 @@ def test_what_is_no_pixel_environment_of_bounded_actions_is_refused():
         record_episode(PixelObservation(blind, 16), policy, seed)
     with pytest.raises(VOCError, match=r"voc_rl\.agents\.NoisyPolicy adds to anything with `predict`"):
         record_episode(PixelObservation(Ramp(), 16), Steady(), seed)
-    for shape in ((16, 16, 3), (4, 16, 16)):  # the channels last; four gray frames
+    for shape in ((16, 16, 3), (84, 84, 9), (4, 16, 16)):  # the channels last; four gray frames
         space = gym.spaces.Box(0, 255, shape, np.uint8)
         other = gym.wrappers.TransformObservation(Ramp(), lambda seen: seen, space)
         with pytest.raises(VOCError, match=r"\(3K, H, W\), channels first, are needed"):

@@ -155,6 +155,17 @@ def test_policies_are_shown_what_their_space_is(tmp_path: Path) -> None:
             assert f"was made for observations of shape {shape}, these data hold {what} of shape" in said
 
 
+def test_an_object_around_an_agent_says_itself_what_it_sees(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (4, 3))
+
+    class Asks(Predicts):
+        """Keeps an agent of what is no observation of the data, and shows it that."""
+
+        policy = Space((7,))
+
+    assert policy_actions([Asks()], dataset, 2, np.random.default_rng(0)).drawn.shape == (1, len(dataset), 2, 2)
+
+
 def test_agents_of_other_scales_are_refused(tmp_path: Path) -> None:
     dataset = toy_dataset(tmp_path, (4, 3))
     agent: Any = Space(dataset.state.shape[1:])

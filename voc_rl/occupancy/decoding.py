@@ -267,7 +267,7 @@ def _try_triton(heads: int, d: int, device: torch.device) -> None:
 
     kernels, C = TritonKernels(), heads * d
     low: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
-    x = torch.zeros(2, C, device=device)
+    x = torch.zeros(2, C, dtype=torch.float32, device=device)
     context, cache = torch.zeros(1, heads, 2, d, **low), torch.zeros(1, 2, heads, 2, d, **low)
     y = kernels.attend(torch.zeros(2, 3 * C, **low), context, context, (cache, cache.clone()), 1)
     normed = kernels.add_norm(x, y, x[0], (x[0], x[0]))

@@ -60,7 +60,7 @@ def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: 
     alone, the same in every batch; the futures of two contexts are dependent.
     """
     shape = (model.config.n_tokens, states, samples)
-    return torch.rand(shape, generator=generator, device=generator.device)
+    return torch.rand(shape, dtype=torch.float32, generator=generator, device=generator.device)
 
 
 @torch.no_grad()
@@ -144,8 +144,8 @@ def compose(
     flat, later = futures.flatten(0, 1), condition and condition.later(samples)
     going = torch.arange(len(flat), device=flat.device)
     for _ in range(MOST_HOPS - 1 if another > 0 else 0):
-        hop = torch.rand(samples if common else len(going), generator=generator, device=generator.device)
-        hop = hop.to(flat.device)
+        count = samples if common else len(going)
+        hop = torch.rand(count, dtype=torch.float32, generator=generator, device=generator.device).to(flat.device)
         keep = (hop[going % samples] if common else hop) < another
         going = going[keep & (flat[going, 0] != model.config.end_code)]
         if len(going) == 0:

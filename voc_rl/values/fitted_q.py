@@ -65,12 +65,12 @@ def _unit(dataset: Episodes, reward: np.ndarray, gamma: float) -> tuple[np.ndarr
     An end takes gamma^k of the value of a constant reward k steps before it. Without ends, a constant on top of all
     rewards makes no difference.
     """
-    arrived = reward[dataset.step_type > 0]
+    arrived = reward[dataset.step_type > 0].astype(np.float64)  # sums of a million of float32 are far off
     mean, deviation = arrived.mean(0), arrived.std(0)
     ended = dataset.terminal[dataset.ends - 1][dataset.episode]
     taken = np.sqrt(np.mean(np.where(ended, gamma ** (2.0 * dataset.steps_left), 0.0)))
     spread = np.maximum(np.minimum(np.abs(mean), 2 * np.hypot(deviation, mean * taken)), deviation / 2)
-    return mean, np.where(spread > 0, spread, 1).astype(np.float32)
+    return mean.astype(np.float32), np.where(spread > 1e-7 * np.abs(mean), spread, 1).astype(np.float32)
 
 
 class _Trainee:

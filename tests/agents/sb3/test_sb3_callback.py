@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -254,19 +255,26 @@ def test_a_place_that_misses_steps_is_refused(inside: Any) -> None:
     learn(PPO, corridors(1), CallbackList([VOCValueCallback(table_voc(VALUES))]), steps=20)
 
 
-def test_another_agents_episodes_do_not_count() -> None:
-    """A callback that is used again: what it says of the second agent, a fresh one says too."""
+@pytest.mark.parametrize("before", [0, 7])
+def test_another_agents_episodes_do_not_count(before: int) -> None:
+    """A callback that is used again: what it says of a second agent, new or loaded, a fresh one says too."""
     own, fresh = (VOCValueCallback(table_voc(VALUES), every=20) for _ in range(2))
     learn(PPO, corridors(1), own, steps=33)  # more than is recorded, in the middle of an episode
-    seen = [dict(learn(PPO, corridors(1), callback, steps=60).seen) for callback in (own, fresh)]
-    ours = [{name: value for name, value in one.items() if name.startswith("voc/")} for one in seen]
-    assert ours[0] == ours[1]
-    assert "voc/realised" in ours[0]
+    seen = []
+    for callback in (own, fresh):
+        model = PPO("MlpPolicy", corridors(1), policy_kwargs={"net_arch": [4]}, seed=0, device="cpu", **SMALL[PPO])
+        model.set_logger(log := Log())
+        model.num_timesteps = before
+        model.learn(60, callback, reset_num_timesteps=before == 0)
+        seen.append({name: value for name, value in log.seen if name.startswith("voc/")})
+    assert seen[0] == seen[1]
+    assert "voc/realised" in seen[0]
 
 
 def test_a_place_in_an_evaluation_is_refused() -> None:
     """Before anything is learned: of the first, Stable-Baselines3 never says that training starts."""
-    for place in ("callback_on_new_best", "callback_after_eval"):
-        own: Any = {place: VOCValueCallback(table_voc(VALUES))}
+    for place, listed in itertools.product(("callback_on_new_best", "callback_after_eval"), (False, True)):
+        inside = VOCValueCallback(table_voc(VALUES))
+        own: Any = {place: CallbackList([inside]) if listed else inside}
         with pytest.raises(VOCError, match="EvalCallback calls it now and then"):
             learn(PPO, corridors(1), EvalCallback(corridors(1), eval_freq=10, verbose=0, **own), steps=20)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from square import SIDE, SPEC, square_env, write_square_walks
+from square import SIDE, SPEC, Square, square_env, write_square_walks
 from stable_baselines3 import SAC
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from worlds import refusal
 
 from voc_rl.agents.sb3 import fill_replay_buffer
@@ -51,9 +51,29 @@ def test_what_a_value_wrapper_shows_or_pays_is_not_logged(
     assert "observes a value wrapper's values or features" in refusal(fill_replay_buffer, seeing, dataset, say=None)
     assert seeing.replay_buffer is not None
     assert seeing.replay_buffer.size() == shaped.replay_buffer.size() == 0  # type: ignore[union-attr]
+    nested = wrapped(square_voc, vectorised, mode="shaping", gamma=0.9)
+    outer = VecVOCValue(nested, square_voc) if vectorised else VOCValueWrapper(nested, square_voc)
+    for env in (outer, VecVOCValue(DummyVecEnv([lambda: outer]), square_voc)) if not vectorised else (outer,):
+        assert "shapes rewards" in refusal(fill_replay_buffer, agent(env), dataset, say=None)
     # of the width of states it would be taken for one of states
     assert "observes what a VOC says of frames" in refusal(observation_of, seeing)
     assert observation_of(plain) == "pixels"
+
+
+def test_a_closed_environment_says_nothing() -> None:
+    env = SubprocVecEnv([square_env], start_method="spawn")
+    model = agent(env)
+    env.close()
+    assert observation_of(model) == "pixels"
+    env = SubprocVecEnv([flat_env], start_method="spawn")
+    model = agent(env)
+    assert observation_of(model) == "state"
+    env.close()
+    assert observation_of(model) == "state"
+
+
+def flat_env() -> Square:
+    return Square()
 
 
 def test_data_of_another_environment_are_warned_of(dataset: Episodes) -> None:
