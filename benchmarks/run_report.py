@@ -100,8 +100,9 @@ def _telling_episode(pipeline: Pipeline) -> int:
     """The held-out episode whose true values vary most, over its rows: a flat or short one shows nothing."""
     test = pipeline.test
     returns, known = discounted_returns(test, pipeline.config.occupancy.gamma)
-    rows = [np.flatnonzero(known & ~test.terminal & (test.episode == i)) for i in range(len(test.starts))]
-    return int(np.argmax([len(some) * returns[some].var() if len(some) else 0.0 for some in rows]))
+    known = known & ~test.terminal
+    own = [returns[a:b][known[a:b]] for a, b in zip(test.starts, test.ends, strict=True)]
+    return int(np.argmax([len(some) * some.var() if len(some) else 0.0 for some in own]))
 
 
 def _discounts(gamma: float) -> tuple[float, ...]:

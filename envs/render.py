@@ -61,7 +61,6 @@ class FrameRenderer:
         Raises:
             VOCError: a forked process, or a backend without the screen that it needs.
         """
-        check_not_forked()
         if _drawing_process is None:
             check_screen()
         note_drawing()

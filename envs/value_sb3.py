@@ -11,7 +11,7 @@ from voc_rl.envs.value_reader import RAW, Mode, Observe, ValueReader, ValueSetti
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import Seen
-from voc_rl.policy import value_settings_of
+from voc_rl.policy import attributes_of, value_settings_of
 
 try:
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -48,7 +48,7 @@ class VecVOCValue(VecEnvWrapper):
         settings = ValueSettings(mode, estimator, gamma, observe, features, successor_features, futures, samples)
         self._reader = ValueReader(voc, venv.observation_space, settings)
         super().__init__(venv, self._reader.observation_space)
-        self._reader.warn_of(venv.get_attr("data_spec") if venv.has_attr("data_spec") else [])
+        self._reader.warn_of(attributes_of(venv, "data_spec"))
         self._potential = np.zeros(venv.num_envs)
 
     @property

@@ -12,7 +12,7 @@ import pytest
 import torch
 import worlds
 from chains import values
-from walks import CELLS, GAMMA, Walk, exact, moves, pay, walks
+from walks import CELLS, GAMMA, QUANTIZED, Walk, exact, moves, pay, walks
 
 import voc_rl
 from voc_rl.data import Episodes
@@ -36,12 +36,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
 def evaluator(data: Episodes) -> PolicyEvaluator:
     loop = LoopConfig(steps=1000, batch_size=64, learning_rate=3e-3)  # with 600 some seeds take left for either
     training = PolicyTraining(occupancy=OccupancyTraining(feature_noise=0.05, loop=loop))
-    voc = voc_rl.VOCConfig(
-        quantizer_config={"n_tokens": 2, "components": 8, "hidden": 64, "decoder_width": 8},
-        quantizer_training=LoopConfig(steps=150, batch_size=64, learning_rate=2e-3),
-        network=NetworkSize(null_context=True),
+    voc = replace(
+        QUANTIZED, network=NetworkSize(null_context=True),
         reward=RewardConfig(hidden=32, bins=21, loop=LoopConfig(steps=200, batch_size=128, learning_rate=3e-3)),
-    )
+    )  # fmt: skip
     critic = FQEConfig(LoopConfig(steps=400, batch_size=128, learning_rate=3e-3), width=64)
     stitching = StitchingConfig(draws=8)
     config = EvaluationConfig(stitching, critic=critic, training=training, voc=voc, samples=200)
@@ -285,43 +283,3 @@ def test_the_quantizer_that_was_given_stays_where_it_is(evaluator: PolicyEvaluat
     there = PolicyEvaluator(data, policies, GAMMA, quantizer=moved.quantizer, tokens=evaluator.tokens)
     assert there.quantizer is moved.quantizer
     assert there.device == meta
-
-
-def test_few_episodes_are_warned_of_once(evaluator: PolicyEvaluator, data: Episodes) -> None:
-    few = data.subset(np.arange(5))
-    tokens = (evaluator.tokens[0][: len(few)], evaluator.tokens[1][: len(few)])
-    policies = {"right": Walk(1.0), "left": Walk(0.0)}
-    config = replace(evaluator.config, stitching=StitchingConfig(replicates=2))
-    with pytest.warns(UserWarning, match="Intervals from 5 episodes may be too narrow") as caught:
-        evaluate_policy(few, policies, GAMMA, config=config, quantizer=evaluator.quantizer, tokens=tokens)
-    assert len([w for w in caught if "too narrow" in str(w.message)]) == 1
-
-
-def test_a_policy_far_from_the_data_is_flagged(evaluator: PolicyEvaluator, data: Episodes) -> None:
-    class Still(Walk):
-        def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            return np.zeros((*observation.shape[:-1], 1), np.float32)  # between the actions that were logged
-
-    with pytest.warns(UserWarning, match="hardly support"):
-        found = evaluate_policy(
-            data, Still(0.0), GAMMA, quantizer=evaluator.quantizer, tokens=evaluator.tokens,
-            config=replace(evaluator.config, stitching=StitchingConfig(replicates=2, action_weight=4.0)),
-        )  # fmt: skip
-    assert found.diagnostics["action_distance"] == pytest.approx(1.0)
-
-
-def test_a_chain_that_meets_nothing_else_is_flagged(evaluator: PolicyEvaluator, data: Episodes) -> None:
-    """Its interval has no width: resampled episodes hold the same rewards wherever the policy goes."""
-    near = np.flatnonzero(data.state[:, 0] == 4)[:5]
-    reward = np.where(np.arange(len(data)) < 0, 1.0, 2.0)
-    config = replace(evaluator.config, stitching=StitchingConfig(replicates=2))
-    given: dict[str, Any] = {"config": config, "quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
-    own = PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, near, **given)
-    assert own.estimate("right", reward=reward).warning == ""  # constant everywhere: there is nothing else to meet
-    reward[data.starts] = 0.0  # first rows, which nothing leads to
-    assert own.estimate("right", reward=reward).warning == ""
-    far = np.flatnonzero(data.state[:, 0] == 2)  # to the left
-    reward[np.setdiff1d(far, data.starts)] = 3.0
-    found = own.estimate("right", reward=reward, gamma=0.0)
-    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
-    assert "does not say what other rewards or ends it would meet" in found.warning

@@ -11,8 +11,14 @@ from chains import values
 
 from voc_rl.data import DataSpec, Episode, Episodes, write_episode
 from voc_rl.data.hdf5 import FIRST, LAST, MID
+from voc_rl.loop import LoopConfig
+from voc_rl.training import VOCConfig
 
 CELLS, GAMMA, SLIP = 6, 0.8, 0.1
+QUANTIZED = VOCConfig(  # with a quantizer of columns
+    quantizer_config={"n_tokens": 2, "components": 8, "hidden": 64, "decoder_width": 8},
+    quantizer_training=LoopConfig(steps=150, batch_size=64, learning_rate=2e-3),
+)
 
 
 class Walk:

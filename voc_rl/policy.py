@@ -85,17 +85,22 @@ def _check_shown(policy: Any) -> None:
         )
 
 
+def attributes_of(env: Any, name: str) -> list[Any]:
+    """An attribute of each of Stable-Baselines3's environments; [] where there is none (None), they lack it, or
+    they are closed."""
+    try:
+        return env.get_attr(name) if env is not None and env.has_attr(name) else []
+    except (OSError, EOFError):  # processes of a closed environment answer no more
+        return []
+
+
 def value_settings_of(env: Any) -> list[Any]:
-    """What the value wrappers in a Stable-Baselines3 environment (None: there is none) were asked for."""
+    """What the value wrappers in such an environment (None: there is none) were asked for."""
     while hasattr(env, "venv") and not hasattr(type(env), "value_settings"):
         env = env.venv
     if hasattr(type(env), "value_settings"):
         return list(env.value_settings)
-    try:
-        inside = env.get_attr("value_settings") if env is not None and env.has_attr("value_settings") else []
-    except (OSError, EOFError):  # processes of a closed environment answer no more
-        inside = []
-    return [own for settings in inside for own in settings]
+    return [own for settings in attributes_of(env, "value_settings") for own in settings]
 
 
 def space_shape(policy: Any) -> tuple[int, ...] | None:

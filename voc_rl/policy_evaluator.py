@@ -219,10 +219,9 @@ class PolicyEvaluator:
 
         Args:
             estimator: ``stitch``; ``corrected`` (fits a critic of all the policies for each reward and gamma, so ask
-                about all policies before the next of these);
-                ``head`` (the data's reward, at the evaluator's gamma only); ``sample``, ``mve``, or ``density`` (real
-                rewards of logged rows; needs a network with ``null_context``; NaN, with ``warning`` set, where the
-                effective sample size is below 50).
+                about all policies before the next of these); ``head`` (the data's reward, at the evaluator's gamma
+                only); ``sample``, ``mve``, or ``density`` (real rewards of logged rows; needs a network with
+                ``null_context``; NaN, with ``warning`` set, where the effective sample size is below 50).
             reward: other rewards (N,) on arrival than the data's. reward_head: one fitted to them, for ``sample`` and
                 ``mve``, where several policies are asked.
             gamma: None is the evaluator's; ``sample``, ``mve`` and ``density`` answer for those that the network was

@@ -24,7 +24,7 @@ from voc_rl.data.spec import SPEC_NAMES
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
 from voc_rl.plugin import codes_as_vectors, shows_codes
-from voc_rl.policy import value_settings_of
+from voc_rl.policy import attributes_of, value_settings_of
 from voc_rl.quantizers import tokenize
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
@@ -200,10 +200,10 @@ def _check_wrappers(env: VecEnv | None) -> None:
 
 def _compare_specs(model: OffPolicyAlgorithm, logged: DataSpec) -> None:
     """Warn of an environment that is another one than the data's, as far as both say; states have no pictures."""
-    env, names = model.get_env(), SPEC_NAMES if model.observation_space.dtype == np.uint8 else ("task", "action_repeat")
-    specs = set(env.get_attr("data_spec")) if env is not None and env.has_attr("data_spec") else set()
-    for name, mine, other in [found for spec in specs for found in logged.differences(spec, names)]:
-        warnings.warn(f"The data were logged with {name} {mine!r}, the environment has {other!r}.", stacklevel=3)
+    names = SPEC_NAMES if model.observation_space.dtype == np.uint8 else ("task", "action_repeat")
+    for spec in set(attributes_of(model.get_env(), "data_spec")):
+        for name, mine, other in logged.differences(spec, names):
+            warnings.warn(f"The data were logged with {name} {mine!r}, the environment has {other!r}.", stacklevel=3)
 
 
 def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarray], np.ndarray]:

@@ -16,7 +16,7 @@ from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import check_readable, read, shows_codes
-from voc_rl.policy import in_unit_bounds
+from voc_rl.policy import attributes_of, in_unit_bounds
 from voc_rl.values import horizon, known_rows, returns_to_go
 
 
@@ -150,9 +150,8 @@ def check_unshaped(infos: Sequence[Mapping[str, Any]]) -> None:
 
 def check_specs(env: VecEnv, voc: VOC) -> None:
     """Warn where environments make frames in another way than those the VOC was trained on."""
-    if env.has_attr("data_spec"):
-        for spec in set(env.get_attr("data_spec")):
-            voc.check_spec(spec)
+    for spec in set(attributes_of(env, "data_spec")):
+        voc.check_spec(spec)
 
 
 def check_own_codes(env: VecEnv, voc: VOC) -> None:

@@ -63,7 +63,7 @@ def _unit(dataset: Episodes, reward: np.ndarray, gamma: float) -> tuple[np.ndarr
     """Mean and unit float32 (K,) of rewards (N, K): by how much (1 - gamma) Q may differ from the mean.
 
     An end takes gamma^k of the value of a constant reward k steps before it. Without ends, a constant on top of all
-    rewards makes no difference.
+    rewards makes the unit at most four times as large.
     """
     arrived = reward[dataset.step_type > 0].astype(np.float64)  # sums of a million of float32 are far off
     mean, deviation = arrived.mean(0), arrived.std(0)

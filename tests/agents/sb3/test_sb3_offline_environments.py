@@ -60,11 +60,12 @@ def test_what_a_value_wrapper_shows_or_pays_is_not_logged(
     assert observation_of(plain) == "pixels"
 
 
-def test_a_closed_environment_says_nothing() -> None:
+def test_a_closed_environment_says_nothing(dataset: Episodes) -> None:
     env = SubprocVecEnv([square_env], start_method="spawn")
     model = agent(env)
     env.close()
     assert observation_of(model) == "pixels"
+    assert fill_replay_buffer(model, dataset, say=None) == (dataset.steps_left > 0).sum()
     env = SubprocVecEnv([flat_env], start_method="spawn")
     model = agent(env)
     assert observation_of(model) == "state"

@@ -1,0 +1,65 @@
+"""When an estimate says not to believe it: few episodes, actions that nobody tried, chains that meet one reward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from walks import GAMMA, QUANTIZED, Walk, walks
+
+from voc_rl.data import Episodes
+from voc_rl.policy_chains import StitchingConfig
+from voc_rl.policy_evaluation import evaluate_policy
+from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
+    return walks(tmp_path_factory.mktemp("walks"))
+
+
+@pytest.fixture(scope="module")
+def evaluator(data: Episodes) -> PolicyEvaluator:
+    """Of chains alone: no network is trained but the quantizer."""
+    config = EvaluationConfig(StitchingConfig(replicates=2), voc=QUANTIZED)
+    return PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, config=config)
+
+
+def test_few_episodes_are_warned_of_once(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    few = data.subset(np.arange(5))
+    tokens = (evaluator.tokens[0][: len(few)], evaluator.tokens[1][: len(few)])
+    policies = {"right": Walk(1.0), "left": Walk(0.0)}
+    with pytest.warns(UserWarning, match="Intervals from 5 episodes may be too narrow") as caught:
+        evaluate_policy(few, policies, GAMMA, config=evaluator.config, quantizer=evaluator.quantizer, tokens=tokens)
+    assert len([w for w in caught if "too narrow" in str(w.message)]) == 1
+
+
+def test_a_policy_far_from_the_data_is_flagged(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    class Still(Walk):
+        def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            return np.zeros((*observation.shape[:-1], 1), np.float32)  # between the actions that were logged
+
+    with pytest.warns(UserWarning, match="hardly support"):
+        found = evaluate_policy(
+            data, Still(0.0), GAMMA, quantizer=evaluator.quantizer, tokens=evaluator.tokens,
+            config=replace(evaluator.config, stitching=StitchingConfig(replicates=2, action_weight=4.0)),
+        )  # fmt: skip
+    assert found.diagnostics["action_distance"] == pytest.approx(1.0)
+
+
+def test_a_chain_that_meets_nothing_else_is_flagged(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    """Its interval has no width: resampled episodes hold the same rewards wherever the policy goes."""
+    near = np.flatnonzero(data.state[:, 0] == 4)[:5]
+    reward = np.where(np.arange(len(data)) < 0, 1.0, 2.0)
+    given: dict[str, Any] = {"config": evaluator.config, "quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
+    own = PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, near, **given)
+    assert own.estimate("right", reward=reward).warning == ""  # constant everywhere: there is nothing else to meet
+    reward[data.starts] = 0.0  # first rows, which nothing leads to
+    assert own.estimate("right", reward=reward).warning == ""
+    far = np.flatnonzero(data.state[:, 0] == 2)  # to the left
+    reward[np.setdiff1d(far, data.starts)] = 3.0
+    found = own.estimate("right", reward=reward, gamma=0.0)
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+    assert "does not say what other rewards or ends it would meet" in found.warning
