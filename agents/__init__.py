@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from voc_rl.agents.actors import GaussianActor as GaussianActor
     from voc_rl.agents.actors import load_policy as load_policy
     from voc_rl.agents.actors import shipped_policies as shipped_policies
+    from voc_rl.agents.behaviour import EpsilonGreedy as EpsilonGreedy
     from voc_rl.agents.behaviour import NoisyPolicy as NoisyPolicy
     from voc_rl.agents.behaviour import StepMixture as StepMixture
     from voc_rl.agents.behaviour import StickyMixture as StickyMixture
@@ -49,6 +50,7 @@ _HOME = {
     "policy_voc": "improvement",
     "ImprovementConfig": "improvement",
     "GaussianActor": "actors",
+    "EpsilonGreedy": "behaviour",
     "NoisyPolicy": "behaviour",
     "StepMixture": "behaviour",
     "StickyMixture": "behaviour",
@@ -65,6 +67,7 @@ __all__ = [
     "AgentConfig",
     "Cloning",
     "Deterministic",
+    "EpsilonGreedy",
     "GaussianActor",
     "ImprovementConfig",
     "NoisyPolicy",

@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.agents.drawing import Drawing
 from voc_rl.errors import VOCError, check_positive, check_share
-from voc_rl.policy import BehaviourPolicy, memoryless, observation_of
+from voc_rl.policy import BehaviourPolicy, choices_of, memoryless, observation_of
 
 
 class NoisyPolicy(Drawing):
@@ -25,7 +25,7 @@ class NoisyPolicy(Drawing):
         seed: of the generator behind ``predict(..., deterministic=False)``; ``sample`` is given its own.
 
     Raises:
-        VOCError: no policy, sigma not above zero, or epsilon outside [0, 1].
+        VOCError: no policy, one of discrete actions, sigma not above zero, or epsilon outside [0, 1].
     """
 
     def __init__(self, policy: Any, sigma: float, epsilon: float = 0.0, seed: int = 0) -> None:
@@ -33,6 +33,8 @@ class NoisyPolicy(Drawing):
         check_share(epsilon, "epsilon")
         self.policy, self.sigma, self.epsilon = policy, float(sigma), float(epsilon)
         self.observation = observation_of(policy)
+        if choices_of(getattr(policy, "action_space", None)) is not None:
+            raise VOCError(f"{policy!r} chooses between discrete actions; EpsilonGreedy is the noise for those.")
         self.observation_space = getattr(policy, "observation_space", None)
         self._rng = np.random.default_rng(seed)
 
@@ -74,6 +76,70 @@ class NoisyPolicy(Drawing):
         uniform = np.where((np.abs(action) <= 1).all(-1), -size * np.log(2), -np.inf)
         with np.errstate(divide="ignore"):  # a share of zero is a log of minus infinity
             return np.logaddexp(np.log1p(-self.epsilon) + gaussian, np.log(self.epsilon) + uniform)
+
+
+class EpsilonGreedy(Drawing):
+    """A policy of discrete actions with noise: its deterministic action, or with chance ``epsilon`` any, all alike.
+
+    ``predict`` gives numbers, as the wrapped policy's does; ``draws`` and ``sample`` give one-hot rows, as in data.
+
+    Args:
+        policy: anything with ``predict`` and ``observation`` whose ``action_space`` is ``gymnasium.spaces.Discrete``,
+            as that of Stable-Baselines3's agents, without a recurrent state.
+        epsilon: chance of an action drawn from all.
+        seed: of the generator behind ``predict(..., deterministic=False)``; ``sample`` is given its own.
+
+    Raises:
+        VOCError: no policy, one of other actions, or epsilon outside [0, 1].
+    """
+
+    def __init__(self, policy: Any, epsilon: float, seed: int = 0) -> None:
+        check_share(epsilon, "epsilon")
+        self.policy, self.epsilon, self.observation = policy, float(epsilon), observation_of(policy)
+        self.observation_space = getattr(policy, "observation_space", None)
+        self.action_space = getattr(policy, "action_space", None)
+        choices = choices_of(self.action_space)
+        if choices is None:
+            raise VOCError(
+                f"{policy!r} has the actions {self.action_space}; a Discrete `action_space` is needed (NoisyPolicy is "
+                "the noise for continuous ones)."
+            )
+        self._choices, self._rng = choices, np.random.default_rng(seed)
+
+    def __repr__(self) -> str:
+        return f"EpsilonGreedy({self.policy!r}, epsilon={self.epsilon:g})"
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Numbers of actions, int64 () or (B,), and ``state`` as it was given."""
+        chosen, state = super().predict(observation, state, episode_start, deterministic)
+        return chosen.argmax(-1) + int(self.action_space.start), state  # type: ignore[union-attr]
+
+    def mode(self, observation: np.ndarray) -> np.ndarray:
+        """The wrapped policy's deterministic actions, one-hot float32 (n,) or (B, n)."""
+        return memoryless(self.policy, observation, deterministic=True)
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``count`` draws, one-hot float32 (count, n) or (count, B, n), of one pass."""
+        mode = self.mode(observation)
+        shape = (count, *mode.shape[:-1])
+        some = np.eye(self._choices, dtype=np.float32)[rng.integers(self._choices, size=shape)]
+        return np.where(rng.random((*shape, 1)) < self.epsilon, some, mode)
+
+    def start_episode(self, rng: np.random.Generator) -> None:
+        """Nothing to draw: every step is the same policy's."""
+
+    def sample(self, observation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, int]:
+        """The one-hot action float32 (n,) at one observation, its log-probability, and the policy id 0."""
+        action = self.draw(observation, rng)
+        return action, float(self.log_prob(observation, action)), 0
+
+    def log_prob(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """Log-probability, float64 () or (B,), of one-hot actions (n,) or (B, n)."""
+        chosen = (np.asarray(action, np.float64) * self.mode(observation)).sum(-1)
+        with np.errstate(divide="ignore"):  # what is never chosen has a log of minus infinity
+            return np.log((1.0 - self.epsilon) * chosen + self.epsilon / self._choices)
 
 
 class StepMixture(Drawing):

@@ -33,6 +33,7 @@ class Deterministic:
     def __init__(self, policy: Any) -> None:
         self.policy, self.observation = policy, observation_of(policy)
         self.observation_space = getattr(policy, "observation_space", None)
+        self.action_space = getattr(policy, "action_space", None)
 
     def __repr__(self) -> str:
         return f"Deterministic({self.policy!r})"

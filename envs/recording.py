@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.data import Episode
 from voc_rl.errors import VOCError, check_choice
-from voc_rl.policy import BehaviourPolicy, in_unit_bounds
+from voc_rl.policy import BehaviourPolicy, choices_of, in_unit_bounds
 
 
 def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:
@@ -17,19 +17,21 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
 
     Args:
         env: a Gymnasium environment that shows stacked frames uint8 (3K, H, W), newest last (``PixelObservation``), and
-            takes actions in [-1, 1]. Of ``info``, ``state`` (policies of the state need it), ``physics`` and
-            ``discount`` (else 0 at a termination and 1 otherwise) are kept where they are given.
+            takes discrete actions (recorded one-hot) or actions in [-1, 1]. Of ``info``, ``state`` (policies of the
+            state need it), ``physics`` and ``discount`` (else 0 at a termination and 1 otherwise) are kept where they
+            are given.
 
     Raises:
-        VOCError: other actions or observations, a policy that draws no actions, or no ``state`` for one of the state.
+        VOCError: other actions or observations, a policy that draws no actions or none of the environment's, or no
+            ``state`` for one of the state.
     """
-    _check_env(env)
+    choices = _check_env(env)
     check_behaviour(policy)
     env_seed, policy_seed = seed.spawn(2)
     rng = np.random.default_rng(policy_seed)
     policy.start_episode(rng)
     observation, info = env.reset(seed=int(env_seed.generate_state(1)[0]))
-    nothing = np.zeros(env.action_space.shape or (), np.float32)
+    nothing = np.zeros(env.action_space.shape if choices is None else (choices,), np.float32)  # type: ignore[arg-type]
     rows = [_row(observation, {"discount": 1.0, **info}, nothing, 0.0, 0.0, 0, 0)]
     over = False
     while not over:
@@ -38,7 +40,9 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
                 f"{policy!r} observes states, and {env} gives none in info['state']; take a policy of pixels."
             )
         action, log_prob, policy_id = policy.sample(seen, rng)
-        observation, reward, terminated, truncated, info = env.step(np.clip(action, -1, 1))
+        _check_action(action, nothing.shape, choices, policy)
+        played = np.clip(action, -1, 1) if choices is None else env.action_space.start + int(action.argmax())
+        observation, reward, terminated, truncated, info = env.step(played)
         over, info = terminated or truncated, {"discount": float(not terminated), **info}
         rows.append(_row(observation, info, action, float(reward), log_prob, policy_id, 2 if over else 1))
     given = [name for name in rows[0] if all(name in row for row in rows)]
@@ -50,12 +54,13 @@ def check_behaviour(policy: Any) -> None:
     if not isinstance(policy, BehaviourPolicy):
         raise VOCError(
             f"{policy!r} cannot collect: `sample` and `start_episode` are needed, which "
-            "voc_rl.agents.NoisyPolicy adds to anything with `predict`."
+            "voc_rl.agents.NoisyPolicy (EpsilonGreedy, for discrete actions) adds to anything with `predict`."
         )
     check_choice(policy.observation, ("state", "pixels"), "policy.observation")
 
 
-def _check_env(env: gym.Env) -> None:
+def _check_env(env: gym.Env) -> int | None:
+    """Refuse what cannot be recorded; how many discrete actions there are, None for continuous ones."""
     space, actions = env.observation_space, env.action_space
     frames = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape or ()) == 3
     if not frames or space.shape[0] % 3 or space.shape[2] < min(space.shape[:2]):  # type: ignore[index]
@@ -63,11 +68,21 @@ def _check_env(env: gym.Env) -> None:
             f"{env} shows {space}; stacked RGB frames uint8 (3K, H, W), channels first, are needed, as of "
             "PixelObservation."
         )
+    if (choices := choices_of(actions)) is not None:
+        return choices
     if not (isinstance(actions, gym.spaces.Box) and in_unit_bounds(actions) and len(actions.shape) == 1):
         raise VOCError(
-            f"{env} takes {actions}; a vector in [-1, 1] is needed (gymnasium.wrappers.RescaleAction; episodes of "
-            "discrete actions, one-hot, are written by voc_rl.data.write_episode)."
+            f"{env} takes {actions}; discrete actions or a vector in [-1, 1] are needed "
+            "(gymnasium.wrappers.RescaleAction)."
         )
+    return None
+
+
+def _check_action(action: np.ndarray, shape: tuple[int, ...], choices: int | None, policy: Any) -> None:
+    one = choices is None or (np.count_nonzero(action) == 1 and action.max() == 1)
+    if np.shape(action) != shape or not one:
+        kind = "" if choices is None else ", one-hot as EpsilonGreedy's,"
+        raise VOCError(f"{policy!r} drew the action {action}; one of shape {shape}{kind} is needed here.")
 
 
 def _row(

@@ -29,8 +29,9 @@ class Policy(Protocol):
     ) -> tuple[np.ndarray, Any]:
         """Actions, float32 in [-1, 1], for one observation or a batch, and the recurrent state (or None).
 
-        A policy with a recurrent state can act in an environment; where rows are shown one by one, as in policy
-        evaluation, it is refused (``memoryless``).
+        A policy whose ``action_space`` is Gymnasium's ``Discrete`` gives numbers, which data hold one-hot. One with a
+        recurrent state can act in an environment; where rows are shown one by one, as in policy evaluation, it is
+        refused (``memoryless``).
         """
         ...
 
@@ -60,6 +61,16 @@ def observation_of(policy: Any) -> Literal["state", "pixels"]:
 def in_unit_bounds(space: Any) -> bool:
     """Whether a space of actions is bounded by -1 and 1, as far as it says."""
     return bool(np.all(getattr(space, "low", -1.0) == -1.0) and np.all(getattr(space, "high", 1.0) == 1.0))
+
+
+def choices_of(space: Any) -> int | None:
+    """How many actions a ``Discrete`` space has, which data hold one-hot; None for any other space."""
+    return int(space.n) if hasattr(space, "n") and hasattr(space, "start") else None
+
+
+def one_hot(numbers: Any, space: Any) -> np.ndarray:
+    """Numbers of a ``Discrete`` space's actions, of any shape (...), as data hold them: float32 (..., n)."""
+    return np.eye(space.n, dtype=np.float32)[np.asarray(numbers, np.int64) - space.start]
 
 
 def _check_scales(policy: Any) -> None:
@@ -109,7 +120,7 @@ def space_shape(policy: Any) -> tuple[int, ...] | None:
 
 
 def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.ndarray:
-    """What ``predict`` gives for observations that are shown without what came before them.
+    """What ``predict`` gives for observations shown without what came before them; discrete actions as one-hot rows.
 
     Raises:
         VOCError: a policy that keeps a recurrent state, or answers with something else than actions and state.
@@ -122,7 +133,8 @@ def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.
             f"{policy!r} keeps a recurrent state; recurrent policies cannot be asked row by row, so give one that acts "
             "by the observation alone."
         )
-    return found[0]
+    space = getattr(policy, "action_space", None)
+    return found[0] if choices_of(space) is None else one_hot(found[0], space)
 
 
 @runtime_checkable

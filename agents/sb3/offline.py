@@ -24,7 +24,7 @@ from voc_rl.data.spec import SPEC_NAMES
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
 from voc_rl.plugin import codes_as_vectors, shows_codes
-from voc_rl.policy import attributes_of, value_settings_of
+from voc_rl.policy import attributes_of, choices_of, value_settings_of
 from voc_rl.quantizers import tokenize
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
@@ -39,7 +39,7 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
     bootstrapped from their last frame (``handle_timeout_termination``), terminations are not.
 
     Args:
-        model: SAC, TD3, DDPG or another off-policy agent with actions in [-1, 1].
+        model: SAC, TD3, DDPG or another off-policy agent with actions in [-1, 1], or DQN where the data's are one-hot.
         dataset: logged episodes. say: takes one line that names the memory, before it is taken; None: no line.
 
     Raises:
@@ -56,9 +56,8 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
     _check_statistics(model)
     _check_wrappers(model.get_env())
     _compare_specs(model, dataset.spec)
-    check_actions(model.action_space, dataset.action.shape[1], "the data hold")
+    taken = _actions(model, dataset)
     read = _reader(model, dataset)
-    check_continuous(dataset)
     rows = np.flatnonzero(dataset.steps_left > 0)
     rows = rows[: len(rows) // buffer.n_envs * buffer.n_envs]  # whole buffer rows only
     filled = buffer.size() * buffer.n_envs
@@ -79,7 +78,7 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
         cut = (dataset.steps_left[arrived] == 0) & ~dataset.terminal[arrived]
         for array, values in (
             (buffer.observations, read(some)), (buffer.next_observations, read(arrived)),
-            (buffer.actions, dataset.action[arrived]), (buffer.rewards, dataset.reward[arrived]),
+            (buffer.actions, taken[arrived]), (buffer.rewards, dataset.reward[arrived]),
             (buffer.dones, dataset.terminal[arrived] | cut), (buffer.timeouts, cut),
         ):  # fmt: skip
             array[place] = values.reshape(array[place].shape)
@@ -100,12 +99,12 @@ def train_offline(
 ) -> OffPolicyAlgorithm:
     """Train an off-policy agent on logged episodes alone, for ``steps`` gradient steps; returns the agent.
 
-    Its losses go to its own logger. SAC, TD3 and DDPG are the plain ones: nothing keeps them near the data, and where
-    the data do not contradict them, they believe in actions that nobody tried. ``VOCCritic`` with ``bc_alpha`` stays
-    near.
+    Its losses go to its own logger. SAC, TD3, DDPG and DQN are the plain ones: nothing keeps them near the data, and
+    where the data do not contradict them, they believe in actions that nobody tried. ``VOCCritic`` with ``bc_alpha``
+    stays near. The ``target_update_interval`` of DQN counts gradient steps here, as nothing is played.
 
     Args:
-        model: SAC, TD3, DDPG or ``VOCCritic``. dataset: fills its replay buffer; None: it is filled already.
+        model: SAC, TD3, DDPG, DQN or ``VOCCritic``. dataset: fills its replay buffer; None: it is filled already.
         steps: gradient steps. batch_size: None is the agent's own.
         log_every: gradient steps between two dumps of its logger. progress: show a bar with the time left.
         say: as in ``fill_replay_buffer``.
@@ -123,12 +122,16 @@ def train_offline(
     if not hasattr(model, "_logger"):
         # not set_logger, which would keep a later learn() from making its own
         model._logger = configure_logger(model.verbose, model.tensorboard_log, "offline")
-    done = 0
+    # DQN moves its target network when it plays
+    plays, done = type(model)._on_step is not OffPolicyAlgorithm._on_step, 0
     with tqdm(total=steps, desc="offline", unit="step", disable=not progress) as bar:
         while done < steps:
             some = min(log_every, steps - done)
             model._update_current_progress_remaining(done, steps)
-            model.train(some, batch_size or model.batch_size)
+            for part in [1] * some if plays else [some]:
+                model.train(part, batch_size or model.batch_size)
+                if plays:
+                    model._on_step()
             done += some
             bar.update(some)
             model.logger.record("time/gradient_steps", done)
@@ -139,7 +142,7 @@ def train_offline(
 def _plain_buffer(model: Any) -> ReplayBuffer:
     if not isinstance(model, OffPolicyAlgorithm):
         raise VOCError(
-            f"{type(model).__name__} keeps no replay buffer; an off-policy agent (SAC, TD3, DDPG) is needed."
+            f"{type(model).__name__} keeps no replay buffer; an off-policy agent (SAC, TD3, DDPG, DQN) is needed."
         )
     buffer = model.replay_buffer
     if not isinstance(buffer, ReplayBuffer) or isinstance(buffer, DictReplayBuffer):
@@ -226,9 +229,25 @@ def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarra
     )
 
 
+def _actions(model: OffPolicyAlgorithm, dataset: Episodes) -> np.ndarray:
+    """Actions as the agent keeps them: float32 (N, A), or numbers int64 (N,) of discrete ones."""
+    choices, held = choices_of(model.action_space), dataset.action[dataset.step_type > 0]
+    if choices is None:
+        check_actions(model.action_space, dataset.action.shape[1], "the data hold")
+        check_continuous(dataset)
+        return dataset.action
+    if held.shape[1] != choices or not ((held == 1).sum(1) == 1).all() or np.count_nonzero(held) != len(held):
+        raise VOCError(
+            f"The agent's actions are {model.action_space}; the data's are no one-hot rows of {choices}, which is how "
+            "discrete ones are stored."
+        )
+    return dataset.action.argmax(1)
+
+
 def _reads_codes(model: OffPolicyAlgorithm) -> VOC | None:
     """The VOC that an agent reads codes with: that of its policy's eyes, or of its critic, where policies do not."""
-    eyes = getattr(getattr(model.policy, "actor", None), "features_extractor", None)
+    acts = getattr(model.policy, "actor", None) or getattr(model.policy, "q_net", None)
+    eyes = getattr(acts, "features_extractor", None)
     if isinstance(eyes, VOCFeaturesExtractor):
         return eyes.voc
     return model.known_voc if isinstance(model, VOCCritic) else None

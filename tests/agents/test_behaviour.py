@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Discrete
 from scipy import stats
 
-from voc_rl.agents import NoisyPolicy, StepMixture, StickyMixture, load_policy
+from voc_rl.agents import Deterministic, EpsilonGreedy, NoisyPolicy, StepMixture, StickyMixture, load_policy
 from voc_rl.errors import VOCError
 from voc_rl.policy import BehaviourPolicy, Policy
 
@@ -56,6 +57,45 @@ def test_share_and_spread_of_the_draws_are_as_stated():
     near = np.abs(away).max(1) < 0.08  # 8 standard deviations; a uniform action has one chance in 10^8
     assert 1 - near.mean() == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 4000))
     assert away[near].std() == pytest.approx(0.01, rel=0.03)
+
+
+class Numbers:
+    """Chooses between three actions, 4, 5 and 6, by the first entry of the state."""
+
+    observation, action_space = "state", Discrete(3, start=4)
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return 4 + np.int64(np.asarray(observation)[..., 0] > 0) * 2, None
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_noise_of_discrete_actions(epsilon):
+    policy, rng = EpsilonGreedy(Deterministic(Numbers()), epsilon, seed=1), np.random.default_rng(0)
+    assert isinstance(policy, Policy)
+    assert isinstance(policy, BehaviourPolicy)
+    states = np.array([[-1.0], [1.0]], np.float32)
+    np.testing.assert_array_equal(policy.mode(states), [[1, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(policy.predict(states, deterministic=True)[0], [4, 6])
+    draws = policy.draws(states, 4000, rng)
+    assert draws.dtype == np.float32
+    assert set(np.unique(draws)) <= {0.0, 1.0}
+    expected = epsilon / 3 + (1 - epsilon) * np.array([[1, 0, 0], [0, 0, 1]])
+    np.testing.assert_allclose(draws.mean(0), expected, atol=4 * np.sqrt(0.25 / 4000))
+    assert set(policy.predict(np.repeat(states, 50, 0))[0]) == ({4, 6} if epsilon == 0 else {4, 5, 6})
+    action, log_prob, acting = policy.sample(states[1], rng)
+    assert action.shape == (3,)
+    assert (log_prob, acting) == (pytest.approx(np.log(expected[1, action.argmax()])), 0)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(policy.log_prob(states, np.eye(3)[[0, 0]]), np.log(expected[:, 0]))
+
+
+def test_noise_is_of_the_kind_of_the_actions():
+    with pytest.raises(VOCError, match="EpsilonGreedy is the noise for those"):
+        NoisyPolicy(Numbers(), 0.1)
+    with pytest.raises(VOCError, match="has the actions None; a Discrete `action_space` is needed"):
+        EpsilonGreedy(ACTOR, 0.1)
+    with pytest.raises(VOCError, match="epsilon"):
+        EpsilonGreedy(Numbers(), 1.5)
 
 
 def test_noisy_predictions_are_clipped_and_follow_the_seed():

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
@@ -279,9 +279,18 @@ def test_wrong_arrays(root: Path) -> None:
         open_minari("toy/rings-v0")
 
 
-def test_discrete_actions_have_no_place_here() -> None:
-    by_minari(action_space=Discrete(5), action=lambda a: (100 * a[:, 1]).astype(int))
-    assert "actions are Discrete(); a flat Box" in refusal(open_minari, "toy/rings-v0")
+def test_discrete_actions_become_one_hot() -> None:
+    space = Discrete(7, start=2)
+    by_minari(action_space=space, action=lambda a: np.int64(np.rint(100 * a[:, 1]) + 2))
+    dataset = open_minari("toy/rings-v0")
+    for start, steps in zip(dataset.starts, STEPS, strict=True):
+        taken = dataset.action[start + 1 : start + 1 + steps]
+        np.testing.assert_array_equal(taken, np.eye(7)[np.arange(steps)])
+        assert not dataset.action[start].any()
+    by_minari("toy/others-v0", action_space=Discrete(3), action=lambda a: np.int64(np.rint(100 * a[:, 1])))
+    assert "actions [0 1 2 3] are not all in Discrete(3)" in refusal(open_minari, "toy/others-v0")
+    by_minari("toy/many-v0", action_space=MultiDiscrete([5, 9]), action=lambda a: np.int64(np.rint(100 * a)))
+    assert "actions are MultiDiscrete(2,); a flat Box" in refusal(open_minari, "toy/many-v0")
 
 
 def test_links_that_leave_an_untrusted_folder(root: Path) -> None:

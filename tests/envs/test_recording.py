@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from voc_rl.agents import NoisyPolicy
+from voc_rl.agents import EpsilonGreedy, NoisyPolicy, StickyMixture
 from voc_rl.data import DataSpec, Episodes, write_episode
 from voc_rl.envs import PixelObservation, record_episode
 from voc_rl.errors import VOCError
@@ -76,13 +76,46 @@ def test_what_is_no_pixel_environment_of_bounded_actions_is_refused():
     )
     with pytest.raises(VOCError, match=r"gives none in info\['state'\]"):
         record_episode(PixelObservation(blind, 16), policy, seed)
-    with pytest.raises(VOCError, match=r"voc_rl\.agents\.NoisyPolicy adds to anything with `predict`"):
+    with pytest.raises(VOCError, match=r"voc_rl\.agents\.NoisyPolicy \(EpsilonGreedy, .*\) adds to anything with `predict`"):
         record_episode(PixelObservation(Ramp(), 16), Steady(), seed)
     for shape in ((16, 16, 3), (84, 84, 9), (4, 16, 16)):  # the channels last; four gray frames
         space = gym.spaces.Box(0, 255, shape, np.uint8)
         other = gym.wrappers.TransformObservation(Ramp(), lambda seen: seen, space)
         with pytest.raises(VOCError, match=r"\(3K, H, W\), channels first, are needed"):
             record_episode(other, policy, seed)
+
+
+class Lift(Ramp):
+    """Goes up by its action: 1, 2 or 3."""
+
+    action_space = gym.spaces.Discrete(3, start=1)
+    length, terminates = 5, True
+
+    def step(self, action):
+        assert action in self.action_space
+        self.went = [*getattr(self, "went", []), int(action)]
+        return super().step(action)
+
+
+class Turns:
+    """The third and the first action in turn."""
+
+    observation, action_space = "state", Lift.action_space
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.where(observation[..., 0] % 2 == 0, 3, 1), None
+
+
+def test_discrete_actions_are_recorded_one_hot():
+    lift = Lift()
+    policy = StickyMixture([EpsilonGreedy(Turns(), 0.0)])
+    episode = record_episode(PixelObservation(lift, 16), policy, np.random.SeedSequence(0))
+    np.testing.assert_array_equal(episode.action, [[0, 0, 0], *np.eye(3)[[2, 0, 2, 0, 2]]])
+    assert lift.went == [3, 1, 3, 1, 3]
+    np.testing.assert_array_equal(episode.log_prob, np.zeros(6))
+    for wrong, words in ((NoisyPolicy(Steady(), 0.1), r"of shape \(3,\), one-hot"), (Steady(), "EpsilonGreedy")):
+        with pytest.raises(VOCError, match=words):
+            record_episode(PixelObservation(Lift(), 16), wrong, np.random.SeedSequence(0))
 
 
 class Buffers(gym.Env):

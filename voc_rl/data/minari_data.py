@@ -32,11 +32,11 @@ from voc_rl.data.border import check_memory, check_space, check_tree, data_files
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, Episode, whole_step_types
 from voc_rl.data.malformed import with_steps
+from voc_rl.data.minari_actions import ActionReader
 from voc_rl.data.minari_observations import read_observations, sorted_leaves
 from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec, parse_spec
 from voc_rl.errors import VOCError
 
-_UNBOUNDED = 1e6  # larger bounds of actions, such as the largest float, mean that there are none
 _SLACK = 2**23  # bytes of a disk that are left free for what libhdf5 writes when it closes a file
 # what our rows hold beyond Minari's own arrays; written as infos
 _OURS = ("discount", "state", "physics", "log_prob", "unclipped_action", "policy_id")
@@ -46,7 +46,8 @@ def open_minari(name: str, stack: int = 3, untrusted: bool = False) -> Episodes:
     """Read a dataset of the local Minari folder (``namespace/name-v0``) or of a folder given as a path, into memory.
 
     Pictures are uint8 (H, W, 3K) or (3K, H, W), of which the newest frame is kept; flat observations and single
-    numbers become ``state``. Actions of other bounds than [-1, 1] are rescaled to them, with a warning.
+    numbers become ``state``. Actions of other bounds than [-1, 1] are rescaled to them, with a warning; discrete ones
+    become one-hot.
 
     Raises:
         VOCError: no such dataset, spaces that have no place here, damaged files, or minari is not installed.
@@ -119,7 +120,7 @@ def minari_episodes(folder: Path) -> Iterator[Episode]:
     needed = "a Minari dataset in the format hdf5"
     with reading(folder, "Minari", needed):
         storage = MinariStorage.read(folder)
-        low, high = _bounds(storage.action_space, folder)
+        actions = ActionReader.of(storage.action_space, folder)
     raw = storage.get_episodes(range(count))
     for i in range(count):
         with reading(folder, "Minari", needed):
@@ -127,7 +128,7 @@ def minari_episodes(folder: Path) -> Iterator[Episode]:
             if i == 0 and (others := sorted_leaves(arrays["observations"])[2]):
                 found = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in others)
                 warnings.warn(f"{folder}: of the observations, {found} have no place here; left out.", stacklevel=2)
-            episode = _episode(arrays, f"{folder}, episode {i}", SPEC_ATTRIBUTE in metadata, low, high)
+            episode = _episode(arrays, f"{folder}, episode {i}", SPEC_ATTRIBUTE in metadata, actions)
         yield episode
 
 
@@ -157,33 +158,11 @@ def minari_count(folder: Path) -> int:
     return count
 
 
-def _bounds(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest action, float64 (A,); -1 and 1 where there are none. Warns of others."""
-    low, high = getattr(space, "low", None), getattr(space, "high", None)
-    if low is None or high is None or low.ndim != 1 or low.dtype.kind != "f":
-        raise VOCError(f"{folder}: actions are {type(space).__name__}{space.shape}; a flat Box of floats is needed.")
-    low, high = low.astype(np.float64), high.astype(np.float64)
-    bounded = (np.abs(low) <= _UNBOUNDED) & (np.abs(high) <= _UNBOUNDED) & (low < high)
-    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-    if (low != -1).any() or (high != 1).any():
-        warnings.warn(
-            f"{folder}: actions are rescaled from {_numbers(low)}..{_numbers(high)} to [-1, 1]; policies that are "
-            "asked about these data have to answer in [-1, 1].",
-            stacklevel=4,
-        )
-    return low, high
-
-
-def _numbers(bounds: np.ndarray) -> str:
-    """One number where all are the same."""
-    return f"{bounds[0]:.6g}" if (bounds == bounds[0]).all() else str([float(f"{bound:.6g}") for bound in bounds])
-
-
-def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high: np.ndarray) -> Episode:
+def _episode(raw: dict[str, Any], where: str, ours: bool, reader: ActionReader) -> Episode:
     rewards, actions = np.asarray(raw["rewards"]), np.asarray(raw["actions"])
     terminations, truncations = np.asarray(raw["terminations"], bool), np.asarray(raw["truncations"], bool)
     steps = len(rewards)
-    if steps == 0 or actions.shape != (steps, len(low)) or not terminations.shape == truncations.shape == (steps,):
+    if steps == 0 or actions.shape != (steps, *reader.shape) or not terminations.shape == truncations.shape == (steps,):
         raise VOCError(f"{where}: {steps} rewards, actions {actions.shape}, ends {terminations.shape} do not fit.")
     if (terminations | truncations)[:-1].any():
         raise VOCError(f"{where}: a step before the last one is marked as the end; split the episode there.")
@@ -191,8 +170,7 @@ def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high:
     rows = steps + 1
     if len(frames) != rows:
         raise VOCError(f"{where}: {len(frames)} observations for {steps} steps; {rows} are needed.")
-    if not ((low == -1).all() and (high == 1).all()):
-        actions = 2 * (actions.astype(np.float64) - low) / (high - low) - 1
+    actions = reader.read(actions, where)
     discount = np.ones(rows, np.float32)
     discount[-1] = not terminations[-1]
     infos = raw.get("infos") or {}
@@ -202,7 +180,7 @@ def _episode(raw: dict[str, Any], where: str, ours: bool, low: np.ndarray, high:
         raise VOCError(f"{where}: terminations and infos/discount disagree about the end; one of them is damaged.")
     return Episode(
         frames=frames,
-        action=np.concatenate([np.zeros((1, len(low)), actions.dtype), actions]),
+        action=np.concatenate([np.zeros((1, actions.shape[1]), actions.dtype), actions]),
         reward=np.concatenate([np.zeros(1, rewards.dtype), rewards]),
         step_type=whole_step_types(rows),
         **columns,

@@ -224,10 +224,10 @@ NO_LIMITS = {"replay_buffer_kwargs": {"handle_timeout_termination": False}}
         (lambda: agent(actions=box((2,), -2, 2)), "Box(-2.0, 2.0, (2,), float32); the data hold"),
         (lambda: agent(actions=box((2,), -1, 2)), "Box(-1.0, 2.0, (2,), float32); the data hold"),
         (lambda: agent(actions=box((2,), 0, 1)), "Box(0.0, 1.0, (2,), float32); the data hold"),
-        (lambda: agent(DQN, actions=gym.spaces.Discrete(4)), "The agent's actions are Discrete(4); the data hold"),
+        (lambda: agent(DQN, actions=gym.spaces.Discrete(4)), "are Discrete(4); the data's are no one-hot rows of 4"),
         (
             lambda: agent(DQN, space=box((4,), -9, 9), actions=gym.spaces.Discrete(4)),
-            "The agent's actions are Discrete(4); the data hold",
+            "The agent's actions are Discrete(4); the data's are no one-hot rows",
         ),
         (
             lambda: agent(space=box((4,), -9, 9)),

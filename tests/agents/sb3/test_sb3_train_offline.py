@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from corridor import Log
-from stable_baselines3 import SAC, TD3
+from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv
 from worlds import one_sentence
 
@@ -169,3 +169,57 @@ def test_nothing_to_train_on_is_refused(chain: Path) -> None:
         with pytest.raises(VOCError, match=" is 0; a number above zero is needed"):
             train_offline(model, Episodes.open(chain), progress=False, **changed)
         assert model.replay_buffer.size() == 0
+
+
+class Choices(Chain):
+    """Of three actions the links pay the reward of -1/2, 0 and 1/2."""
+
+    action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]
+
+
+LEVELS = np.array([-0.5, 0.0, 0.5])
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
+    """The chain's walks, by one of three actions each step, one-hot."""
+    folder, rng = tmp_path_factory.mktemp("choices"), np.random.default_rng(0)
+    for i in range(120):
+        first = int(rng.integers(LINKS))
+        rows = LINKS + 1 - first
+        link, number = first + np.arange(rows), rng.integers(3, size=rows - 1)
+        step_type = np.full(rows, 1, np.uint8)
+        step_type[[0, -1]] = 0, 2
+        episode = Episode(
+            frames=np.zeros((rows, 3, 2, 2), np.uint8),
+            action=np.concatenate([np.zeros((1, 3)), np.eye(3)[number]]).astype(np.float32),
+            reward=np.append(0.0, reward(link[:-1], LEVELS[number])).astype(np.float32),
+            discount=(np.arange(rows) < rows - 1).astype(np.float32),
+            step_type=step_type,
+            state=seen(link)[:, None],
+        )
+        write_episode(folder / f"episode_{i:03d}.hdf5", episode, DataSpec(task="chain", size=2))
+    return Episodes.open(folder)
+
+
+def test_dqn_learns_the_exact_q_of_one_hot_actions(choices: Episodes) -> None:
+    """Its target network, which it moves when it plays, moves here too: every Q reaches its later links' rewards."""
+    model = DQN(
+        "MlpPolicy", DummyVecEnv([Choices]), buffer_size=1000, gamma=GAMMA, batch_size=64, learning_rate=3e-3,
+        target_update_interval=20, policy_kwargs={"net_arch": [32, 32]}, seed=0, device="cpu",
+    )  # fmt: skip
+    train_offline(model, choices, steps=1500, progress=False, say=None)
+    assert model.replay_buffer is not None
+    kept = model.replay_buffer.actions[: model.replay_buffer.size(), 0, 0]
+    np.testing.assert_array_equal(kept, choices.action[choices.step_type > 0].argmax(1))
+    with torch.no_grad():
+        found = model.q_net(torch.from_numpy(seen(np.arange(LINKS))[:, None])).numpy()
+    # the best of three levels is the best action of all
+    np.testing.assert_allclose(found, np.array([exact_q(s, LEVELS) for s in range(LINKS)]), atol=0.06)
+
+
+def test_what_is_not_one_hot_is_refused(chain: Path) -> None:
+    model = DQN("MlpPolicy", DummyVecEnv([Choices]), buffer_size=1000, device="cpu")
+    with pytest.raises(VOCError, match="are no one-hot rows of 3, which is how discrete ones are stored") as refused:
+        fill_replay_buffer(model, Episodes.open(chain), None)
+    assert one_sentence(str(refused.value))
