@@ -279,7 +279,7 @@ def test_refusals(tmp_path: Path, data: Path) -> None:
         long = replace(CONFIG, occupancy=replace(CONFIG.occupancy, gamma=0.95))
         pipeline = Pipeline(run, data, long)  # 90 steps are needed, episodes have 29
         assert "gamma 0.95" in refused(lambda: pipeline.test_states(10))
-        assert "horizon" in refused(pipeline.constant_value)
+        assert "it takes 90 steps before a time limit" in refused(pipeline.constant_value)
         write_world(tmp_path / "one", 1, 20)
         assert "cannot be split" in refused(lambda: Pipeline(run, tmp_path / "one", CONFIG))
         unknown = replace(CONFIG, quantizer="magic")

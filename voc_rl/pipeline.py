@@ -31,7 +31,7 @@ from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quan
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes, made_elsewhere
 from voc_rl.training import VOCConfig, ready_quantizer, train
-from voc_rl.values import ValueEstimate, discounted_returns, from_samples, mean_return, scores
+from voc_rl.values import ValueEstimate, check_known, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
 # whole datasets up to this size, and to a quarter of the memory that there is, are decompressed into it before training
@@ -277,12 +277,8 @@ class Pipeline:
         if max_states < 2:
             raise VOCError(f"max_states is {max_states}; at least 2 are needed for a score.")
         returns, known = discounted_returns(self.test, self.config.occupancy.gamma)
+        check_known(known, self.config.occupancy.gamma, "held-out", least=2)
         rows = np.flatnonzero(known)
-        if len(rows) < 2:
-            raise VOCError(
-                f"No held-out state has a known return at gamma {self.config.occupancy.gamma}: longer episodes, more "
-                "episodes or a smaller gamma are needed."
-            )
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(max_states, len(rows))).round().astype(int))]
         return rows, returns[rows]
 

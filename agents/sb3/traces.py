@@ -17,7 +17,7 @@ from voc_rl.model import VOC, Estimator
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import check_readable, read, shows_codes
 from voc_rl.policy import attributes_of, in_unit_bounds
-from voc_rl.values import horizon, known_rows, returns_to_go
+from voc_rl.values import completed, horizon, known_rows, returns_to_go
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Ended:
-    """Values and discounted returns, float64 (T,) each, of the states of an episode but for its last one."""
+    """Values and discounted returns, float64 (T,) each, of the states of an episode but for its last one.
+
+    Returns that a time limit cut are ``values.completed``.
+    """
 
     predicted: np.ndarray
     realised: np.ndarray
@@ -116,8 +119,10 @@ class ValueTraces:
 
     def _ended(self, i: int, terminated: bool) -> Ended:
         rewards = np.array(self._rewards[i])
-        returns = returns_to_go(rewards, np.ones_like(rewards), self.voc.gamma)
-        return Ended(np.array(self._values[i][:-1]), returns[:-1], terminated)
+        returns = returns_to_go(rewards, np.ones_like(rewards), self.voc.gamma)[:-1]
+        if not terminated:
+            returns = completed(returns, np.arange(len(returns), 0, -1), self.voc.gamma)
+        return Ended(np.array(self._values[i][:-1]), returns, terminated)
 
     def known(self, episodes: Sequence[Ended]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Predicted values and realised returns of the states of each episode whose return is known
@@ -212,8 +217,8 @@ def calibration(episodes: list[tuple[np.ndarray, np.ndarray]]) -> Calibration:
     kept = [(p, r) for p, r in episodes if len(p)]
     if not kept:
         raise VOCError(
-            "No state has a known return: episodes are shorter than the horizon of the VOC's discount; play longer "
-            "ones, or take a VOC of a smaller discount."
+            "No state has a known return: play episodes whose time limit is further away than the horizon of the VOC's "
+            "discount, and the same for all where many terminate, or take a VOC of a smaller discount."
         )
     predicted, realised = np.concatenate([p for p, _ in kept]), np.concatenate([r for _, r in kept])
     groups = np.repeat(np.arange(len(kept)), [len(p) for p, _ in kept])

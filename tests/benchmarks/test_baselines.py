@@ -160,7 +160,7 @@ def test_truncated_rows_are_no_mc_targets() -> None:
     assert goals.rows.tolist() == expected
     returns, _ = discounted_returns(dataset, GAMMA)
     np.testing.assert_allclose(goals(goals.rows).numpy(), returns[goals.rows] * (1 - GAMMA), rtol=1e-6)
-    by_hand = sum(GAMMA**k * dataset.reward[3 + k] for k in range(27))
+    by_hand = sum(GAMMA**k * dataset.reward[3 + k] for k in range(27)) / (1 - GAMMA**27)
     assert float(goals(np.array([2]))[0]) == pytest.approx(by_hand * (1 - GAMMA), rel=1e-5)
 
 

@@ -228,3 +228,9 @@ def test_repr_says_what_it_is(dataset: Episodes) -> None:
     assert repr(dataset) == "Episodes(toy: 3 episodes, 18 rows, frames (3, 2, 2), stack 3)"
     assert repr(toy_episode(0, 3, True)) == "Episode(3 rows, return 3, terminated)"
     assert repr(toy_episode(0, 3)) == "Episode(3 rows, return 3, truncated)"
+
+
+def test_a_reward_in_a_first_row_is_in_no_return() -> None:
+    dataset = episodes_of([np.array([0.0, 1, 2]), np.array([0.0, 4])], [False, True])
+    dataset.reward[dataset.starts] = 1e6
+    assert dataset.returns.tolist() == [3.0, 4.0]

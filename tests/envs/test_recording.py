@@ -76,7 +76,7 @@ def test_what_is_no_pixel_environment_of_bounded_actions_is_refused():
     )
     with pytest.raises(VOCError, match=r"gives none in info\['state'\]"):
         record_episode(PixelObservation(blind, 16), policy, seed)
-    with pytest.raises(VOCError, match=r"voc_rl\.agents\.NoisyPolicy \(EpsilonGreedy, .*\) adds to anything with `predict`"):
+    with pytest.raises(VOCError, match=r"NoisyPolicy \(EpsilonGreedy, .*\) adds to anything with `predict`"):
         record_episode(PixelObservation(Ramp(), 16), Steady(), seed)
     for shape in ((16, 16, 3), (84, 84, 9), (4, 16, 16)):  # the channels last; four gray frames
         space = gym.spaces.Box(0, 255, shape, np.uint8)

@@ -18,16 +18,14 @@ def test_it_starts_at_the_mean_reward() -> None:
     torch.manual_seed(0)
     head = ValueHead(6, 3, members=4)
     context, features = torch.randn(5, 6), torch.randn(5, 3)
-    head.fit_rewards(np.array([0.2, 1.2]))  # a spread below twice the mean does not count
+    head.fit_rewards(0.7, 0.7)
     with torch.no_grad():
         torch.testing.assert_close(head(context, features), torch.full((5, 4), 0.7))
         head.weight_3.normal_()
         assert head(context, features).std() > 0.1
         one = head(context, features)
-        head.fit_rewards(np.array([-1.4]))  # twice the size, another start
+        head.fit_rewards(-1.4, 1.4)  # twice the unit, another start
         torch.testing.assert_close(head(context, features), 2 * (one - 0.7) - 1.4)
-        head.fit_rewards(np.zeros(3))
-        torch.testing.assert_close(head(context, features), (one - 0.7) / 0.7 * 1e-3, atol=1e-7, rtol=1e-4)
 
 
 def test_bfloat16_leaves_differences_of_values() -> None:
@@ -35,7 +33,7 @@ def test_bfloat16_leaves_differences_of_values() -> None:
     torch.manual_seed(0)
     head = ValueHead(32, members=3)
     torch.nn.init.normal_(head.weight_3, std=1e-3)
-    head.fit_rewards(np.array([1.0, 1.0]))
+    head.fit_rewards(1.0, 1.0)
     context = torch.randn(500, 32)
     with torch.no_grad():
         exact = head(context)
@@ -46,27 +44,16 @@ def test_bfloat16_leaves_differences_of_values() -> None:
     assert float((found - exact).std()) < 0.02 * float(exact.std())
 
 
-def test_rare_and_centred_rewards_are_measured_by_half_their_spread() -> None:
-    head = ValueHead(6)
-    for rewards, mean, unit in (
-        ([3.0, -1.0, 3.0, -1.0], 1.0, 1.0),  # spread 2: half of it is the mean
-        ([4.0, -4.0, 4.0, -4.0], 0.0, 2.0),
-        ([0.0] * 99 + [10.0], 0.1, 0.99**0.5 / 2),
-        ([-1.0, -1.0], -1.0, 1.0),
-        ([2e-6, -2e-6], 0.0, 1e-6),
-    ):
-        head.fit_rewards(np.array(rewards, np.float32))
-        assert float(head.bias_value) == pytest.approx(mean)
-        assert float(head.spread) == pytest.approx(unit)
-
-
-def test_a_head_of_centred_rewards_leaves_the_network_its_futures() -> None:
-    """A wave round the ring whose mean is zero: errors in units of the mean would wreck the trunk."""
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_a_head_of_centred_rewards_leaves_the_network_its_futures(offset: float) -> None:
+    """A wave round the ring whose mean is zero: errors in units of the mean would wreck the trunk. With a thousand on
+    top of all rewards, in such units the wave would be too small to be learned."""
     gamma, states = 0.9, walks(ring(), 20, 600)
     wave = np.cos(2 * np.pi * np.arange(S) / S)
     wave -= wave[states[:, 1:]].mean()
+    assert abs(wave[states[:, 1:]].mean()) < 1e-6
+    wave += offset
     dataset = episodes_of([np.r_[0.0, wave[w[1:]]] for w in states], [False] * len(states))
-    assert abs(float(dataset.reward[dataset.step_type > 0].mean())) < 1e-6
     config = OccupancyTraining(gamma=gamma, loop=loop(150, 1e-2, batch_size=128))
     model, head = trained(dataset, states.reshape(-1, 1), config, head=True)
     assert head is not None
@@ -88,7 +75,7 @@ def test_members_by_plain_matrices() -> None:
             parameter.normal_()
         features = 3 + 2 * torch.randn(50, 3)
         head.fit_features(features)
-        head.fit_rewards(np.array([0.5]))
+        head.fit_rewards(0.5, 0.5)
         context = torch.randn(50, 6)
         found = head(context, features)
         x = torch.cat([context, (features - features.mean(0)) / features.std(0)], 1)

@@ -50,8 +50,17 @@ def test_from_samples_covers_the_mean() -> None:
 def test_from_ensemble_by_hand() -> None:
     estimate = from_ensemble(np.array([[1.0, 2.0, 3.0, 4.0, 5.0]]), gamma=0.5, level=0.9)
     assert estimate.mean[0] == pytest.approx(6.0)
-    assert estimate.stderr[0] == pytest.approx(2 * 2.5**0.5)  # the spread itself, not divided by the number of heads
+    # the spread itself, not divided by the number of heads, and that of their mean
+    assert estimate.stderr[0] == pytest.approx(2 * (2.5 + 2.5 / 5) ** 0.5)
     assert estimate.high[0] - estimate.mean[0] == pytest.approx(2.1318468 * estimate.stderr[0])
+
+
+def test_from_ensemble_covers_what_its_members_scatter_around() -> None:
+    """Bootstrap members scatter about the estimate as the estimate does about the truth."""
+    rng = np.random.default_rng(0)
+    found = rng.normal(size=(20_000, 1))
+    estimate = from_ensemble(found + rng.normal(size=(20_000, 5)), gamma=0.0, level=0.9)
+    assert ((estimate.low <= 0) & (estimate.high >= 0)).mean() == pytest.approx(0.9, abs=0.01)
 
 
 END = 4

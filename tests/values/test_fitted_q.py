@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from decisions import LAST, UNIFORM, S, actions_of, decisions, logged
 from walks import CELLS, GAMMA, Walk, exact, walks
@@ -60,23 +57,6 @@ def test_an_offset_of_rewards_is_one_of_values(tmp_path: Path) -> None:
             truth = exact(data, policy.right, np.arange(len(data)))
             error = values - offset / (1 - GAMMA) - truth
             assert np.sqrt(np.square(error).mean()) < 0.06 * np.ptp(truth)
-
-
-def test_the_unit_holds_what_ends_take_and_no_offset() -> None:
-    rng = np.random.default_rng(0)
-    rows = 200_000
-    for ends, offset, right in ((False, 0.0, 0.5), (False, 1000.0, 2.0), (True, 1000.0, 1000.0)):
-        data: Any = SimpleNamespace(
-            step_type=np.ones(rows, np.uint8), ends=np.arange(100, rows + 1, 100), episode=np.arange(rows) // 100,
-            steps_left=99 - np.arange(rows) % 100, terminal=ends & (np.arange(rows) % 100 == 99),
-        )  # fmt: skip
-        reward = (rng.normal(size=(rows, 1)) + offset).astype(np.float32)
-        mean, unit = fitted_q_module._unit(data, reward, 0.99)
-        assert mean[0] == pytest.approx(offset, abs=0.01)
-        assert unit[0] == pytest.approx(right, rel=0.01)
-        unit = fitted_q_module._unit(data, np.full((rows, 1), 0.1, np.float32), 0.9)[1]  # one reward everywhere
-        # rms of .9^k over 100 steps, twice; without ends, nothing differs
-        assert unit[0] == pytest.approx(2 * 0.1 * (1 / (0.19 * 100)) ** 0.5 if ends else 1.0, rel=1e-3)
 
 
 def test_the_unit_of_rewards_does_not_matter() -> None:

@@ -43,4 +43,47 @@ def test_which_rows_count_by_hand() -> None:
     rows = known_rows(np.array([2, *[5] * 29]), np.array([False, *[True] * 29]), 100)
     assert not rows[0].any()
     assert all(row.all() for row in rows[1:])
+    # one in thirty terminates: what lived on long enough is no choice of outcomes
+    rows = known_rows(np.array([2, *range(5, 34)]), np.array([True, *[False] * 29]), 6)
+    assert rows[0].tolist() == [True, False, False]  # at step 1 two of thirty are unknown
+    assert [int(row.sum()) for row in rows[1:]] == [max(n - 5, 0) for n in range(5, 34)]
     assert known_rows(np.zeros(0, np.int64), np.zeros(0, bool), 3) == []
+
+
+def ring_episodes(limits: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Walks on a ring of 12 cells until cell 6, which pays 1 and ends them, or a limit; who ended; exact values."""
+    cells, moves, gamma = 12, np.array([-1, 0, 1]), 0.9
+    step = sum(q * np.roll(np.eye(cells), d, 1) for d, q in zip(moves, (0.3, 0.4, 0.3), strict=True))
+    going = np.arange(cells) != 6
+    exact = np.linalg.solve(np.eye(cells) - gamma * step * going, step[:, 6])
+    walks = []
+    for limit in limits:
+        at = [int(rng.choice(np.flatnonzero(going)))]
+        while len(at) <= limit and at[-1] != 6:
+            at.append((at[-1] + int(rng.choice(moves, p=(0.3, 0.4, 0.3)))) % cells)
+        walks.append(np.array(at))
+    return walks, np.array([walk[-1] == 6 for walk in walks]), np.where(going, exact, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["one", "early", "uniform", "wide"])
+def test_known_returns_have_the_exact_mean_whatever_the_time_limits_are(kind: str) -> None:
+    rng, count = np.random.default_rng(1), 2000
+    limits = {
+        "one": np.full(count, 100), "early": np.where(rng.random(count) < 0.1, 20, 100),
+        "uniform": rng.integers(50, 151, count), "wide": rng.integers(1, 200, count),
+    }[kind]  # fmt: skip
+    walks, ended, exact = ring_episodes(limits, rng)
+    rows = known_rows(np.array([len(walk) - 1 for walk in walks]), ended, horizon(0.9))
+    if kind == "wide":  # no step at which nearly all limits are far: what is known would be what lived on
+        assert not any(row[:-1].any() for row in rows)
+        return
+    found, right = [], []
+    for walk, over, row in zip(walks, ended, rows, strict=True):
+        paid = (walk == 6).astype(float)
+        returns = returns_to_go(paid, np.r_[np.ones(len(walk) - 1), 1.0 - over], 0.9)
+        found.append(returns[:-1][row[:-1]].sum())
+        right.append(exact[walk[:-1]][row[:-1]].sum())
+    gap = np.array(found) - np.array(right)
+    assert sum(int(row.sum()) for row in rows) > 3000
+    assert abs(gap.sum()) < 3 * np.sqrt(count) * gap.std() + 0.002 * sum(int(row.sum()) for row in rows)
+    assert sum(right) > 50 * np.sqrt(count) * gap.std() / 3 / 10

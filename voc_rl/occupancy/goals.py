@@ -18,6 +18,7 @@ from voc_rl.data import Episodes
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.heads import ValueHead
+from voc_rl.occupancy.reward_units import reward_units
 from voc_rl.occupancy.targets import NStepReturns, n_step_returns
 from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.precision import device_of, on_device
@@ -35,9 +36,10 @@ class HeadGoals(ABC):
             where goals continue with them, else empty.
     """
 
-    def __init__(self, head: ValueHead, dataset: Episodes, seed: int) -> None:
+    def __init__(self, head: ValueHead, dataset: Episodes, gamma: float, seed: int) -> None:
         self.device = device_of(head)
-        head.fit_rewards(dataset.reward[dataset.step_type > 0])  # first rows have none
+        mean, unit = reward_units(dataset, dataset.reward[:, None], gamma)
+        head.fit_rewards(float(mean[0]), float(unit[0]))
         weights = head.episode_weights(len(dataset.starts), np.random.default_rng([seed, 1 << 41]))
         self.weights, self.episode = weights.to(self.device), on_device(dataset.episode, self.device)
         self.values = torch.zeros(0)
@@ -66,7 +68,7 @@ class Returns(HeadGoals):
     """n-step returns of all rows at one discount, times 1 - gamma."""
 
     def __init__(self, head: ValueHead, dataset: Episodes, gamma: float, returns: NStepReturns, seed: int) -> None:
-        super().__init__(head, dataset, seed)
+        super().__init__(head, dataset, gamma, seed)
         self.gamma, self.renewed = gamma, np.unique(returns.bootstrap)
         parts = (returns.bootstrap, returns.partial, returns.weight)
         self.later, self.partial, self.later_weight = (on_device(part, self.device) for part in parts)
@@ -82,10 +84,13 @@ class Returns(HeadGoals):
 
 
 class BatchReturns(HeadGoals):
-    """n-step returns times 1 - gamma, at the discount of each context, with the slow values of the moment."""
+    """n-step returns times 1 - gamma, at the discount of each context, with the slow values of the moment.
 
-    def __init__(self, head: ValueHead, dataset: Episodes, n: int, seed: int) -> None:
-        super().__init__(head, dataset, seed)
+    ``gamma``: the largest discount.
+    """
+
+    def __init__(self, head: ValueHead, dataset: Episodes, gamma: float, n: int, seed: int) -> None:
+        super().__init__(head, dataset, gamma, seed)
         self.dataset, self.n = dataset, n
 
     def of(self, batch: Batch) -> Tensor:
@@ -110,4 +115,5 @@ def returns_of(
         returns = n_step_returns(dataset, config.gamma, n)
         if returns.weight[contexts].mean() <= SLIGHT:
             return Returns(head, dataset, config.gamma, returns, seed)
-    return BatchReturns(head, dataset, n, seed)
+    largest = config.gammas[1] if config.gammas else config.gamma
+    return BatchReturns(head, dataset, largest, n, seed)

@@ -37,15 +37,14 @@ class ValueHead(SeesFeatures):
         self.spread: Tensor
         self.hold_features(feature_dim)
 
-    def fit_rewards(self, rewards: np.ndarray) -> None:
-        """Start at the mean of rewards (N,), and measure errors in its size, or in half their spread if that is more.
+    def fit_rewards(self, mean: float, unit: float) -> None:
+        """Start at the mean reward, and measure errors in ``unit`` (``reward_units``).
 
-        The spread keeps errors near one where rewards cancel or are rare: the trunk and the norm at which gradients are
-        cut are shared with the codes, whose loss a head of huge errors would drown.
+        Errors stay near one whatever the rewards are: the trunk and the norm at which gradients are cut are shared with
+        the codes, whose loss a head of huge errors would drown, and which would drown one of tiny errors.
         """
-        mean = float(rewards.mean())
         self.bias_value.fill_(mean)
-        self.spread.fill_(max(abs(mean), float(rewards.std()) / 2.0) or 1e-3)  # of no rewards at all: small ones
+        self.spread.fill_(unit)
 
     def episode_weights(self, episodes: int, rng: np.random.Generator) -> Tensor:
         """Bayesian bootstrap weights float32 (episodes, members), mean one."""

@@ -63,7 +63,7 @@ class PolicyGoals(HeadGoals):
             )
         if values is None:
             raise VOCError("A value head of policies learns from values of all rows; train without one otherwise.")
-        super().__init__(head, dataset, seed)
+        super().__init__(head, dataset, config.gamma, seed)
         self.own, self.after = (goal.to(self.device) for goal in _values_learned(dataset, values, config.gamma))
 
     def of(self, batch: Batch) -> Tensor:

@@ -8,7 +8,15 @@ from voc_rl.values.mve import mve
 from voc_rl.values.rewards import RewardConfig, RewardHead, check_rewards, fit_reward_head, train_reward_head
 from voc_rl.values.statistics import scores
 from voc_rl.values.successor import successor_features
-from voc_rl.values.truth import discounted_returns, horizon, known_rows, mean_return, returns_to_go
+from voc_rl.values.truth import (
+    check_known,
+    completed,
+    discounted_returns,
+    horizon,
+    known_rows,
+    mean_return,
+    returns_to_go,
+)
 
 __all__ = [
     "FQEConfig",
@@ -17,7 +25,9 @@ __all__ = [
     "RewardHead",
     "ValueEstimate",
     "by_head",
+    "check_known",
     "check_rewards",
+    "completed",
     "density",
     "discounted_returns",
     "fit_reward_head",

@@ -53,10 +53,11 @@ def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> Valu
     """Values from (1 - gamma) V of several heads (B, members) that were trained on reweighted episodes.
 
     The spread of the members is itself the standard error (Bayesian bootstrap), not divided by the root of their
-    number; the interval is Student's, because a handful of members tell the spread only roughly.
+    number; that of their mean adds to it. The interval is Student's, because a handful of members tell the spread only
+    roughly.
     """
     values = np.asarray(members, np.float64) / (1.0 - gamma)
-    mean, stderr = values.mean(1), values.std(1, ddof=1)
+    mean, stderr = values.mean(1), values.std(1, ddof=1) * np.sqrt(1.0 + 1.0 / values.shape[1])
     low, high = student_interval(mean, stderr, values.shape[1], level)
     return ValueEstimate(mean, stderr, low, high, level, HEAD_COVERS)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
 from voc_rl.occupancy import PolicyActions, taken_actions
+from voc_rl.occupancy.reward_units import reward_units
 from voc_rl.precision import seeded
 
 COMPONENTS = 96  # of the frames' features: what is left is mostly noise once every input has the same spread
@@ -59,20 +60,6 @@ class QNetwork(nn.Module):
         return F.relu(self.norms[1](self.second(F.relu(self.norms[0](first)))))
 
 
-def _unit(dataset: Episodes, reward: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unit float32 (K,) of rewards (N, K): by how much (1 - gamma) Q may differ from the mean.
-
-    An end takes gamma^k of the value of a constant reward k steps before it. Without ends, a constant on top of all
-    rewards makes the unit at most four times as large.
-    """
-    arrived = reward[dataset.step_type > 0].astype(np.float64)  # sums of a million of float32 are far off
-    mean, deviation = arrived.mean(0), arrived.std(0)
-    ended = dataset.terminal[dataset.ends - 1][dataset.episode]
-    taken = np.sqrt(np.mean(np.where(ended, gamma ** (2.0 * dataset.steps_left), 0.0)))
-    spread = np.maximum(np.minimum(np.abs(mean), 2 * np.hypot(deviation, mean * taken)), deviation / 2)
-    return mean.astype(np.float32), np.where(spread > 1e-7 * np.abs(mean), spread, 1).astype(np.float32)
-
-
 class _Trainee:
     def __init__(
         self, network: QNetwork, state: Tensor, dataset: Episodes, actions: PolicyActions, reward: np.ndarray,
@@ -87,7 +74,7 @@ class _Trainee:
 
         self.taken, self.drawn = there(taken_actions(dataset)), there(actions.drawn)
         # outputs are differences from the mean reward, in units of their size: no reward is easier to learn
-        mean, spread = _unit(dataset, reward, gamma)
+        mean, spread = reward_units(dataset, reward, gamma)
         self.mean, self.spread = there(mean), there(spread)
         self.reward = (there(reward) - self.mean) / self.spread
         self.going, self.weights = there(~dataset.terminal), there(weights)

@@ -31,6 +31,15 @@ def returns_to_go(reward: np.ndarray, discount: np.ndarray, gamma: float) -> np.
     return returns
 
 
+def completed(returns: np.ndarray, steps_left: np.ndarray, gamma: float) -> np.ndarray:
+    """Returns (T,) that a time limit cut ``steps_left`` (T,) steps later, over their weight 1 - gamma^steps_left.
+
+    What lies beyond the cut is taken to be like what lies before it. Without that, values of a reward that hardly
+    varies would all be too low by the weight that is missing.
+    """
+    return returns / (1.0 - gamma**steps_left)
+
+
 def known_rows(steps: np.ndarray, terminated: np.ndarray, horizon: int) -> list[np.ndarray]:
     """Where the return of each episode's rows is known: bool (steps + 1,) for each.
 
@@ -38,18 +47,23 @@ def known_rows(steps: np.ndarray, terminated: np.ndarray, horizon: int) -> list[
         steps: int (E,), of each episode. terminated: bool (E,), the others were cut by a time limit.
 
     A cut episode's rows are known as long as ``horizon`` steps were left: later returns would be truncated geometrics.
-    Those of a terminated one all are, but counting all would count late rows because they are about to end, and not
-    those that lived on until they were cut: too low on average. So at step t they count where at most ``UNKNOWN`` of
-    the episodes that came so far are unknown. Made for one time limit: with a common limit L, where t <= L - horizon.
+    Those of a terminated one all are. But counting every row that is known would count late rows because they are about
+    to end, and not those that lived on until they were cut. So a row at step t of a terminated episode counts where at
+    most ``UNKNOWN`` of the episodes that came so far are unknown, and one of a cut episode there, or where at most
+    ``UNKNOWN`` of them terminate within the horizon: else it would count because it lived on. With one time limit L
+    for all, both are t <= L - horizon.
     """
-    longest = int(steps.max(initial=0))
-    t = np.arange(longest + 1)
-    alive = len(steps) - np.searchsorted(np.sort(steps), t)
-    cut = np.sort(steps[~terminated])  # unknown at t: steps - horizon < t <= steps
-    unknown = np.searchsorted(cut, t + horizon) - np.searchsorted(cut, t)
-    counts = unknown <= UNKNOWN * alive
+    t = np.arange(int(steps.max(initial=0)) + 1)
+    few = UNKNOWN * (len(steps) - np.searchsorted(np.sort(steps), t))
+
+    def within(ends: np.ndarray) -> np.ndarray:
+        """How many of the episodes with these ends have them after t and before t + horizon, or at t."""
+        return np.searchsorted(ends, t + horizon) - np.searchsorted(ends, t)
+
+    unbiased = within(np.sort(steps[~terminated])) <= few
+    lasting = unbiased | (within(np.sort(steps[terminated])) <= few)
     return [
-        counts[: n + 1] if ended else np.arange(n + 1) <= n - horizon
+        unbiased[: n + 1] if ended else lasting[: n + 1] & (np.arange(n + 1) <= n - horizon)
         for n, ended in zip(steps, terminated, strict=True)
     ]
 
@@ -57,13 +71,30 @@ def known_rows(steps: np.ndarray, terminated: np.ndarray, horizon: int) -> list[
 def discounted_returns(dataset: Episodes, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """Return of each row, float64 (N,), and where it is known, bool (N,).
 
-    ``returns_to_go`` of every episode, known by ``known_rows``.
+    ``returns_to_go`` of every episode, known by ``known_rows``, and ``completed`` there.
     """
     returns = np.zeros(len(dataset))
     for start, end in zip(dataset.starts, dataset.ends, strict=True):
         returns[start:end] = returns_to_go(dataset.reward[start:end], dataset.discount[start:end], gamma)
     steps, terminated = dataset.ends - dataset.starts - 1, dataset.terminal[dataset.ends - 1]
-    return returns, np.concatenate(known_rows(steps, terminated, horizon(gamma)))
+    known = np.concatenate(known_rows(steps, terminated, horizon(gamma)))
+    cut = known & ~terminated[dataset.episode]
+    returns[cut] = completed(returns[cut], dataset.steps_left[cut], gamma)
+    return returns, known
+
+
+def check_known(known: np.ndarray, gamma: float, which: str, least: int = 1) -> None:
+    """Refuse data of which fewer than ``least`` rows have a known return, bool (N,).
+
+    Raises:
+        VOCError: they have.
+    """
+    if known.sum() < least:
+        raise VOCError(
+            f"Too few {which} states have a known return at gamma {gamma:g}: it takes {horizon(gamma)} steps before a "
+            "time limit cuts the episode and, where many episodes terminate, nearly the same limit for all, so take a "
+            "smaller gamma, which needs fewer steps."
+        )
 
 
 def mean_return(dataset: Episodes, gamma: float) -> float:
@@ -73,6 +104,5 @@ def mean_return(dataset: Episodes, gamma: float) -> float:
         VOCError: no row has a known return.
     """
     returns, known = discounted_returns(dataset, gamma)
-    if not known.any():
-        raise VOCError("No training state has a known return; episodes are shorter than the horizon of this gamma.")
+    check_known(known, gamma, "training")
     return float(returns[known].mean())

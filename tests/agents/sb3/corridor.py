@@ -37,8 +37,13 @@ class Walk:
     def known(self, values: np.ndarray, walks: list[Walk]) -> tuple[np.ndarray, np.ndarray]:
         """Table values and realised returns of the states whose return is known; ``walks``: all that are looked at."""
         steps = [t for t in range(self.steps) if self.counts(t, walks)]
-        returns = [sum(GAMMA**k * r for k, r in enumerate(self.rewards[t:])) for t in steps]
+        returns = [self._return(t) for t in steps]
         return np.array([values[self.states[t]] for t in steps]), np.array(returns)
+
+    def _return(self, t: int) -> float:
+        """From step t on; where a time limit cut it, over the weight of what was seen."""
+        seen = sum(GAMMA**k * r for k, r in enumerate(self.rewards[t:]))
+        return seen if self.terminated else seen / (1 - GAMMA ** (self.steps - t))
 
     def counts(self, t: int, walks: list[Walk]) -> bool:
         """A few walks: a terminated one counts at no step at which the return of another one is unknown."""
@@ -47,8 +52,8 @@ class Walk:
         return all(walk.terminated or walk.steps < t or walk.steps - t >= H for walk in walks)
 
 
-# terminations and time limits; limits with six known states, one, and none
-PLAN = [Walk(0, 5, True), Walk(3, H + 5, False), Walk(7, H, False), Walk(2, H - 1, False), Walk(9, 1, True)]
+# terminations, one of them later than the last known state of those that the time limit cuts
+PLAN = [Walk(0, 5, True), Walk(3, H + 5, False), Walk(7, H + 5, False), Walk(2, H + 4, True), Walk(9, 1, True)]
 
 
 def plan_of(i: int) -> list[Walk]:

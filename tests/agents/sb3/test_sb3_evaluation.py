@@ -128,7 +128,7 @@ def test_the_square_by_hand(square_voc: Path) -> None:
         cells.append(first.envs[0].unwrapped.cell)
     found = evaluate(Scripted(1.0), square_voc, env, 5)
     voc = VOC.load(square_voc)
-    realised = [worth(cell + t, limit - t) for cell in cells for t in range(known)]
+    realised = [worth(cell + t, limit - t) / (1 - 0.5 ** (limit - t)) for cell in cells for t in range(known)]
     assert found.realised == pytest.approx(np.mean(realised), abs=1e-6)
     paths = [np.maximum(np.arange(t - 2, t + 1), 0) + cell for cell in cells for t in range(known)]
     frames = np.stack([picture(path % CELLS, SIDE).reshape(9, SIDE, SIDE) for path in paths])
@@ -188,8 +188,8 @@ def test_what_cannot_be_evaluated_is_refused(square_voc: Path) -> None:
     blind = VecVOCValue(make_vec_env(square_env), square_voc, mode="observation", observe="features_only")
     for model, asked, env, words in (
         (Scripted(), voc, None, "pass env"),
-        (Scripted(), voc, corridors([short]), "episodes are shorter than the horizon"),
-        (Scripted(env=corridors([short])), voc, None, "episodes are shorter than the horizon"),
+        (Scripted(), voc, corridors([short]), "whose time limit is further away than the horizon"),
+        (Scripted(env=corridors([short])), voc, None, "whose time limit is further away than the horizon"),
         (Scripted(env=blind), square_voc, None, "a value wrapper has to show features='codes'"),
         (Scripted(), square_voc, DummyVecEnv([lambda: gym.make("Pendulum-v1")]), "float32 (3,)"),
         (Scripted(), square_voc / "nothing", corridors([PLAN]), "holds no VOC"),
