@@ -7,13 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from small import toy_dataset
+from stable_baselines3 import DQN
+from stable_baselines3.common.vec_env import DummyVecEnv
 from worlds import refusal
 
-from voc_rl.agents import NoisyPolicy
+from voc_rl.agents import EpsilonGreedy, NoisyPolicy
 from voc_rl.agents.loading import Deterministic
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
@@ -76,6 +79,35 @@ def test_a_policy_of_single_draws_is_asked_for_each(tmp_path: Path) -> None:
         expected = np.clip(again.draw(dataset.observations(np.arange(11)), rng), -1, 1)
         np.testing.assert_allclose(found[:, m], expected, rtol=1e-6)
     assert policy.passes == 3
+
+
+def test_numbers_of_discrete_actions_become_one_hot(tmp_path: Path) -> None:
+    """An agent of Stable-Baselines3, and the noise around it, on data whose actions have as many entries."""
+    dataset = toy_dataset(tmp_path, (5, 6))  # actions of two entries
+    assert dataset.state is not None
+    space = gym.spaces.Box(-np.inf, np.inf, dataset.state.shape[1:])
+    env = SimpleNamespace(observation_space=space, action_space=gym.spaces.Discrete(2))
+    linear = {"policy_kwargs": {"net_arch": []}, "device": "cpu", "buffer_size": 1}
+    agent = DQN("MlpPolicy", DummyVecEnv([lambda: Spaces(env)]), **linear)
+    agent.q_net.q_net[0].load_state_dict({"weight": torch.eye(2, 3), "bias": torch.tensor([0.0, 2.5])})
+    numbers = (dataset.state[:, 0] <= 2.5 + dataset.state[:, 1]).astype(int)  # (t, -t) against (0, 2.5)
+    assert set(numbers) == {0, 1}
+    greedy = [agent, EpsilonGreedy(agent, 0.0), Deterministic(agent)]
+    agent.exploration_rate = 0.0
+    found = policy_actions([*greedy, EpsilonGreedy(agent, 1.0)], dataset, 3, np.random.default_rng(0)).drawn
+    for own in found[:3]:
+        np.testing.assert_array_equal(own, np.eye(2)[numbers][:, None].repeat(3, 1))
+    assert set(map(tuple, found[3].reshape(-1, 2))) == {(0.0, 1.0), (1.0, 0.0)}
+    env.action_space = gym.spaces.Discrete(3)
+    other = DQN("MlpPolicy", DummyVecEnv([lambda: Spaces(env)]), **linear)
+    assert "discrete ones are one-hot there" in refusal(policy_actions, [other], dataset, 3, np.random.default_rng(0))
+
+
+class Spaces(gym.Env[np.ndarray, np.integer[Any]]):
+    """Where an agent comes from that never acts."""
+
+    def __init__(self, spaces: Any) -> None:
+        self.observation_space, self.action_space = spaces.observation_space, spaces.action_space
 
 
 def test_draws_of_another_number_are_refused(tmp_path: Path) -> None:
