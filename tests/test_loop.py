@@ -252,7 +252,7 @@ def test_codes_of_another_dataset_are_refused() -> None:
         OccupancyTraining(gamma=1.0)
     single = episodes_of([np.zeros(1)], [False])
     with pytest.raises(VOCError, match=r"No row has a step left"):
-        train_occupancy(*networks(0), single, codes[:1], features[:1], training())
+        train_occupancy(*networks(0), single, codes[:1], None, training())
 
 
 STEPS = 400
