@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_choice
+from voc_rl.errors import VOCError, check_choice, check_count, check_gamma
 from voc_rl.loop import StepLog
 from voc_rl.model import VOC
 from voc_rl.occupancy import (
@@ -93,10 +93,10 @@ def train_action_voc(
         quantizer, tokens, device: as in ``voc_rl.train``.
 
     Raises:
-        VOCError: tokens without the quantizer that made them.
+        VOCError: tokens without the quantizer that made them, or of other rows.
     """
     training, config = training or action_training(), config or VOCConfig()
-    check_tokens(tokens, quantizer)
+    check_tokens(tokens, quantizer, dataset)
     quantizer = ready_quantizer(quantizer, dataset, config, as_device(device), log=log, progress=progress)
     codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
     chain = chain or logged_chain(dataset, features if features.shape[1] else codes)
@@ -149,7 +149,7 @@ class ActionValues:
         caution: standard deviations of the head's members that are taken off.
 
     Raises:
-        VOCError: a VOC without action input, another estimator, or ``head`` where the VOC has none.
+        VOCError: a VOC without action input, another estimator, ``head`` where the VOC has none, or no samples.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class ActionValues:
         if not voc.occupancy.config.action_dim:
             raise VOCError("This VOC reads no actions; train one with voc_rl.agents.train_action_voc.")
         check_choice(estimator, ("head", "sample"), "estimator")
+        check_count(samples, "samples")
         if estimator == "head" and voc.value_head is None:
             raise VOCError("This VOC has no value head; use estimator='sample'.")
         self.voc, self.estimator, self.samples, self.caution, self.seed = voc, estimator, samples, caution, seed
@@ -217,11 +218,17 @@ class RollOutScores:
 
     After the action the model goes on as the data's policy did. ``steps`` observations of each of ``paths`` paths are
     sampled: steps x paths is what ``ActionValues`` calls samples, at equal compute.
+
+    Raises:
+        VOCError: another VOC, gamma outside [0, 1), or no steps or paths.
     """
 
     def __init__(self, voc: VOC, gamma: float, steps: int = 16, paths: int = 1, seed: int = 0) -> None:
         if not voc.occupancy.config.action_dim or voc.gamma != 0.0:
             raise VOCError("Roll-outs need a VOC with action input that was trained for gamma 0, the next observation.")
+        check_gamma(gamma)
+        check_count(steps, "steps")
+        check_count(paths, "paths")
         self.voc, self.weights, self.paths, self.seed = voc, gamma ** np.arange(steps), paths, seed
 
     @torch.no_grad()

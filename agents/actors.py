@@ -136,7 +136,10 @@ def load_policy(name: str | Path, seed: int = 0) -> GaussianActor:
     shipped = shipped_policies()
     path = shipped.get(str(name), Path(name))
     if not path.is_file():
-        raise VOCError(f"No policy {str(name)!r}; a .safetensors file is needed, or {', '.join(shipped)}.")
+        raise VOCError(
+            f"No policy {str(name)!r}; a .safetensors file is needed (for policy evaluation, the folder of a saved "
+            f"OfflineAgent serves too), or {', '.join(shipped)}."
+        )
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

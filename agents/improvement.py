@@ -14,7 +14,7 @@ from voc_rl.agents.action_values import ROWS_AT_ONCE, ActionValues, action_train
 from voc_rl.agents.objectives import Cloning, advantage_weights, linear_residual, trace_advantages
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.errors import VOCError, check_choice, check_positive, check_token_rows
 from voc_rl.model import VOC
 from voc_rl.occupancy import (
     PolicyTraining,
@@ -57,8 +57,9 @@ def action_weights(
     """``advantage_weights`` float32 (N,) of the logged actions, with the advantages of ``voc``'s head.
 
     Raises:
-        VOCError: a VOC without action input or value head, or for actions of another size.
+        VOCError: a VOC without action input or value head, or for actions of another size; tokens of other rows.
     """
+    check_token_rows(*tokens, len(dataset))
     size, reads = dataset.action.shape[1], voc.occupancy.config.action_dim
     if reads not in (0, size):
         raise VOCError(f"The data's actions have size {size}; this VOC reads actions of size {reads}.")
@@ -83,6 +84,7 @@ def row_weights(
     config = config or ImprovementConfig()
     if config.trace is None:
         return action_weights(voc, dataset, tokens, config.temperature)
+    check_token_rows(*tokens, len(dataset))
     parts, rows = torch.arange(len(tokens[0])).split(ROWS_AT_ONCE), going_rows(dataset)
     values = np.concatenate([voc.value_of_codes(tokens[0][some], tokens[1][some]).mean for some in parts])
     advantages = trace_advantages(dataset, values, voc.gamma, config.trace)
@@ -113,7 +115,11 @@ def policy_voc(
     """Evaluate: a VOC of the futures of an action, ``agent`` acting after it, on the agent's stitched chain of rows.
 
     ``seed``: of the chain and, in place of ``config.voc.seed``, of the networks.
+
+    Raises:
+        VOCError: tokens of other rows.
     """
+    check_token_rows(*tokens, len(dataset))
     config = config or ImprovementConfig()
     rng = np.random.default_rng([seed, 89])
     drawn = policy_actions([agent], dataset, config.draws, rng).drawn[0]

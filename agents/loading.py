@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from voc_rl.agents.actors import GaussianActor, load_policy
+from voc_rl.agents.offline import OfflineAgent
 from voc_rl.errors import VOCError
 from voc_rl.policy import memoryless, observation_of
 
@@ -51,7 +52,8 @@ class Deterministic:
 
 
 def policy_of(name: str) -> Any:
-    """A policy by name: a shipped actor, an actor's ``.safetensors``, a SAC ``.zip``, or ``module:callable``.
+    """A policy by name: a shipped actor, an actor's ``.safetensors``, a SAC ``.zip``, the folder of a saved
+    ``OfflineAgent``, or ``module:callable``.
 
     ``module:callable`` imports the module and calls the callable, which returns the policy: that runs its code. The
     other kinds run none. A SAC that learned under ``VecNormalize`` has to come through
@@ -62,6 +64,8 @@ def policy_of(name: str) -> Any:
     """
     if name.endswith(".zip"):
         return sac_actor(Path(name))
+    if (Path(name) / "agent.json").is_file():
+        return OfflineAgent.load(name)
     if ":" not in name or Path(name).exists():
         return load_policy(name)
     try:

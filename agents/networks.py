@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from voc_rl.errors import VOCError
 from voc_rl.plugin import LARGEST
 from voc_rl.precision import autocast
 from voc_rl.quantizers import Quantizer, check_features, seen_as_stored
@@ -67,12 +68,18 @@ class FrozenEncoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """DrQ-v2's encoder (Yarats et al. 2022): uint8 (B, 3K, H, W) -> float32 (B, 50)."""
+    """DrQ-v2's encoder (Yarats et al. 2022): uint8 (B, 3K, H, W) -> float32 (B, 50).
+
+    Raises:
+        VOCError: a side of less than 15, of which the convolutions leave nothing.
+    """
 
     width = 50
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
+        if min(shape[1:]) < 15:
+            raise VOCError(f"Frames {shape} are too small for convolutions; sides of at least 15 are needed.")
         self.convolutions = nn.Sequential(
             nn.Conv2d(shape[0], 32, 3, 2), nn.ReLU(),
             nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(),

@@ -21,9 +21,17 @@ from voc_rl.agents.networks import Actor, ConvEncoder, FrozenEncoder
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
+from voc_rl.errors import (
+    VOCError,
+    check_at_least,
+    check_choice,
+    check_count,
+    check_gamma,
+    check_observations,
+    check_seed,
+)
 from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
-from voc_rl.precision import device_of, seeded
+from voc_rl.precision import as_tensor, device_of, seeded
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
 
 Inputs = Literal["features", "tokens", "frames"]
@@ -51,20 +59,33 @@ class AgentConfig:
     def __post_init__(self) -> None:
         check_choice(self.inputs, INPUTS, "inputs")
         check_gamma(self.gamma)
-        check_positive(self.width, "width")
+        check_count(self.width, "width")
+        for name in ("noise", "shift"):
+            check_at_least(getattr(self, name), 0, name)
 
 
 def check_continuous(dataset: Episodes) -> None:
-    """Refuse actions outside [-1, 1].
+    """Refuse actions that no continuous actor can learn: outside [-1, 1], or all one-hot, as discrete ones are stored.
 
     Raises:
-        VOCError: there are some.
+        VOCError: there are some, or all of those that were taken are one-hot rows of two entries or more.
     """
     if (largest := float(np.abs(dataset.action).max())) > 1.0 + 1e-6:
         raise VOCError(
             f"The data's actions reach {largest:g}; continuous ones in [-1, 1] are needed, not indices of discrete "
             "ones."
         )
+    taken = dataset.action[dataset.step_type > 0]
+    if len(taken) and taken.shape[1] > 1 and one_hot_rows(taken):
+        raise VOCError(
+            f"The data's actions are one-hot rows of {taken.shape[1]}, discrete ones, which no continuous actor gives; "
+            "train Stable-Baselines3's DQN on them (voc_rl.agents.sb3.train_offline)."
+        )
+
+
+def one_hot_rows(actions: np.ndarray) -> bool:
+    """Whether each of actions (N, A) is one-hot."""
+    return bool(((actions == 1).sum(1) == 1).all()) and np.count_nonzero(actions) == len(actions)
 
 
 class OfflineAgent(Drawing):
@@ -77,7 +98,8 @@ class OfflineAgent(Drawing):
             learning on them takes seconds.
 
     Raises:
-        VOCError: no quantizer where one is needed, or convolutions where none are asked.
+        VOCError: no quantizer where one is needed, one of other frames, frames too small for convolutions, convolutions
+            where none are asked, no action, or a negative seed.
     """
 
     observation: Literal["state", "pixels"] = "pixels"
@@ -93,6 +115,8 @@ class OfflineAgent(Drawing):
         name: str = "",
         encoder: ConvEncoder | None = None,
     ) -> None:
+        check_count(action_size, "action_size")
+        check_seed(seed)
         self.config = config or AgentConfig()
         self.observation_shape, self.action_size, self.seed, self.name = observation_shape, action_size, seed, name
         self._rng = np.random.default_rng([seed, 71])
@@ -107,6 +131,11 @@ class OfflineAgent(Drawing):
             elif quantizer is None or self.config.inputs == "frames":
                 self.encoder = ConvEncoder(observation_shape)
             else:
+                if quantizer.observation_shape != tuple(observation_shape):
+                    raise VOCError(
+                        f"The quantizer reads frames {quantizer.observation_shape}, the agent is to see "
+                        f"{observation_shape}; give a quantizer of these frames."
+                    )
                 self.encoder = FrozenEncoder(copy.deepcopy(quantizer), self.config.inputs == "tokens")
             self.actor = Actor(self.encoder.width, action_size, self.config.width)
         self.networks = nn.ModuleDict({"encoder": self.encoder, "actor": self.actor})
@@ -140,8 +169,8 @@ class OfflineAgent(Drawing):
             seen: what the agent's frozen convolutions see of every row (``views.seen_rows``), where that is known.
 
         Raises:
-            VOCError: a dataset of other frames or actions, or without a step; ``seen`` where the agent has no frozen
-                convolutions, or of another shape.
+            VOCError: a dataset of other frames or of other than continuous actions, or without a step; tokens of other
+                rows; ``seen`` where the agent has no frozen convolutions, or of another shape.
         """
         from voc_rl.agents.views import view_of
 
@@ -169,7 +198,7 @@ class OfflineAgent(Drawing):
     def distribution(self, obs: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, A) of actions at observations uint8 (B, 3K, H, W)."""
         check_observations(obs, self.observation_shape)
-        return self.actor(self.encoder(torch.as_tensor(obs).to(device_of(self.actor))))
+        return self.actor(self.encoder(as_tensor(obs).to(device_of(self.actor))))
 
     def mode(self, observation: np.ndarray) -> np.ndarray:
         """The actor's mean, float32 (A,) or (B, A)."""

@@ -19,10 +19,10 @@ from torch import Tensor
 from voc_rl.agents.action_values import ActionScores
 from voc_rl.agents.networks import FrozenEncoder, log_density
 from voc_rl.agents.offline import OfflineAgent
-from voc_rl.errors import VOCError, check_at_least, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count, check_positive
 from voc_rl.model import VOC
 from voc_rl.model_files import weights_mark
-from voc_rl.precision import device_of, generator_on
+from voc_rl.precision import as_tensor, device_of, generator_on
 from voc_rl.quantizers import Quantizer, seen_as_stored
 
 
@@ -45,9 +45,12 @@ class PlannerConfig:
     floor: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "temperature"):
-            check_positive(getattr(self, name), name)
+        for name in ("candidates", "rounds"):
+            check_count(getattr(self, name), name)
         check_at_least(self.candidates, 2, "candidates")
+        check_positive(self.temperature, "temperature")
+        for name in ("support", "floor"):
+            check_at_least(getattr(self, name), 0, name)
         if not 0 < self.elites <= 1:
             raise VOCError(f"elites is {self.elites!r}; a share of the candidates, above 0 and at most 1, is needed.")
 
@@ -104,22 +107,26 @@ class VOCPlanner:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """Actions float32 (A,) or (B, A) in [-1, 1]; drawn from the last round's Gaussian unless ``deterministic``."""
+        """Actions float32 (A,) or (B, A) in [-1, 1]; drawn from the last round's Gaussian unless ``deterministic``.
+
+        Deterministic ones are functions of the frame alone (but for rounding): their search starts from ``seed`` at
+        every call, with the same random numbers for all frames.
+        """
         obs = np.asarray(observation)
         started = time.perf_counter()
         seen = self._see(obs[None] if obs.ndim == 3 else obs)
         self.seconds["see"] += time.perf_counter() - started
         self.calls += 1
-        mean, std = self.plan(*seen)
+        mean, std = self.plan(*seen, deterministic)
         if not deterministic:
-            mean = (mean + std * self._normal(std.shape)).clamp(-1, 1)
+            mean = (mean + std * _normal(std.shape, self._generator)).clamp(-1, 1)
         actions = mean.float().cpu().numpy()
         return (actions[0] if obs.ndim == 3 else actions), state
 
     @torch.no_grad()
     def _see(self, obs: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Codes and features, and what the prior reads."""
-        frames, encoder, here = torch.as_tensor(obs), self.prior.encoder, device_of(self.prior.actor)
+        frames, encoder, here = as_tensor(obs), self.prior.encoder, device_of(self.prior.actor)
         seen = seen_as_stored(self.quantizer, frames.to(device_of(self.quantizer)))  # a VOC may be elsewhere
         codes, features = (part.to(here) for part in seen)
         if isinstance(encoder, FrozenEncoder) and encoder.quantizer is self.quantizer:
@@ -127,18 +134,23 @@ class VOCPlanner:
         return codes, features, encoder(frames.to(here))
 
     @torch.no_grad()
-    def plan(self, codes: Tensor, features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def plan(
+        self, codes: Tensor, features: Tensor, inputs: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Mean and spread (B, A) of the last round, at codes (B, n_tokens) and features (B, feature_dim).
 
-        ``inputs`` (B, F): of the prior's actor, what its encoder makes of the same observations.
+        ``inputs`` (B, F): of the prior's actor, what its encoder makes of the same observations. ``deterministic``:
+        random numbers of the seed, the same for every row, in place of the planner's next ones.
         """
-        config = self.config
+        config, generator = self.config, self._generator
+        if deterministic:
+            generator = generator_on(generator.device, self.seed)
         prior_mean, prior_std = self.prior.actor(inputs)
         mean, std = prior_mean, prior_std
         unit = torch.ones(len(codes), 1, device=mean.device)
         for place in range(config.rounds):
             started = time.perf_counter()
-            noise = self._normal((len(mean), config.candidates, mean.shape[1]))
+            noise = _normal((1 if deterministic else len(mean), config.candidates, mean.shape[1]), generator)
             actions = (mean[:, None] + std[:, None] * noise).clamp(-1, 1)
             actions[:, 0] = mean  # the middle itself is a candidate
             self.seconds["propose"] += time.perf_counter() - started
@@ -163,5 +175,6 @@ class VOCPlanner:
         ratio = log_density(actions, mean, std) - log_density(mean, mean, std)  # -1/2 |z|^2
         return (-0.5 * self.config.floor**2 * actions.shape[-1] - ratio).clamp(min=0)
 
-    def _normal(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        return torch.randn(shape, generator=self._generator, device=self._generator.device)
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)

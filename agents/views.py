@@ -12,6 +12,7 @@ from torch import Tensor
 
 from voc_rl.agents.networks import ConvEncoder, FrozenEncoder
 from voc_rl.data import Episodes
+from voc_rl.errors import check_token_rows
 from voc_rl.occupancy import going_rows, taken_actions
 from voc_rl.precision import device_of
 from voc_rl.quantizers import tokenize
@@ -54,6 +55,8 @@ def seen_rows(encoder: ConvEncoder, dataset: Episodes, rows_at_once: int = 512) 
 def _frozen(
     agent: Any, dataset: Episodes, tokens: tuple[Tensor, Tensor] | None, device: torch.device
 ) -> Callable[[np.ndarray, torch.Generator], Tensor]:
+    if tokens is not None:
+        check_token_rows(*tokens, len(dataset))
     codes, features = tokens if tokens is not None else tokenize(agent.encoder.quantizer, dataset)
     codes, features = codes.to(device), features.to(device)
     if not agent.encoder.mean.any():  # an agent that learned already goes on with what its actor knows

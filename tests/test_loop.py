@@ -242,11 +242,17 @@ def test_codes_of_another_dataset_are_refused() -> None:
     dataset, codes, features = chain_data()
     with pytest.raises(VOCError, match="599 rows of codes do not fit 600 rows of data"):
         train_occupancy(*networks(0), dataset, codes[1:], features[1:], training())
+    with pytest.raises(VOCError, match="599 rows of features do not fit 600 rows of data; tokenise this dataset"):
+        train_occupancy(*networks(0), dataset, codes, features[1:], training())
+    with pytest.raises(
+        VOCError, match=r"Codes have dtype float32; whole numbers are needed \(tokens are the codes, then"
+    ):
+        train_occupancy(*networks(0), dataset, features.float(), codes, training())
     with pytest.raises(VOCError, match=r"gamma is 1.0"):
         OccupancyTraining(gamma=1.0)
     single = episodes_of([np.zeros(1)], [False])
     with pytest.raises(VOCError, match=r"No row has a step left"):
-        train_occupancy(*networks(0), single, codes[:1], features, training())
+        train_occupancy(*networks(0), single, codes[:1], None, training())
 
 
 STEPS = 400

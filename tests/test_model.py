@@ -87,7 +87,8 @@ def test_another_reward_is_fitted_to_the_same_model(voc: VOC, world: tuple[Episo
     assert "one per row" in refusal(voc.fit_reward, dataset, lambda episodes: own)
     assert "NaN" in refusal(voc.fit_reward, dataset, lambda episodes: np.full(len(episodes), np.nan))
     few = tokenize(voc.quantizer, dataset.subset([0]))
-    assert "codes of 60 rows, but 720 rows" in refusal(voc.fit_reward, dataset, lambda e: e.reward, tokens=few)
+    said = refusal(voc.fit_reward, dataset, lambda e: e.reward, tokens=few)
+    assert "60 rows of codes do not fit 720 rows of data" in said
 
 
 def test_larger_gamma_by_composition(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:

@@ -53,6 +53,7 @@ def test_tokens_are_the_vectors_of_the_codes(voc: VOC, obs: np.ndarray) -> None:
     expected = voc.quantizer.code_vectors()[torch.from_numpy(voc.tokens(obs))].flatten(1)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(feature_vectors(voc, obs, "tokens"), expected)  # rounding is straight-through
+    torch.testing.assert_close(feature_vectors(voc, obs[::-1], "tokens"), expected.flip(0))
 
 
 def test_successor_features_are_the_mean_future(voc: VOC, obs: np.ndarray) -> None:

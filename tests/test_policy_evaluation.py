@@ -239,6 +239,9 @@ def test_what_does_not_fit_is_refused(evaluator: PolicyEvaluator, data: Episodes
         evaluator.fit_reward(np.full(len(data), np.nan))
     with pytest.raises(VOCError, match="without the quantizer"):
         PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, config=evaluator.config, tokens=evaluator.tokens)
+    few = tuple(part[1:] for part in evaluator.tokens)
+    with pytest.raises(VOCError, match=f"{len(data) - 1} rows of codes do not fit {len(data)} rows of data"):
+        PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, quantizer=evaluator.quantizer, tokens=few)
     with pytest.raises(VOCError, match="Unknown policy"):
         evaluator.estimate("up")
     assert "Unknown policy" in worlds.refusal(evaluator.alone, "up")

@@ -6,16 +6,19 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from voc_rl.errors import VOCError
 from voc_rl.precision import (
     as_device,
+    as_tensor,
     autocast,
     choose_device,
     current,
@@ -114,6 +117,23 @@ def test_float32_inside_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = torch.randn(8, 8), torch.randn(8, 8)
     with autocast(CPU), float32(CPU):
         assert (a @ b).dtype == torch.float32
+
+
+def test_arrays_of_any_strides_and_read_only_ones_become_tensors() -> None:
+    whole = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    kept = whole.copy()
+    kept.flags.writeable = False
+    torch.set_warn_always(True)  # PyTorch warns once in a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for array in (whole[::-1], whole[..., ::-1], whole[:, ::2], kept):
+                np.testing.assert_array_equal(as_tensor(array).numpy(), array)
+    finally:
+        torch.set_warn_always(False)
+    assert np.shares_memory(as_tensor(whole).numpy(), whole)  # without a copy where none is needed
+    tensor = torch.zeros(2)
+    assert as_tensor(tensor) is tensor
 
 
 def test_seeded_leaves_no_trace() -> None:

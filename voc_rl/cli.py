@@ -108,7 +108,8 @@ class Ope:
     """A path, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; D4RL's states are drawn into --out."""
     policy: tuple[str, ...]
     """Policies: a shipped actor, an actor's .safetensors, a SAC .zip of Stable-Baselines3 (one that learned under
-    VecNormalize: by module:callable), or module:callable (which runs that module's code)."""
+    VecNormalize: by module:callable), the folder of a saved OfflineAgent, or module:callable (which runs that module's
+    code)."""
     gamma: float = 0.95
     estimator: Literal["stitch", "corrected", "head", "sample", "density"] = "stitch"
     """stitch: chains of logged rows; corrected: also a critic; head, sample, density: also a network for

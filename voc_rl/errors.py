@@ -93,6 +93,16 @@ def check_level(level: float) -> None:
         raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
 
 
+def check_token_rows(codes: Any, features: Any, rows: int) -> None:
+    """Codes int (N, n_tokens), and features (N, feature_dim) where there are any (not None), of N rows of data."""
+    if codes.is_floating_point():
+        dtype = str(codes.dtype).removeprefix("torch.")
+        raise VOCError(f"Codes have dtype {dtype}; whole numbers are needed (tokens are the codes, then the features).")
+    for part, name in ((codes, "codes"), (features, "features")):
+        if part is not None and len(part) != rows:
+            raise VOCError(f"{len(part)} rows of {name} do not fit {rows} rows of data; tokenise this dataset.")
+
+
 def check_observations(obs: Any, shape: tuple[int, ...]) -> None:
     """uint8 observations of ``shape`` (3K, H, W), with one batch axis in front."""
     found = tuple(getattr(obs, "shape", ()))

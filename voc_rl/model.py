@@ -27,7 +27,7 @@ from voc_rl.errors import (
 )
 from voc_rl.model_files import Parts, load_parts, save_parts
 from voc_rl.occupancy import Condition, base_gamma, compose, told
-from voc_rl.precision import autocast, generator_on
+from voc_rl.precision import as_tensor, autocast, generator_on
 from voc_rl.quantizers import seen_as_stored, tokenize
 from voc_rl.quantizers.base import check_codes
 from voc_rl.values import (
@@ -291,7 +291,7 @@ class VOC(Parts):
         Both on ``device``.
         """
         check_observations(obs, self.observation_shape)
-        obs = torch.as_tensor(np.ascontiguousarray(obs) if isinstance(obs, np.ndarray) else obs).to(self.device)
+        obs = as_tensor(obs).to(self.device)
         if self.occupancy.config.feature_dim:
             return seen_as_stored(self.quantizer, obs)
         with autocast(self.device):

@@ -13,7 +13,7 @@ from torch import Tensor
 from voc_rl.errors import VOCError, check_choice, check_observations
 from voc_rl.model import VOC
 from voc_rl.model_files import DESCRIPTION, WEIGHTS
-from voc_rl.precision import autocast
+from voc_rl.precision import as_tensor, autocast
 from voc_rl.quantizers.base import check_codes
 
 Features = Literal["context", "successor", "tokens"]
@@ -113,7 +113,7 @@ def read(voc: VOC, obs: np.ndarray | Tensor) -> tuple[Tensor, Tensor | None]:
     Raises:
         VOCError: other observations, or codes that something changed on the way.
     """
-    rows = torch.as_tensor(obs)
+    rows = as_tensor(obs)
     if not (rows.ndim == 2 and rows.is_floating_point() and rows.shape[1] == codes_size(voc)):
         check_observations(rows, voc.observation_shape)
         return voc.context(obs)
@@ -156,7 +156,7 @@ def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tenso
     codes, features = read(voc, obs)
     if kind == "tokens" and torch.is_grad_enabled() and obs.ndim == 4:  # straight-through (Bengio et al. 2013)
         with autocast(voc.device):
-            latents = voc.quantizer.latents(torch.as_tensor(obs).to(voc.device))
+            latents = voc.quantizer.latents(as_tensor(obs).to(voc.device))
         return (latents + (voc.quantizer.embed(codes) - latents).detach()).flatten(1).float()
     return vectors_of_codes(voc, codes, features, kind)
 

@@ -104,7 +104,7 @@ class PolicyEvaluator:
         self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
         there = torch.device("cpu") if quantizer is None else device_of(quantizer)
         self.device, self._tokens, self._quantizer = as_device(device) or there, tokens, quantizer
-        check_tokens(tokens, quantizer)
+        check_tokens(tokens, quantizer, dataset)
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
         # before anything is trained, so that a quantizer, network or policy that does not fit is refused at once

@@ -104,6 +104,11 @@ def generator_on(device: torch.device, seed: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
+def as_tensor(array: np.ndarray | Tensor) -> Tensor:
+    """An array as a tensor: also one with negative strides, which PyTorch does not take, or a read-only one."""
+    return torch.as_tensor(np.require(array, requirements=("C", "W")) if isinstance(array, np.ndarray) else array)
+
+
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     """An array on a device. A GPU is not waited for: the copy is made from memory that the system cannot move."""
     tensor = torch.from_numpy(array)

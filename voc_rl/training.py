@@ -18,7 +18,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
-from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.errors import VOCError, check_choice, check_positive, check_token_rows
 from voc_rl.joint import JointTraining, train_joint
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
 from voc_rl.model import VOC
@@ -110,11 +110,11 @@ def train(
         progress: show bars with the time left.
 
     Raises:
-        VOCError: tokens without their quantizer or in joint training, an untrained quantizer, or data with discounts
-            other than 1 (0 where an episode ends).
+        VOCError: tokens without their quantizer, of other rows or in joint training, an untrained quantizer, or data
+            with discounts other than 1 (0 where an episode ends).
     """
     config, device = config or VOCConfig(), as_device(device)
-    check_tokens(tokens, quantizer)
+    check_tokens(tokens, quantizer, dataset)
     if tokens is not None and config.joint is not None:
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
     networks = partial(fresh_networks, config=config, ends=bool(dataset.terminal.any()))
@@ -145,14 +145,17 @@ def train(
     return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
 
 
-def check_tokens(tokens: tuple[Tensor, Tensor] | None, quantizer: Quantizer | None) -> None:
-    """Refuse codes and features whose quantizer is not known.
+def check_tokens(tokens: tuple[Tensor, Tensor] | None, quantizer: Quantizer | None, dataset: Episodes) -> None:
+    """Refuse codes and features whose quantizer is not known, or that are not those of the rows of ``dataset``.
 
     Raises:
-        VOCError: tokens without a quantizer.
+        VOCError: tokens without a quantizer, or of another number of rows.
     """
-    if tokens is not None and quantizer is None:
+    if tokens is None:
+        return
+    if quantizer is None:
         raise VOCError("Tokens were given without the quantizer that made them; give both.")
+    check_token_rows(*tokens, len(dataset))
 
 
 def ready_quantizer(

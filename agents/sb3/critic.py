@@ -26,6 +26,7 @@ from voc_rl.errors import VOCError, known_gamma
 from voc_rl.model import VOC
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import check_readable, read
+from voc_rl.precision import as_tensor
 
 
 class VOCCritic(TD3):
@@ -151,7 +152,7 @@ class VOCCritic(TD3):
         """Q_voc float32 (B, 1), in reward units, of actions (B, A) at what the agent sees: frames uint8 (B, 3K, H, W),
         or their codes."""
         with torch.no_grad():
-            return self._q_voc(torch.as_tensor(obs), torch.as_tensor(actions))
+            return self._q_voc(as_tensor(obs), as_tensor(actions))
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """TD3's steps, on targets drawn towards Q_voc; ``bc_alpha`` keeps the actor near the batches' actions."""

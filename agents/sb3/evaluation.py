@@ -17,6 +17,7 @@ from voc_rl.agents.sb3.traces import Calibration, Ended, ValueTraces, calibratio
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import open_voc
+from voc_rl.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class PolicyValue(Calibration):
 
 
 def evaluate_policy_value(
-    model: BaseAlgorithm,
+    model: Policy | BaseAlgorithm,
     voc: VOC | str | Path,
     env: VecEnv | gym.Env[Any, Any] | None = None,
     n_eval_episodes: int = 10,
@@ -43,8 +44,8 @@ def evaluate_policy_value(
     """Let an agent act for some episodes and compare mean values with mean realised discounted returns.
 
     Args:
-        model: a Stable-Baselines3 agent. voc: a run folder or a VOC.
-        env: where it acts; None is the agent's own environment, which is reset.
+        model: a policy, or a Stable-Baselines3 agent. voc: a run folder or a VOC.
+        env: where it acts; None is the environment of a Stable-Baselines3 agent, which is reset.
         n_eval_episodes: how many; split evenly among environments, so that short ones are not preferred.
         deterministic: as in ``predict``. estimator: ``head`` or ``sample``.
 
@@ -52,7 +53,8 @@ def evaluate_policy_value(
         VOCError: no environment, observations without frames that the VOC can read, or episodes shorter than the
             horizon of the VOC's discount.
     """
-    own = model.get_env()
+    agent: Any = model
+    own: Any = getattr(agent, "get_env", lambda: None)()
     env = own if env is None else env
     if env is None:
         raise VOCError("The agent has no environment; pass env, one with the VOC's frames.")
@@ -64,10 +66,10 @@ def evaluate_policy_value(
     with _at_rest(normalize):
         returns, episodes = _play(model, env, traces, n_eval_episodes, deterministic)
     if env is own:  # a later learn() goes on from a reset, not from the observation before this
-        model._last_obs = env.reset()  # type: ignore[assignment]
-        model._last_episode_starts = np.ones(env.num_envs, bool)
+        agent._last_obs = env.reset()
+        agent._last_episode_starts = np.ones(env.num_envs, bool)
         if normalize is not None:  # what the replay buffer of an off-policy agent stores
-            model._last_original_obs = normalize.get_original_obs()
+            agent._last_original_obs = normalize.get_original_obs()
     found = calibration(traces.known(episodes))
     return PolicyValue(**found.__dict__, gamma=voc.gamma, episode_return=float(np.mean(returns)))
 
@@ -86,7 +88,7 @@ def _at_rest(normalize: VecNormalize | None) -> Iterator[None]:
 
 
 def _play(
-    model: BaseAlgorithm, env: VecEnv, traces: ValueTraces, count: int, deterministic: bool
+    model: Policy | BaseAlgorithm, env: VecEnv, traces: ValueTraces, count: int, deterministic: bool
 ) -> tuple[list[float], list[Ended]]:
     """Returns of ``count`` episodes, and their predicted and realised values; shared out evenly."""
     quota = np.array([(count + i) // env.num_envs for i in range(env.num_envs)])

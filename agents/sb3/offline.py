@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from voc_rl.agents.offline import check_continuous
+from voc_rl.agents.offline import check_continuous, one_hot_rows
 from voc_rl.agents.sb3.critic import VOCCritic
 from voc_rl.agents.sb3.features import VOCFeaturesExtractor
 from voc_rl.agents.sb3.traces import check_actions, check_own_codes
@@ -103,6 +103,9 @@ def train_offline(
     where the data do not contradict them, they believe in actions that nobody tried. ``VOCCritic`` with ``bc_alpha``
     stays near. The ``target_update_interval`` of DQN counts gradient steps here, as nothing is played.
 
+    ``model.learning_starts`` becomes 0: the random steps that a later ``learn`` would begin with are there to fill the
+    replay buffer. DQN explores by its own schedule nevertheless (``exploration_initial_eps``).
+
     Args:
         model: SAC, TD3, DDPG, DQN or ``VOCCritic``. dataset: fills its replay buffer; None: it is filled already.
         steps: gradient steps. batch_size: None is the agent's own.
@@ -136,6 +139,7 @@ def train_offline(
             bar.update(some)
             model.logger.record("time/gradient_steps", done)
             model.logger.dump(done)
+    model.learning_starts = 0
     return model
 
 
@@ -236,7 +240,7 @@ def _actions(model: OffPolicyAlgorithm, dataset: Episodes) -> np.ndarray:
         check_actions(model.action_space, dataset.action.shape[1], "the data hold")
         check_continuous(dataset)
         return dataset.action
-    if held.shape[1] != choices or not ((held == 1).sum(1) == 1).all() or np.count_nonzero(held) != len(held):
+    if held.shape[1] != choices or not one_hot_rows(held):
         raise VOCError(
             f"The agent's actions are {model.action_space}; the data's are no one-hot rows of {choices}, which is how "
             "discrete ones are stored."

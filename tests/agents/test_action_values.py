@@ -7,6 +7,7 @@ import pytest
 import torch
 from actions import FEW, framed, small_config, small_voc
 from small import toy_dataset
+from worlds import refusal
 
 from voc_rl.agents.action_values import ActionValues, RollOutScores, logged_chain, train_action_voc
 from voc_rl.agents.improvement import ImprovementConfig, policy_voc, weighted_clone
@@ -15,6 +16,7 @@ from voc_rl.agents.offline import OfflineAgent
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+from voc_rl.quantizers import tokenize
 from voc_rl.training import VOCConfig
 
 
@@ -73,6 +75,10 @@ def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(t
         ActionValues(voc)(codes, features, torch.zeros(3, 4, 3))
     with pytest.raises(VOCError, match="gamma 0, the next observation"):
         RollOutScores(voc, 0.5)
+    assert "samples is 0; a whole number above zero is needed" in refusal(ActionValues, voc, "sample", 0)
+    assert "steps is 0; a whole number above zero is needed" in refusal(RollOutScores, model, 0.9, 0)
+    assert "paths is 0; a whole number above zero is needed" in refusal(RollOutScores, model, 0.9, paths=0)
+    assert "gamma is 1.5; a discount in [0, 1) is needed" in refusal(RollOutScores, model, 1.5)
     with pytest.raises(VOCError, match="data's actions have size 2; the agent's have 3"):
         OfflineAgent(dataset.observation_shape, 3, FEW, voc.quantizer).learn(dataset, Cloning)
     with pytest.raises(VOCError, match=r"have shape \(11, 1\); one per row, \(11,\)"):
@@ -88,7 +94,20 @@ def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(t
         OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer).learn(dataset, Cloning)
     voc.occupancy.config.__dict__["action_dim"] = 0
     with pytest.raises(VOCError, match="reads no actions"):
-        weighted_clone(voc, dataset, (codes, features), ImprovementConfig(trace=None))
+        weighted_clone(voc, dataset, tokenize(voc.quantizer, dataset), ImprovementConfig(trace=None))
+
+
+def test_tokens_of_the_whole_are_not_those_of_a_part(tmp_path):
+    dataset = framed(tmp_path)
+    voc, part = small_voc(dataset, 0.5), dataset.subset([1])
+    tokens, agent = tokenize(voc.quantizer, dataset), OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer)
+    for trace in (None, 0.95):
+        config = ImprovementConfig(trace=trace, agent=FEW)
+        assert "11 rows of codes do not fit 6 rows of data" in refusal(weighted_clone, voc, part, tokens, config)
+    assert "11 rows of codes do not fit 6" in refusal(policy_voc, agent, part, tokens, voc)
+    few = tuple(tensor[:6] for tensor in tokens)
+    said = refusal(train_action_voc, dataset, quantizer=voc.quantizer, tokens=few)
+    assert "6 rows of codes do not fit 11 rows of data; tokenise this dataset" in said
 
 
 def test_a_head_of_actions_has_a_spread(tmp_path):

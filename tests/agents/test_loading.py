@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from voc_rl.agents import Deterministic, load_policy, policy_of, shipped_policies
+from voc_rl.agents import AgentConfig, Deterministic, OfflineAgent, load_policy, policy_of, shipped_policies
 from voc_rl.errors import VOCError
 
 NAMES = {"layers.0": "actor.latent_pi.0", "layers.1": "actor.latent_pi.2", "mu": "actor.mu", "log_std": "actor.log_std"}
@@ -42,6 +42,16 @@ def test_a_sac_zip_acts_as_the_actor_that_it_holds(tmp_path: Path) -> None:
     states = np.random.default_rng(0).normal(size=(5, 24))
     expected = load_policy("walker-walk/step_60000").predict(states, deterministic=True)[0]
     np.testing.assert_array_equal(policy.predict(states, deterministic=True)[0], expected)
+
+
+def test_the_folder_of_a_saved_agent_is_a_policy(tmp_path: Path) -> None:
+    agent = OfflineAgent((3, 16, 16), 2, AgentConfig(inputs="frames", width=8), name="clone")
+    agent.save(tmp_path / "agent")
+    policy, obs = policy_of(str(tmp_path / "agent")), np.full((2, 3, 16, 16), 9, np.uint8)
+    assert repr(policy) == "OfflineAgent(clone)"
+    np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[0], agent.predict(obs, deterministic=True)[0])
+    with pytest.raises(VOCError, match=r"No policy .* the folder of a saved OfflineAgent serves too\), or cheetah"):
+        policy_of(str(tmp_path))
 
 
 class Payload:

@@ -7,13 +7,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from actions import FEW, framed, quantizer
+from actions import FEW, framed, quantizer, small_voc
 from small import toy_dataset
+from worlds import refusal
 
-from voc_rl.agents.improvement import ImprovementConfig
+from voc_rl.agents.action_values import ActionValues
+from voc_rl.agents.improvement import ImprovementConfig, weighted_clone
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, top_episodes
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.errors import VOCError
+from voc_rl.quantizers import tokenize
 
 
 def test_td3_bc_leaves_its_spread_the_least_and_its_mean_as_without(tmp_path, monkeypatch):
@@ -58,6 +61,63 @@ def test_objectives_that_make_no_sense_are_refused(tmp_path, objective, said):
         agent.learn(dataset, objective)
     with pytest.raises(VOCError, match="temperature is -1"):
         ImprovementConfig(temperature=-1.0)
+
+
+def test_tokens_of_other_rows_are_refused(tmp_path):
+    dataset = framed(tmp_path)
+    part, own = dataset.subset([1]), quantizer(dataset.observation_shape)
+    codes, features = tokenize(own, dataset)
+    agent = OfflineAgent(dataset.observation_shape, 2, FEW, own)
+    for data, tokens, said in (
+        (part, (codes, features), "11 rows of codes do not fit 6 rows of data; tokenise this dataset"),
+        (dataset, (codes[:6], features[:6]), "6 rows of codes do not fit 11 rows of data"),
+        (dataset, (codes, features[:6]), "6 rows of features do not fit 11 rows of data"),
+        (dataset, (features, codes), "Codes have dtype float16; whole numbers are needed"),
+    ):
+        assert said in refusal(agent.learn, data, Cloning, tokens)
+
+
+def test_clones_of_one_hot_actions_are_refused(tmp_path):
+    """No discrete environment would take what they answer; the Q of one-hot rows is as good as any."""
+    dataset = framed(tmp_path)
+    numbers = np.random.default_rng(0).integers(2, size=len(dataset))
+    dataset.action[dataset.step_type > 0] = np.eye(2)[numbers[dataset.step_type > 0]]
+    voc, said = (
+        small_voc(dataset, 0.5),
+        "one-hot rows of 2, discrete ones, which no continuous actor gives",
+    )
+    for objective in (Cloning, TD3BC):
+        agent = OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer)
+        assert said in refusal(agent.learn, dataset, objective)
+    tokens = tokenize(voc.quantizer, dataset)
+    assert said in refusal(weighted_clone, voc, dataset, tokens, ImprovementConfig(agent=FEW))
+    scores = ActionValues(voc)(*voc.context(dataset.observations(np.arange(3))), torch.eye(2).expand(3, 2, 2))
+    assert scores.isfinite().all()
+    dataset.action[1] = [0.5, 0.5]  # one that is none
+    OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer).learn(dataset, Cloning)
+
+
+@pytest.mark.parametrize(("made", "said"), [
+    (lambda: AgentConfig(noise=-1), "noise is -1; at least 0 is needed"),
+    (lambda: AgentConfig(shift=-1), "shift is -1; at least 0 is needed"),
+    (lambda: AgentConfig(width=64.5), "width is 64.5; a whole number above zero is needed"),
+    (lambda: OfflineAgent((9, 24, 24), 2, FEW, quantizer(), seed=-1), "seed is -1"),
+    (lambda: OfflineAgent((9, 24, 24), 0, FEW, quantizer()), "action_size is 0; a whole number above zero"),
+    (lambda: OfflineAgent((9, 84, 84), 2, FEW, quantizer()),
+     "The quantizer reads frames (9, 24, 24), the agent is to see (9, 84, 84); give a quantizer of these frames."),
+    (lambda: OfflineAgent((9, 14, 15), 2, AgentConfig(inputs="frames")),
+     "Frames (9, 14, 15) are too small for convolutions; sides of at least 15 are needed"),
+])  # fmt: skip
+def test_agents_that_cannot_be_made_are_refused(made, said):
+    assert said in refusal(made)
+
+
+def test_the_smallest_frames_and_any_arrays_of_them():
+    agent = OfflineAgent((3, 15, 15), 2, AgentConfig(inputs="frames", width=16))
+    obs = np.random.default_rng(0).integers(256, size=(3, 3, 15, 15), dtype=np.uint8)
+    for view in (obs[::-1], obs[..., ::-1]):
+        found = agent.predict(view, deterministic=True)[0]
+        np.testing.assert_array_equal(found, agent.predict(view.copy(), deterministic=True)[0])
 
 
 @pytest.mark.parametrize("objective", [Cloning, partial(TD3BC, n=2)])

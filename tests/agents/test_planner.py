@@ -80,16 +80,25 @@ def test_planner_stays_on_the_support_of_the_prior():
     assert prior.draws(obs[0], 3, rng).shape == (3, 2)
 
 
-def test_the_planner_draws_unless_it_is_told_not_to():
+def test_the_planner_draws_unless_it_is_told_not_to(monkeypatch):
+    monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: False)  # whose products depend on the batch
     prior = OfflineAgent((9, 24, 24), 2, FEW, quantizer())
 
-    def flat(codes, features, actions):
-        return torch.zeros(actions.shape[:2])
+    def score(codes, features, actions):
+        return -(actions - features[:, None, :2].float().tanh()).square().sum(-1)
 
-    obs, planners = np.zeros((4, 9, 24, 24), np.uint8), [VOCPlanner(prior, flat, seed=5) for _ in range(3)]
-    mean, again = (planner.predict(obs, deterministic=True)[0] for planner in planners[:2])
-    np.testing.assert_array_equal(mean, again)
-    assert np.abs(planners[2].predict(obs)[0] - mean).min() > 0  # the same search, then a draw around its mean
+    obs = np.random.default_rng(0).integers(256, size=(4, 9, 24, 24), dtype=np.uint8)
+    planner = VOCPlanner(prior, score, seed=5)
+    mean = planner.predict(obs, deterministic=True)[0]
+    drawn = planner.predict(obs)[0]
+    assert np.abs(drawn - mean).min() > 0
+    assert np.abs(planner.predict(obs)[0] - drawn).min() > 0
+    np.testing.assert_array_equal(planner.predict(obs, deterministic=True)[0], mean)
+    single = [planner.predict(one, deterministic=True)[0] for one in obs[::-1]]
+    np.testing.assert_allclose(single, mean[::-1], atol=1e-5)
+    np.testing.assert_allclose(planner.predict(obs[::-1], deterministic=True)[0], mean[::-1], atol=1e-5)
+    other = VOCPlanner(prior, score, seed=6).predict(obs, deterministic=True)[0]
+    assert np.abs(other - mean).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -99,6 +108,10 @@ def test_the_planner_draws_unless_it_is_told_not_to():
         ({"elites": 1.5}, "elites is 1.5; a share of the candidates"),
         ({"elites": 0.0}, "elites is 0.0; a share of the candidates"),
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"candidates": 64.5}, "candidates is 64.5; a whole number above zero is needed"),
+        ({"rounds": 1.5}, "rounds is 1.5; a whole number above zero is needed"),
+        ({"support": -1}, "support is -1; at least 0 is needed"),
+        ({"floor": -1}, "floor is -1; at least 0 is needed"),
     ],
 )
 def test_searches_that_cannot_choose_are_refused(wrong, said):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from voc_rl.data import Episodes
 from voc_rl.distributed import gather, ranks
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_token_rows
 from voc_rl.loop import Checkpoints, StepLog, optimise, step_seed
 from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition
@@ -50,8 +50,7 @@ class OccupancyTrainee:
         seed: int,
         goals: HeadGoals | None = None,
     ) -> None:
-        if len(codes) != len(dataset):
-            raise VOCError(f"{len(codes)} rows of codes do not fit {len(dataset)} rows of data; tokenise this dataset.")
+        check_token_rows(codes, features, len(dataset))
         self.model, self.head, self.dataset, self.config, self.seed = model, head, dataset, config, seed
         self.device = device_of(model)
         self.codes = codes.to(self.device)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_at_least, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_positive, check_token_rows
 from voc_rl.loop import LoopConfig, StepLog, optimise
 from voc_rl.occupancy import arrived_rows, going_rows
 from voc_rl.occupancy.features import SeesFeatures
@@ -200,11 +200,10 @@ def fit_reward_head(
             without a discount, or episodes of one row alone.
     """
     reward = check_rewards(reward, len(dataset))
-    if len(codes) != len(dataset):
-        raise VOCError(f"There are codes of {len(codes)} rows, but {len(dataset)} rows; give those of this dataset.")
+    check_token_rows(codes, features, len(dataset))
     if (features is None) != (gamma is None):
         raise VOCError("Features and the discount of futures belong together; give both, or neither.")
-    if features is not None and (features.ndim != 2 or len(features) != len(dataset) or not features.isfinite().all()):
+    if features is not None and (features.ndim != 2 or not features.isfinite().all()):
         raise VOCError(
             f"Features have shape {tuple(features.shape)}; finite ones of each of the {len(dataset)} rows are needed."
         )

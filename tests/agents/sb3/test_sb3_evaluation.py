@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from worlds import CELLS, one_sentence, picture
 
 from voc_rl import VOC
+from voc_rl.agents import NoisyPolicy
 from voc_rl.agents.sb3 import PolicyValue, VecVOCValue, VOCFeaturesExtractor, evaluate_policy_value
 from voc_rl.errors import VOCError
 
@@ -182,12 +183,28 @@ def test_an_agent_on_normalised_observations_is_not_changed(square_voc: Path) ->
         np.testing.assert_array_equal(model.replay_buffer.observations[key][place].reshape(shown.shape), shown)  # type: ignore[index]
 
 
+class Right:
+    """A policy that has no environment."""
+
+    observation = "pixels"
+
+    def predict(self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+        return np.ones((len(obs), 1), np.float32), None
+
+
+def test_a_policy_without_an_environment(square_voc: Path) -> None:
+    expected = evaluate(Scripted(1.0), square_voc, make_vec_env(square_env, 2, seed=3), 4)
+    for policy in (Right(), NoisyPolicy(Right(), 0.2)):
+        assert evaluate_policy_value(policy, square_voc, make_vec_env(square_env, 2, seed=3), 4) == expected
+
+
 def test_what_cannot_be_evaluated_is_refused(square_voc: Path) -> None:
     voc = table_voc(VALUES)
     short = [Walk(0, 3, False)]
     blind = VecVOCValue(make_vec_env(square_env), square_voc, mode="observation", observe="features_only")
     for model, asked, env, words in (
         (Scripted(), voc, None, "pass env"),
+        (Right(), voc, None, "has no environment; pass env, one with the VOC's frames"),
         (Scripted(), voc, corridors([short]), "whose time limit is further away than the horizon"),
         (Scripted(env=corridors([short])), voc, None, "whose time limit is further away than the horizon"),
         (Scripted(env=blind), square_voc, None, "a value wrapper has to show features='codes'"),

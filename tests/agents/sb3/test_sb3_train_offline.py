@@ -11,6 +11,7 @@ import pytest
 import torch
 from corridor import Log
 from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 from worlds import one_sentence
 
@@ -160,6 +161,27 @@ def test_an_agent_that_never_learned_before_and_goes_on_learning(chain: Path, tm
     assert again.replay_buffer.size() == transitions + 8
 
 
+class Played(BaseCallback):
+    """Keeps the actions that an agent plays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actions: list[np.ndarray] = []
+
+    def _on_step(self) -> bool:
+        self.actions.append(self.locals["actions"][0])
+        return True
+
+
+def test_what_was_learned_offline_is_played_from_the_first_step_on(chain: Path) -> None:
+    """And no random action, which TD3's first hundred are otherwise; nothing is learned while it plays."""
+    model, played = trained(agent(TD3, gradient_steps=0), Episodes.open(chain), 5), Played()
+    assert model.learning_starts == 0
+    model.learn(20, callback=played)
+    expected = model.predict(np.zeros(1, np.float32), deterministic=True)[0]
+    np.testing.assert_allclose(played.actions, np.broadcast_to(expected, (20, 1)), atol=1e-6)
+
+
 def test_nothing_to_train_on_is_refused(chain: Path) -> None:
     with pytest.raises(VOCError, match="The replay buffer is empty") as refusal:
         train_offline(agent(), None, 5, progress=False)
@@ -216,6 +238,17 @@ def test_dqn_learns_the_exact_q_of_one_hot_actions(choices: Episodes) -> None:
         found = model.q_net(torch.from_numpy(seen(np.arange(LINKS))[:, None])).numpy()
     # the best of three levels is the best action of all
     np.testing.assert_allclose(found, np.array([exact_q(s, LEVELS) for s in range(LINKS)]), atol=0.06)
+
+
+class Three(Chain):
+    action_space = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+
+def test_actors_of_continuous_actions_learn_from_no_one_hot_ones(choices: Episodes) -> None:
+    model = TD3("MlpPolicy", DummyVecEnv([Three]), buffer_size=1000, device="cpu")
+    with pytest.raises(VOCError, match="one-hot rows of 3, discrete ones, which no continuous actor gives") as refused:
+        fill_replay_buffer(model, choices, None)
+    assert one_sentence(str(refused.value))
 
 
 def test_what_is_not_one_hot_is_refused(chain: Path) -> None:
