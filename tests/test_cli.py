@@ -98,7 +98,14 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     main(["evaluate", *shared, "--samples", "10", "--max-states", "20"])
     assert (tmp_path / "report.html").read_text() == "another's"
-    capsys.readouterr()
+    steps = {row["step"] for row in RunFolder(tmp_path).curve() if row["stage"].startswith("reward")}
+    assert steps == {30}  # of both networks of the head
+    before = (tmp_path / "voc.safetensors").read_bytes()
+    said = refused(capsys, "train", *shared, "--n", "1", "--recipe", "paper")
+    assert "train is finished with other settings (network.attention_dropout was 0.0 and is 0.1, " in said
+    assert said.endswith("more); --force replaces it, or give another --out.")
+    assert "(samples was 10 and is 100, max_states was 20 and is 600);" in refused(capsys, "evaluate", *shared)
+    assert (tmp_path / "voc.safetensors").read_bytes() == before
     main(["tokenize", *shared, "--force"])
     assert "tokenize: done" not in capsys.readouterr().out
 
@@ -181,7 +188,7 @@ def test_training_says_to_wandb_what_is_trained(world: Path, tmp_path: Path, mon
         return StubRun(options["id"] or f"new{len(asked)}")
 
     monkeypatch.setattr(wandb, "init", init)
-    for more in ([], [], ["--gamma", "0.4"]):
+    for more in ([], [], ["--gamma", "0.4", "--force"]):
         main([str(word) for word in train(world, tmp_path, "--wandb", "offline", *more)])
     assert asked == [None, "new1", None]
     assert discounts[2] == 0.4 != discounts[0] == discounts[1]

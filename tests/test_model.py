@@ -72,7 +72,9 @@ def test_another_reward_is_fitted_to_the_same_model(voc: VOC, world: tuple[Episo
     dataset, columns = world
     rows, cell = np.flatnonzero(dataset.steps_left > 0), columns.ravel()
     own = np.array([0.0, 2.0, -1.0, 0.0])  # no column pays what it was logged with
-    asked = voc.fit_reward(dataset, lambda episodes: own[cell], config=CONFIG.reward)
+    asked = voc.fit_reward(
+        dataset, lambda episodes: np.where(episodes.step_type == 0, np.nan, own[cell]), config=CONFIG.reward
+    )
     exact = values(drift(), own, GAMMA)
     found = asked.value(dataset.observations(rows), estimator="sample", samples=200).mean
     by_column = np.array([found[cell[rows] == c].mean() for c in range(CELLS)])
@@ -214,6 +216,10 @@ def test_successor_features_of_a_linear_reward(voc: VOC, saved: Path, obs: np.nd
     value = own.value(obs, estimator="sample", samples=64, generator=generator())
     np.testing.assert_allclose(psi @ weights.numpy(), value.mean, rtol=1e-4, atol=1e-5)
     assert np.ptp(value.mean) > 0.05
+    psi = own.successor_features(obs, 64, 0.8, generator())
+    value = own.value(obs, 0.8, "sample", samples=64, generator=generator())
+    np.testing.assert_allclose(psi @ weights.numpy(), value.mean, rtol=1e-4, atol=1e-5)
+    assert "not for 0.3" in refusal(own.successor_features, obs, gamma=0.3)
 
 
 def test_an_end_counts_nothing(voc: VOC, saved: Path, obs: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +308,14 @@ def test_no_value_head(saved: Path, obs: np.ndarray) -> None:
     np.testing.assert_array_equal(
         VOC.load(saved).value(obs, estimator="sample").mean, own.value(obs, estimator="sample").mean
     )
+
+
+def test_a_discount_cannot_be_set(saved: Path) -> None:
+    """Values would be divided by the 1 - gamma of a discount that nothing was trained for."""
+    own = VOC.load(saved)
+    with pytest.raises(AttributeError, match="gamma"):
+        own.gamma = 0.95  # type: ignore[misc]
+    assert own.gamma == GAMMA
 
 
 # --- data made in another way

@@ -86,7 +86,10 @@ def test_the_own_discount_is_the_default(voc: VOC, world: tuple[Episodes, np.nda
         own, other = (voc.occupancy.prefix(codes, condition=voc.condition(20, gamma)).last for gamma in (0.5, 0.8))
         vectors = vectors_of_codes(voc, codes, features, "context")
         assert 4 * (vectors - own).abs().mean() < (vectors - other).abs().mean()  # but for precision
-    assert voc.successor_features(obs, samples=3).shape[0] == 20
+    for gamma in (None, 0.3, 0.8):
+        own = voc.asked_gamma(gamma)
+        vectors = voc.quantizer.embed(voc.sample_futures(obs, 3, gamma)).flatten(2).mean(1) / (1 - own)
+        np.testing.assert_allclose(voc.successor_features(obs, 3, gamma), vectors, rtol=1e-5)
 
 
 @pytest.mark.parametrize("estimator", ["sample", "mve"])

@@ -67,7 +67,8 @@ def test_saved_and_loaded_is_the_same(voc: VOC, saved: Path, obs: np.ndarray) ->
     )
     np.testing.assert_array_equal(voc.tokens(obs), other.tokens(obs))
     np.testing.assert_array_equal(
-        voc.successor_features(obs, 20, generator()), other.successor_features(obs, 20, generator())
+        voc.successor_features(obs, 20, generator=generator()),
+        other.successor_features(obs, 20, generator=generator()),
     )
     modules = (other.quantizer, other.occupancy, other.reward_head, other.value_head)
     assert not any(module.training for module in modules if module is not None)
@@ -159,6 +160,16 @@ def test_lacking_keys(saved: Path) -> None:
     for key in ("gamma", "spec", "occupancy", "reward", "reward_features", "value"):
         (saved / "voc.json").write_text(json.dumps({k: v for k, v in description.items() if k != key}))
         assert key in refusal(VOC.load, saved)
+
+
+def test_discounts_of_a_description_are_those_of_its_weights(saved: Path) -> None:
+    """A file without their mark loads as it is."""
+    description = json.loads((saved / "voc.json").read_text())
+    for changed in ({"gamma": 0.95}, {"occupancy": {**description["occupancy"], "gammas": [0.3, 0.8]}}):
+        change(saved / "voc.json", **{**description, **changed})
+        assert "voc.json has another gamma or other gammas than this VOC was trained for" in refusal(VOC.load, saved)
+    (saved / "voc.json").write_text(json.dumps({k: v for k, v in description.items() if k != "discounts"}))
+    assert VOC.load(saved).gamma == GAMMA
 
 
 def test_a_quantizer_of_another_size(voc: VOC, saved: Path, dataset: Episodes) -> None:

@@ -84,6 +84,9 @@ def test_devices_as_users_name_them(monkeypatch: pytest.MonkeyPatch) -> None:
         as_device("tpu")
     with pytest.raises(VOCError, match=r"^device is 'cuda:2', but PyTorch finds 2 GPU\(s\) here; use 'auto'"):
         as_device("cuda:2")
+    for absent in ("mps", torch.device("mps", 0)):
+        with pytest.raises(VOCError, match=r"^device is 'mps(:0)?', which PyTorch cannot use here; use 'auto', "):
+            as_device(absent)
 
 
 def test_a_device_with_and_without_its_number_is_the_same() -> None:

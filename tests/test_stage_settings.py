@@ -1,4 +1,4 @@
-"""What a stage is asked to do: a finished one of other settings is done anew by its own command alone."""
+"""What a stage is asked to do: a finished one of other settings is done anew by its own command alone, with --force."""
 
 from __future__ import annotations
 
@@ -69,15 +69,16 @@ def jointly(config: Any) -> Any:
         ("tokenize", other_quantizer, "do it anew by voc-rl train-quantizer, in another --out to keep what is there."),
         ("tokenize", jointly, "do it anew by voc-rl train, in another --out to keep what is there."),
         ("train", other_seed, "quantizer is finished with other settings (seed was 0 and is 1)"),
-        ("tokenize", other_gamma, None),  # what follows it is not asked for
-        ("train", other_gamma, None),  # its own
-        ("train", jointly, None),
-        ("quantizer", other_seed, None),
+        ("train", other_gamma, "train is finished with other settings (occupancy.gamma was 0.5 and is 0.4); --force"),
+        ("train", jointly, "; --force replaces it, or give another --out."),  # it makes the quantizer too
+        ("quantizer", other_seed, "(seed was 0 and is 1); --force replaces it, or give another --out."),
+        ("quantizer", other_gamma, None),  # what follows it is not asked for
+        ("tokenize", other_gamma, None),
         (None, other_seed, None),  # of a demo, which is all stages at once
         ("evaluate", lambda config: config, None),
     ],
 )
-def test_a_finished_stage_is_done_anew_by_its_own_command(
+def test_a_finished_stage_is_not_done_anew_by_the_way(
     data: Path, done: Path, stage: str | None, change: Callable[[Any], Any], words: str | None
 ) -> None:
     before = files(done)
@@ -88,7 +89,35 @@ def test_a_finished_stage_is_done_anew_by_its_own_command(
             said = refusal(Pipeline, run, data, change(CONFIG), stage=stage)
             assert words in said
             assert str(done) in said
+            if "--force" in words:
+                Pipeline(run, data, change(CONFIG), stage=stage, force=frozenset({stage or ""}))
     assert files(done) == before
+
+
+def test_scores_are_not_replaced_by_those_of_other_samples(data: Path, done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "run")
+    before = files(out)
+    with RunFolder(out) as run:
+        said = refusal(Pipeline(run, data, CONFIG, stage="evaluate").evaluate, 20, 10)
+        assert said == (
+            f"{out}: evaluate is finished with other settings (max_states was 50 and is 10); --force replaces it, or "
+            "give another --out."
+        )
+        assert files(out) == before
+        forced = Pipeline(run, data, CONFIG, stage="evaluate", force=frozenset({"evaluate"}))
+        assert forced.evaluate(20, 10)["states"] == 10
+
+
+def test_networks_of_a_quantizer_that_was_made_anew_need_no_force(data: Path, done: Path, tmp_path: Path) -> None:
+    """Nor do scores of a model that is gone."""
+    out, said = shutil.copytree(done, tmp_path / "run"), list[str]()
+    with RunFolder(out) as run:
+        forced = Pipeline(run, data, other_quantizer(CONFIG), stage="quantizer", force=frozenset({"quantizer"}))
+        forced.train_quantizer()
+        other = other_gamma(other_quantizer(CONFIG))
+        Pipeline(run, data, other, stage="train", say=said.append).train()
+        assert said[-1] == "train: done before, but with other data, settings or weights; done anew"
+        assert Pipeline(run, data, other, stage="evaluate").evaluate(10, 10)["gamma"] == 0.4
 
 
 def test_other_data_are_met_and_the_same_elsewhere_are_not(data: Path, done: Path, tmp_path: Path) -> None:
@@ -114,6 +143,10 @@ def test_a_joint_run_keeps_its_quantizer_from_other_commands(data: Path, tmp_pat
             said = refusal(Pipeline, run, data, CONFIG, stage=stage)
             assert "train is finished with other settings (joint was {" in said
             assert "do it anew by voc-rl train," in said
+        for stage in ("quantizer", "train"):
+            said = refusal(Pipeline, run, data, CONFIG, stage=stage)
+            assert said.endswith("and is None); --force replaces it, or give another --out.")
+            Pipeline(run, data, CONFIG, stage=stage, force=frozenset({stage}))
     assert files(tmp_path) == before
 
 
@@ -181,7 +214,8 @@ def test_a_run_of_another_version_is_not_trained_over(data: Path, done: Path, tm
     (tmp_path / "run/stages.json").write_text(json.dumps(stages))
     with RunFolder(tmp_path / "run") as run:
         said = refusal(Pipeline, run, data, CONFIG, stage="evaluate")
-    assert "quantizer was finished by another version of voc_rl; do it anew by voc-rl train-quantizer, in" in said
+        assert "quantizer was finished by another version of voc_rl; do it anew by voc-rl train-quantizer, in" in said
+        assert "another version of voc_rl; --force" in refusal(Pipeline, run, data, CONFIG, stage="quantizer")
 
 
 def test_differences() -> None:

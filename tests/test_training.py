@@ -65,6 +65,33 @@ def test_training_takes_a_quantizer_and_tokens(episodes: Episodes) -> None:
     assert "tokenise this dataset" in refusal(train, episodes, config, quantizer=whole.quantizer, tokens=tokens)
 
 
+@pytest.mark.parametrize(("name", "gammas"), [("vqvae", None), ("musik", (0.3, 0.8)), ("dino", None), ("vqgan", None)])
+def test_the_default_type_makes_no_difference(
+    episodes: Episodes, name: str, gammas: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    config, dataset = replace(config_of(name, steps=(3, 4)), joint=None), episodes.subset([0, 1])
+    reward = replace(config.reward, loop=LoopConfig(5, batch_size=16))
+    config = replace(config, occupancy=replace(config.occupancy, gammas=gammas), reward=reward)
+    dataset.action[dataset.step_type > 0] = np.random.default_rng(0).uniform(-1, 1, (2 * 59, 1))  # musik needs some
+    obs = dataset.observations(np.arange(12))
+
+    def found() -> list[np.ndarray]:
+        voc = train(dataset, config)
+        voc.save(tmp_path)
+        again = VOC.load(tmp_path).fit_reward(dataset, lambda rows: 2 * rows.reward, config=config.reward)
+        sampled = [one.value(obs, estimator="sample", samples=5).mean for one in (voc, again)]
+        return [voc.value(obs).mean, *sampled, voc.successor_features(obs, 5)]
+
+    expected = found()
+    torch.set_default_dtype(torch.float64)
+    try:
+        for one, other in zip(expected, found(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_quantizer_that_is_there_already_is_not_copied(episodes: Episodes) -> None:
     """Where it is has a number, which a command's word for it has not: ``cuda:0`` and ``cuda``."""
     own = fresh_quantizer(episodes, small_config())
@@ -127,10 +154,10 @@ def test_frames_get_a_patch_that_fits_them(tmp_path: Path) -> None:
                 assert fresh_quantizer(dataset, chosen).config.patch == 2
 
 
-def test_discounts_of_the_datas_own_are_refused_before_anything_is_trained(
+def test_discounts_of_the_datas_own_and_huge_rewards_are_refused_before_anything_is_trained(
     episodes: Episodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Targets would run through them, and true returns not."""
+    """Targets would run through such discounts, and true returns not."""
     dataset = episodes.subset([0, 1])
     quantizer = fresh_quantizer(dataset, small_config())
     policy = SimpleNamespace(observation="pixels", predict=lambda *args, **kwargs: (np.zeros(1), None))
@@ -141,6 +168,11 @@ def test_discounts_of_the_datas_own_are_refused_before_anything_is_trained(
             said = refusal(train, dataset, replace(small_config(), joint=joint), quantizer=given)
             assert "1 row(s) have a discount that training does not know (the first, row 7, has 0); write 1" in said
     assert "(the first, row 7, has 0)" in refusal(PolicyEvaluator, dataset, {"still": policy}, quantizer=quantizer)
+    dataset.discount[7], dataset.reward[7] = 1.0, 1e16
+    for joint in (None, JointTraining()):
+        said = refusal(train, dataset, replace(small_config(), joint=joint), quantizer=quantizer)
+        assert said.endswith("and training takes 1e+15 at most; divide the rewards by 1e+16.")
+    assert "by 1e+16" in refusal(PolicyEvaluator, dataset, {"still": policy}, quantizer=quantizer)
 
 
 def test_training_logs_every_stage(episodes: Episodes) -> None:

@@ -61,6 +61,8 @@ class Settings:
     """Optimiser steps; default by size."""
     steps: int | None = None
     """Optimiser steps of the occupancy network; default by size."""
+    reward_steps: int | None = None
+    """Optimiser steps of each of the reward head's two networks; default 800."""
 
     def pipeline(self, run: Any, stage: str) -> Any:
         from voc_rl.joint import JointTraining
@@ -78,6 +80,9 @@ class Settings:
             occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
         if self.quantizer_steps is not None:
             config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
+        if self.reward_steps is not None:
+            loop = replace(config.reward.loop, steps=self.reward_steps)
+            config = replace(config, reward=replace(config.reward, loop=loop))
         joint = JointTraining() if self.joint else None
         config = replace(config, occupancy=occupancy, joint=joint, seed=self.seed)
         if recipe == "paper" and self.n not in (None, 1):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.data.checks import check_discounts
+from voc_rl.data.checks import check_discounts, check_reward_sizes
 from voc_rl.errors import check_decay, check_share
 from voc_rl.loop import Checkpoints, Descent, LoopConfig, StepLog, take_steps
 from voc_rl.occupancy import OccupancyTraining, OccupancyTransformer, ValueHead
@@ -225,9 +225,11 @@ def train_joint(
         networks: fresh networks for a quantizer's codes, called when the quantizer's steps alone are over.
 
     Raises:
-        VOCError: discounts of the data's own, or a quantizer whose parameters are all frozen.
+        VOCError: discounts of the data's own, rewards that are too large, or a quantizer whose parameters are all
+            frozen.
     """
     check_discounts(dataset)
+    check_reward_sizes(dataset.reward)
     if checkpoints is None or not checkpoints.path.exists():
         fit_quantizer(quantizer, dataset, seed, log)
     work = JointSteps(quantizer, networks, dataset, joint, quantizer_training, occupancy, seed)

@@ -261,23 +261,26 @@ class VOC(Parts):
         self,
         obs: np.ndarray | Tensor,
         samples: int = 100,
+        gamma: float | None = None,
         generator: torch.Generator | None = None,
         common: bool = False,
     ) -> np.ndarray:
-        """Discounted sum of the future codes' vectors, float32 (B, n_tokens * code_dim)."""
-        return self.successor_features_of_codes(*self.context(obs), samples, generator, common)
+        """Discounted sum of the future codes' vectors, float32 (B, n_tokens * code_dim); ``gamma`` as in ``value``."""
+        return self.successor_features_of_codes(*self.context(obs), samples, gamma, generator, common)
 
     def successor_features_of_codes(
         self,
         codes: Tensor,
         features: Tensor | None,
         samples: int = 100,
+        gamma: float | None = None,
         generator: torch.Generator | None = None,
         common: bool = False,
     ) -> np.ndarray:
         """``successor_features`` of states that are already codes."""
-        futures = self.futures_of_codes(codes, features, samples, generator=generator, common=common)
-        psi = successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, self.gamma)
+        gamma = self.asked_gamma(gamma)
+        futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
+        psi = successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, gamma)
         return psi.cpu().numpy()
 
     def tokens(self, obs: np.ndarray | Tensor) -> np.ndarray:

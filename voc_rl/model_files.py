@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,10 +37,10 @@ class Parts:
 
     Attributes:
         quantizer, occupancy, reward_head, value_head (None when trained without): the parts, in eval mode.
-        gamma: the discount that is meant where none is asked. spec: how its training frames were made.
+        spec: how its training frames were made.
 
     Raises:
-        VOCError: an occupancy network of other codes than the quantizer's.
+        VOCError: an occupancy network of other codes than the quantizer's, or no reward head.
     """
 
     def __init__(
@@ -51,10 +52,19 @@ class Parts:
         gamma: float,
         spec: DataSpec,
     ) -> None:
+        if reward_head is None:
+            raise VOCError(
+                "A VOC needs a reward head; voc_rl.values.fit_reward_head fits one to the rewards of episodes."
+            )
         _check_codes_fit(quantizer, occupancy.config, "The parts of a VOC")
         self.quantizer, self.occupancy = quantizer.eval(), occupancy.eval()
         self.reward_head, self.value_head = reward_head.eval(), None if value_head is None else value_head.eval()
-        self.gamma, self.spec = check_gamma(gamma), spec
+        self._gamma, self.spec = check_gamma(gamma), spec
+
+    @property
+    def gamma(self) -> float:
+        """The discount that is meant where none is asked; its parts have learned it, so it cannot be set."""
+        return self._gamma
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +136,8 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
         "format_version": FORMAT_VERSION,
         "gamma": voc.gamma,
         "quantizer": weights_mark(voc.quantizer),
-        "weights": tensors_mark(tensors),
+        "weights": (mark := tensors_mark(tensors)),
+        "discounts": _discounts_mark(mark, voc.gamma, voc.occupancy.config.gammas),
         "spec": asdict(voc.spec),
         "occupancy": to_dict(voc.occupancy.config),
         "reward": to_dict(voc.reward_head.config),
@@ -176,8 +187,18 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
             f"{folder}: {WEIGHTS} holds other weights than {DESCRIPTION} was written for (one VOC is being saved over "
             "another, or that was cut); load it again later, or train the VOC again."
         )
+    if description.get("discounts", mark := _discounts_mark(mark, gamma, config.gammas)) != mark:
+        raise VOCError(
+            f"{folder / DESCRIPTION} has another gamma or other gammas than this VOC was trained for; undo that, and "
+            "ask for other discounts by value(obs, gamma=...), or train for them."
+        )
     _load_weights(folder / WEIGHTS, tensors, {"occupancy": occupancy, "reward": reward_head, "value": value_head})
     return kind(quantizer, occupancy, reward_head, value_head, gamma, spec)
+
+
+def _discounts_mark(weights: str, gamma: float, gammas: tuple[float, float] | None) -> str:
+    """A short hash of the discounts that weights with the mark ``weights`` know."""
+    return hashlib.sha256(json.dumps([weights, gamma, gammas]).encode()).hexdigest()[:16]
 
 
 def weights_mark(*modules: torch.nn.Module | None) -> str:

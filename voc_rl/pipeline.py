@@ -29,7 +29,7 @@ from voc_rl.loop import step_seed
 from voc_rl.model import VOC
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
 from voc_rl.runs import RunFolder, fingerprint
-from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes, made_elsewhere
+from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes, made_elsewhere, other_evaluation
 from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import ValueEstimate, check_known, discounted_returns, from_samples, mean_return, scores
 
@@ -48,8 +48,8 @@ class Pipeline:
             run folder. config: what is trained.
         held_out: share of the episodes that are never trained on. say: takes one line about what is skipped.
         force: stages that are done anew even when they are finished. device: where networks are trained and asked.
-        stage: the one whose command this is: other finished ones are never trained anew with other settings by the
-            way; None: all of them may be.
+        stage: the one whose command this is: a finished one is never done anew with other settings, but for this one
+            where it is forced; None: all of them may be.
 
     Raises:
         VOCError: a share or data that do not fit, or a finished stage of other settings than those that are given.
@@ -78,7 +78,7 @@ class Pipeline:
         self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)
         refusal = "" if self.force else made_elsewhere(self.run)
         if not refusal and self.stage is not None:
-            refusal = self.asked.refusal(self.run, self.stage)
+            refusal = self.asked.refusal(self.run, self.stage, self.stage in self.force)
         if agreed(bool(refusal)):
             raise VOCError(refusal)
 
@@ -186,8 +186,13 @@ class Pipeline:
         """Score the values of held-out states against their true returns; writes metrics.json.
 
         Raises:
-            VOCError: no held-out state has a known return (episodes shorter than the horizon).
+            VOCError: no held-out state has a known return (episodes shorter than the horizon), or scores of another
+                evaluation that this command would replace without being forced to.
         """
+        asked = {"samples": samples, "max_states": max_states}
+        own = self.stage == "evaluate" and "evaluate" not in self.force
+        if agreed(bool(refusal := other_evaluation(self.run, asked) if own else "")):
+            raise VOCError(refusal)
         _, truth, _, values = self.answers(samples, max_states)
         gamma = self.train().gamma
         path = self.run.path / "metrics.json"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_level
+from voc_rl.occupancy import arrived_rows
 from voc_rl.policy_estimate import PolicyEstimate, too_few_rows, warnings_of
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEstimator, PolicyEvaluator
 from voc_rl.quantizers import Quantizer
@@ -98,7 +99,7 @@ def evaluate_policy(
     evaluator = PolicyEvaluator(
         dataset, policies, gamma, starts, config, quantizer=quantizer, tokens=tokens, device=device, progress=progress
     )
-    reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset))
+    reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset), arrived_rows(dataset))
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None
     estimates = [evaluator.estimate(name, estimator, reward, head, level) for name in evaluator.policies]
     if all(np.isnan(e.value) for e in estimates):

@@ -15,7 +15,14 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples, known_gamma
 from voc_rl.loop import StepLog
-from voc_rl.occupancy import OccupancyTransformer, PolicyTraining, StitchedTargets, ValueHead, train_policies
+from voc_rl.occupancy import (
+    OccupancyTransformer,
+    PolicyTraining,
+    StitchedTargets,
+    ValueHead,
+    arrived_rows,
+    train_policies,
+)
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
 from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
@@ -237,7 +244,9 @@ class PolicyEvaluator:
         check_level(level)
         known = (self.gamma, *(self.config.training.occupancy.gammas or ()))
         gamma = self.gamma if gamma is None else known_gamma(gamma, *known)
-        own = self.dataset.reward if reward is None else check_rewards(reward, len(self.dataset))
+        own = self.dataset.reward
+        if reward is not None:
+            own = check_rewards(reward, len(self.dataset), arrived_rows(self.dataset))
         self._check_answers(estimator, reward is not None, gamma)
         critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]

@@ -49,11 +49,11 @@ def as_device(device: torch.device | str | None) -> torch.device | None:
     """A device: PyTorch's, the name of one (``cuda:1``), or a word of ``choose_device``; None stays None.
 
     Raises:
-        VOCError: a text that names none, or a GPU that is not there.
+        VOCError: a text that names none, or a device that is not there.
     """
-    if device is None or isinstance(device, torch.device):
-        return device
-    if device in DEVICES:
+    if device is None:
+        return None
+    if isinstance(device, str) and device in DEVICES:
         return choose_device(device)
     try:
         found = torch.device(device)
@@ -61,8 +61,15 @@ def as_device(device: torch.device | str | None) -> torch.device | None:
         raise VOCError(f"device is {device!r}; 'auto', 'cpu', 'cuda' or a name like 'cuda:1' is needed.") from None
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise VOCError(
-            f"device is {device!r}, but PyTorch finds {count} GPU(s) here; use 'auto' for whatever is there."
+            f"device is '{device}', but PyTorch finds {count} GPU(s) here; use 'auto' for whatever is there."
         )
+    if found.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError, ImportError):
+            raise VOCError(
+                f"device is '{device}', which PyTorch cannot use here; use 'auto', 'cpu' or 'cuda'."
+            ) from None
     return found
 
 

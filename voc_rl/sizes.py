@@ -9,7 +9,8 @@ from voc_rl.configs import to_dict
 from voc_rl.errors import check_choice
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
-from voc_rl.quantizers import QUANTIZERS, DINOConfig, VQGANConfig
+from voc_rl.quantizers import DINOConfig, VQGANConfig
+from voc_rl.quantizers.registry import known_quantizer
 from voc_rl.training import NetworkSize, VOCConfig
 
 _PAPER_LOOP = LoopConfig(steps=100_000, batch_size=64, learning_rate=3e-4, weight_decay=0.1)
@@ -61,18 +62,24 @@ _PAPER = {
 }
 
 
+_TOKENS_OF_STACKS = ("vqvae", "musik")  # whose config is that of ``SIZES``
+
+
 def sized(size: str, quantizer: str = "vqvae") -> VOCConfig:
     """The config of a size, with another quantizer than the small VQ-VAE where one is named.
 
     The quantizers of patches, whose own defaults are the published sizes, have 27 tokens at size ``tiny``; at
-    ``small`` dino has 147 and vqgan 75. At ``paper`` these two are the published ones.
+    ``small`` dino has 147 and vqgan 75. At ``paper`` these two are the published ones. A quantizer of one's own has the
+    defaults of its config.
 
     Raises:
         VOCError: an unknown size or quantizer.
     """
     config = SIZES[check_choice(size, SIZES, "size")]
-    check_choice(quantizer, QUANTIZERS, "quantizer")
+    known_quantizer(quantizer)
     own = {"tiny": _TINY, "small": _SMALL, "paper": _PAPER}[size]
+    if quantizer not in (*own, *_TOKENS_OF_STACKS):
+        config = replace(config, quantizer_config={})
     return replace(own.get(quantizer, config), quantizer=quantizer)
 
 

@@ -19,6 +19,8 @@ from voc_rl.runs import MODEL, RunFolder, fingerprint
 from voc_rl.training import VOCConfig
 
 FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames are read from disk, as are those that need too much of the memory
+REPLACE = "--force replaces it, or give another --out"
+NETWORKS = ("network", "occupancy", "reward")  # settings of training by stages that its quantizer does not share
 COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages whose command has another name
 
 
@@ -79,27 +81,42 @@ class Asked:
             {"quantizer": trained if joint else base, "train": trained},
         )
 
-    def refusal(self, run: RunFolder, stage: str) -> str:
-        """Why a finished stage that the one of a command builds on is not what it is asked to build on; else ""."""
+    def refusal(self, run: RunFolder, stage: str, forced: bool = False) -> str:
+        """Why a finished stage is not what a command asks for: the one that it does itself, unless ``forced``, or one
+        that this builds on; else ""."""
         finished = [name for name in self.settings if run.settings(name) is not None]
         by_stages = self.settings["train"]["joint"] is None
-        needed = {
-            "tokenize": finished[:1],  # what the quantizer came out of
-            "train": [name for name in finished if name == "quantizer" and by_stages],
-            "evaluate": finished,
-        }
-        for name in needed.get(stage, []):
+        source = finished[:1]  # what the quantizer came out of
+        needed = {"quantizer": source, "tokenize": source, "train": finished, "evaluate": finished}.get(stage, [])
+        replaced = {"quantizer": source, "train": ["train"] if by_stages else finished}.get(stage, [])
+        for name in needed:
+            own = name in replaced
+            if own and (forced or self._outlived(run, name)):
+                continue
+            anew = f"do it anew by {command_of(name if by_stages else 'train')}, in another --out to keep what is there"
             if found := differences(run.settings(name) or {}, self.settings[name]):
-                return (
-                    f"{run.path}: {name} is finished with other settings ({few(found)}); give the same, or do it anew "
-                    f"by {command_of(name if by_stages else 'train')}, in another --out to keep what is there."
-                )
+                return _finished_otherwise(run, name, found, REPLACE if own else f"give the same, or {anew}")
             if name == ("quantizer" if by_stages else "train") and run.outdated(name, self.marks[name]):
-                return (
-                    f"{run.path}: {name} was finished by another version of voc_rl; do it anew by "
-                    f"{command_of(name if by_stages else 'train')}, in another --out to keep what is there."
-                )
+                return f"{run.path}: {name} was finished by another version of voc_rl; {REPLACE if own else anew}."
         return ""
+
+    def _outlived(self, run: RunFolder, stage: str) -> bool:
+        """Whether it trained networks on a quantizer that was made anew since: nothing is lost in these."""
+        if stage != "train" or run.settings("quantizer") is None:
+            return False
+        shared = {name: value for name, value in self.settings["train"].items() if name not in NETWORKS}
+        return bool(differences(run.settings("train") or {}, shared))
+
+
+def other_evaluation(run: RunFolder, settings: Mapping[str, Any]) -> str:
+    """Why the scores that are there are not those of an evaluation with ``settings``; else ""."""
+    scored = (run.path / "metrics.json").exists()
+    found = differences(run.settings("evaluate") or {}, settings) if scored else []
+    return _finished_otherwise(run, "evaluate", found, REPLACE) if found else ""
+
+
+def _finished_otherwise(run: RunFolder, stage: str, found: list[str], advice: str) -> str:
+    return f"{run.path}: {stage} is finished with other settings ({few(found)}); {advice}."
 
 
 def made_elsewhere(run: RunFolder) -> str:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.data.checks import check_discounts
-from voc_rl.errors import VOCError, check_choice, check_positive, check_token_rows
+from voc_rl.data.checks import check_discounts, check_reward_sizes
+from voc_rl.errors import VOCError, check_positive, check_token_rows
 from voc_rl.joint import JointTraining, train_joint
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
 from voc_rl.model import VOC
@@ -31,8 +31,9 @@ from voc_rl.occupancy import (
     train_occupancy,
 )
 from voc_rl.occupancy.contexts import check_layers
-from voc_rl.precision import as_device, device_of, same_device, seeded
-from voc_rl.quantizers import QUANTIZERS, VQVAE, Quantizer, build_quantizer, tokenize, train_quantizer
+from voc_rl.precision import as_device, device_of, same_device, seeded, single_precision
+from voc_rl.quantizers import VQVAE, Quantizer, build_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers.registry import known_quantizer
 from voc_rl.quantizers.vqvae import fitting_patch
 from voc_rl.values import RewardConfig, fit_reward_head
 
@@ -86,6 +87,7 @@ class VOCConfig:
     seed: int = 0
 
 
+@single_precision()
 def train(
     dataset: Episodes,
     config: VOCConfig | None = None,
@@ -173,9 +175,11 @@ def ready_quantizer(
     One that was given and is elsewhere stays there: a copy of it moves.
 
     Raises:
-        VOCError: data that nothing can learn values from (``check_discounts``), before time is spent on them.
+        VOCError: data that nothing can learn values from (``check_discounts``, ``check_reward_sizes``), before time is
+            spent on them.
     """
     check_discounts(dataset)
+    check_reward_sizes(dataset.reward)
     if given is not None:
         stays = device is None or same_device(device, device_of(given))
         return given if stays else copy.deepcopy(given).to(device)
@@ -186,6 +190,7 @@ def ready_quantizer(
     )
 
 
+@single_precision()
 def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
     """An untrained quantizer for the frames of ``dataset``, on the CPU, its weights drawn from the seed.
 
@@ -196,13 +201,14 @@ def fresh_quantizer(dataset: Episodes, config: VOCConfig) -> Quantizer:
     """
     dataset.check_frames()
     shape, sizes = dataset.observation_shape, config.quantizer_config
-    cls = QUANTIZERS[check_choice(config.quantizer, QUANTIZERS, "quantizer")][0]
+    cls = known_quantizer(config.quantizer)[0]
     if issubclass(cls, VQVAE) and isinstance(sizes, Mapping):
         sizes = {"patch": fitting_patch(shape), **sizes}
     with seeded(torch.device("cpu"), step_seed(config.seed, 1 << 42)):
         return build_quantizer(config.quantizer, shape, sizes)
 
 
+@single_precision()
 def fresh_networks(
     quantizer: Quantizer,
     config: VOCConfig,

@@ -17,7 +17,7 @@ from worlds import refusal
 
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, trial, trial_child, write_minari
-from voc_rl.data.checks import check_dataset, check_discounts, contact_sheet, summary
+from voc_rl.data.checks import check_dataset, check_discounts, check_reward_sizes, contact_sheet, summary
 from voc_rl.data.convert import write_folder
 from voc_rl.data.registry import parse, stream_dataset
 from voc_rl.data.trial import read_in_child
@@ -101,6 +101,16 @@ def test_discounts_of_the_datas_own(
     assert remarks[0].startswith(f"{odd} rows have a discount that is neither 1 nor")
     said = refusal(check_discounts, dataset)
     assert f"{odd} row(s) have a discount that training does not know (the first, {first}); write 1" in said
+
+
+def test_rewards_that_are_too_large_to_square(tmp_path: Path) -> None:
+    """They load, with a remark, and nothing is trained on them."""
+    dataset = toy_dataset(tmp_path, (5, 6))
+    dataset.reward[3] = -2e20
+    assert "Rewards are as large as 2e+20; such data can be read, but not trained on." in check_dataset(dataset)
+    said = refusal(check_reward_sizes, dataset.reward)
+    assert said == "Rewards are as large as 2e+20, and training takes 1e+15 at most; divide the rewards by 2e+20."
+    check_reward_sizes(dataset.reward / 2e20)
 
 
 @pytest.mark.parametrize(("key", "value"), [("reward", np.nan), ("action", 1.5)])

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from test_readme import README, blocks
 from torch import Tensor
-from worlds import one_sentence
+from vqgan_layout import PUBLISHED, random_weights
+from worlds import loop, one_sentence, refusal, write_world
 
+from voc_rl import VOC
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import OccupancyTransformer, sample_futures
+from voc_rl.values import RewardConfig
 
 V, POSITIONS = 40, 64
 
@@ -116,6 +120,26 @@ def test_nested_and_bare_state_dicts(tmp_path: Path) -> None:
     plain = OccupancyTransformer.from_published(written(tmp_path / "a.pth", tensors))(ids)
     for i, other in enumerate(({"state_dict": tensors}, bare)):
         assert torch.equal(OccupancyTransformer.from_published(written(tmp_path / f"{i}.pth", other))(ids), plain)
+
+
+@pytest.mark.skipif(not README.exists(), reason="there are no pages")
+def test_published_parts_become_a_voc_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_world(Path("runs/demo/data"), episodes=2, rows=12, size=84)
+    sizes = PUBLISHED["five levels"]
+    torch.save(random_weights(sizes), "vqvae.pth")
+    torch.save(gpt2(vocabulary=sizes.codebook_size, positions=150), "gpt.pth")
+    monkeypatch.setattr("voc_rl.values.RewardConfig", lambda: RewardConfig(loop=loop(5)))
+    (block,) = blocks("python", page=README.parent / "docs" / "quantizers.md")
+    found: dict[str, Any] = {}
+    exec(compile(block, "quantizers.md", "exec"), found)
+    voc, obs = found["voc"], found["episodes"].observations([10])
+    voc.save("saved")
+    assert VOC.load("saved").quantizer.n_tokens == 75
+    assert voc.value(obs, estimator="sample", samples=4).mean.shape == (1,)
+    assert "use estimator='sample'" in refusal(voc.value, obs)
+    said = refusal(VOC, voc.quantizer, voc.occupancy, None, None, 0.9, voc.spec)
+    assert said == "A VOC needs a reward head; voc_rl.values.fit_reward_head fits one to the rewards of episodes."
 
 
 class Payload:

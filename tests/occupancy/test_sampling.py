@@ -221,8 +221,10 @@ def test_a_budget_of_memory_cuts_states_and_keeps_their_order(states: int) -> No
     assert states_at_once(model, 7, 4) == {1: 1, 2: 2, 3: 3, 5: 4, 100: 7}[states]  # parts of equal size
     assert torch.equal(sample_futures(model, context, features, 4, generator(), noise), together)
     assert torch.equal(sample_futures(model, context, features, 4, generator()), together)  # the same numbers are drawn
-    model.memory = bytes_of_state(model.config, 4, torch.float32) - 1
-    with pytest.raises(VOCError, match=r"too small for one state with 4 samples, which takes 0 MB; raise it, or draw"):
+    one = bytes_of_state(model.config, 4, torch.float32)
+    model.memory = one - 1
+    words = f"^The budget of {one - 1:,} bytes for .* with 4 samples, which takes {one:,} bytes; raise it, or draw"
+    with pytest.raises(VOCError, match=words):
         sample_futures(model, context, features, 4, generator())
 
 

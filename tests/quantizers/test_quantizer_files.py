@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from voc_rl.checkpoints import load_tensors, save_tensors, write_json
 from voc_rl.errors import VOCError
 from voc_rl.quantizers import QUANTIZERS, VQVAE, VQVAEConfig, load_quantizer, save_quantizer
+from voc_rl.sizes import SIZES, sized
 
 SIZE = 12
 SMALL = VQVAEConfig(n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3)
@@ -30,7 +32,11 @@ def test_bad_files(tmp_path: Path) -> None:
     good, tensors = json.loads(path.read_text()), load_tensors(weights)
     for changed, said in [
         ({"format_version": 99}, "has format version 99; this voc_rl reads version 1: make it anew"),
-        ({"name": "magic"}, "Unknown quantizer 'magic'; accepted: .*vqvae"),
+        (
+            {"name": "magic"},
+            r"Unknown quantizer 'magic'; accepted: .*vqvae; one of your own is entered first: ",
+        ),
+        ({"name": ["vqvae"]}, r"Unknown quantizer \['vqvae'\]; accepted"),
         ({"config": {**good["config"], "colour": 3}}, r"unknown key\(s\) colour"),
         ({"config": 3}, "config"),
         ({"observation_shape": [9, 13, 12]}, "multiples of 6"),
@@ -72,6 +78,8 @@ def test_a_quantizer_of_ones_own_is_saved_once_it_can_be_loaded(
         save_quantizer(mine, tmp_path)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setitem(QUANTIZERS, "mine", (Mine, VQVAEConfig))
+    for size in ("small", "paper"):
+        assert sized(size, "mine") == replace(SIZES[size], quantizer="mine", quantizer_config={})
     save_quantizer(mine, tmp_path)
     again = load_quantizer(tmp_path)
     assert isinstance(again, Mine)

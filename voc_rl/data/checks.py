@@ -13,6 +13,7 @@ from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, FIRST, MID, RANGES
 from voc_rl.errors import VOCError
 
+LARGEST_REWARD = 1e15  # squares of values of larger ones leave float32
 _SHEET_EPISODES, _SHEET_FRAMES = 6, 8
 
 
@@ -61,6 +62,19 @@ def check_discounts(dataset: Episodes) -> None:
         )
 
 
+def check_reward_sizes(reward: np.ndarray) -> None:
+    """Refuse rewards (N,) that training cannot square.
+
+    Raises:
+        VOCError: one above ``LARGEST_REWARD``.
+    """
+    if (largest := float(np.abs(reward).max(initial=0))) > LARGEST_REWARD:
+        raise VOCError(
+            f"Rewards are as large as {largest:.3g}, and training takes {LARGEST_REWARD:.0e} at most; divide the "
+            f"rewards by {largest:.0e}."
+        )
+
+
 def _odd_discounts(dataset: Episodes) -> np.ndarray:
     """Rows int64 that a step arrived at with a discount other than 1, or than 0 at the end of an episode."""
     fits = dataset.discount > 0.99999  # float32 may have rounded
@@ -82,6 +96,8 @@ def _remarks(dataset: Episodes) -> list[str]:
             f"{odd} rows have a discount that is neither 1 nor, in the last row of an episode, 0; such data can be "
             "read, but not trained on."
         )
+    if (largest := float(np.abs(dataset.reward).max(initial=0))) > LARGEST_REWARD:
+        remarks.append(f"Rewards are as large as {largest:.3g}; such data can be read, but not trained on.")
     if not dataset.has_frames:
         remarks.append(f"There are {dataset.without_frames}.")
     return remarks

@@ -95,7 +95,10 @@ def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
     arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
     frames = arrays.pop("frames")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-        raise VOCError(f"{where}: frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed.")
+        raise VOCError(
+            f"{where}: frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed (of gray ones "
+            "(T, 1, H, W): np.repeat(frames, 3, 1))."
+        )
     small = checked_columns(arrays, len(frames), where)
     step_type = small["step_type"]
     if len(frames) < 2 or step_type[0] != FIRST or step_type[-1] != LAST or (step_type[1:-1] != MID).any():

@@ -53,7 +53,9 @@ def base_gamma(gammas: tuple[float, float], gamma: float, hops: bool = True) -> 
 
 def told(model: OccupancyTransformer, gamma: float, count: int) -> Condition:
     """The condition that tells a network the discount ``gamma`` of ``count`` contexts; empty where it reads none."""
-    return Condition(gamma=torch.full((count,), gamma, device=device_of(model)) if model.config.gammas else None)
+    if model.config.gammas is None:
+        return Condition()
+    return Condition(gamma=torch.full((count,), gamma, dtype=torch.float32, device=device_of(model)))
 
 
 @torch.no_grad()

@@ -86,8 +86,8 @@ def states_at_once(model: OccupancyTransformer, states: int, samples: int) -> in
     memory = model.memory or default_memory(device)
     if memory < one:
         raise VOCError(
-            f"The budget of {memory / 1e6:.0f} MB for sampling is too small for one state with {samples} samples, "
-            f"which takes {one / 1e6:.0f} MB; raise it, or draw fewer samples."
+            f"The budget of {memory:,} bytes for sampling is too small for one state with {samples} samples, which "
+            f"takes {one:,} bytes; raise it, or draw fewer samples."
         )
     most = memory // one
     parts = -(-states // (fitting(most, samples) if device.type == "cuda" else most))

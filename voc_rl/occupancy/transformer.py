@@ -223,7 +223,8 @@ class OccupancyTransformer(SeesFeatures):
             )
         device = self.nothing.device
         context = torch.zeros(1, self.config.n_tokens, dtype=torch.long, device=device)
-        condition = Condition(gamma=self.config.gammas and torch.full((1,), self.config.gammas[1], device=device))
+        largest = self.config.gammas and torch.full((1,), self.config.gammas[1], dtype=torch.float32, device=device)
+        condition = Condition(gamma=largest)
         return self.prefix(context, None, None, condition, torch.ones(1, dtype=torch.bool, device=device))
 
     def _feature_vector(self, batch: int, features: Tensor | None, use_features: Tensor | None) -> Tensor:

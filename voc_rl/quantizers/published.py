@@ -26,7 +26,8 @@ def published_frames(obs: Tensor, side: int) -> Tensor:
         VOCError: another dtype, or another number of channels.
     """
     check_observations(obs, (3, *obs.shape[2:]))
-    shift = torch.tensor(IMAGENET_MEAN, device=obs.device) / torch.tensor(IMAGENET_STD, device=obs.device)
+    mean, std = (torch.tensor(n, dtype=torch.float32, device=obs.device) for n in (IMAGENET_MEAN, IMAGENET_STD))
+    shift = mean / std
     return F.interpolate(obs.float(), size=side) / 255 - shift[:, None, None]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
 from voc_rl.configs import from_dict, to_dict
-from voc_rl.errors import VOCError, check_choice
+from voc_rl.errors import VOCError
 from voc_rl.precision import single_precision
 from voc_rl.quantizers.base import Quantizer
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
@@ -28,14 +28,31 @@ QUANTIZERS: dict[str, tuple[type[Quantizer], type[Any]]] = {
 }
 
 
+def known_quantizer(name: str) -> tuple[type[Quantizer], type[Any]]:
+    """The class of a name, and of its config.
+
+    Raises:
+        VOCError: an unknown name.
+    """
+    if not isinstance(name, str) or name not in QUANTIZERS:
+        raise VOCError(
+            f"Unknown quantizer {name!r}; accepted: {', '.join(sorted(QUANTIZERS))}; one of your own is "
+            f"{_entered(name)}."
+        )
+    return QUANTIZERS[name]
+
+
+def _entered(name: str) -> str:
+    return f"entered first: voc_rl.quantizers.QUANTIZERS[{name!r}] = (its class, the dataclass of its config)"
+
+
 def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: Any = None) -> Quantizer:
     """A fresh quantizer; ``config`` is its dataclass, a mapping for it, or None for the defaults.
 
     Raises:
         VOCError: an unknown name, unknown config keys, or frames that do not fit.
     """
-    check_choice(name, QUANTIZERS, "quantizer")
-    cls, config_cls = QUANTIZERS[name]
+    cls, config_cls = known_quantizer(name)
     if not isinstance(config, config_cls):
         config = from_dict(config_cls, {} if config is None else config, f"config of quantizer {name}")
     return cls(observation_shape, config)
@@ -49,8 +66,8 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
     """
     if quantizer.name not in QUANTIZERS:
         raise VOCError(
-            f"No quantizer {quantizer.name!r} is known, so it could not be loaded again; enter it first: "
-            f"voc_rl.quantizers.QUANTIZERS[{quantizer.name!r}] = (its class, the dataclass of its config)."
+            f"No quantizer {quantizer.name!r} is known, so it could not be loaded again; it has to be "
+            f"{_entered(quantizer.name)}."
         )
     description = {
         "format_version": FORMAT_VERSION,

@@ -13,7 +13,7 @@ from voc_rl.data import Episodes
 from voc_rl.distributed import average, gather, ranks
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
-from voc_rl.precision import autocast, device_of, generator_on
+from voc_rl.precision import autocast, device_of, generator_on, single_precision
 from voc_rl.quantizers.base import Quantizer
 
 FITTING_ROWS = 3000
@@ -55,6 +55,7 @@ class QuantizerTrainee:
         self.quantizer.load_state_dict(state)
 
 
+@single_precision()
 def train_quantizer(
     quantizer: Quantizer,
     dataset: Episodes,

@@ -168,7 +168,8 @@ class VQGAN(Quantizer):
         pictures = pictures[..., rows[:, None], columns]
         if not self.config.published:
             return unscale(pictures)
-        shift = torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
+        mean, std = (torch.tensor(numbers, dtype=torch.float32) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+        shift = mean / std
         levels = (pictures + shift.to(pictures.device)[:, None, None]) * 255
         return levels.round().clamp(0, 255).to(torch.uint8)
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from voc_rl.distributed import gather, ranks
 from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.loop import StepLog
+from voc_rl.precision import single_precision
 from voc_rl.quantizers.base import (
     Quantizer,
     check_codebook_size,
@@ -204,13 +205,16 @@ class VQVAE(Quantizer):
             inputs = torch.cat([inputs, self.convolutions(scale(obs) - self.mean_picture)], 1)
         return rearrange(self.encoder(inputs), "b (n d) -> b n d", n=self.n_tokens).float()
 
+    @single_precision()  # for FSQ, whose levels are of the default type
     def quantize(self, latents: Tensor) -> Tensor:
         return self.codebook(latents)[1].long()
 
+    @single_precision()
     def embed(self, codes: Tensor) -> Tensor:
         check_codes(codes, self)
         return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(*codes.shape, self.code_dim)
 
+    @single_precision()
     def code_vectors(self) -> Tensor:
         codes = torch.arange(self.codebook_size, device=self.mean_picture.device)
         return self.codebook.indices_to_codes(codes[:, None]).flatten(1).float()

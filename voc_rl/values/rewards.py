@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
+from voc_rl.data.checks import check_reward_sizes
 from voc_rl.errors import VOCError, check_at_least, check_positive, check_token_rows
 from voc_rl.loop import LoopConfig, StepLog, optimise
 from voc_rl.occupancy import arrived_rows, going_rows
 from voc_rl.occupancy.features import SeesFeatures
-from voc_rl.precision import autocast, device_of, seeded
+from voc_rl.precision import autocast, device_of, seeded, single_precision
 from voc_rl.quantizers import Quantizer
 
 PAIRS = 97  # the stream of random numbers that draws states and their futures
@@ -116,20 +117,30 @@ class _RewardTrainee:
         self.network.load_state_dict(state)
 
 
-def check_rewards(rewards: np.ndarray, rows: int) -> np.ndarray:
-    """Rewards as float32 (rows,), one per row and finite.
+def check_rewards(rewards: np.ndarray, rows: int, used: Tensor | None = None) -> np.ndarray:
+    """Rewards as float32 (rows,), one per row and finite; 0 in rows that are not among those int64 (M,) that are
+    ``used`` (None: all are).
 
     Raises:
-        VOCError: they are not.
+        VOCError: they are not, or are too large to train on.
     """
-    rewards = np.asarray(rewards, np.float32)
+    try:
+        rewards = np.asarray(rewards, np.float64)
+    except (TypeError, ValueError) as error:
+        raise VOCError(f"Rewards are not numbers; one number per row, ({rows},), is needed.") from error
     if rewards.shape != (rows,):
         raise VOCError(f"Rewards have shape {rewards.shape}; one per row, ({rows},), is needed.")
+    if used is not None:
+        kept = np.zeros_like(rewards)
+        kept[used.numpy()] = rewards[used.numpy()]
+        rewards = kept
     if not np.isfinite(rewards).all():
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
-    return rewards
+    check_reward_sizes(rewards)
+    return rewards.astype(np.float32)
 
 
+@single_precision()
 def train_reward_head(
     vectors: Tensor,
     rewards: np.ndarray,
@@ -174,6 +185,7 @@ def _fitted(
     return head
 
 
+@single_precision()
 def fit_reward_head(
     quantizer: Quantizer,
     codes: Tensor,
@@ -199,15 +211,15 @@ def fit_reward_head(
         VOCError: NaN rewards, another shape than one per row, codes or features of other rows, NaN features, features
             without a discount, or episodes of one row alone.
     """
-    reward = check_rewards(reward, len(dataset))
     check_token_rows(codes, features, len(dataset))
+    arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
+    reward = check_rewards(reward, len(dataset), arrived)
     if (features is None) != (gamma is None):
         raise VOCError("Features and the discount of futures belong together; give both, or neither.")
     if features is not None and (features.ndim != 2 or not features.isfinite().all()):
         raise VOCError(
             f"Features have shape {tuple(features.shape)}; finite ones of each of the {len(dataset)} rows are needed."
         )
-    arrived = arrived_rows(dataset)  # row 0 of an episode has no reward
     own = codes[arrived.to(codes.device)].to(device_of(quantizer))
 
     def vectors(rows: Tensor) -> Tensor:
