@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.agents.drawing import Drawing
 from voc_rl.errors import VOCError, check_positive, check_share
-from voc_rl.policy import BehaviourPolicy, choices_of, memoryless, observation_of
+from voc_rl.policy import BehaviourPolicy, choices_of, memoryless, numbers, observation_of
 
 
 class NoisyPolicy(Drawing):
@@ -114,7 +114,7 @@ class EpsilonGreedy(Drawing):
     ) -> tuple[np.ndarray, Any]:
         """Numbers of actions, int64 () or (B,), and ``state`` as it was given."""
         chosen, state = super().predict(observation, state, episode_start, deterministic)
-        return chosen.argmax(-1) + int(self.action_space.start), state  # type: ignore[union-attr]
+        return numbers(chosen, self.action_space), state
 
     def mode(self, observation: np.ndarray) -> np.ndarray:
         """The wrapped policy's deterministic actions, one-hot float32 (n,) or (B, n)."""

@@ -28,6 +28,7 @@ from voc_rl.occupancy import default_n
 from voc_rl.pipeline import Pipeline, Say
 from voc_rl.precision import device_name
 from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.stage_settings import made_elsewhere
 from voc_rl.training import VOCConfig
 from voc_rl.values import ValueEstimate, scores
 
@@ -74,6 +75,8 @@ def run_demo(
     """Run or resume the demo in the folder ``out``; returns what metrics.json holds. ``device``: None is the CPU."""
     started, device = time.perf_counter(), device or torch.device("cpu")
     with RunFolder(out, device_name(device)) as run:
+        if not force and (refusal := made_elsewhere(run)):  # before minutes of collecting
+            raise VOCError(refusal)
         data = _collect(run, config, processes, force, progress, say)
         stages = ("quantizer", "tokenize", "train", "evaluate", "mc", "td", "one_step", "report")
         anew = frozenset(stages if force else ())

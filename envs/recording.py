@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.data import Episode
 from voc_rl.errors import VOCError, check_choice
-from voc_rl.policy import BehaviourPolicy, choices_of, in_unit_bounds
+from voc_rl.policy import BehaviourPolicy, choices_of, in_unit_bounds, numbers
 
 
 def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:
@@ -25,13 +25,14 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
         VOCError: other actions or observations, a policy that draws no actions or none of the environment's, or no
             ``state`` for one of the state.
     """
+    space = env.action_space
     choices = _check_env(env)
     check_behaviour(policy)
     env_seed, policy_seed = seed.spawn(2)
     rng = np.random.default_rng(policy_seed)
     policy.start_episode(rng)
     observation, info = env.reset(seed=int(env_seed.generate_state(1)[0]))
-    nothing = np.zeros(env.action_space.shape if choices is None else (choices,), np.float32)  # type: ignore[arg-type]
+    nothing = np.zeros(choices or space.shape or (), np.float32)
     rows = [_row(observation, {"discount": 1.0, **info}, nothing, 0.0, 0.0, 0, 0)]
     over = False
     while not over:
@@ -41,7 +42,7 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
             )
         action, log_prob, policy_id = policy.sample(seen, rng)
         _check_action(action, nothing.shape, choices, policy)
-        played = np.clip(action, -1, 1) if choices is None else env.action_space.start + int(action.argmax())
+        played = numbers(action, space) if choices else np.clip(action, -1, 1)
         observation, reward, terminated, truncated, info = env.step(played)
         over, info = terminated or truncated, {"discount": float(not terminated), **info}
         rows.append(_row(observation, info, action, float(reward), log_prob, policy_id, 2 if over else 1))

@@ -73,6 +73,11 @@ def one_hot(numbers: Any, space: Any) -> np.ndarray:
     return np.eye(space.n, dtype=np.float32)[np.asarray(numbers, np.int64) - space.start]
 
 
+def numbers(rows: np.ndarray, space: Any) -> np.ndarray:
+    """The numbers int64 (...) that one-hot rows (..., n) stand for in a ``Discrete`` space."""
+    return rows.argmax(-1) + int(space.start)
+
+
 def _check_scales(policy: Any) -> None:
     """Refuse agents whose numbers are not the data's: these hold actions in [-1, 1] and observations as they are."""
     if not in_unit_bounds(space := getattr(policy, "action_space", None)):

@@ -234,3 +234,4 @@ def test_a_reward_in_a_first_row_is_in_no_return() -> None:
     dataset = episodes_of([np.array([0.0, 1, 2]), np.array([0.0, 4])], [False, True])
     dataset.reward[dataset.starts] = 1e6
     assert dataset.returns.tolist() == [3.0, 4.0]
+    assert dataset.returns.dtype == np.float64

@@ -207,9 +207,7 @@ def test_bad_rewards(bad: float) -> None:
     with pytest.raises(VOCError, match=r"^Rewards are not numbers; one number per row, \(100,\), is needed\.$"):
         train_reward_head(vectors, np.full(100, "high"), RewardConfig())
     rewards[7] = -3e20
-    with pytest.raises(
-        VOCError, match=r"as large as 3e\+20, and training takes 1e\+15 .*; divide .* by 3e\+20\.$"
-    ):
+    with pytest.raises(VOCError, match=r"as large as 3e\+20, and training takes 1e\+15 .*; divide .* by 3e\+20\.$"):
         train_reward_head(vectors, rewards, RewardConfig())
     rewards[7] = bad
     with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):

@@ -164,7 +164,7 @@ class Episodes:
     @property
     def returns(self) -> np.ndarray:
         """Undiscounted return of every episode, float64 (E,); nothing led to its first row."""
-        return np.add.reduceat(np.where(self.step_type == FIRST, 0.0, self.reward), self.starts)
+        return np.add.reduceat(np.where(self.step_type == FIRST, 0.0, self.reward.astype(np.float64)), self.starts)
 
     @property
     def has_frames(self) -> bool:
