@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -77,6 +78,8 @@ class Episodes:
                 one.
         """
         path = Path(path)
+        if re.match(r"\w\w+:", str(path)) and not path.exists():
+            raise VOCError(f"{path} does not exist; voc_rl.data.load_dataset opens FORMAT:PLACE, Episodes.open a path.")
         dataset = cls.from_shards([read_shard(file) for file in hdf5_files(path)], path, stack)
         dataset.check_ends(path)
         return dataset
