@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,30 @@ def test_rows_that_look_aligned_to_the_next_action_are_warned_of(tmp_path: Path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Episodes.open(tmp_path)
+
+
+def test_several_folders_are_one_dataset(folder: Path, tmp_path: Path) -> None:
+    """In the order given, also where their files have the same names; of one making, and each whole."""
+    other = tmp_path / "other"
+    for i, rows in enumerate((4, 3)):
+        write_episode(other / f"episode_{i:03d}.hdf5", toy_episode(5 + i, rows), SPEC)
+    both = Episodes.open([folder, other])
+    assert (both.ends - both.starts).tolist() == [*LENGTHS, 4, 3]
+    parts = [Episodes.open(folder), Episodes.open(other)]
+    for name in ("action", "reward", "discount", "step_type"):
+        np.testing.assert_array_equal(getattr(both, name), np.concatenate([getattr(part, name) for part in parts]))
+    frames = [part.frames(np.arange(len(part))) for part in parts]
+    np.testing.assert_array_equal(both.frames(np.arange(25)), np.concatenate(frames))
+    np.testing.assert_array_equal(both.load_frames().frames(np.arange(25)), np.concatenate(frames))
+    write_episode(tmp_path / "far" / "0.hdf5", toy_episode(0, 4), replace(SPEC, camera=7))
+    assert f"has camera 7, but {both.paths[0]} has {SPEC.camera}; keep them apart" in refusal(
+        Episodes.open, [folder, tmp_path / "far"]
+    )
+    write_v_d4rl(tmp_path / "a" / "1.hdf5", (4,), step_type=np.array([0.0, 1, 1, 1]))
+    write_v_d4rl(tmp_path / "b" / "2.hdf5", (4,), step_type=np.array([1.0, 1, 1, 2]))
+    said = refusal(Episodes.open, [tmp_path / "a", tmp_path / "b"])
+    assert "2.hdf5 begins inside an episode, and 1.hdf5 is not the file before it" in said
+    assert refusal(Episodes.open, []) == "Zero files or folders were asked for; at least one is needed."
 
 
 def test_one_chunk_per_frame(folder: Path) -> None:

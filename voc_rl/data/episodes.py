@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -70,18 +70,22 @@ class Episodes:
         self.terminal[self.ends - 1] = self.discount[self.ends - 1] == 0
 
     @classmethod
-    def open(cls, path: str | Path, stack: int = 3) -> Episodes:
+    def open(cls, path: str | Path | Sequence[str | Path], stack: int = 3) -> Episodes:
         """Open one HDF5 file, or every ``*.hdf5`` / ``*.h5`` of a folder in the order of the numbers in their names.
+
+        Several files or folders are one dataset, in the order in which they are given.
 
         Raises:
             VOCError: nothing there, no episode, a last step inside one, files that do not fit each other, or a damaged
                 one.
         """
-        path = Path(path)
-        if re.match(r"\w\w+:", str(path)) and not path.exists():
-            raise VOCError(f"{path} does not exist; voc_rl.data.load_dataset opens FORMAT:PLACE, Episodes.open a path.")
-        dataset = cls.from_shards([read_shard(file) for file in hdf5_files(path)], path, stack)
-        dataset.check_ends(path)
+        places = [Path(place) for place in ([path] if isinstance(path, str | Path) else path)]
+        if not places:
+            raise VOCError("Zero files or folders were asked for; at least one is needed.")
+        named = Path(", ".join(map(str, places)))
+        shards = [read_shard(file) for place in places for file in hdf5_files(place)]
+        dataset = cls.from_shards(shards, named, stack)
+        dataset.check_ends(named)
         return dataset
 
     @classmethod
@@ -319,7 +323,8 @@ def _check_fit(shards: Sequence[Shard]) -> None:
         ):
             if value != first:
                 raise VOCError(f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart.")
-    for place in gaps([(shard.path, shard.rows) for shard in shards]):
+    folders = [place for place, (one, other) in enumerate(pairwise(shards), 1) if one.path.parent != other.path.parent]
+    for place in (*folders, *gaps([(shard.path, shard.rows) for shard in shards])):
         before, shard = shards[place - 1 : place + 1]
         if shard.rows and shard.arrays["step_type"][0] != FIRST:
             raise VOCError(

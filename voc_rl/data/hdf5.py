@@ -15,6 +15,7 @@ One chunk holds one frame, so that a random frame costs one small read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -224,9 +225,11 @@ def hdf5_files(path: Path, untrusted: bool = False) -> list[Path]:
     """The HDF5 files that a path stands for: itself, or those of a folder.
 
     Raises:
-        VOCError: a folder without one.
+        VOCError: a folder without one, or a name with a format before it.
     """
     if not path.is_dir():
+        if re.match(r"\w\w+:", str(path)) and not path.exists():
+            raise VOCError(f"{path} does not exist; voc_rl.data.load_dataset opens FORMAT:PLACE, Episodes.open a path.")
         return [path]
     files = data_files(path, (".hdf5", ".h5"), untrusted)
     if not files:
