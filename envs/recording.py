@@ -22,8 +22,9 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
             are given.
 
     Raises:
-        VOCError: other actions or observations, a policy that draws no actions or none of the environment's, or no
-            ``state`` for one of the state.
+        VOCError: other actions or observations, a policy that draws no actions or none of the environment's, no
+            ``state`` for one of the state, a reward that is not one number, or a ``state`` or ``physics`` that is no
+            vector.
     """
     space = env.action_space
     choices = _check_env(env)
@@ -45,7 +46,7 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
         played = numbers(action, space) if choices else np.clip(action, -1, 1)
         observation, reward, terminated, truncated, info = env.step(played)
         over, info = terminated or truncated, {"discount": float(not terminated), **info}
-        rows.append(_row(observation, info, action, float(reward), log_prob, policy_id, 2 if over else 1))
+        rows.append(_row(observation, info, action, _reward(reward), log_prob, policy_id, 2 if over else 1))
     given = [name for name in rows[0] if all(name in row for row in rows)]
     return Episode(**{name: np.stack([row[name] for row in rows]) for name in given})
 
@@ -86,6 +87,21 @@ def _check_action(action: np.ndarray, shape: tuple[int, ...], choices: int | Non
         raise VOCError(f"{policy!r} drew the action {action}; one of shape {shape}{kind} is needed here.")
 
 
+def _reward(reward: Any) -> float:
+    """One number, also where an environment wraps it in an array."""
+    found = np.asarray(reward)
+    if found.size != 1 or found.dtype.kind not in "biuf":
+        raise VOCError(f"The environment gave the reward {reward!r}; one number is needed.")
+    return float(found.item())
+
+
+def _vector(info: dict[str, Any], name: str) -> np.ndarray:
+    vector = np.array(info[name])
+    if vector.ndim != 1 or vector.dtype.kind not in "biuf":
+        raise VOCError(f"info[{name!r}] is {info[name]!r}; a vector of numbers is needed.")
+    return vector
+
+
 def _row(
     observation: np.ndarray,
     info: dict[str, Any],
@@ -96,7 +112,7 @@ def _row(
     step_type: int,
 ) -> dict[str, Any]:
     # copies: environments may draw the next step into the same arrays
-    known: dict[str, Any] = {name: np.array(info[name]) for name in ("state", "physics") if name in info}
+    known: dict[str, Any] = {name: _vector(info, name) for name in ("state", "physics") if name in info}
     return {
         "frames": observation[-3:].copy(),
         "action": np.clip(unclipped, -1, 1).astype(np.float32),

@@ -15,7 +15,7 @@ from voc_rl.data import DataSpec, Episode, Episodes
 from voc_rl.data.border import check_memory
 from voc_rl.envs.gl import import_suite, quiet_models
 from voc_rl.envs.render import FrameRenderer, backend, versions
-from voc_rl.errors import VOCError, check_choice
+from voc_rl.errors import VOCError
 
 # D4RL's Walker was recorded on the model of the older versions, in which one foot slides more easily.
 MODELS: dict[str, dict[str, Any]] = {"HalfCheetah-v5": {}, "Walker2d-v5": {"xml_file": "walker2d.xml"}}
@@ -67,7 +67,8 @@ class StateRenderer:
     """
 
     def __init__(self, task: str, size: int = 84, render: str = "fast") -> None:
-        check_choice(task, MODELS, "task of D4RL")
+        if task not in MODELS:
+            raise VOCError(f"States of {task} cannot be drawn; only those of {' and '.join(MODELS)} can.")
         import_suite()  # chooses the OpenGL first
         from dm_control.mujoco import Physics
 

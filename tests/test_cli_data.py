@@ -93,6 +93,17 @@ def test_convert_npz_and_minari(
     main(["data", "convert", "minari:toy/x-v0", str(tmp_path / "back")])
     np.testing.assert_array_equal(Episodes.open(tmp_path / "back").reward, Episodes.open(tmp_path / "ours").reward)
     assert "is no name of a Minari dataset" in refused(capsys, "info", "minari:../x y")
+    for name in ("hopper_x", "kitchen"):  # with the simulator's states, of which there is no drawing
+        write_d4rl(tmp_path / f"{name}.hdf5", d4rl_arrays((3, 2)))
+        main(["data", "convert", str(tmp_path / f"{name}.hdf5"), f"toy/{name}-v0", "--to", "minari"])
+        assert capsys.readouterr().out == f"convert: 2 episodes: toy/{name}-v0\n"
+        states, back = load_dataset(tmp_path / f"{name}.hdf5"), load_dataset(f"minari:toy/{name}-v0")
+        for key in ("state", "physics", "action", "reward", "discount"):
+            np.testing.assert_array_equal(getattr(back, key), getattr(states, key))
+        assert back.spec == states.spec
+    message = refused(capsys, "convert", tmp_path / "hopper_x.hdf5", tmp_path / "drawn")
+    assert "States of Hopper-v5 cannot be drawn; only those of HalfCheetah-v5 and Walker2d-v5 can." in message
+    assert not (tmp_path / ".drawn.part").exists()
 
 
 def test_a_cut_conversion_goes_on_with_the_same_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +156,7 @@ def test_convert_draws_states_and_goes_on_after_a_cut(
     command = ["data", "convert", str(tmp_path / "x.hdf5"), str(tmp_path / "out"), "--size", "16"]
     said = refused(capsys, *command[1:])
     assert "x.hdf5 does not say its task; `voc-rl data convert d4rl:" in said
-    assert "x.hdf5 FOLDER --task TASK`, with one of HalfCheetah-v5, Walker2d-v5, turns it into a folder" in said
+    assert "x.hdf5 FOLDER --task TASK`, with one of HalfCheetah-v5, Walker2d-v5 (no other can be drawn), turns" in said
     assert not (tmp_path / ".out.part").exists()
     draw, drawn = StateRenderer.frame, []
 
@@ -233,6 +244,25 @@ def test_a_cut_drawing_of_a_run_goes_on(states: str, tmp_path: Path, monkeypatch
     assert (out / "drawn" / "episode_000000.hdf5").stat().st_mtime_ns == first
     assert dataset.reward.tolist() == REWARDS
     assert not list(out.rglob("*.part"))
+
+
+def test_no_check_is_said_of_nothing(
+    states: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a conversion that was cut after its last episode, only the folder's name is left to do."""
+    out, replace = tmp_path / "out", os.replace
+
+    def cut(source: Path, target: Path) -> None:
+        if target == out:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert.os, "replace", cut)
+        with pytest.raises(KeyboardInterrupt):
+            convert_dataset(states, str(out), size=16)
+    main(["data", "convert", states, str(out), "--size", "16"])
+    assert capsys.readouterr().out == f"convert: 3 episodes: {out}\n"
 
 
 TOGETHER = """

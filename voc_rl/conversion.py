@@ -71,7 +71,8 @@ def _draw_once(spec: str, folder: Path) -> None:
     if ranks().first:
         if not folder.exists():
             _, check = _to_ours(spec, str(folder), SIZE, None, progress=True, after_episode=lambda: agreed(True))
-            tqdm.write(f"check: {check}", file=sys.stderr)  # beside the progress
+            if check is not None:
+                tqdm.write(f"check: {check}", file=sys.stderr)  # beside the progress
         agreed(False)
     else:
         while agreed(False):  # the first one's answer
@@ -93,12 +94,12 @@ def convert_dataset(
     Args:
         source: as in ``load_dataset``. out: a new folder (voc), a new .hdf5 file (vd4rl), or a new name like
             namespace/name-v0 (minari). to: the format of ``out``.
-        size: height and width of frames drawn from states. task: HalfCheetah-v5 or Walker2d-v5; None is what the
-            name of a D4RL file says. untrusted: as in ``load_dataset``.
+        size: height and width of frames drawn from states; to Minari, those that cannot be drawn go as states. task:
+            HalfCheetah-v5 or Walker2d-v5; None is what the name of a D4RL file says. untrusted: as in ``load_dataset``.
 
     Returns:
         The number of episodes, and how well the simulator agrees with the states that were drawn by this call (None
-        where none were).
+        where it compared none).
 
     Raises:
         VOCError: what ``load_dataset`` and ``render_states`` refuse, or an ``out`` that is taken.
@@ -111,14 +112,16 @@ def convert_dataset(
         raise VOCError(f"{out} exists already; choose another file.")
     dataset, check = with_steps(load_dataset(spec)), None
     if spec.startswith("d4rl:"):
-        from voc_rl.envs.states import render_states
+        from voc_rl.envs.states import MODELS, render_states
 
-        dataset, check = render_states(dataset, size, task, progress)
+        drawable = dataset.physics is not None and dataset.spec.task in MODELS
+        if drawable or task or to != "minari":  # which takes states too
+            dataset, check = render_states(dataset, size, task, progress)
     if to == "minari":
         write_minari(out, dataset, progress)
     else:
         write_vd4rl(out, dataset, progress=progress)
-    return len(dataset.starts), check
+    return len(dataset.starts), check if check and check.steps else None
 
 
 def _to_ours(
@@ -148,7 +151,7 @@ def _to_ours(
     if not (task or states.spec.task):  # training has no option for it
         raise VOCError(
             f"{states.paths[0]} does not say its task; `voc-rl data convert {spec} FOLDER --task TASK`, with one of "
-            f"{', '.join(MODELS)}, turns it into a folder that does."
+            f"{', '.join(MODELS)} (no other can be drawn), turns it into a folder that does."
         )
 
     def drawn(first: int) -> Iterator[tuple[Episode, DataSpec]]:
@@ -159,4 +162,5 @@ def _to_ours(
             after_episode()
             yield made
 
-    return write_folder(out, drawn, settings), check
+    count = write_folder(out, drawn, settings)
+    return count, check if check.steps else None

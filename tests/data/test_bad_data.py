@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 import pytest
 from small import SPEC, numbered_frames, toy_episode, toy_folder, write_v_d4rl
+from worlds import refusal
 
+from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_d4rl
 from voc_rl.data import DataSpec, Episodes, write_episode
 from voc_rl.data import hdf5 as hdf5_module
 from voc_rl.data.spec import SPEC_ATTRIBUTE
@@ -36,6 +38,18 @@ def test_no_file_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / ".hidden.hdf5").write_text("half-written")
     assert refused(tmp_path) == f"{tmp_path} holds zero episodes: no .hdf5 file is in it."
+
+
+def test_other_formats_are_named_to_load_dataset(tmp_path: Path) -> None:
+    write_64px(tmp_path / "64px" / "0.npz", toy_episode(0, 4))
+    write_d4rl(tmp_path / "a.hdf5", d4rl_arrays((3,)))
+    assert refused(tmp_path / "64px").endswith("no .hdf5 file is in it; voc_rl.data.load_dataset reads .npz files.")
+    assert refused(tmp_path / "a.hdf5").endswith(
+        "the keys of a V-D4RL 84 px file are needed; voc_rl.data.load_dataset reads D4RL's files."
+    )
+    assert refused(Path("minari:me/x-v0")) == (
+        "minari:me/x-v0 does not exist; voc_rl.data.load_dataset opens FORMAT:PLACE, Episodes.open a path."
+    )
 
 
 def test_zero_rows(tmp_path: Path) -> None:
@@ -228,6 +242,9 @@ def test_stack_below_one(tmp_path: Path) -> None:
 def test_write_refuses_and_leaves_nothing(tmp_path: Path, changed: dict[str, np.ndarray], said: str) -> None:
     with pytest.raises(VOCError, match=said):
         write_episode(tmp_path / "a.hdf5", replace(toy_episode(0, 5), **changed), SPEC)  # type: ignore[arg-type]
+    for spec in ("walker", None):
+        said = refusal(write_episode, tmp_path / "a.hdf5", toy_episode(0, 5), spec)
+        assert said == f"spec is {spec!r}; a DataSpec is needed, as DataSpec(task='walker')."
     assert list(tmp_path.iterdir()) == []
 
 

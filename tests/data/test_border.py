@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -67,6 +69,19 @@ def test_an_array_without_its_bytes_is_refused(tmp_path: Path) -> None:
         del file["terminals"]
         file.create_dataset("terminals", (5,), bool, compression="gzip")
     assert "terminals declares 5 bytes of shape (5,), but 0 are stored" in refusal(load_dataset, f"d4rl:{path}")
+
+
+def test_a_file_that_another_process_writes(tmp_path: Path) -> None:
+    path = tmp_path / "a.hdf5"
+    write_d4rl(path, d4rl_arrays((3,)))
+    command = "import h5py, sys; file = h5py.File(sys.argv[1], 'a'); print('open', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", command, str(path)], **pipes) as writer:
+        assert writer.stdout.readline() == b"open\n"
+        for spec in (path, f"d4rl:{path}"):
+            assert refusal(load_dataset, spec) == f"{path} is being written by another process; close it first."
+        writer.stdin.close()
+    assert len(load_dataset(path)) == 4
 
 
 def test_files_of_one_name_are_written_at_the_same_time(tmp_path: Path) -> None:

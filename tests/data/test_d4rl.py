@@ -17,7 +17,7 @@ from worlds import refusal
 
 from voc_rl import VOCConfig, evaluate_policy, train
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_d4rl
-from voc_rl.data import Episodes, load_dataset, normalized_scores
+from voc_rl.data import DataSpec, Episodes, load_dataset, normalized_scores
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.errors import VOCError
 from voc_rl.joint import JointTraining
@@ -49,7 +49,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     write_d4rl(tmp_path / "halfcheetah_medium-v2.hdf5", d4rl_arrays(LENGTHS, TERMINATED))
     dataset = open_d4rl(tmp_path / "halfcheetah_medium-v2.hdf5")
     check_alignment(dataset)
-    assert dataset.spec.task == "HalfCheetah-v5"
+    assert dataset.spec == DataSpec(task="HalfCheetah-v5", action_repeat=1)  # of a time limit the file says nothing
     assert not dataset.has_frames
     with pytest.raises(
         VOCError, match=r"has states but no frames; voc_rl\.envs\.render_states draws those of HalfCheetah and Walker2d"
@@ -62,7 +62,9 @@ def test_without_some_arrays(tmp_path: Path, missing: tuple[str, ...]) -> None:
     """Without timeouts, an episode ends where the next observation is not the next step's."""
     arrays = {key: array for key, array in d4rl_arrays(LENGTHS, TERMINATED).items() if key not in missing}
     write_d4rl(tmp_path / "a.hdf5", arrays)
-    check_alignment(open_d4rl(tmp_path / "a.hdf5"), last_state="next_observations" not in missing)
+    dataset = open_d4rl(tmp_path / "a.hdf5")
+    check_alignment(dataset, last_state="next_observations" not in missing)
+    assert dataset.spec.max_episode_steps == 0
 
 
 def test_with_neither_timeouts_nor_next_observations(tmp_path: Path) -> None:
@@ -73,6 +75,7 @@ def test_with_neither_timeouts_nor_next_observations(tmp_path: Path) -> None:
     dataset = open_d4rl(tmp_path / "a.hdf5", max_episode_steps=4)
     assert (dataset.ends - dataset.starts - 1).tolist() == [4, 2, 4, 4, 3]
     np.testing.assert_array_equal(dataset.terminal[dataset.ends - 1], [False, True, False, False, False])
+    assert dataset.spec.max_episode_steps == 4
     assert len(open_d4rl(tmp_path / "a.hdf5").starts) == 2  # 1000 steps: the termination alone
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,6 +15,7 @@ from chains import episodes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import LENGTHS, SPEC, numbered_frames, toy_episode, write_v_d4rl
+from worlds import refusal
 
 from voc_rl.data import Episodes, load_dataset, write_episode
 from voc_rl.errors import VOCError
@@ -76,11 +80,43 @@ def test_rows_counted_from_the_end(dataset: Episodes) -> None:
     counted, plain = dataset.windows(own, 4), dataset.windows(rows, 4)
     for name, value in vars(plain).items():
         assert np.array_equal(getattr(counted, name), value), name
-    for far in (len(dataset), -len(dataset) - 1):
-        with pytest.raises(IndexError):
-            dataset.stacked_rows(np.array([far]))
-        with pytest.raises(IndexError):
-            dataset.windows(np.array([far]), 2)
+
+
+def test_rows_of_a_mask(dataset: Episodes) -> None:
+    """The mask's true rows, in every call; the last rows have no step left."""
+    mask, rows = dataset.terminal | (dataset.steps_left == 3), [3, 14, 17]
+    expected = dataset.observations(rows)
+    np.testing.assert_array_equal(np.flatnonzero(mask), rows)
+    np.testing.assert_array_equal(expected[:, ::3, 0, 0], [[1, 2, 3], [83, 84, 85], [86, 87, 88]])
+    np.testing.assert_array_equal(dataset.observations(mask), expected)
+    np.testing.assert_array_equal(dataset.frames(mask), expected[:, -3:])
+    np.testing.assert_array_equal(dataset.stacked_rows(mask), [[1, 2, 3], [12, 13, 14], [15, 16, 17]])
+    window = dataset.windows(mask, 2)
+    np.testing.assert_array_equal(window.rows, rows)
+    np.testing.assert_array_equal(window.reward, [[4, 5], [206, 207], [0, 0]])
+    np.testing.assert_array_equal(window.obs, expected)
+    nothing = np.zeros(len(dataset), bool)
+    for none in ([], nothing):
+        assert dataset.observations(none).shape == (0, 9, 2, 2)
+        assert dataset.frames(none).shape == (0, 3, 2, 2)
+        assert dataset.windows(none, 2).next_obs.shape == (0, 9, 2, 2)
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    ([18], "There is no row 18; there are 18, from 0 to 17."),
+    ([3, -19], "There is no row -19; there are 18, from 0 to 17."),
+    ([1.0], "The rows asked for have dtype float64; whole numbers or a mask of bool are needed."),
+    ([True] * 3, "The mask of rows has shape (3,); one of shape (18,) is needed."),
+    (5, "The rows asked for have shape (); one axis is needed."),
+    ([[1, 2]], "The rows asked for have shape (1, 2); one axis is needed."),
+])  # fmt: skip
+def test_rows_that_are_none(dataset: Episodes, rows: Any, said: str) -> None:
+    for call in (dataset.observations, dataset.stacked_rows, partial(dataset.windows, n=2)):
+        assert refusal(call, rows) == said
+    if "axis" in said:
+        assert dataset.frames(rows).shape == (*np.shape(rows), 3, 2, 2)  # frames take any shape
+    else:
+        assert refusal(dataset.frames, rows) == said
 
 
 def test_a_long_window_stops_at_its_episode(dataset: Episodes) -> None:
@@ -142,6 +178,12 @@ def test_subset_of_a_subset(dataset: Episodes) -> None:
     assert len(dataset) == 18  # untouched
     with pytest.raises(VOCError, match="zero episodes"):
         dataset.subset([])
+    best = dataset.returns > 100
+    for mask in (best, best.tolist()):
+        np.testing.assert_array_equal(dataset.subset(mask).source_rows, np.arange(7, 18))
+    np.testing.assert_array_equal(dataset.subset([-1]).source_rows, np.arange(9, 18))
+    assert refusal(dataset.subset, [3]) == "There is no episode 3; there are 3, from 0 to 2."
+    assert refusal(dataset.subset, 1) == "The episodes asked for have shape (); one axis is needed."
 
 
 def test_split(dataset: Episodes) -> None:
@@ -156,6 +198,10 @@ def test_split(dataset: Episodes) -> None:
         assert len(dataset.split(fraction, np.random.default_rng(0))[1].starts) == share
     with pytest.raises(VOCError, match="1 episode cannot be split"):
         dataset.subset([0]).split(0.5, np.random.default_rng(0))
+    said = refusal(dataset.split, 1.5, np.random.default_rng(0))
+    assert said == "fraction is 1.5; a share between 0 and 1 is needed."
+    said = refusal(dataset.split, 0.3, 0)
+    assert said == "rng is 0; a np.random.Generator is needed, as np.random.default_rng(0)."
 
 
 def test_v_d4rl_layout(tmp_path: Path) -> None:
@@ -215,6 +261,30 @@ def test_rows_that_look_aligned_to_the_next_action_are_warned_of(tmp_path: Path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Episodes.open(tmp_path)
+
+
+def test_several_folders_are_one_dataset(folder: Path, tmp_path: Path) -> None:
+    """In the order given, also where their files have the same names; of one making, and each whole."""
+    other = tmp_path / "other"
+    for i, rows in enumerate((4, 3)):
+        write_episode(other / f"episode_{i:03d}.hdf5", toy_episode(5 + i, rows), SPEC)
+    both = Episodes.open([folder, other])
+    assert (both.ends - both.starts).tolist() == [*LENGTHS, 4, 3]
+    parts = [Episodes.open(folder), Episodes.open(other)]
+    for name in ("action", "reward", "discount", "step_type"):
+        np.testing.assert_array_equal(getattr(both, name), np.concatenate([getattr(part, name) for part in parts]))
+    frames = [part.frames(np.arange(len(part))) for part in parts]
+    np.testing.assert_array_equal(both.frames(np.arange(25)), np.concatenate(frames))
+    np.testing.assert_array_equal(both.load_frames().frames(np.arange(25)), np.concatenate(frames))
+    write_episode(tmp_path / "far" / "0.hdf5", toy_episode(0, 4), replace(SPEC, camera=7))
+    assert f"has camera 7, but {both.paths[0]} has {SPEC.camera}; keep them apart" in refusal(
+        Episodes.open, [folder, tmp_path / "far"]
+    )
+    write_v_d4rl(tmp_path / "a" / "1.hdf5", (4,), step_type=np.array([0.0, 1, 1, 1]))
+    write_v_d4rl(tmp_path / "b" / "2.hdf5", (4,), step_type=np.array([1.0, 1, 1, 2]))
+    said = refusal(Episodes.open, [tmp_path / "a", tmp_path / "b"])
+    assert "2.hdf5 begins inside an episode, and 1.hdf5 is not the file before it" in said
+    assert refusal(Episodes.open, []) == "Zero files or folders were asked for; at least one is needed."
 
 
 def test_one_chunk_per_frame(folder: Path) -> None:

@@ -93,10 +93,12 @@ def test_other_refusals(tmp_path: Path) -> None:
     latent_file(tmp_path / "both/2.hdf5", CODES[:, :2])
     dataset = Episodes.open(tmp_path / "both")
     plain = Episodes.open(tmp_path / "both/1.hdf5")
+    held = Episodes.from_episodes([plain.whole(0)], plain.spec, tmp_path)  # as of a folder of .npz files
     out = tmp_path / "out.hdf5"
     for call, words in (
         (lambda: read_latents(dataset, "vae_latents", 200), "has 2 and 3 codes per frame"),
         (lambda: read_latents(plain, "dino_latents", 200), "has no dino_latents"),
+        (lambda: read_latents(held, "vae_latents", 200), "is held in memory and has no latent files; an HDF5 file"),
         (lambda: read_latents(plain, "latents", 200), "accepted: dino_latents, vae_latents"),
         (lambda: stack_latents(plain, CODES[:5]), "Latents have shape (5, 3)"),
         (lambda: write_latents(out, plain, CODES[:5], "vae_latents"), "Latents are int64 (5, 3)"),

@@ -64,6 +64,12 @@ def test_every_format_by_its_word_and_by_looking(places: dict[str, Path]) -> Non
         np.testing.assert_array_equal(np.concatenate([e.reward for e in streamed]), load_dataset(place).reward)
 
 
+def test_home_after_the_colon(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(places["voc"].parent))
+    assert parse("voc:~/ours") == ("voc", str(places["voc"]))
+    assert len(load_dataset("vd4rl:~/64px")) == 7
+
+
 @pytest.mark.parametrize("untrusted", [False, True])
 def test_what_is_no_dataset(tmp_path: Path, untrusted: bool) -> None:
     (tmp_path / "a.hdf5").write_text("nothing")
@@ -213,7 +219,9 @@ def test_a_trial_has_a_minute_and_a_second_for_every_megabyte(
 
     monkeypatch.setattr(trial.subprocess, "run", run)
     monkeypatch.chdir(places["voc"])
-    folders = {".": places["voc"], "voc:.": places["voc"], str(places["voc"]): places["voc"], "nothing": None}
+    monkeypatch.setenv("HOME", str(places["voc"].parent))
+    ours = (".", "voc:.", "voc:~/ours", str(places["voc"]))
+    folders = {**dict.fromkeys(ours, places["voc"]), "nothing": None}
     if "minari" in places:
         folders |= {"minari:toy-v0": places["minari"], f"minari:{places['minari'].parent}": places["minari"]}
     for spec, folder in folders.items():
@@ -283,6 +291,9 @@ def test_a_cut_conversion_goes_on(tmp_path: Path) -> None:
     assert not (out / ".lock").exists()
     with pytest.raises(VOCError, match="gave no episode"):
         write_folder(tmp_path / "none", lambda first: iter(()), {"source": "x"})
+    with pytest.raises(RuntimeError, match="cut"):
+        write_folder(tmp_path / "none", episodes(0), {"source": "x"})  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing is left where no episode was written
 
 
 def test_one_conversion_at_a_time(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
+from worlds import refusal
 
 from voc_rl.agents import EpsilonGreedy, NoisyPolicy, StickyMixture
 from voc_rl.data import DataSpec, Episodes, write_episode
@@ -140,6 +141,38 @@ class Buffers(gym.Env):
     def _seen(self):
         self.frames[:], self.state[:] = self.at, self.at
         return self.frames, {"state": self.state}
+
+
+class Odd(Ramp):
+    """Gives a reward, and what else it says of a step."""
+
+    length, terminates = 2, True
+
+    def __init__(self, reward, **info):
+        self.reward, self.info = reward, info
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset()[0], self.info
+
+    def step(self, action):
+        observation, _, *ends, _ = super().step(action)
+        return observation, self.reward, *ends, self.info
+
+
+def test_a_reward_is_one_number_and_what_is_said_of_a_step_a_vector():
+    policy, seed = NoisyPolicy(Steady(), 0.1), np.random.SeedSequence(0)
+    episode = record_episode(PixelObservation(Odd(np.array([1.5]), physics=[3, 4]), 16), policy, seed)
+    assert episode.reward.tolist() == [0, 1.5, 1.5]
+    np.testing.assert_array_equal(episode.physics, [[3, 4]] * 3)
+    for odd, said in (
+        (Odd(None), "The environment gave the reward None; one number is needed."),
+        (Odd([1.0, 2.0]), "The environment gave the reward [1.0, 2.0]; one number is needed."),
+        (Odd(1.0, physics=7), "info['physics'] is 7; a vector of numbers is needed."),
+        (Odd(1.0, physics={"a": 1}), "info['physics'] is {'a': 1}; a vector of numbers is needed."),
+    ):
+        odd.at = 0
+        assert refusal(record_episode, PixelObservation(odd, 16), policy, seed) == said
+        assert odd.at <= 1  # at the first step
 
 
 def test_environments_may_use_the_same_arrays_again_and_give_no_state():

@@ -84,7 +84,7 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(VOCError, match="does not say its task; name one of HalfCheetah-v5, Walker2d-v5"):
         render_states(open_d4rl(tmp_path / "unnamed.hdf5"))
     assert render_states(open_d4rl(tmp_path / "unnamed.hdf5"), 16, "Walker2d-v5")[1].rate > 0.5
-    with pytest.raises(VOCError, match="Unknown task of D4RL 'Ant-v5'"):
+    with pytest.raises(VOCError, match="Ant-v5 cannot be drawn; only those of HalfCheetah-v5 and Walker2d-v5 can"):
         render_states(open_d4rl(tmp_path / "unnamed.hdf5"), task="Ant-v5")
     del arrays["infos/qpos"]
     write_d4rl(tmp_path / "halfcheetah.hdf5", arrays)

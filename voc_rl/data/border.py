@@ -39,6 +39,8 @@ def reading(path: Path, kind: str, needed: str) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise VOCError(f"{path} cannot be read (permission denied).") from error
+    except BlockingIOError as error:  # HDF5 locks what it writes
+        raise VOCError(f"{path} is being written by another process; close it first.") from error
     except Exception as error:  # on damaged bytes h5py, zipfile and numpy raise nearly everything
         reason = re.sub(r"\s+", " ", str(error)).strip().rstrip(".") or type(error).__name__
         found = f"is not a whole {kind} file ({reason})" if Path(path).exists() else "does not exist"

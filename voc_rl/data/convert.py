@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def write_folder(
 ) -> int:
     """Write episodes as ``episode_000000.hdf5`` and so on; ``out`` appears when all are there.
 
-    Until then they lie in a hidden folder beside it, from which the same call goes on.
+    Until then they lie in a hidden folder beside it, from which the same call goes on; one without an episode is
+    removed.
 
     Args:
         out: a folder that does not exist yet. settings: what makes the episodes; kept as ``convert.json``.
@@ -37,8 +39,13 @@ def write_folder(
     partial = out.parent / f".{out.name}.part"
     _check_free(out)
     with hold_folder(partial, "folder for episodes"):
-        _check_free(out)  # another conversion may have ended since
-        return _write(out, partial, episodes, settings)
+        try:
+            _check_free(out)  # another conversion may have ended since
+            return _write(out, partial, episodes, settings)
+        except BaseException:
+            if not _file(partial, 0).exists():  # nothing to go on from
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def _check_free(out: Path) -> None:

@@ -105,7 +105,9 @@ def _dataset(arrays: Mapping[str, Any], path: Path, stack: int, max_episode_step
     }
     if "infos/qpos" in flat and "infos/qvel" in flat:
         columns["physics"] = np.concatenate([flat["infos/qpos"], flat["infos/qvel"]], 1).astype(np.float64)[shown]
-    spec = DataSpec(task=_task(path.name), action_repeat=1, max_episode_steps=max_episode_steps)
+    counted = "timeouts" not in flat and "next_observations" not in flat
+    limit = max_episode_steps if counted else DataSpec.max_episode_steps
+    spec = DataSpec(task=_task(path.name), action_repeat=1, max_episode_steps=limit)
     shard = Shard(path, len(shown), (3, 0, 0), checked_columns(columns, len(shown), str(path)), spec)
     return Episodes([shard], stack)
 

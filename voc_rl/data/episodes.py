@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from voc_rl.data.hdf5 import (
     read_shard,
     without_frames,
 )
+from voc_rl.data.rows import chosen
 from voc_rl.data.spec import DataSpec
 from voc_rl.data.window import Window
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_positive, check_share
 
 
 class Episodes:
@@ -68,16 +70,22 @@ class Episodes:
         self.terminal[self.ends - 1] = self.discount[self.ends - 1] == 0
 
     @classmethod
-    def open(cls, path: str | Path, stack: int = 3) -> Episodes:
+    def open(cls, path: str | Path | Sequence[str | Path], stack: int = 3) -> Episodes:
         """Open one HDF5 file, or every ``*.hdf5`` / ``*.h5`` of a folder in the order of the numbers in their names.
+
+        Several files or folders are one dataset, in the order in which they are given.
 
         Raises:
             VOCError: nothing there, no episode, a last step inside one, files that do not fit each other, or a damaged
                 one.
         """
-        path = Path(path)
-        dataset = cls.from_shards([read_shard(file) for file in hdf5_files(path)], path, stack)
-        dataset.check_ends(path)
+        places = [Path(place) for place in ([path] if isinstance(path, str | Path) else path)]
+        if not places:
+            raise VOCError("Zero files or folders were asked for; at least one is needed.")
+        named = Path(", ".join(map(str, places)))
+        shards = [read_shard(file) for place in places for file in hdf5_files(place)]
+        dataset = cls.from_shards(shards, named, stack)
+        dataset.check_ends(named)
         return dataset
 
     @classmethod
@@ -178,11 +186,12 @@ class Episodes:
         return (channels * self.stack, height, width)
 
     def subset(self, episodes: Sequence[int] | np.ndarray) -> Episodes:
-        """A dataset of only these episodes, in this order; frames are shared, not copied.
+        """A dataset of only these episodes, in this order, or those of a mask (E,); frames are shared, not copied.
 
         Raises:
-            VOCError: none are asked for.
+            VOCError: none are asked for, or others than there are.
         """
+        episodes = chosen(episodes, len(self.starts), "episode")
         if len(episodes) == 0:
             raise VOCError("A subset of zero episodes was asked for; at least one is needed.")
         rows = np.concatenate([np.arange(self.starts[e], self.ends[e]) for e in episodes])
@@ -197,8 +206,11 @@ class Episodes:
         """Split by episode into ``1 - fraction`` and ``fraction``; both get at least one.
 
         Raises:
-            VOCError: fewer than two episodes.
+            VOCError: fewer than two episodes, a fraction that is no share, or no generator.
         """
+        check_share(fraction, "fraction")
+        if not isinstance(rng, np.random.Generator):
+            raise VOCError(f"rng is {rng!r}; a np.random.Generator is needed, as np.random.default_rng(0).")
         count = len(self.starts)
         if count < 2:
             raise VOCError(f"{count} episode cannot be split; at least two are needed.")
@@ -217,13 +229,14 @@ class Episodes:
         return self
 
     def frames(self, rows: np.ndarray) -> np.ndarray:
-        """Single frames, uint8 (..., 3, H, W), of ``rows`` of any shape; each distinct frame is read once.
+        """Single frames, uint8 (..., 3, H, W), of ``rows`` of any shape or a mask (N,); each distinct one is read once.
 
         Raises:
-            VOCError: a dataset without frames, a frame that cannot be read, or a file that changed since it was opened.
+            VOCError: a dataset without frames, rows that it has not, a frame that cannot be read, or a file that
+                changed since it was opened.
         """
         self.check_frames()
-        return self._store.read(self.source_rows[rows])
+        return self._store.read(self.source_rows[chosen(rows, len(self), flat=False)])
 
     @property
     def in_memory(self) -> bool:
@@ -245,14 +258,21 @@ class Episodes:
         return np.array_split(np.arange(len(self)), range(self._store.at_once, len(self), self._store.at_once))
 
     def observations(self, rows: np.ndarray) -> np.ndarray:
-        """Stacked observations uint8 (B, 3K, H, W), oldest first; missing ones repeat the first. Row -1 is the last."""
-        return self.frames(self.stacked_rows(rows)).reshape(len(rows), *self.observation_shape)
+        """Stacked observations uint8 (B, 3K, H, W), oldest first; missing ones repeat the first.
+
+        ``rows``: whole numbers (B,), -1 is the last, or a mask of all rows (N,); the same in ``windows``.
+
+        Raises:
+            VOCError: as ``frames``.
+        """
+        stacked = self.stacked_rows(rows)
+        return self.frames(stacked).reshape(len(stacked), *self.observation_shape)
 
     def stacked_rows(self, rows: np.ndarray) -> np.ndarray:
         """Rows whose frames make up the observations of ``rows``, int64 (B, K), oldest first."""
-        rows = np.asarray(rows)
+        rows = chosen(rows, len(self))
         first, back = self.starts[self.episode[rows]], np.arange(self.stack - 1, -1, -1)
-        return np.maximum(rows[:, None] % len(self) - back, first[:, None])
+        return np.maximum(rows[:, None] - back, first[:, None])
 
     def sample_rows(self, count: int, rng: np.random.Generator, min_steps: int = 1) -> np.ndarray:
         """``count`` rows, uniform over those that have at least ``min_steps`` steps left in their episode.
@@ -268,8 +288,8 @@ class Episodes:
     def windows(self, rows: np.ndarray, n: int) -> Window:
         """The next ``n`` steps from each of ``rows`` (fewer where the episode ends; see the mask)."""
         check_positive(n, "n")
-        rows = np.asarray(rows)
-        steps, rows = np.minimum(self.steps_left[rows], n), rows % len(self)
+        rows = chosen(rows, len(self))
+        steps = np.minimum(self.steps_left[rows], n)
         mask = np.arange(1, n + 1) <= steps[:, None]
         later = rows[:, None] + np.where(mask, np.arange(1, n + 1), 0)
         return Window(
@@ -303,7 +323,8 @@ def _check_fit(shards: Sequence[Shard]) -> None:
         ):
             if value != first:
                 raise VOCError(f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart.")
-    for place in gaps([(shard.path, shard.rows) for shard in shards]):
+    folders = [place for place, (one, other) in enumerate(pairwise(shards), 1) if one.path.parent != other.path.parent]
+    for place in (*folders, *gaps([(shard.path, shard.rows) for shard in shards])):
         before, shard = shards[place - 1 : place + 1]
         if shard.rows and shard.arrays["step_type"][0] != FIRST:
             raise VOCError(

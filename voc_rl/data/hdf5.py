@@ -15,6 +15,7 @@ One chunk holds one frame, so that a random frame costs one small read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -132,9 +133,12 @@ def write_episode(path: str | Path, episode: Episode, spec: DataSpec) -> None:
     """Write one episode as one file, in one step.
 
     Raises:
-        VOCError: arrays of unequal length, other dtypes, NaN, rows that are not one whole episode, or no frames.
+        VOCError: arrays of unequal length, other dtypes, NaN, rows that are not one whole episode, no frames, or
+            no ``DataSpec``.
     """
     path = Path(path)
+    if not isinstance(spec, DataSpec):
+        raise VOCError(f"spec is {spec!r}; a DataSpec is needed, as DataSpec(task='walker').")
     small, frames = checked_episode(episode, str(path)), np.asarray(episode.frames)
     if frames.size == 0:
         raise VOCError(f"{path}: the episode has {without_frames(episode.physics)}.")
@@ -221,13 +225,16 @@ def hdf5_files(path: Path, untrusted: bool = False) -> list[Path]:
     """The HDF5 files that a path stands for: itself, or those of a folder.
 
     Raises:
-        VOCError: a folder without one.
+        VOCError: a folder without one, or a name with a format before it.
     """
     if not path.is_dir():
+        if re.match(r"\w\w+:", str(path)) and not path.exists():
+            raise VOCError(f"{path} does not exist; voc_rl.data.load_dataset opens FORMAT:PLACE, Episodes.open a path.")
         return [path]
     files = data_files(path, (".hdf5", ".h5"), untrusted)
     if not files:
-        raise VOCError(f"{path} holds zero episodes: no .hdf5 file is in it.")
+        hint = "; voc_rl.data.load_dataset reads .npz files" if data_files(path, (".npz",)) else ""
+        raise VOCError(f"{path} holds zero episodes: no .hdf5 file is in it{hint}.")
     return files
 
 
@@ -251,7 +258,8 @@ def _read_shard(path: Path, file: h5py.File, check: Check) -> Shard:
     stored = {key: array for key in keys if (array := stored_array(file, key, path)) is not None}
     missing = [key for key in [FRAMES, *(key for key, _, _ in REQUIRED.values())] if key not in stored]
     if missing:
-        raise VOCError(f"{path} lacks {', '.join(missing)}; the keys of a V-D4RL 84 px file are needed.")
+        hint = "; voc_rl.data.load_dataset reads D4RL's files" if "observations" in file else ""
+        raise VOCError(f"{path} lacks {', '.join(missing)}; the keys of a V-D4RL 84 px file are needed{hint}.")
     frames = stored[FRAMES]
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise VOCError(f"{path}: {FRAMES} is {frames.dtype} {frames.shape}; uint8 (N, 3, H, W) is needed.")

@@ -28,9 +28,11 @@ def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
 
     Raises:
         VOCError: an unknown key, a file without it, another number of rows than frames, or codes that are no whole
-            numbers from 0 to ``codebook_size`` - 1.
+            numbers from 0 to ``codebook_size`` - 1, or data that are held in memory.
     """
     check_choice(key, LATENTS, "latent key")
+    if dataset.in_memory and not all(h5py.is_hdf5(path) for path in dataset.paths):
+        raise VOCError(f"{dataset} is held in memory and has no latent files; an HDF5 file with {key} is needed.")
     parts = [_read(path, key, codebook_size) for path in dataset.paths]
     widths = sorted({part.shape[1] for part in parts})
     if len(widths) > 1:

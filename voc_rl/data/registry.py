@@ -11,6 +11,7 @@ A path without a word before it is looked at; what may be a shard of V-D4RL is r
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,7 +106,7 @@ def parse(spec: str | Path) -> tuple[str, str]:
         check_choice(word, FORMATS, "dataset format")
         if not location:
             raise VOCError(f"{spec!r} names no place; {word}:PATH is needed.")
-        return word, location
+        return word, os.path.expanduser(location)  # shells do so at the beginning of a word alone
     return _guess(Path(spec)), str(spec)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def source_files(spec: str) -> list[Path]:
         word, _, place = spec.partition(":")
         if not place:
             return []
+        place = os.path.expanduser(place)
         path = minari_folder(place) if word == "minari" else Path(place)
     path = path.resolve()
     if not path.is_dir():
