@@ -7,7 +7,7 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,8 +48,7 @@ class Demo:
         from voc_rl.precision import choose_device
         from voc_rl.sizes import sized
 
-        check_seed(self.seed)
-        voc = replace(sized("tiny", self.quantizer), seed=self.seed)
+        voc = sized("tiny", self.quantizer, seed=self.seed)
         config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps, voc=voc)
         own = [name for name, usual in ((self.task, Demo.task), (self.quantizer, Demo.quantizer)) if name != usual]
         out = self.out or Path("runs", "_".join(["demo", *own]))

@@ -37,8 +37,6 @@ from voc_rl.quantizers.registry import known_quantizer
 from voc_rl.quantizers.vqvae import fitting_patch
 from voc_rl.values import RewardConfig, fit_reward_head
 
-OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
-
 
 @dataclass(frozen=True)
 class NetworkSize:
@@ -81,7 +79,7 @@ class VOCConfig:
         default_factory=lambda: LoopConfig(steps=500, batch_size=128, learning_rate=1.5e-3)
     )
     network: NetworkSize = field(default_factory=NetworkSize)
-    occupancy: OccupancyTraining = field(default_factory=lambda: OccupancyTraining(loop=OCCUPANCY_LOOP))
+    occupancy: OccupancyTraining = field(default_factory=OccupancyTraining)
     reward: RewardConfig = field(default_factory=RewardConfig)
     joint: JointTraining | None = None
     seed: int = 0
