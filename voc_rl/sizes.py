@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from voc_rl.configs import to_dict
 from voc_rl.errors import check_choice, check_seed
@@ -97,7 +97,7 @@ def sized(
     if quantizer not in (*own, *_TOKENS_OF_STACKS):
         config = replace(config, quantizer_config={})
     config = replace(own.get(quantizer, config), quantizer=quantizer)
-    asked = {"gamma": gamma, "gammas": gammas, "n": n}
+    asked: dict[str, Any] = {"gamma": gamma, "gammas": gammas, "n": n}
     occupancy = replace(config.occupancy, **{name: value for name, value in asked.items() if value is not None})
     if seed is not None:
         check_seed(seed)
