@@ -27,8 +27,8 @@ from voc_rl.occupancy import (
     uniforms,
 )
 from voc_rl.precision import as_device, autocast, device_of, generator_on
-from voc_rl.quantizers import Quantizer, tokenize
-from voc_rl.training import VOCConfig, check_tokens, fresh_networks, ready_quantizer
+from voc_rl.quantizers import tokenize
+from voc_rl.training import QuantizerSource, VOCConfig, check_tokens, fresh_networks, quantizer_of, ready_quantizer
 from voc_rl.values import fit_reward_head
 
 ROWS_AT_ONCE = 4096  # whose values a head is asked for in one pass
@@ -77,7 +77,7 @@ def train_action_voc(
     config: VOCConfig | None = None,
     chain: StitchedChain | None = None,
     *,
-    quantizer: Quantizer | None = None,
+    quantizer: QuantizerSource | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
     device: torch.device | str | None = None,
     log: StepLog | None = None,
@@ -96,6 +96,7 @@ def train_action_voc(
         VOCError: tokens without the quantizer that made them, or of other rows.
     """
     training, config = training or action_training(), config or VOCConfig()
+    quantizer = quantizer_of(quantizer, dataset)
     check_tokens(tokens, quantizer, dataset)
     quantizer = ready_quantizer(quantizer, dataset, config, as_device(device), log=log, progress=progress)
     codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)

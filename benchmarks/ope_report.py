@@ -56,7 +56,7 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
     }  # fmt: skip
     best = f"{first.policy} is worth {first.value:.3f} ({first.interval})."
     rivals = [e.policy for e in estimates[1:] if not e.high < first.low]  # a NaN tells nothing apart
-    more = f"Not told apart from it: {', '.join(rivals)}." if rivals else ""
+    more = f"Not told apart from it: {'; '.join(rivals)}." if rivals else ""
     write_page(
         path, f"voc_rl report · discount γ = {first.gamma:g} · estimator {first.estimator}",
         "What are these policies worth?",

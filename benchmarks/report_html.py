@@ -87,10 +87,10 @@ def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         tiles.append((f"NRMSE of {method(best).label}, the best baseline", percent(others[best])))
     seconds = [v for v in map(as_number, (metrics.get("seconds") or {}).values()) if not math.isnan(v)]
     if seconds:
-        tiles.append(("all stages together", duration(sum(seconds))))
+        tiles.append(("all stages together, before this report", duration(sum(seconds))))
     peaks = [v for v in map(as_number, (metrics.get("stage_peak_memory_bytes") or {}).values()) if not math.isnan(v)]
     if peaks:
-        tiles.append(("peak memory", memory(max(peaks))))
+        tiles.append(("peak memory, before this report", memory(max(peaks))))
     return tiles
 
 

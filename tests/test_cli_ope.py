@@ -57,14 +57,20 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
     monkeypatch.chdir(folder)  # where the module is
     asked = ["--policy", "mine:left", "mine:right", "--gamma", str(GAMMA), "--quantizer", "run", "--threads", "1"]
     asked += ["--seed", "3"]
-    more = [] if reward is None else ["--reward", reward]
+    more = [] if reward is None else ["--reward", reward, "--deterministic"]
+    noise = "" if reward is None else ", deterministic"
     main(["ope", "--data", "data", "--out", "found", *asked, *more])
     printed = capsys.readouterr().out
     kept = json.loads((folder / "found/ope.json").read_text())
-    assert kept["reward"] == reward
+    assert kept["asked"] == {
+        "data": "data", "policy": ["mine:left", "mine:right"], "gamma": GAMMA, "estimator": "stitch", "reward": reward,
+        "deterministic": reward is not None, "starts": 0, "quantizer": "run", "out": "found", "seed": 3,
+        "device": "auto", "threads": 1,
+    }  # fmt: skip
+    assert {"python", "torch"} <= kept["versions"].keys()
     data = Episodes.open(folder / "data")
     paid = pay() if reward is None else (np.arange(CELLS) == PAYING).astype(float)
-    goes = {"mine:left": 0.0, "mine:right": 1.0}
+    goes = {f"mine:left{noise}": 0.0, f"mine:right{noise}": 1.0}
     truth = {name: exact(data, right, data.starts, paid).mean() for name, right in goes.items()}
     found = {estimate["policy"]: estimate for estimate in kept["estimates"]}
     assert list(found) == sorted(found, key=lambda name: -found[name]["value"])
@@ -74,7 +80,7 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
     page = (folder / "found/report.html").read_text()
     assert ("rewards of mine:column" in page) == (reward is not None)
-    assert "mine:right" in page
+    assert all(f"<td>{name}</td>" in page for name in goes)
 
 
 def test_rewards_that_do_not_fit_are_refused(

@@ -88,6 +88,7 @@ def test_another_reward_is_fitted_to_the_same_model(voc: VOC, world: tuple[Episo
     assert "has no value head; use estimator='sample'" in refusal(asked.value, dataset.observations(rows[:2]))
     assert "one per row" in refusal(voc.fit_reward, dataset, lambda episodes: own)
     assert "NaN" in refusal(voc.fit_reward, dataset, lambda episodes: np.full(len(episodes), np.nan))
+    assert "reward_fn is ndarray; a function is needed" in refusal(voc.fit_reward, dataset, own)
     few = tokenize(voc.quantizer, dataset.subset([0]))
     said = refusal(voc.fit_reward, dataset, lambda e: e.reward, tokens=few)
     assert "60 rows of codes do not fit 720 rows of data" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ import voc_rl
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
+from voc_rl.model_files import weights_mark
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import evaluate_policy
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
 from voc_rl.precision import device_of
+from voc_rl.quantizers import save_quantizer
 from voc_rl.training import NetworkSize
 from voc_rl.values import FQEConfig, RewardConfig
 
@@ -275,10 +278,20 @@ def test_numbers_that_mean_nothing_are_refused(evaluator: PolicyEvaluator, data:
     assert "Every start is a termination" in said
 
 
-def test_the_quantizer_that_was_given_stays_where_it_is(evaluator: PolicyEvaluator, data: Episodes) -> None:
+def test_the_quantizer_that_was_given_stays_where_it_is(
+    evaluator: PolicyEvaluator, data: Episodes, tmp_path: Path
+) -> None:
     own, policies = evaluator.quantizer, {"right": Walk(1.0)}
     kept = PolicyEvaluator(data, policies, GAMMA, quantizer=own, tokens=evaluator.tokens)
     assert kept.quantizer is own
+    save_quantizer(own, tmp_path)
+    for place in (tmp_path, str(tmp_path)):
+        read = PolicyEvaluator(data, policies, GAMMA, quantizer=place, tokens=evaluator.tokens).quantizer
+        assert weights_mark(read) == weights_mark(own)
+    said = worlds.refusal(evaluate_policy, data, Walk(1.0), quantizer=3)
+    assert said == "quantizer is int; a quantizer, a VOC or the folder of one is needed."
+    said = worlds.refusal(evaluate_policy, "pend", Walk(1.0))
+    assert said.startswith("The dataset is str; Episodes are needed: voc_rl.Episodes.open(path), or")
     meta = torch.device("meta")
     moved = PolicyEvaluator(data, policies, GAMMA, quantizer=own, tokens=evaluator.tokens, device=meta)
     assert (device_of(moved.quantizer), moved.device) == (meta, meta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,8 @@ def test_the_readme_shows_commands_and_code() -> None:
 @pytest.mark.slow
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder with a finished small demo in runs/demo; each block in a namespace of its own."""
-    from dataclasses import replace
-
+    from voc_rl import sizes
+    from voc_rl.agents import action_values
     from voc_rl.benchmarks.demo import DemoConfig, run_demo
     from voc_rl.occupancy import OccupancyTraining, PolicyTraining
     from voc_rl.policy_evaluator import EvaluationConfig
@@ -82,21 +83,10 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     demo = DemoConfig(episodes=5, episode_steps=60, samples=10, max_states=20, baseline_steps=4, voc=voc)
     run_demo(demo, Path("runs/demo"), processes=1, progress=False, say=lambda line: None)
-    from voc_rl import training
-
     # training in a snippet takes a few steps here: the same code, less patience
-    whole = training.VOCConfig
-
-    def quick(*arguments: object, **options: object) -> VOCConfig:
-        config = whole(*arguments, **options)  # type: ignore[arg-type]
-        return replace(
-            config,
-            quantizer_training=replace(config.quantizer_training, steps=10),
-            occupancy=replace(config.occupancy, loop=replace(config.occupancy.loop, steps=10)),
-            reward=replace(config.reward, loop=replace(config.reward.loop, steps=10)),
-        )
-
-    monkeypatch.setattr(training, "VOCConfig", quick)
+    quick = partial(sizes.sized, reward_steps=10)
+    monkeypatch.setattr(sizes, "sized", quick)
+    monkeypatch.setattr(action_values, "VOCConfig", partial(quick, "tiny"))
     few = EvaluationConfig(
         samples=8, critic=FQEConfig(loop(10)), training=PolicyTraining(occupancy=OccupancyTraining(loop=loop(10)))
     )

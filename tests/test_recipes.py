@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from worlds import small_config, write_world
+from worlds import refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes, cli
 from voc_rl.errors import VOCError
+from voc_rl.loop import LoopConfig
+from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import build_quantizer, tokenize
@@ -83,6 +85,22 @@ def test_sizes_of_quantizers() -> None:
     for words in (("huge", "vqvae"), ("tiny", "vae")):
         with pytest.raises(VOCError, match=r"Unknown (size 'huge'|quantizer 'vae'); accepted: "):
             sized(*words)
+
+
+def test_settings_leave_the_tuned_loops_of_a_size() -> None:
+    found = sized(
+        "small", "musik", gamma=0.8, gammas=(0.5, 0.95), n=3, steps=20, quantizer_steps=10, reward_steps=5, seed=4
+    )
+    size = SIZES["small"]
+    occupancy = replace(size.occupancy, gamma=0.8, gammas=(0.5, 0.95), n=3, loop=replace(size.occupancy.loop, steps=20))
+    assert found == replace(
+        size, quantizer="musik", quantizer_training=replace(size.quantizer_training, steps=10), occupancy=occupancy,
+        reward=replace(size.reward, loop=replace(size.reward.loop, steps=5)), seed=4,
+    )  # fmt: skip
+    tuned = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+    assert OccupancyTraining(gamma=0.95).loop == SIZES["tiny"].occupancy.loop == tuned
+    assert PolicyTraining().occupancy.loop == replace(tuned, steps=3000)
+    assert refusal(sized, "tiny", seed=-1) == "seed is -1; a whole number from 0 to 2^63 - 1 is needed."
 
 
 def trainee(dataset: Episodes, config: VOCConfig) -> OccupancyTrainee:

@@ -18,7 +18,7 @@ from voc_rl.joint import JointTraining
 from voc_rl.loop import LoopConfig
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
 from voc_rl.quantizers import MUSIKConfig, VQVAEConfig, tokenize, train_quantizer
-from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_quantizer, train
+from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, quantizer_of, ready_quantizer, train
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,21 @@ def test_a_quantizer_that_is_there_already_is_not_copied(episodes: Episodes) -> 
     for device in (None, torch.device("cpu"), torch.device("cpu", 0)):
         assert ready_quantizer(own, episodes, small_config(), device) is own
     assert ready_quantizer(own, episodes, small_config(), torch.device("meta")) is not own
+
+
+def test_the_quantizer_of_a_voc_is_used(episodes: Episodes) -> None:
+    dataset = episodes.subset([0, 1])
+    voc = train(dataset, small_config(quantizer=2, steps=2))
+    assert train(dataset, small_config(steps=2), quantizer=voc).quantizer is voc.quantizer
+    voc.spec = replace(voc.spec, task="other")
+    with pytest.warns(UserWarning, match="trained with task 'other'"):
+        quantizer_of(voc, dataset)
+
+
+def test_neither_a_path_nor_a_dictionary_is_trained_on(episodes: Episodes) -> None:
+    assert refusal(train, "pend").startswith("The dataset is str; Episodes are needed: voc_rl.Episodes.open(path), or")
+    said = refusal(train, episodes, {"gamma": 0.9})
+    assert said == "config is dict; a VOCConfig is needed, as of voc_rl.sizes.sized('tiny', gamma=0.9)."
 
 
 def test_an_untrained_quantizer_is_not_used(episodes: Episodes) -> None:

@@ -7,7 +7,7 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,8 +48,7 @@ class Demo:
         from voc_rl.precision import choose_device
         from voc_rl.sizes import sized
 
-        check_seed(self.seed)
-        voc = replace(sized("tiny", self.quantizer), seed=self.seed)
+        voc = sized("tiny", self.quantizer, seed=self.seed)
         config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps, voc=voc)
         own = [name for name, usual in ((self.task, Demo.task), (self.quantizer, Demo.quantizer)) if name != usual]
         out = self.out or Path("runs", "_".join(["demo", *own]))
@@ -124,7 +123,7 @@ class Ope:
     quantizer: Path | None = None
     """A run folder whose quantizer sees the frames; default: one is trained on the data."""
     out: Path | None = None
-    """Folder for ope.json and report.html."""
+    """Folder for ope.json (with what was asked, in which versions) and report.html."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are trained."""
@@ -138,7 +137,7 @@ class Ope:
         prepare(self.threads)
         policies = {name: policy_of(name) for name in self.policy}
         if self.deterministic:
-            policies = {name: Deterministic(policy) for name, policy in policies.items()}
+            policies = {f"{name}, deterministic": Deterministic(policy) for name, policy in policies.items()}
         reward_fn = None if self.reward is None else callable_of(self.reward)
         # before hours of training, not after them
         with nullcontext() if self.out is None else hold_folder(self.out, "folder of results"):
@@ -149,6 +148,7 @@ class Ope:
 
         from voc_rl.benchmarks.ope_report import write_ope_report
         from voc_rl.checkpoints import write_json
+        from voc_rl.configs import to_dict
         from voc_rl.conversion import open_with_frames
         from voc_rl.model_files import check_spec_of
         from voc_rl.policy_estimate import format_estimates
@@ -157,6 +157,7 @@ class Ope:
         from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
         from voc_rl.quantizers.base import frames_in_stack
+        from voc_rl.runs import versions
         from voc_rl.training import VOCConfig
 
         quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
@@ -176,7 +177,8 @@ class Ope:
         print(format_estimates(estimates))
         if self.out is not None:
             found = [estimate.as_dict() for estimate in estimates]
-            write_json(self.out / "ope.json", {"reward": self.reward, "estimates": found})
+            options = {name: str(own) if isinstance(own, Path) else own for name, own in to_dict(self).items()}
+            write_json(self.out / "ope.json", {"asked": options, "versions": versions(), "estimates": found})
             asked = "" if self.reward is None else f", rewards of {self.reward}"
             write_ope_report(self.out / "report.html", estimates, f"{self.data}: {dataset!r}{asked}")
 

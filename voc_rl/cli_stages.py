@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from voc_rl.errors import VOCError, check_choice, check_positive, check_seed
+from voc_rl.errors import VOCError, check_choice, check_positive
 
 
 def prepare(threads: int | None) -> None:
@@ -70,21 +70,12 @@ class Settings:
         from voc_rl.precision import choose_device
         from voc_rl.sizes import RECIPES, sized, with_recipe
 
-        config = sized(self.size, self.quantizer)
+        config = sized(
+            self.size, self.quantizer, gamma=self.gamma, gammas=self.gammas, n=self.n, steps=self.steps,
+            quantizer_steps=self.quantizer_steps, reward_steps=self.reward_steps, seed=self.seed,
+        )  # fmt: skip
         recipe: Any = check_choice(self.recipe, RECIPES, "recipe")
-        if self.n is not None:
-            check_positive(self.n, "n")
-        check_seed(self.seed)
-        occupancy = replace(config.occupancy, gamma=self.gamma, gammas=self.gammas, n=self.n)
-        if self.steps is not None:
-            occupancy = replace(occupancy, loop=replace(occupancy.loop, steps=self.steps))
-        if self.quantizer_steps is not None:
-            config = replace(config, quantizer_training=replace(config.quantizer_training, steps=self.quantizer_steps))
-        if self.reward_steps is not None:
-            loop = replace(config.reward.loop, steps=self.reward_steps)
-            config = replace(config, reward=replace(config.reward, loop=loop))
-        joint = JointTraining() if self.joint else None
-        config = replace(config, occupancy=occupancy, joint=joint, seed=self.seed)
+        config = replace(config, joint=JointTraining() if self.joint else None)
         if recipe == "paper" and self.n not in (None, 1):
             raise VOCError(f"n is {self.n}, but the recipe paper has one-step targets; leave n out.")
         config = with_recipe(config, recipe)

@@ -93,6 +93,15 @@ def check_level(level: float) -> None:
         raise VOCError(f"level is {level!r}; a confidence between 0 and 1 is needed.")
 
 
+def check_reward_fn(reward_fn: Any) -> None:
+    """What computes rewards of a dataset."""
+    if not callable(reward_fn):
+        raise VOCError(
+            f"reward_fn is {type(reward_fn).__name__}; a function is needed, which takes the episodes and returns "
+            "rewards (N,) (of an array: lambda episodes: array)."
+        )
+
+
 def check_token_rows(codes: Any, features: Any, rows: int) -> None:
     """Codes int (N, n_tokens), and features (N, feature_dim) where there are any (not None), of N rows of data."""
     if codes.is_floating_point():

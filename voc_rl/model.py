@@ -23,6 +23,7 @@ from voc_rl.errors import (
     check_count,
     check_level,
     check_observations,
+    check_reward_fn,
     check_samples,
 )
 from voc_rl.model_files import Parts, load_parts, save_parts
@@ -246,8 +247,10 @@ class VOC(Parts):
             tokens: codes and features of the rows of ``dataset``, where they are known already.
 
         Raises:
-            VOCError: NaN, another shape than one reward per row, frames of another shape, or tokens of other rows.
+            VOCError: a ``reward_fn`` that is none, NaN, another shape than one reward per row, frames of another shape,
+                or tokens of other rows.
         """
+        check_reward_fn(reward_fn)
         self.check_spec(dataset.spec)
         codes, features = tokenize(self.quantizer, dataset) if tokens is None else tokens
         reads = self.reward_head.feature_dim > 0

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_level
+from voc_rl.errors import VOCError, check_level, check_reward_fn
 from voc_rl.occupancy import arrived_rows
 from voc_rl.policy_estimate import PolicyEstimate, too_few_rows, warnings_of
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEstimator, PolicyEvaluator
-from voc_rl.quantizers import Quantizer
+from voc_rl.training import QuantizerSource
 from voc_rl.values import check_rewards
 
 
@@ -33,7 +33,7 @@ from voc_rl.values import check_rewards
 def evaluate_policy(
     dataset: Episodes, policy: Mapping[Any, Any], gamma: float = 0.95, estimator: PolicyEstimator = "stitch", *,
     starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
-    config: EvaluationConfig | None = None, quantizer: Quantizer | None = None,
+    config: EvaluationConfig | None = None, quantizer: QuantizerSource | None = None,
     tokens: tuple[Tensor, Tensor] | None = None, level: float = 0.9, device: torch.device | str | None = None,
     progress: bool = False,
 ) -> list[PolicyEstimate]: ...  # fmt: skip
@@ -43,7 +43,7 @@ def evaluate_policy(
 def evaluate_policy(
     dataset: Episodes, policy: Any, gamma: float = 0.95, estimator: PolicyEstimator = "stitch", *,
     starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
-    config: EvaluationConfig | None = None, quantizer: Quantizer | None = None,
+    config: EvaluationConfig | None = None, quantizer: QuantizerSource | None = None,
     tokens: tuple[Tensor, Tensor] | None = None, level: float = 0.9, device: torch.device | str | None = None,
     progress: bool = False,
 ) -> PolicyEstimate: ...  # fmt: skip
@@ -58,7 +58,7 @@ def evaluate_policy(
     starts: np.ndarray | None = None,
     reward_fn: Callable[[Episodes], np.ndarray] | None = None,
     config: EvaluationConfig | None = None,
-    quantizer: Quantizer | None = None,
+    quantizer: QuantizerSource | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
     level: float = 0.9,
     device: torch.device | str | None = None,
@@ -82,11 +82,8 @@ def evaluate_policy(
             (0, 1), a ``reward_fn`` that is none, or no policy with a value (``density``).
     """
     check_level(level)
-    if reward_fn is not None and not callable(reward_fn):
-        raise VOCError(
-            f"reward_fn is {type(reward_fn).__name__}; a function is needed, which takes the episodes and returns "
-            "rewards (N,) (PolicyEvaluator.estimate takes an array)."
-        )
+    if reward_fn is not None:
+        check_reward_fn(reward_fn)
     several = isinstance(policy, Mapping)
     policies = policy if several else {getattr(policy, "name", "") or "policy": policy}
     config = config or EvaluationConfig()

@@ -29,7 +29,16 @@ from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
 from voc_rl.policy_model import Found, PolicyModel, asked_gamma
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
-from voc_rl.training import VOCConfig, check_tokens, fresh_networks, fresh_quantizer, ready_quantizer
+from voc_rl.training import (
+    QuantizerSource,
+    VOCConfig,
+    check_dataset,
+    check_tokens,
+    fresh_networks,
+    fresh_quantizer,
+    quantizer_of,
+    ready_quantizer,
+)
 from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
 from voc_rl.values.statistics import student_interval
@@ -67,15 +76,17 @@ class PolicyEvaluator:
         dataset: logged episodes. policies: by name, taken as text (20000 is "20000"); see ``voc_rl.policy.Policy``.
             gamma: the network's discount.
         starts: rows of ``dataset`` that values are averaged over; None: the first row of every episode.
-        quantizer: a trained one; None trains one on ``dataset``. tokens: its codes and features of every row.
+        quantizer: a trained one, a VOC, or the folder of either; None trains one on ``dataset``.
+        tokens: its codes and features of every row.
         device: where networks are trained (as in ``voc_rl.train``); None: where ``quantizer`` is, or on the CPU. A
             quantizer elsewhere stays there: a copy of it moves.
         behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
             with it), from which the policies' network starts; None: from fresh weights.
 
     Raises:
-        VOCError: no policies, two of one name, policies or starts that do not fit the data, tokens or behaviour
-            without their quantizer, a quantizer without continuous features, or a behaviour of other sizes.
+        VOCError: a dataset that is none, no policies, two of one name, policies or starts that do not fit the data,
+            tokens or behaviour without their quantizer, a quantizer without continuous features, or a behaviour of
+            other sizes.
     """
 
     def __init__(
@@ -86,13 +97,15 @@ class PolicyEvaluator:
         starts: np.ndarray | None = None,
         config: EvaluationConfig | None = None,
         *,
-        quantizer: Quantizer | None = None,
+        quantizer: QuantizerSource | None = None,
         tokens: tuple[Tensor, Tensor] | None = None,
         device: torch.device | str | None = None,
         behaviour: OccupancyTransformer | None = None,
         log: StepLog | None = None,
         progress: bool = False,
     ) -> None:
+        check_dataset(dataset)
+        quantizer = quantizer_of(quantizer, dataset)
         if not policies:
             raise VOCError("No policy was given; at least one is needed.")
         named = {str(name): policy for name, policy in policies.items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from voc_rl.configs import to_dict
-from voc_rl.errors import check_choice
+from voc_rl.errors import check_choice, check_seed
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
 from voc_rl.quantizers import DINOConfig, VQGANConfig
@@ -65,22 +65,53 @@ _PAPER = {
 _TOKENS_OF_STACKS = ("vqvae", "musik")  # whose config is that of ``SIZES``
 
 
-def sized(size: str, quantizer: str = "vqvae") -> VOCConfig:
+def sized(
+    size: str,
+    quantizer: str = "vqvae",
+    *,
+    gamma: float | None = None,
+    gammas: tuple[float, float] | None = None,
+    n: int | None = None,
+    steps: int | None = None,
+    quantizer_steps: int | None = None,
+    reward_steps: int | None = None,
+    seed: int | None = None,
+) -> VOCConfig:
     """The config of a size, with another quantizer than the small VQ-VAE where one is named.
+
+    Args:
+        gamma, gammas, n: see ``OccupancyTraining``. steps, quantizer_steps, reward_steps: optimiser steps of the
+            occupancy network, the quantizer and each of the reward head's two networks; learning rates, batches and
+            weight decay stay the size's. seed: of the training. None: as the size has it.
 
     The quantizers of patches, whose own defaults are the published sizes, have 27 tokens at size ``tiny``; at
     ``small`` dino has 147 and vqgan 75. At ``paper`` these two are the published ones. A quantizer of one's own has the
     defaults of its config.
 
     Raises:
-        VOCError: an unknown size or quantizer.
+        VOCError: an unknown size or quantizer, or a number that means nothing.
     """
     config = SIZES[check_choice(size, SIZES, "size")]
     known_quantizer(quantizer)
     own = {"tiny": _TINY, "small": _SMALL, "paper": _PAPER}[size]
     if quantizer not in (*own, *_TOKENS_OF_STACKS):
         config = replace(config, quantizer_config={})
-    return replace(own.get(quantizer, config), quantizer=quantizer)
+    config = replace(own.get(quantizer, config), quantizer=quantizer)
+    asked: dict[str, Any] = {"gamma": gamma, "gammas": gammas, "n": n}
+    occupancy = replace(config.occupancy, **{name: value for name, value in asked.items() if value is not None})
+    if seed is not None:
+        check_seed(seed)
+    return replace(
+        config,
+        quantizer_training=_of_steps(config.quantizer_training, quantizer_steps),
+        occupancy=replace(occupancy, loop=_of_steps(occupancy.loop, steps)),
+        reward=replace(config.reward, loop=_of_steps(config.reward.loop, reward_steps)),
+        seed=config.seed if seed is None else seed,
+    )
+
+
+def _of_steps(loop: LoopConfig, steps: int | None) -> LoopConfig:
+    return loop if steps is None else replace(loop, steps=steps)
 
 
 Recipe = Literal["paper", "voc"]

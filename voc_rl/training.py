@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from voc_rl.errors import VOCError, check_positive, check_token_rows
 from voc_rl.joint import JointTraining, train_joint
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
 from voc_rl.model import VOC
+from voc_rl.model_files import check_spec_of
 from voc_rl.occupancy import (
     OccupancyConfig,
     OccupancyTraining,
@@ -32,12 +34,12 @@ from voc_rl.occupancy import (
 )
 from voc_rl.occupancy.contexts import check_layers
 from voc_rl.precision import as_device, device_of, same_device, seeded, single_precision
-from voc_rl.quantizers import VQVAE, Quantizer, build_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers import VQVAE, Quantizer, build_quantizer, load_quantizer, tokenize, train_quantizer
 from voc_rl.quantizers.registry import known_quantizer
 from voc_rl.quantizers.vqvae import fitting_patch
 from voc_rl.values import RewardConfig, fit_reward_head
 
-OCCUPANCY_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
+QuantizerSource = Quantizer | VOC | str | Path
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class VOCConfig:
         default_factory=lambda: LoopConfig(steps=500, batch_size=128, learning_rate=1.5e-3)
     )
     network: NetworkSize = field(default_factory=NetworkSize)
-    occupancy: OccupancyTraining = field(default_factory=lambda: OccupancyTraining(loop=OCCUPANCY_LOOP))
+    occupancy: OccupancyTraining = field(default_factory=OccupancyTraining)
     reward: RewardConfig = field(default_factory=RewardConfig)
     joint: JointTraining | None = None
     seed: int = 0
@@ -92,7 +94,7 @@ def train(
     dataset: Episodes,
     config: VOCConfig | None = None,
     *,
-    quantizer: Quantizer | None = None,
+    quantizer: QuantizerSource | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
     device: torch.device | str | None = None,
     log: StepLog | None = None,
@@ -104,7 +106,8 @@ def train(
     Args:
         dataset: what it learns from; values are of the policy that made it.
         config: sizes and schedules; None is the default.
-        quantizer: a trained one to use, instead of training one here; in joint training a copy of it is what starts.
+        quantizer: a trained one, a VOC, or the folder of either, instead of training one here; in joint training a copy
+            of it is what starts.
         tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
         device: where it is trained, and where the VOC is then: "auto" (a GPU where there is one), "cpu", "cuda" or a
             device of PyTorch's; None: where ``quantizer`` is, or on the CPU.
@@ -112,10 +115,15 @@ def train(
         progress: show bars with the time left.
 
     Raises:
-        VOCError: tokens without their quantizer, of other rows or in joint training, an untrained quantizer, or data
-            with discounts other than 1 (0 where an episode ends).
+        VOCError: a dataset or config that is none, tokens without their quantizer, of other rows or in joint training,
+            an untrained quantizer, or data with discounts other than 1 (0 where an episode ends).
     """
-    config, device = config or VOCConfig(), as_device(device)
+    check_dataset(dataset)
+    if config is not None and not isinstance(config, VOCConfig):
+        raise VOCError(
+            f"config is {type(config).__name__}; a VOCConfig is needed, as of voc_rl.sizes.sized('tiny', gamma=0.9)."
+        )
+    config, device, quantizer = config or VOCConfig(), as_device(device), quantizer_of(quantizer, dataset)
     check_tokens(tokens, quantizer, dataset)
     if tokens is not None and config.joint is not None:
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
@@ -145,6 +153,39 @@ def train(
         log=log, progress=progress,
     )  # fmt: skip
     return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
+
+
+def check_dataset(dataset: Any) -> None:
+    """Refuse what are no episodes, as their path.
+
+    Raises:
+        VOCError: it is none.
+    """
+    if not isinstance(dataset, Episodes):
+        raise VOCError(
+            f"The dataset is {type(dataset).__name__}; Episodes are needed: voc_rl.Episodes.open(path), or "
+            "voc_rl.data.load_dataset for other formats."
+        )
+
+
+def quantizer_of(source: QuantizerSource | None, dataset: Episodes) -> Quantizer | None:
+    """A quantizer as it is, that of a VOC, or that in the folder of either or of a run; None where there is no source.
+
+    Of a VOC that was trained with data of another kind than ``dataset`` it is warned.
+
+    Raises:
+        VOCError: missing or damaged files, or another source.
+    """
+    if source is None or isinstance(source, Quantizer):
+        return source
+    if isinstance(source, VOC):
+        source.check_spec(dataset.spec)
+        return source.quantizer
+    if isinstance(source, (str, Path)):
+        quantizer = load_quantizer(Path(source))
+        check_spec_of(source, dataset.spec)
+        return quantizer
+    raise VOCError(f"quantizer is {type(source).__name__}; a quantizer, a VOC or the folder of one is needed.")
 
 
 def check_tokens(tokens: tuple[Tensor, Tensor] | None, quantizer: Quantizer | None, dataset: Episodes) -> None:

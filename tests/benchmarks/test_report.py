@@ -138,8 +138,8 @@ def test_report_shows_the_numbers_of_the_run(page: str) -> None:
         assert text in words
     assert "93 % of the codes in use" in words
     assert "PSNR 27.3 dB" in words
-    assert "2 min 35 s all stages together" in words
-    assert "1.50 GB peak memory" in words
+    assert "2 min 35 s all stages together, before this report" in words
+    assert "1.50 GB peak memory, before this report" in words
     assert "Interval of VOC samples: 90 % for the mean over samples (it holds" in words
     assert "Interval of VOC head: what it covers was not recorded" in words
     assert "nan" not in words.lower()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_decay, check_share
-from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise
+from voc_rl.loop import Checkpoints, StepLog, optimise
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import draw_gammas
@@ -24,7 +24,7 @@ from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import taken_actions
 from voc_rl.occupancy.policy_targets import TargetSource
 from voc_rl.occupancy.training import OccupancyTrainee
-from voc_rl.occupancy.training_config import OccupancyTraining
+from voc_rl.occupancy.training_config import TUNED_LOOP, OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
 
 
@@ -39,9 +39,7 @@ class PolicyTraining:
     """
 
     occupancy: OccupancyTraining = field(
-        default_factory=lambda: OccupancyTraining(
-            gamma=0.95, loop=LoopConfig(steps=3000, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
-        )
+        default_factory=lambda: OccupancyTraining(gamma=0.95, loop=replace(TUNED_LOOP, steps=3000))
     )
     action_share: float = 0.5
     start_share: float = 0.25

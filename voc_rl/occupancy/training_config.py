@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from voc_rl.errors import (
     VOCError,
@@ -16,6 +16,8 @@ from voc_rl.errors import (
 )
 from voc_rl.loop import LoopConfig
 
+TUNED_LOOP = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)  # of networks of size tiny
+
 
 @dataclass(frozen=True)
 class OccupancyTraining:
@@ -28,7 +30,7 @@ class OccupancyTraining:
     twentieth of the steps, at most .999). feature_dropout: share of contexts shown without continuous features, so
     that sampled codes can be contexts too. feature_noise: noise on the features, in units of their own spread; without
     it a pose that no training episode held can get any value. head_weight: weight of the value head's loss. refill:
-    steps whose bootstrapped targets are generated at once.
+    steps whose bootstrapped targets are generated at once. loop: that of size tiny (``voc_rl.sizes``).
 
     Only to reproduce the paper's public code (``voc_rl.sizes.with_recipe``): context_loss: also learn to predict the
     context's own codes, which then make up nearly half of the loss. target_dropout: leave dropout on in the target
@@ -47,7 +49,7 @@ class OccupancyTraining:
     context_loss: bool = False
     target_dropout: bool = False
     top_k: int | None = None
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
+    loop: LoopConfig = TUNED_LOOP
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
