@@ -57,7 +57,10 @@ class Validate:
 
 @dataclass(frozen=True)
 class Convert:
-    """Turn a dataset into ours (or V-D4RL's, Minari's); D4RL's states are drawn, for Minari where they can be. A conversion that was cut goes on."""
+    """Turn a dataset into ours (or V-D4RL's, Minari's); D4RL's states are drawn (for Minari, where they can be).
+
+    A conversion that was cut goes on.
+    """
 
     path: tyro.conf.Positional[str]
     """A path, or FORMAT:PLACE with voc, vd4rl, d4rl or minari."""

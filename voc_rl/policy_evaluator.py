@@ -158,12 +158,18 @@ class PolicyEvaluator:
 
         Of the data's reward at the evaluator's gamma it is kept; one for anything else until another is asked for.
         """
-        own, asked = (hash(self.dataset.reward.tobytes()), self.gamma), (hash(reward.tobytes()), gamma)
+        own, asked = (
+            (hash(self._used(r).tobytes()), g) for r, g in ((self.dataset.reward, self.gamma), (reward, gamma))
+        )
         if asked not in self._fitted:
             for key in self._fitted.keys() - {own}:
                 self.chains.forget(self._fitted.pop(key))
-            self._fitted[asked] = self._fit_critic(reward, gamma)
+            self._fitted[asked] = self._fit_critic(self._used(reward), gamma)
         return self._fitted[asked]
+
+    def _used(self, reward: np.ndarray) -> np.ndarray:
+        """Checked rewards float32 (N,), 0 in first rows, which no step arrives at."""
+        return check_rewards(reward, len(self.dataset), arrived_rows(self.dataset))
 
     def _fit_critic(self, reward: np.ndarray, gamma: float) -> FittedQ:
         features = principal_components(self.tokens[1], COMPONENTS).numpy()
@@ -257,9 +263,7 @@ class PolicyEvaluator:
         check_level(level)
         known = (self.gamma, *(self.config.training.occupancy.gammas or ()))
         gamma = self.gamma if gamma is None else known_gamma(gamma, *known)
-        own = self.dataset.reward
-        if reward is not None:
-            own = check_rewards(reward, len(self.dataset), arrived_rows(self.dataset))
+        own = self.dataset.reward if reward is None else self._used(reward)
         self._check_answers(estimator, reward is not None, gamma)
         critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
