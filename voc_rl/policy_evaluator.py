@@ -164,7 +164,7 @@ class PolicyEvaluator:
         if asked not in self._fitted:
             for key in self._fitted.keys() - {own}:
                 self.chains.forget(self._fitted.pop(key))
-            self._fitted[asked] = self._fit_critic(self._used(reward), gamma)
+            self._fitted[asked] = self._fit_critic(reward, gamma)
         return self._fitted[asked]
 
     def _used(self, reward: np.ndarray) -> np.ndarray:
