@@ -10,7 +10,7 @@ from worlds import one_sentence
 from voc_rl.cli import main
 
 COMMANDS = ("demo", "collect", "train-quantizer", "tokenize", "train", "evaluate")
-SHORT = ["--gamma", "0.5", "--quantizer-steps", "20", "--steps", "24", "--reward-steps", "30", "--threads", "1"]
+SHORT = ["--gamma", "0.5", "--quantizer-steps", "20", "--steps", "24", "--reward-steps", "60", "--threads", "1"]
 POLICY = ["--policy", "walker-walk/step_60000"]
 
 

@@ -99,7 +99,7 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     main(["evaluate", *shared, "--samples", "10", "--max-states", "20"])
     assert (tmp_path / "report.html").read_text() == "another's"
     steps = {row["step"] for row in RunFolder(tmp_path).curve() if row["stage"].startswith("reward")}
-    assert steps == {30}  # of both networks of the head
+    assert steps == {50, 60}  # of both networks of the head
     before = (tmp_path / "voc.safetensors").read_bytes()
     said = refused(capsys, "train", *shared, "--n", "1", "--recipe", "paper")
     assert "train is finished with other settings (network.attention_dropout was 0.0 and is 0.1, " in said

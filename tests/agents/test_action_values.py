@@ -82,9 +82,9 @@ def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(t
     with pytest.raises(VOCError, match="data's actions have size 2; the agent's have 3"):
         OfflineAgent(dataset.observation_shape, 3, FEW, voc.quantizer).learn(dataset, Cloning)
     with pytest.raises(VOCError, match=r"have shape \(11, 1\); one per row, \(11,\)"):
-        voc.fit_reward(dataset, lambda d: d.reward[:, None], tokens=(codes, features))
-    with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):  # at a first row, where no reward arrives, too
-        voc.fit_reward(dataset, lambda d: np.where(d.step_type == 0, np.nan, d.reward), tokens=(codes, features))
+        voc.fit_reward(dataset, lambda d: d.reward[:, None])
+    with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):
+        voc.fit_reward(dataset, lambda d: np.where(d.step_type == 2, np.nan, d.reward))
     tall = voc.fit_reward(dataset, lambda episodes: np.full(len(episodes), 3.0))
     with pytest.raises(VOCError, match="has no value head; use estimator='sample'"):
         ActionValues(tall)

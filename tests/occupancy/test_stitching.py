@@ -69,15 +69,19 @@ def test_a_right_critic_mends_a_chain_that_jumps_anywhere() -> None:
 
 
 def test_values_of_the_empirical_process() -> None:
-    """With chance, rows that are equally near take turns: the solved empirical process, but for the turns' rounding."""
-    process, dataset, states, found = chains(False)
+    """With chance, rows that are equally near take turns: the solved empirical process, in the mean of such draws."""
+    process, dataset, states, _ = chains(False)
     reward, own = arrived_rewards(dataset, process, states), empirical(process, dataset, states)
-    for policy, chain in zip(process.policies, found, strict=True):
-        V, values = own.values(policy, GAMMA), chain.values(reward, GAMMA)
+    candidates = find_candidates(dataset, names(states), count=ALL)
+    for policy, drawn in zip(process.policies, exact_shares(process, states), strict=True):
+        V, values = own.values(policy, GAMMA), np.zeros(len(dataset))
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            values += stitch(candidates, drawn, dataset.terminal, rng, bandwidth=1e-3).values(reward, GAMMA) / 4
         mean = np.array([values[states == s].mean() for s in range(S)])
         error = np.abs(mean - V).max() / np.ptp(V)
         print(f"stitched values: {error:.4f} of max V - min V from the solved empirical process")
-        assert error < 0.05
+        assert error < 0.06
     V = [own.values(policy, GAMMA) for policy in process.policies]
     assert min(np.abs(V[0] - V[1]).max(), np.abs(V[1] - V[2]).max()) / np.ptp(V[0]) > 0.1  # the bound tells them apart
 
