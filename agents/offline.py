@@ -31,6 +31,7 @@ from voc_rl.errors import (
     check_seed,
 )
 from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
+from voc_rl.policy import one_hot_rows
 from voc_rl.precision import as_tensor, device_of, seeded
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
 
@@ -81,11 +82,6 @@ def check_continuous(dataset: Episodes) -> None:
             f"The data's actions are one-hot rows of {taken.shape[1]}, discrete ones, which no continuous actor gives; "
             "train Stable-Baselines3's DQN on them (voc_rl.agents.sb3.train_offline)."
         )
-
-
-def one_hot_rows(actions: np.ndarray) -> bool:
-    """Whether each of actions (N, A) is one-hot."""
-    return bool(((actions == 1).sum(1) == 1).all()) and np.count_nonzero(actions) == len(actions)
 
 
 class OfflineAgent(Drawing):

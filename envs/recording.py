@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.data import Episode
 from voc_rl.errors import VOCError, check_choice
-from voc_rl.policy import BehaviourPolicy, choices_of, in_unit_bounds, numbers
+from voc_rl.policy import BehaviourPolicy, choices_of, in_unit_bounds, numbers, one_hot_rows
 
 
 def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:
@@ -81,7 +81,7 @@ def _check_env(env: gym.Env) -> int | None:
 
 
 def _check_action(action: np.ndarray, shape: tuple[int, ...], choices: int | None, policy: Any) -> None:
-    one = choices is None or (np.count_nonzero(action) == 1 and action.max() == 1)
+    one = choices is None or one_hot_rows(action[None])
     if np.shape(action) != shape or not one:
         kind = "" if choices is None else ", one-hot as EpsilonGreedy's,"
         raise VOCError(f"{policy!r} drew the action {action}; one of shape {shape}{kind} is needed here.")

@@ -73,6 +73,11 @@ def one_hot(numbers: Any, space: Any) -> np.ndarray:
     return np.eye(space.n, dtype=np.float32)[np.asarray(numbers, np.int64) - space.start]
 
 
+def one_hot_rows(actions: np.ndarray) -> bool:
+    """Whether each of actions (N, A) is one-hot."""
+    return bool(((actions == 1).sum(1) == 1).all()) and np.count_nonzero(actions) == len(actions)
+
+
 def numbers(rows: np.ndarray, space: Any) -> np.ndarray:
     """The numbers int64 (...) that one-hot rows (..., n) stand for in a ``Discrete`` space."""
     return rows.argmax(-1) + int(space.start)

@@ -158,9 +158,8 @@ class PolicyEvaluator:
 
         Of the data's reward at the evaluator's gamma it is kept; one for anything else until another is asked for.
         """
-        own, asked = (
-            (hash(self._used(r).tobytes()), g) for r, g in ((self.dataset.reward, self.gamma), (reward, gamma))
-        )
+        reward, logged = self._used(reward), self._used(self.dataset.reward)
+        own, asked = (hash(logged.tobytes()), self.gamma), (hash(reward.tobytes()), gamma)
         if asked not in self._fitted:
             for key in self._fitted.keys() - {own}:
                 self.chains.forget(self._fitted.pop(key))

@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from voc_rl.agents.offline import check_continuous, one_hot_rows
+from voc_rl.agents.offline import check_continuous
 from voc_rl.agents.sb3.critic import VOCCritic
 from voc_rl.agents.sb3.features import VOCFeaturesExtractor
 from voc_rl.agents.sb3.traces import check_actions, check_own_codes
@@ -24,7 +24,7 @@ from voc_rl.data.spec import SPEC_NAMES
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
 from voc_rl.plugin import codes_as_vectors, shows_codes
-from voc_rl.policy import attributes_of, choices_of, value_settings_of
+from voc_rl.policy import attributes_of, choices_of, one_hot_rows, value_settings_of
 from voc_rl.quantizers import tokenize
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
