@@ -16,9 +16,8 @@ from voc_rl.benchmarks.ope_data import R_MAX, TaskData
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
 from voc_rl.occupancy.stitching import principal_components
-from voc_rl.values import FittedQ, discounted_returns, fitted_q, horizon, members_of
-from voc_rl.values.fitted_q import COMPONENTS, MEMBERS
-from voc_rl.values.statistics import student_interval
+from voc_rl.values import FittedQ, discounted_returns, fitted_q, from_ensemble, horizon, members_of
+from voc_rl.values.fitted_q import COMPONENTS
 
 Estimates = dict[str, dict[str, tuple[float, float, float]]]
 Baseline = Callable[[TaskData, Mapping[str, Any], float, int, torch.device], Estimates]
@@ -48,13 +47,16 @@ def wis(data: TaskData, targets: Mapping[str, Any], gamma: float, seed: int, dev
     window, which ends with its episode (by a time limit, in these tasks) or at the horizon. Kinds are first rows, and
     other rows by the logged policy that acts there; p_s are their shares among the starts that values are asked for.
     Weights are products, up to the k-th step, of density ratios to the acting member's stored density, normalised at
-    each step over the windows of a kind that reach it. The interval resamples episodes.
+    each step over the windows of a kind that reach it. What lies beyond the horizon is taken to be like what lies
+    before it, as in the truth. The interval resamples episodes.
     """
     estimates = {}
     rng = np.random.default_rng([seed, 73])
+    seen = 1.0 - gamma ** horizon(gamma)  # of the weight
     for name, policy in targets.items():
         log_weights, rewards = _windows(data, policy, gamma, data.episodes.reward)
-        estimates[name] = _with_interval(log_weights, rewards, _kinds(data)[1], 0.0, gamma, rng)
+        mean, low, high = _with_interval(log_weights, rewards, _kinds(data)[1], 0.0, gamma, rng)
+        estimates[name] = mean / seen, low / seen, high / seen
     return {"wis": estimates}
 
 
@@ -102,9 +104,10 @@ def _of_members(
     found: FittedQ, targets: Mapping[str, Any], data: TaskData, gamma: float
 ) -> dict[str, tuple[float, float, float]]:
     """J, and the interval from outputs that were fitted to reweighted episodes."""
-    members = found.value[:, data.starts].mean(1) * (1.0 - gamma) / R_MAX  # (P, members)
-    low, high = student_interval(members.mean(1), members.std(1, ddof=1), MEMBERS)
-    return {name: (float(members[i].mean()), float(low[i]), float(high[i])) for i, name in enumerate(targets)}
+    unit = (1.0 - gamma) / R_MAX
+    values = from_ensemble(found.value[:, data.starts].mean(1) * (1.0 - gamma), gamma)  # of (P, members)
+    j = np.stack([values.mean, values.low, values.high], 1) * unit
+    return {name: (float(mean), float(low), float(high)) for name, (mean, low, high) in zip(targets, j, strict=True)}
 
 
 def _kinds(data: TaskData) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from chains import episodes_of
+from scipy import stats
 
-from voc_rl.benchmarks.ope_baselines import _doubly_robust, effective_starts, wis
+from voc_rl.benchmarks.ope_baselines import _doubly_robust, _of_members, effective_starts, wis
 from voc_rl.benchmarks.ope_data import R_MAX
 from voc_rl.errors import VOCError
 from voc_rl.values.fitted_q import MEMBERS, FittedQ
@@ -43,6 +44,10 @@ def value(found: tuple[float, float, float]) -> float:
     return found[0] * R_MAX / (1 - GAMMA)
 
 
+# of the discounts: a return that a time limit cuts is taken to go on as it was
+SEEN = 1 - GAMMA**7
+
+
 def wis_of(data: Any, policy: Target) -> tuple[float, float, float]:
     return wis(data, {"p": policy}, GAMMA, 0, torch.device("cpu"))["wis"]["p"]
 
@@ -62,7 +67,7 @@ def test_weights_are_normalised_at_each_step_however_small_or_large_they_are(rar
     base = np.full(9, -3.0)
     policy = Target((base + RATIOS + rare).tolist())
     data = logged(base.tolist())
-    assert value(wis_of(data, policy)) == pytest.approx(by_hand())
+    assert value(wis_of(data, policy)) * SEEN == pytest.approx(by_hand())
     sizes = [sum(w) ** 2 / np.dot(w, w) for w in SHARES]
     expected = sum(GAMMA**k * size for k, size in enumerate(sizes)) / sum(GAMMA**k for k in range(7))
     assert effective_starts(data, policy, GAMMA) == pytest.approx(expected)
@@ -72,7 +77,7 @@ def test_the_behaviour_itself_gets_the_mean_of_what_was_logged() -> None:
     base = [-1.0, -2.0, -0.5, -1.0, -3.0, -1.0, -2.0, -1.0, -0.5]
     mean, low, high = wis_of(logged(base), Target(base))
     together = np.array([1.2, 0.9, 0.6]) / 2
-    assert mean * R_MAX / (1 - GAMMA) == pytest.approx(together @ GAMMA ** np.arange(3) + GAMMA**3 * 1.0)
+    assert mean * R_MAX / (1 - GAMMA) * SEEN == pytest.approx(together @ GAMMA ** np.arange(3) + GAMMA**3 * 1.0)
     assert low < mean < high
 
 
@@ -112,7 +117,7 @@ def test_every_row_begins_a_window_and_first_rows_count_as_among_the_starts() ->
         expected += GAMMA**k * (0.25 * np.dot(SHARES[k], firsts[k]) / sum(SHARES[k]) + 0.75 * brought / sum(w))
         shares.append(0.25 * np.array(SHARES[k]) / sum(SHARES[k]) + 0.75 * np.array(w) / sum(w))
     found = wis_of(data, policy)
-    assert value(found) == pytest.approx(expected)
+    assert value(found) * SEEN == pytest.approx(expected)
     none = _doubly_robust(fitted(np.zeros(9), np.zeros(9)), {"p": policy}, data, GAMMA, 0)["p"]
     assert value(none) == pytest.approx(expected)
     sizes = [1 / np.square(w).sum() for w in [*shares[1:], shares[0]]]
@@ -126,10 +131,20 @@ def test_other_rows_count_by_the_policy_that_acts_there() -> None:
     data.episodes.policy_id = np.array([0, 0, 1, 1, 1, 0, 1, 1, 0])  # who led to a row
     data.starts = np.array([2, 6])  # windows from rows 1, 2, 3 and 6, where the second acts; not from row 7
     steps = [(0.5 + 0.0 + 1.0 + 0.4) / 4, (0.0 + 1.0 + 0.6) / 3, 1.0]
-    assert value(wis_of(data, policy)) == pytest.approx(steps @ GAMMA ** np.arange(3))
+    assert value(wis_of(data, policy)) * SEEN == pytest.approx(steps @ GAMMA ** np.arange(3))
     data.starts = np.array([2, 6, 7, 7])  # row 7 alone is where the first acts
     steps = [(steps[0] + 0.6) / 2, *steps[1:]]  # and only for a step
-    assert value(wis_of(data, policy)) == pytest.approx(steps @ GAMMA ** np.arange(3))
+    assert value(wis_of(data, policy)) * SEEN == pytest.approx(steps @ GAMMA ** np.arange(3))
+
+
+def test_the_interval_of_fitted_q_is_the_spread_of_its_outputs_and_the_noise_of_their_mean() -> None:
+    outputs = np.random.default_rng(0).normal(3.0, 0.5, (1, 9, MEMBERS)).astype(np.float32)
+    data = logged([-3.0] * 9)
+    mean, low, high = _of_members(FittedQ(outputs, outputs), {"p": None}, data, GAMMA)["p"]
+    unit, own = (1 - GAMMA) / R_MAX, outputs[0, data.starts].mean(0)
+    assert mean == pytest.approx(own.mean() * unit)
+    half = stats.t.ppf(0.95, MEMBERS - 1) * own.std(ddof=1) * np.sqrt(1 + 1 / MEMBERS) * unit
+    assert (low, high) == pytest.approx((mean - half, mean + half))
 
 
 def test_data_without_what_weights_need_are_refused() -> None:
