@@ -184,7 +184,7 @@ def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth, ga
     for axes in panels[-1]:
         axes.set_xlabel(f"true J at γ = {gamma:g}")
     for line in panels:
-        line[0].set_ylabel("estimated J")
+        line[0].set_ylabel("estimated J, 90 % intervals")
     panels[0][0].legend(fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)

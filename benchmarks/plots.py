@@ -52,7 +52,7 @@ LIGHT = Theme(
     grid="#e3e6ea",
     methods={
         "voc": "#0072b2",
-        "voc_codes": "#0072b2",
+        "voc_codes": "#56b4e9",
         "voc_head": "#d55e00",
         "mc": "#009e73",
         "td": "#b0508a",
@@ -67,7 +67,7 @@ DARK = Theme(
     grid="#2c323a",
     methods={
         "voc": "#56b4e9",
-        "voc_codes": "#56b4e9",
+        "voc_codes": "#2f7fb5",
         "voc_head": "#ff8c4b",
         "mc": "#2ec99a",
         "td": "#e79bc5",

@@ -34,7 +34,7 @@ def draw_curves(cells: list[dict[str, Any]], labels: dict[str, str], path: Path)
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylim(bottom=0)  # of both panels, once all curves are there
-    figure.axes[0].set_ylabel(f"return (mean of {WINDOW} episodes)")
+    figure.axes[0].set_ylabel(f"return (mean of {WINDOW} episodes), ± standard error over seeds")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=2)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)

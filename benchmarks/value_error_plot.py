@@ -33,7 +33,7 @@ def draw_errors(tasks: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
         axes.set_xticks(range(len(entries)), [f"γ = {entry['gamma']:g}" for entry in entries])
         axes.set_yticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"], minor=False)
         axes.minorticks_off()
-    panels[0].set_ylabel("error (1 = the best constant)")
+    panels[0].set_ylabel("error (1 = the best constant); bars: sd over seeds")
     handles: dict[str, Any] = {str(line.get_label()): line for axes in panels for line in axes.lines}
     handles = {name: line for name, line in handles.items() if name[0] != "_"}
     for name in sorted(
