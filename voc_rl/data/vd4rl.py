@@ -68,7 +68,8 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
 
     for file in files:
         shards.append(read_shard(file, check))
-    for number in (0, *gaps([(shard.path, shard.rows) for shard in shards])):
+    missing = gaps([(shard.path, shard.rows) for shard in shards])
+    for number in (0, *missing):
         if headless[number]:  # and no file before it begins the episode
             shards[number].arrays["step_type"][0], reasons[number, 0] = FIRST, _HEADLESS
     dataset = Episodes.from_shards(shards, path, stack)
@@ -79,11 +80,12 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
     for episode in np.unique(dataset.episode[inside & (dataset.step_type != MID)]):
         malformed.setdefault(int(dataset.starts[episode]), "a last step inside the episode")
     malformed = {**single_rows(dataset), **malformed}
-    for number in [number for (number, _), reason in reasons.items() if reason == _HEADLESS and offsets[number]]:
-        end = offsets[number] - 1  # a file is missing in between, and with it the rest of this episode
-        if dataset.step_type[end] != LAST:
+    torn = [number for number, row in reasons if row == 0 and headless[number]]  # its rest is malformed
+    for number in sorted({*missing, *torn}):
+        end = offsets[number] - 1
+        if end >= 0 and dataset.step_type[end] != LAST and not dataset.terminal[end]:
             start = int(dataset.starts[dataset.episode[end]])
-            malformed.setdefault(start, f"no last step, and {files[number].name} is not the file after it")
+            malformed.setdefault(start, f"no last step, and {files[number].name} does not hold a sound rest of it")
     dataset = without(dataset, malformed, path)
     dataset.check_ends(path)
     return dataset
