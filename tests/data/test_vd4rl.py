@@ -142,7 +142,9 @@ def test_more_than_the_memory_holds_is_refused(tmp_path: Path, monkeypatch: pyte
     for i in range(3):
         write_64px(tmp_path / f"{i}.npz", WRITTEN[0])
     monkeypatch.setattr("voc_rl.data.border.machine_memory", lambda: 2 * 5 * 8 * 8 * 3 + 400)
-    with pytest.raises(VOCError, match=r"Every frame of .* takes .* `voc-rl data convert` turns it into files"):
+    with pytest.raises(
+        VOCError, match=r"Every frame of .* takes .* `voc-rl data convert --to voc` turns it into files"
+    ):
         open_vd4rl(tmp_path)
 
 
