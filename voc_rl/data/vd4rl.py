@@ -42,16 +42,27 @@ def open_vd4rl(path: str | Path, stack: int = 3, untrusted: bool = False) -> Epi
     path = Path(path)
     if not path.exists():
         raise VOCError(f"{path} does not exist; a folder of V-D4RL (84px or 64px) is needed.")
-    archives = data_files(path, (".npz",), untrusted) if path.is_dir() else [path] if path.suffix == ".npz" else []
-    shards = data_files(path, (".hdf5", ".h5"), untrusted) if path.is_dir() else []
-    if archives and shards:
-        raise VOCError(f"{path} holds .npz and .hdf5 files; 64 px and 84 px episodes are two datasets, open one.")
+    archives, shards = vd4rl_files(path, untrusted)
     if archives:
         return open_npz(archives, path, stack)
     inside = sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
     if path.is_dir() and not shards and inside:
         raise VOCError(f"{path} holds the folders {', '.join(inside)}; name one that holds .hdf5 or .npz files.")
     return _open_shards(path, stack, untrusted)
+
+
+def vd4rl_files(path: Path, untrusted: bool = False) -> tuple[list[Path], list[Path]]:
+    """The .npz files (64 px) and the HDF5 files (84 px) that a path stands for, of which there is one kind.
+
+    Raises:
+        VOCError: a folder with both, or ``untrusted``, and a file is a link that leaves the folder.
+    """
+    if not path.is_dir():
+        return ([path], []) if path.suffix == ".npz" else ([], [path])
+    archives, shards = data_files(path, (".npz",), untrusted), data_files(path, (".hdf5", ".h5"), untrusted)
+    if archives and shards:
+        raise VOCError(f"{path} holds .npz and .hdf5 files; 64 px and 84 px episodes are two datasets, open one.")
+    return archives, shards
 
 
 def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
