@@ -288,20 +288,20 @@ def test_several_folders_are_one_dataset(folder: Path, tmp_path: Path) -> None:
 
 
 def test_files_of_several_makings_say_what_they_share_alone(tmp_path: Path) -> None:
-    medium = replace(SPEC, policy="medium", backend="egl", mujoco="3.1", max_episode_steps=3)
-    expert = replace(medium, policy="expert", max_episode_steps=9)
+    medium = replace(SPEC, policy="medium", backend="egl", mujoco="3.1", dm_control="1.1", max_episode_steps=3)
+    expert = replace(medium, policy="expert", dm_control="1.0", max_episode_steps=9)
     for name, spec in (("medium", medium), ("expert", expert), ("other", replace(expert, backend="osmesa"))):
         write_episode(tmp_path / name / "0.hdf5", toy_episode(0, 4), spec)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         both = Episodes.open([tmp_path / "medium", tmp_path / "expert"])
     for dataset in (both, both.subset([1])):
-        assert dataset.spec == replace(medium, policy="", max_episode_steps=0)
+        assert dataset.spec == replace(medium, policy="", dm_control="1.0, 1.1", max_episode_steps=0)
     with pytest.warns(
         UserWarning, match=r"other/0\.hdf5 was made with backend osmesa \(not egl\), other than .*medium/"
     ):
         three = Episodes.open([tmp_path / name for name in ("medium", "expert", "other")])
-    assert three.spec == replace(medium, policy="", max_episode_steps=0, backend="")
+    assert three.spec == replace(medium, policy="", dm_control="1.0, 1.1", max_episode_steps=0, backend="")
 
 
 def test_counts_that_are_none(folder: Path, dataset: Episodes) -> None:

@@ -14,9 +14,11 @@ from voc_rl.errors import VOCError
 
 
 def shared_spec(shards: Sequence[Shard]) -> DataSpec:
-    """What all of some files say; a field in which they differ is left unsaid."""
+    """What all of some files say; a field in which they differ is left unsaid, but for versions of dm_control."""
     specs = {shard.spec for shard in shards}
     values = {f.name: {getattr(spec, f.name) for spec in specs} for f in fields(DataSpec)}
+    if "" not in values["dm_control"]:  # that there is one, whichever, says what a step pays at most
+        values["dm_control"] = {", ".join(sorted(values["dm_control"]))}
     return DataSpec(**{name: found.pop() for name, found in values.items() if len(found) == 1})
 
 
