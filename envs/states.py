@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from voc_rl.data import DataSpec, Episode, Episodes
-from voc_rl.data.border import check_memory
+from voc_rl.data.border import TO_FILES, check_memory
 from voc_rl.envs.gl import import_suite, quiet_models
 from voc_rl.envs.render import FrameRenderer, backend, versions
 from voc_rl.errors import VOCError
@@ -178,7 +178,7 @@ def render_states(
     Raises:
         VOCError: no task, no simulator states, or those of another model.
     """
-    check_memory(len(states) * 3 * size * size, f"Every frame of {states.paths[0]}")
+    check_memory(len(states) * 3 * size * size, f"Every frame of {states.paths[0]}", TO_FILES)
     check = StateCheck()
     made = rendered_episodes(states, size, task, progress, check)
     first, spec = next(made)

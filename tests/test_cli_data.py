@@ -14,6 +14,7 @@ from worlds import together
 
 from voc_rl import conversion
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
+from voc_rl.checkpoints import check_writable
 from voc_rl.cli import main
 from voc_rl.conversion import convert_dataset, open_with_frames
 from voc_rl.data import Episodes, convert, load_dataset
@@ -179,6 +180,38 @@ def test_convert_draws_states_and_goes_on_after_a_cut(
     assert (dataset.ends - dataset.starts).tolist() == [4, 3]
     assert dataset.frame_shape == (3, 16, 16)
     np.testing.assert_array_equal(dataset.reward, [0, 0, 1, 2, 0, 1000, 1001])
+
+
+def test_a_target_that_cannot_be_is_refused_before_anything_is_drawn(
+    states: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "load_dataset", lambda spec: pytest.fail("the source was read"))
+    (tmp_path / "file").touch()
+    (tmp_path / "there.hdf5").touch()
+    targets = [
+        (
+            "vd4rl",
+            tmp_path / "file" / "new" / "x.hdf5",
+            r"x\.hdf5 cannot be written \(.*file takes no file\); choose a f",
+        ),
+        ("vd4rl", tmp_path / "there.hdf5", "exists already; choose another file"),
+    ]
+    try:
+        import minari  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+        (tmp_path / "minari" / "me" / "taken-v0").mkdir(parents=True)
+        targets += [
+            ("minari", "me/walker", "'me/walker' is no name of a Minari dataset"),
+            ("minari", "me/taken-v0", "There is a Minari dataset me/taken-v0 in .* already; choose another name"),
+        ]
+    for to, out, said in targets:
+        with pytest.raises(VOCError, match=said):
+            convert_dataset(states, str(out), to)
+    check_writable(tmp_path / "new" / "folder" / "x.hdf5")
+    assert not (tmp_path / "new").exists()  # asked alone
 
 
 def test_without_minari(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Refuse before long work what ``atomic_path`` would refuse after it; nothing is made.
+
+    Raises:
+        VOCError: the nearest folder above ``path`` that exists cannot be written.
+    """
+    above = next(folder for folder in Path(os.path.abspath(path)).parents if os.path.exists(folder))
+    if not os.path.isdir(above) or not os.access(above, os.W_OK | os.X_OK):
+        raise VOCError(f"{path} cannot be written ({above} takes no file); choose a folder with write access.")
+
+
 @contextmanager
 def writing(path: Path, advice: str) -> Iterator[None]:
     """For a block that writes what becomes ``path``; ``advice`` ends the sentence of a refusal.
@@ -97,8 +108,8 @@ def hold_folder(folder: Path, kind: str) -> IO[Any]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")  # noqa: SIM115  the caller closes it
     except OSError as error:
-        raise VOCError(f"{folder} cannot be used as a {kind} ({error.strerror}); choose another --out.") from error
-    lock(file, f"{folder} is in use by another run; wait for it, or choose another --out.")
+        raise VOCError(f"{folder} cannot be used as a {kind} ({error.strerror}); choose another place.") from error
+    lock(file, f"{folder} is in use by another run; wait for it, or choose another place.")
     return file
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from voc_rl.checkpoints import read_json
+from voc_rl.checkpoints import check_writable, read_json
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_minari, write_vd4rl
 from voc_rl.data.border import file_stamp
 from voc_rl.data.convert import SETTINGS, write_folder
 from voc_rl.data.malformed import with_steps
+from voc_rl.data.minari_data import check_new_minari
 from voc_rl.data.registry import parse, stream_dataset
 from voc_rl.data.trial import read_in_child, source_files
 from voc_rl.distributed import agreed, ranks
@@ -102,14 +103,19 @@ def convert_dataset(
         where it compared none).
 
     Raises:
-        VOCError: what ``load_dataset`` and ``render_states`` refuse, or an ``out`` that is taken.
+        VOCError: an ``out`` that is taken, no name of a Minari dataset or in no place that can be written, which is
+            looked at first; what ``load_dataset`` and ``render_states`` refuse.
     """
     check_choice(to, TARGETS, "format to convert to")
+    if to == "minari":  # asked before hours of drawing, of which nothing would be kept
+        check_new_minari(out)
+    elif to == "vd4rl":
+        check_writable(Path(out))
+        if Path(out).exists():
+            raise VOCError(f"{out} exists already; choose another file.")
     spec = read_in_child(source).spec if untrusted else ":".join(parse(source))
     if to == "voc":
         return _to_ours(spec, out, size, task, progress)
-    if to == "vd4rl" and Path(out).exists():
-        raise VOCError(f"{out} exists already; choose another file.")
     dataset, check = with_steps(load_dataset(spec)), None
     if spec.startswith("d4rl:"):
         from voc_rl.envs.states import MODELS, render_states

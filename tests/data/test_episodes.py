@@ -287,6 +287,34 @@ def test_several_folders_are_one_dataset(folder: Path, tmp_path: Path) -> None:
     assert refusal(Episodes.open, []) == "Zero files or folders were asked for; at least one is needed."
 
 
+def test_files_of_several_makings_say_what_they_share_alone(tmp_path: Path) -> None:
+    medium = replace(SPEC, policy="medium", backend="egl", mujoco="3.1", dm_control="1.1", max_episode_steps=3)
+    expert = replace(medium, policy="expert", dm_control="1.0", max_episode_steps=9)
+    for name, spec in (("medium", medium), ("expert", expert), ("other", replace(expert, backend="osmesa"))):
+        write_episode(tmp_path / name / "0.hdf5", toy_episode(0, 4), spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both = Episodes.open([tmp_path / "medium", tmp_path / "expert"])
+    for dataset in (both, both.subset([1])):
+        assert dataset.spec == replace(medium, policy="", dm_control="1.0, 1.1", max_episode_steps=0)
+    with pytest.warns(
+        UserWarning, match=r"other/0\.hdf5 was made with backend osmesa \(not egl\), other than .*medium/"
+    ):
+        three = Episodes.open([tmp_path / name for name in ("medium", "expert", "other")])
+    assert three.spec == replace(medium, policy="", dm_control="1.0, 1.1", max_episode_steps=0, backend="")
+
+
+def test_counts_that_are_none(folder: Path, dataset: Episodes) -> None:
+    assert refusal(dataset.windows, np.array([0]), 2.5) == "n is 2.5; a whole number above zero is needed."
+    assert refusal(Episodes.open, folder, 2.0) == "stack is 2.0; a whole number above zero is needed."
+
+
+def test_a_name_with_a_digit_that_is_no_number(tmp_path: Path) -> None:
+    for i, name in enumerate(("\u00b21", "\u00b22", "\u00b210")):  # a superscript 2
+        write_episode(tmp_path / f"{name}.hdf5", toy_episode(i, 2), SPEC)
+    assert Episodes.open(tmp_path).reward.tolist() == [0, 1, 0, 101, 0, 201]
+
+
 def test_one_chunk_per_frame(folder: Path) -> None:
     with h5py.File(folder / "episode_002.hdf5") as file:
         assert file["observation"].chunks == (1, 3, 2, 2)

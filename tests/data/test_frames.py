@@ -37,6 +37,14 @@ def test_lazy_frames_equal_frames_in_memory(folder: Path) -> None:
     np.testing.assert_array_equal(after.observations(everything), plain.observations(everything))
 
 
+def test_subsets_hold_frames_once(dataset: Episodes) -> None:
+    train, test = dataset.subset([0, 2]), dataset.subset([1])
+    train.load_frames()
+    test.load_frames()
+    assert test._store.memory is train._store.memory is dataset._store.memory
+    assert len(train._store.memory) == 18  # those of both
+
+
 def test_pickled_with_open_handles(dataset: Episodes) -> None:
     rows = np.arange(18)
     frames = dataset.frames(rows)
@@ -138,7 +146,7 @@ def test_pieces_of_rows(rows: list[int], gap: int, most: int) -> None:
 def test_frames_that_memory_cannot_hold_are_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Episodes.open(folder)
     monkeypatch.setattr("voc_rl.data.border.machine_memory", lambda: 18 * 12 - 1)
-    with pytest.raises(VOCError, match=r"^Every frame of .* takes 0\.0 GiB of memory"):
+    with pytest.raises(VOCError, match=r"^Every frame of .* takes 0\.0 GiB of mem.*; without load_frames\(\) they"):
         dataset.load_frames()
     monkeypatch.setattr("voc_rl.data.border.machine_memory", lambda: 18 * 12)
     np.testing.assert_array_equal(dataset.load_frames().frames(np.array([17, 0]))[:, 0, 0, 0], [88, 0])

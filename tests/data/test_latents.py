@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from small import toy_dataset, write_v_d4rl
-from worlds import one_sentence
+from worlds import one_sentence, refusal
 
 from voc_rl import Episodes
 from voc_rl.data import read_latents, stack_latents, write_latents
@@ -43,6 +43,25 @@ def test_rows_of_folders_and_subsets(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_latents(dataset, "vae_latents", 200), np.concatenate([CODES, CODES + 5]))
     part = dataset.subset([5, 0])
     np.testing.assert_array_equal(read_latents(part, "vae_latents", 200), np.concatenate([CODES[6:] + 5, CODES[:4]]))
+
+
+def test_codes_of_other_rows_than_those_that_were_opened_are_refused(tmp_path: Path) -> None:
+    """By their number, which may be the same over all files, and by their actions, where each number is the same."""
+    paths = [latent_file(tmp_path / "a" / f"{i}.hdf5", CODES + i) for i in range(2)]
+    dataset = Episodes.open(tmp_path / "a")
+    part = dataset.subset([4, 1])
+    longer = toy_dataset(tmp_path / "toy", (7, 2, 4))
+    write_latents(paths[0], longer, np.arange(13)[:, None], "vae_latents")
+    write_latents(paths[1], longer.subset([0, 1]), np.arange(9)[:, None], "vae_latents")
+    for opened in (dataset, part):
+        assert "hold other rows than when they were opened; open" in refusal(read_latents, opened, "vae_latents", 200)
+    for i, path in enumerate(paths):
+        write_v_d4rl(path, LENGTHS)  # as it was
+        write_latents(path, Episodes.open(path), CODES + i, "vae_latents")  # and now has its codes
+    np.testing.assert_array_equal(read_latents(dataset, "vae_latents", 200), np.concatenate([CODES, CODES + 1]))
+    write_latents(paths[1], toy_dataset(tmp_path / "as_long", LENGTHS), CODES, "vae_latents")
+    np.testing.assert_array_equal(read_latents(dataset.subset([0]), "vae_latents", 200), CODES[:4])  # of another file
+    assert "hold other rows than when they were opened" in refusal(read_latents, dataset, "vae_latents", 200)
 
 
 def test_stacks_stay_in_their_episode_with_the_oldest_frame_first(tmp_path: Path) -> None:

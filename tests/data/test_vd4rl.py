@@ -142,7 +142,9 @@ def test_more_than_the_memory_holds_is_refused(tmp_path: Path, monkeypatch: pyte
     for i in range(3):
         write_64px(tmp_path / f"{i}.npz", WRITTEN[0])
     monkeypatch.setattr("voc_rl.data.border.machine_memory", lambda: 2 * 5 * 8 * 8 * 3 + 400)
-    with pytest.raises(VOCError, match=r"Every frame of .* takes .* `voc-rl data convert` turns it into files"):
+    with pytest.raises(
+        VOCError, match=r"Every frame of .* takes .* `voc-rl data convert --to voc` turns it into files"
+    ):
         open_vd4rl(tmp_path)
 
 
@@ -171,13 +173,20 @@ def test_rows_of_no_episode_at_the_start(tmp_path: Path) -> None:
         open_vd4rl(tmp_path)
 
 
-def write_parts(folder: Path, numbers: tuple[int, ...], name: Callable[[int], str] = str) -> Path:
-    """Five files of six rows, of which some are there: episodes of 10 rows, whose frames are filled with their row."""
-    t, kinds = np.arange(30), np.tile([0.0, *[1] * 8, 2], 3)
-    whole = {"observation": numbered_frames(0, 30), "action": np.zeros((30, 2)), "reward": np.where(kinds > 0, t, 0)}
+def write_parts(
+    folder: Path, numbers: tuple[int, ...], name: Callable[[int], str] = str, wrong: int | None = None, last: int = 2
+) -> Path:
+    """Six files of six rows, of which some are there: episodes of 10 rows, whose frames are filled with their row.
+
+    Row ``wrong`` has a NaN; every episode's last row has step type ``last``, and a termination where that is 1.
+    """
+    t, kinds = np.arange(36), np.tile([0.0, *[1] * 8, last], 4)[:36]
+    whole = {"observation": numbered_frames(0, 36), "action": np.zeros((36, 2)), "reward": np.where(kinds > 0, t, 0.0)}
+    whole |= {"discount": np.where((last == 1) & (t % 10 == 9), 0.0, 1.0), "step_type": kinds}
+    if wrong is not None:
+        whole["reward"][wrong] = np.nan
     for number in numbers:
-        rows = slice(6 * number, 6 * number + 6)
-        arrays = {key: array[rows] for key, array in {**whole, "discount": np.ones(30), "step_type": kinds}.items()}
+        arrays = {key: array[6 * number : 6 * number + 6] for key, array in whole.items()}
         write_84px(folder / f"{name(number)}.hdf5", [toy_episode(0, 6)], **arrays)
     return folder
 
@@ -201,6 +210,30 @@ def test_the_halves_around_a_missing_shard_are_no_episode(tmp_path: Path) -> Non
             with pytest.raises(VOCError, match=rf"{missing + 1}\.hdf5 begins inside an episode, and {missing - 1}\."):
                 Episodes.open(folder)  # ours would not be like that
         assert dataset.frames(dataset.starts)[:, 0, 0, 0].tolist() == left, missing
+
+
+def test_the_half_before_a_gap_is_none_where_the_next_file_begins_an_episode(tmp_path: Path) -> None:
+    """Row 29, the last one of an episode, is in the missing file; file 5 begins with row 30."""
+    folder = write_parts(tmp_path / "cut", (0, 1, 2, 3, 5))
+    with (
+        pytest.warns(
+            UserWarning, match=r"1 malformed episode\(s\) of 4 left out; the first, at row 20: no last step, a"
+        ),
+        pytest.warns(UserWarning, match=r"1 episode\(s\) without a last step are taken as cut"),  # the last one
+    ):
+        assert open_vd4rl(folder).returns.tolist() == [45, 135, sum(range(31, 36))]
+    # an episode that terminated before the gap is whole, whatever its step type
+    folder = write_parts(tmp_path / "whole", (0, 1, 2, 3, 4, 5), lambda n: str(n if n < 5 else 6), last=1)
+    with pytest.warns(UserWarning, match=r"1 episode\(s\) without a last step are taken as cut"):
+        assert open_vd4rl(folder).returns.tolist() == [45, 135, 225, sum(range(31, 36))]
+
+
+@pytest.mark.parametrize("wrong", [26, 21])
+def test_no_part_of_an_episode_is_left_where_the_other_file_has_it_malformed(tmp_path: Path, wrong: int) -> None:
+    """Rows 20 to 23 are in one file, 24 to 29 in the next."""
+    with pytest.warns(UserWarning, match=r"malformed episode\(s\) of \d left out"):
+        dataset = open_vd4rl(write_parts(tmp_path, (0, 1, 2, 3, 4), wrong=wrong))
+    assert dataset.frames(dataset.starts)[:, 0, 0, 0].tolist() == [0, 10]
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from voc_rl.errors import VOCError
 
 # Deflate shrinks by a factor of 1032 at most; what declares more than this was never written.
 MAX_EXPANSION = 1100
+# what can be done about a format whose frames are all held in memory
+TO_FILES = "`voc-rl data convert --to voc` turns it into files that are read frame by frame"
 _MAX_CHUNK = 2**30  # bytes that one read of a chunk may take
 _GROUPS, _GROUP_MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -129,8 +131,8 @@ def check_unchanged(path: Path, stamp: tuple[int, int] | None) -> None:
         raise VOCError(f"{path} has changed since it was opened; run again once nobody writes to it.")
 
 
-def check_memory(needed: int, what: str) -> None:
-    """Refuse what the machine's memory cannot hold, before it is taken.
+def check_memory(needed: int, what: str, advice: str = "a machine with more is needed") -> None:
+    """Refuse what the machine's memory cannot hold, before it is taken; ``advice`` ends the sentence.
 
     Raises:
         VOCError: more bytes than there are in all.
@@ -138,8 +140,7 @@ def check_memory(needed: int, what: str) -> None:
     there = machine_memory()
     if needed > there:
         raise VOCError(
-            f"{what} takes {needed / 2**30:.1f} GiB of memory, this machine has {there / 2**30:.1f}; "
-            "`voc-rl data convert` turns it into files that are read frame by frame."
+            f"{what} takes {needed / 2**30:.1f} GiB of memory, this machine has {there / 2**30:.1f}; {advice}."
         )
 
 
@@ -205,7 +206,7 @@ def data_files(folder: Path, suffixes: Sequence[str], untrusted: bool = False) -
         for path in found:
             if not path.resolve().is_relative_to(home):
                 raise VOCError(f"{path} is a link to {path.resolve()}, outside {folder}; copy the file there.")
-    return sorted(found, key=lambda p: [(not w.isdigit(), int(w) if w.isdigit() else 0, w) for w in _words(p.name)])
+    return sorted(found, key=lambda p: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in _words(p.name)])
 
 
 def gaps(files: Sequence[tuple[Path, int]]) -> list[int]:

@@ -11,6 +11,7 @@ import numpy as np
 from voc_rl.checkpoints import atomic_path
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, FIRST, MID, RANGES
+from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
 
 LARGEST_REWARD = 1e15  # squares of values of larger ones leave float32
@@ -108,7 +109,8 @@ def summary(dataset: Episodes) -> dict[str, str]:
     lengths = dataset.ends - dataset.starts - 1
     keys = [key for key in COLUMNS if getattr(dataset, key) is not None]
     channels, height, width = dataset.frame_shape
-    made = {key: value for key, value in asdict(dataset.spec).items() if value not in ("", 0, -1)}
+    unsaid = asdict(DataSpec())
+    made = {key: value for key, value in asdict(dataset.spec).items() if value != unsaid[key]}
     ended = int(dataset.terminal.sum())
     return {
         "episodes": f"{len(lengths)} ({ended} terminated, {len(lengths) - ended} cut by a time limit)",

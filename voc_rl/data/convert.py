@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from voc_rl.checkpoints import hold_folder, read_json, write_json
-from voc_rl.data.hdf5 import Episode, write_episode
+from voc_rl.data.fit import check_fit
+from voc_rl.data.hdf5 import Episode, Shard, checked_episode, read_shard, write_episode
 from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
 
@@ -33,7 +37,7 @@ def write_folder(
 
     Raises:
         VOCError: a folder that exists or that another process is writing, a cut conversion of something else, or
-            episodes that are malformed or none.
+            episodes that are malformed, do not fit the first one, or none.
     """
     out = Path(out)
     partial = out.parent / f".{out.name}.part"
@@ -66,7 +70,13 @@ def _write(
     count = 0
     while _file(partial, count).exists():
         count += 1
+    first = replace(read_shard(_file(partial, 0)), path=_name(out, 0)) if count else None
     for episode, spec in episodes(count):
+        arrays = checked_episode(episode, str(_name(out, count)))
+        rows, *shape = np.shape(episode.frames)
+        made = Shard(_name(out, count), rows, tuple(shape), arrays, spec)
+        first = first or made
+        check_fit([first, made])  # else the folder could not be opened
         write_episode(_file(partial, count), episode, spec)
         count += 1
     if count == 0:
@@ -75,6 +85,11 @@ def _write(
         leftover.unlink(missing_ok=True)
     os.replace(partial, out)
     return count
+
+
+def _name(out: Path, number: int) -> Path:
+    """What messages call an episode."""
+    return Path(f"{out}, episode {number}")
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from voc_rl.data.border import gaps
+from voc_rl.data.fit import check_fit, shared_spec, warn_of_makings
 from voc_rl.data.frames import FrameStore
 from voc_rl.data.hdf5 import (
     COLUMNS,
@@ -26,7 +24,7 @@ from voc_rl.data.hdf5 import (
 from voc_rl.data.rows import chosen
 from voc_rl.data.spec import DataSpec
 from voc_rl.data.window import Window
-from voc_rl.errors import VOCError, check_positive, check_share
+from voc_rl.errors import VOCError, check_count, check_share
 
 
 class Episodes:
@@ -38,15 +36,16 @@ class Episodes:
         starts, ends (E,) int64: first row of each episode, and one past its last.
         episode (N,) int64: the episode a row belongs to. steps_left (N,) int64: steps until its last row.
         terminal (N,) bool: last rows whose discount is 0: there the episode truly ended, not by a time limit.
+        spec: how the frames were made; a field in which the files differ is unsaid.
         source_rows (N,) int64: the same rows in the dataset that was opened (differs after ``subset``).
     """
 
     def __init__(self, shards: Sequence[Shard], stack: int = 3) -> None:
-        check_positive(stack, "stack")
+        check_count(stack, "stack")
         self._store = FrameStore(shards)
         self.stack = stack
         self.frame_shape = shards[0].frame_shape
-        self.spec: DataSpec = shards[0].spec
+        self.spec = shared_spec(shards)
         self.source_rows = np.arange(sum(shard.rows for shard in shards))
         columns = {
             name: np.concatenate([shard.arrays[name] for shard in shards])
@@ -95,7 +94,8 @@ class Episodes:
         Raises:
             VOCError: no episode, or files that do not fit each other.
         """
-        _check_fit(shards)
+        check_fit(shards)
+        warn_of_makings(shards)
         shards = [shard for shard in shards if shard.rows]
         if not any((shard.arrays["step_type"] == FIRST).any() for shard in shards):
             raise VOCError(f"{path} holds zero episodes; at least one is needed.")
@@ -170,6 +170,11 @@ class Episodes:
         return tuple(self._store.paths)
 
     @property
+    def file_rows(self) -> list[int]:
+        """How many rows each of ``paths`` had when it was opened."""
+        return self._store.file_rows
+
+    @property
     def returns(self) -> np.ndarray:
         """Undiscounted return of every episode, float64 (E,); nothing led to its first row."""
         return np.add.reduceat(np.where(self.step_type == FIRST, 0.0, self.reward.astype(np.float64)), self.starts)
@@ -197,7 +202,6 @@ class Episodes:
         rows = np.concatenate([np.arange(self.starts[e], self.ends[e]) for e in episodes])
         part = object.__new__(Episodes)
         part.__dict__.update(self.__dict__)
-        part._store = copy.copy(self._store)
         part.source_rows = self.source_rows[rows]
         part._set_columns({name: column[rows] for name, column in self._columns.items()})
         return part
@@ -219,7 +223,9 @@ class Episodes:
         return self.subset(np.sort(order[held_out:])), self.subset(np.sort(order[:held_out]))
 
     def load_frames(self) -> Episodes:
-        """Decompress every frame of the opened dataset into memory (len x 3 x H x W bytes); returns itself.
+        """Decompress every frame of the opened files into memory, once for the dataset and all its subsets.
+
+        A frame takes 3 x H x W bytes, those that a subset leaves out too. Returns itself.
 
         Raises:
             VOCError: no frames, more than the machine's memory, one that cannot be read, or a file that changed.
@@ -287,7 +293,7 @@ class Episodes:
 
     def windows(self, rows: np.ndarray, n: int) -> Window:
         """The next ``n`` steps from each of ``rows`` (fewer where the episode ends; see the mask)."""
-        check_positive(n, "n")
+        check_count(n, "n")
         rows = chosen(rows, len(self))
         steps = np.minimum(self.steps_left[rows], n)
         mask = np.arange(1, n + 1) <= steps[:, None]
@@ -302,32 +308,3 @@ class Episodes:
             mask=mask,
             steps=steps,
         )
-
-
-def _check_fit(shards: Sequence[Shard]) -> None:
-    """Refuse files that do not make one dataset.
-
-    Raises:
-        VOCError: other shapes or another making than the first file's, or an episode whose beginning is in no file.
-    """
-    wide = [key for key in ("state", "physics", "unclipped_action") if all(key in shard.arrays for shard in shards)]
-    for shard in shards:
-        for what, value, first in (
-            ("frames of shape", shard.frame_shape, shards[0].frame_shape),
-            ("actions of size", shard.arrays["action"].shape[1], shards[0].arrays["action"].shape[1]),
-            *((f"{key} of size", shard.arrays[key].shape[1], shards[0].arrays[key].shape[1]) for key in wide),
-            ("task", shard.spec.task, shards[0].spec.task),
-            ("render profile", shard.spec.render, shards[0].spec.render),
-            ("camera", shard.spec.camera, shards[0].spec.camera),
-            ("action repeat", shard.spec.action_repeat, shards[0].spec.action_repeat),
-        ):
-            if value != first:
-                raise VOCError(f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart.")
-    folders = [place for place, (one, other) in enumerate(pairwise(shards), 1) if one.path.parent != other.path.parent]
-    for place in (*folders, *gaps([(shard.path, shard.rows) for shard in shards])):
-        before, shard = shards[place - 1 : place + 1]
-        if shard.rows and shard.arrays["step_type"][0] != FIRST:
-            raise VOCError(
-                f"{shard.path} begins inside an episode, and {before.path.name} is not the file before it; "
-                "the files between them are needed."
-            )

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from voc_rl.data.border import check_memory, check_unchanged, reading
+from voc_rl.data.border import TO_FILES, check_memory, check_unchanged, reading
 from voc_rl.data.hdf5 import FRAMES, Shard
 
 _NEEDED = "a file whose every frame can be read"
@@ -21,7 +21,7 @@ _OPEN_FILES = 64
 class FrameStore:
     """Frames of some files one after another; a row is counted from the first row of the first file.
 
-    A copy, or what is pickled, shares the frames in memory and opens the files anew.
+    Subsets of a dataset share one. What is pickled opens the files anew.
 
     Attributes:
         paths: the files. shape: of one frame, (3, H, W). at_once: how many frames one read of a file takes at most.
@@ -38,17 +38,23 @@ class FrameStore:
         self._handles: dict[Path, h5py.File] = {}
         self._owner = os.getpid()
 
+    @property
+    def file_rows(self) -> list[int]:
+        """How many rows each file had when it was opened."""
+        return np.diff(self._first).tolist()
+
     def hold(self, frames: list[np.ndarray], source: Path) -> None:
         """Take over the frames of every shard; ``source`` is what messages call them, and the list is emptied.
 
         Raises:
             VOCError: more than the machine's memory.
         """
-        self.paths, memory = [source], self._empty(source)
+        memory = self._empty(source, TO_FILES)
         while frames:  # from the back, so that what is copied can be let go
             part = frames.pop()
             memory[self._first[len(frames)] :][: len(part)] = part
-        self.memory = memory
+        # all are the source's
+        self.paths, self._first, self.memory = [source], self._first[[0, -1]], memory
 
     def load(self) -> None:
         """Decompress every frame into memory, once.
@@ -58,16 +64,17 @@ class FrameStore:
         """
         if self.memory is not None:
             return
-        memory = self._empty(self.paths[0] if len(self.paths) == 1 else self.paths[0].parent)
+        source = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
+        memory = self._empty(source, "without load_frames() they are read from their files")
         for path, stamp, (first, end) in zip(self.paths, self._stamps, pairwise(self._first), strict=True):
             with reading(path, "HDF5", _NEEDED), h5py.File(path, "r") as file:
                 file[FRAMES].read_direct(memory[first:end])
             check_unchanged(path, stamp)
         self.memory = memory
 
-    def _empty(self, source: Path) -> np.ndarray:
+    def _empty(self, source: Path, advice: str) -> np.ndarray:
         shape = (int(self._first[-1]), *self.shape)
-        check_memory(int(np.prod(shape)), f"Every frame of {source}")
+        check_memory(int(np.prod(shape)), f"Every frame of {source}", advice)
         return np.empty(shape, np.uint8)
 
     def read(self, rows: np.ndarray) -> np.ndarray:

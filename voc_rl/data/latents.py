@@ -26,14 +26,21 @@ LATENTS = ("dino_latents", "vae_latents")
 def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
     """Codes int64 (N, n) of the single frame of every row of a dataset, from its own files.
 
+    A file may have got its codes since the dataset was opened, as ``write_latents`` over it does, but no other rows.
+
     Raises:
         VOCError: an unknown key, a file without it, another number of rows than frames, or codes that are no whole
-            numbers from 0 to ``codebook_size`` - 1, or data that are held in memory.
+            numbers from 0 to ``codebook_size`` - 1, data that are held in memory, or files that hold other rows
+            (another number, or other actions) than those that were opened.
     """
     check_choice(key, LATENTS, "latent key")
     if dataset.in_memory and not all(h5py.is_hdf5(path) for path in dataset.paths):
         raise VOCError(f"{dataset} is held in memory and has no latent files; an HDF5 file with {key} is needed.")
-    parts = [_read(path, key, codebook_size) for path in dataset.paths]
+    parts, actions = zip(*(_read(path, key, codebook_size) for path in dataset.paths), strict=True)
+    rows, width = dataset.file_rows, dataset.action.shape[1:]
+    same = [len(part) for part in parts] == rows and [part.shape for part in actions] == [(n, *width) for n in rows]
+    if not same or not np.array_equal(np.concatenate(actions)[dataset.source_rows], dataset.action):
+        raise VOCError(f"The files of {dataset} hold other rows than when they were opened; open the dataset again.")
     widths = sorted({part.shape[1] for part in parts})
     if len(widths) > 1:
         raise VOCError(
@@ -42,19 +49,21 @@ def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
     return np.concatenate(parts)[dataset.source_rows]
 
 
-def _read(path: Path, key: str, codebook_size: int) -> np.ndarray:
+def _read(path: Path, key: str, codebook_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The codes int64 (rows, n) of a file, and the actions float32 (rows, A) that tell whose they are."""
     with reading(path, "HDF5", "a file with the codes of its frames"), h5py.File(path, "r") as file:
-        stored, frames = stored_array(file, key, path), stored_array(file, FRAMES, path)
-        if stored is None or frames is None:
+        stored, frames, action = (stored_array(file, name, path) for name in (key, FRAMES, "action"))
+        if stored is None or frames is None or action is None:
             raise VOCError(f"{path} has no {key}; a file with the codes of its frames is needed.")
         codes, rows = read_numbers(stored, f"{path}: {key}"), len(frames)
+        actions = read_numbers(action, f"{path}: action").astype(np.float32)
     if codes.ndim != 2 or len(codes) != rows:
         raise VOCError(f"{path}: {key} has shape {codes.shape}; one row of codes for each of {rows} frames is needed.")
     if not np.issubdtype(codes.dtype, np.integer):
         raise VOCError(f"{path}: {key} has dtype {codes.dtype}; whole numbers are needed.")
     if codes.size and (codes.min() < 0 or codes.max() >= codebook_size):
         raise VOCError(f"{path}: {key} lies in {codes.min()}..{codes.max()}; 0..{codebook_size - 1} is the codebook.")
-    return codes.astype(np.int64)
+    return codes.astype(np.int64), actions
 
 
 def stack_latents(dataset: Episodes, latents: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from voc_rl.checkpoints import hold_folder, read_json, writing
-from voc_rl.data.border import check_memory, check_space, check_tree, data_files, reading
+from voc_rl.data.border import TO_FILES, check_memory, check_space, check_tree, data_files, reading
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, Episode, whole_step_types
 from voc_rl.data.malformed import with_steps
@@ -54,7 +54,8 @@ def open_minari(name: str, stack: int = 3, untrusted: bool = False) -> Episodes:
     """
     folder = minari_folder(name)
     files = data_files(folder, (".json", ".hdf5"), untrusted)  # refuses links that leave the folder
-    check_memory(sum(file.stat().st_size for file in files), f"Every frame of {folder}")  # and more, if compressed
+    stored = sum(file.stat().st_size for file in files)  # frames take more, where they are compressed
+    check_memory(stored, f"Every frame of {folder}", TO_FILES)
     return Episodes.from_episodes(minari_episodes(folder), minari_spec(folder), folder, stack)
 
 
@@ -187,6 +188,18 @@ def _episode(raw: dict[str, Any], where: str, ours: bool, reader: ActionReader) 
     )
 
 
+def check_new_minari(name: str) -> None:
+    """Refuse a name under which no new dataset can be written.
+
+    Raises:
+        VOCError: a name that is none, one that is taken, or minari is not installed.
+    """
+    _import()
+    final = _named(name)[1]
+    if final.exists():
+        raise VOCError(f"There is a Minari dataset {name} in {final} already; choose another name or version.")
+
+
 def write_minari(name: str, dataset: Episodes, progress: bool = False) -> Path:
     """Write a dataset into the local Minari folder, losslessly and in one step; returns where it lies.
 
@@ -204,8 +217,7 @@ def write_minari(name: str, dataset: Episodes, progress: bool = False) -> Path:
     temporary = final.parent / f".{final.name}.part"
     with hold_folder(temporary, "folder for a Minari dataset"):
         try:
-            if final.exists():
-                raise VOCError(f"There is a Minari dataset {name} in {final} already; choose another name or version.")
+            check_new_minari(name)
             with writing(final, "run again once it can"):
                 if namespace is not None and namespace not in list_local_namespaces():
                     create_namespace(namespace)

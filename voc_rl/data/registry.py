@@ -77,7 +77,8 @@ def open_as(name: str, location: str, stack: int = 3, untrusted: bool = False) -
 def stream_dataset(spec: str | Path) -> tuple[DataSpec, int, Iterator[Episode]]:
     """How the frames were made, how many episodes there are at most, and one after another, of which one is in memory.
 
-    Those that are malformed or have no step are left out, with a warning.
+    Those without a step are left out with a warning, and so are malformed ones of .npz files and of ``vd4rl:``, as by
+    ``load_dataset``.
 
     Raises:
         VOCError: as ``load_dataset``, some of it while the episodes are read.
@@ -88,7 +89,7 @@ def stream_dataset(spec: str | Path) -> tuple[DataSpec, int, Iterator[Episode]]:
         folder = minari_data.minari_folder(location)
         count = minari_data.minari_count(folder)
         return minari_data.minari_spec(folder), count, minari_data.minari_episodes(folder)
-    if name == "vd4rl" and (archives := data_files(path, (".npz",)) if path.is_dir() else []):
+    if name == "vd4rl" and path.is_dir() and (archives := vd4rl.vd4rl_files(path)[0]):
         return vd4rl_npz.npz_spec(archives), len(archives), vd4rl_npz.npz_episodes(archives, path)
     dataset = with_steps(open_as(name, location))
     count = len(dataset.starts)

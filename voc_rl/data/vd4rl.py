@@ -42,16 +42,27 @@ def open_vd4rl(path: str | Path, stack: int = 3, untrusted: bool = False) -> Epi
     path = Path(path)
     if not path.exists():
         raise VOCError(f"{path} does not exist; a folder of V-D4RL (84px or 64px) is needed.")
-    archives = data_files(path, (".npz",), untrusted) if path.is_dir() else [path] if path.suffix == ".npz" else []
-    shards = data_files(path, (".hdf5", ".h5"), untrusted) if path.is_dir() else []
-    if archives and shards:
-        raise VOCError(f"{path} holds .npz and .hdf5 files; 64 px and 84 px episodes are two datasets, open one.")
+    archives, shards = vd4rl_files(path, untrusted)
     if archives:
         return open_npz(archives, path, stack)
     inside = sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
     if path.is_dir() and not shards and inside:
         raise VOCError(f"{path} holds the folders {', '.join(inside)}; name one that holds .hdf5 or .npz files.")
     return _open_shards(path, stack, untrusted)
+
+
+def vd4rl_files(path: Path, untrusted: bool = False) -> tuple[list[Path], list[Path]]:
+    """The .npz files (64 px) and the HDF5 files (84 px) that a path stands for, of which there is one kind.
+
+    Raises:
+        VOCError: a folder with both, or ``untrusted``, and a file is a link that leaves the folder.
+    """
+    if not path.is_dir():
+        return ([path], []) if path.suffix == ".npz" else ([], [path])
+    archives, shards = data_files(path, (".npz",), untrusted), data_files(path, (".hdf5", ".h5"), untrusted)
+    if archives and shards:
+        raise VOCError(f"{path} holds .npz and .hdf5 files; 64 px and 84 px episodes are two datasets, open one.")
+    return archives, shards
 
 
 def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
@@ -68,7 +79,8 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
 
     for file in files:
         shards.append(read_shard(file, check))
-    for number in (0, *gaps([(shard.path, shard.rows) for shard in shards])):
+    missing = gaps([(shard.path, shard.rows) for shard in shards])
+    for number in (0, *missing):
         if headless[number]:  # and no file before it begins the episode
             shards[number].arrays["step_type"][0], reasons[number, 0] = FIRST, _HEADLESS
     dataset = Episodes.from_shards(shards, path, stack)
@@ -79,11 +91,12 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
     for episode in np.unique(dataset.episode[inside & (dataset.step_type != MID)]):
         malformed.setdefault(int(dataset.starts[episode]), "a last step inside the episode")
     malformed = {**single_rows(dataset), **malformed}
-    for number in [number for (number, _), reason in reasons.items() if reason == _HEADLESS and offsets[number]]:
-        end = offsets[number] - 1  # a file is missing in between, and with it the rest of this episode
-        if dataset.step_type[end] != LAST:
+    torn = [number for number, row in reasons if row == 0 and headless[number]]  # its rest is malformed
+    for number in sorted({*missing, *torn}):
+        end = offsets[number] - 1
+        if end >= 0 and dataset.step_type[end] != LAST and not dataset.terminal[end]:
             start = int(dataset.starts[dataset.episode[end]])
-            malformed.setdefault(start, f"no last step, and {files[number].name} is not the file after it")
+            malformed.setdefault(start, f"no last step, and {files[number].name} does not hold a sound rest of it")
     dataset = without(dataset, malformed, path)
     dataset.check_ends(path)
     return dataset

@@ -1,0 +1,63 @@
+"""Whether some files make one dataset, and what they say together of how it was made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
+
+from voc_rl.data.border import gaps
+from voc_rl.data.hdf5 import FIRST, Shard
+from voc_rl.data.spec import DataSpec
+from voc_rl.errors import VOCError
+
+
+def shared_spec(shards: Sequence[Shard]) -> DataSpec:
+    """What all of some files say; a field in which they differ is left unsaid, but for versions of dm_control."""
+    specs = {shard.spec for shard in shards}
+    values = {f.name: {getattr(spec, f.name) for spec in specs} for f in fields(DataSpec)}
+    if "" not in values["dm_control"]:  # that there is one, whichever, says what a step pays at most
+        values["dm_control"] = {", ".join(sorted(values["dm_control"]))}
+    return DataSpec(**{name: found.pop() for name, found in values.items() if len(found) == 1})
+
+
+def warn_of_makings(shards: Sequence[Shard]) -> None:
+    """Warn of files whose frames were drawn, or steps simulated, by something else than the first file's."""
+    for shard in shards:
+        if others := shards[0].spec.differences(shard.spec, ("backend", "mujoco")):
+            made = " and ".join(f"{name} {other} (not {first})" for name, first, other in others)
+            warnings.warn(
+                f"{shard.path} was made with {made}, other than {shards[0].path}; frames or steps may differ slightly.",
+                stacklevel=4,
+            )
+            return
+
+
+def check_fit(shards: Sequence[Shard]) -> None:
+    """Refuse files that do not make one dataset.
+
+    Raises:
+        VOCError: other shapes or another making than the first file's, or an episode whose beginning is in no file.
+    """
+    wide = [key for key in ("state", "physics", "unclipped_action") if all(key in shard.arrays for shard in shards)]
+    for shard in shards:
+        for what, value, first in (
+            ("frames of shape", shard.frame_shape, shards[0].frame_shape),
+            ("actions of size", shard.arrays["action"].shape[1], shards[0].arrays["action"].shape[1]),
+            *((f"{key} of size", shard.arrays[key].shape[1], shards[0].arrays[key].shape[1]) for key in wide),
+            ("task", shard.spec.task, shards[0].spec.task),
+            ("render profile", shard.spec.render, shards[0].spec.render),
+            ("camera", shard.spec.camera, shards[0].spec.camera),
+            ("action repeat", shard.spec.action_repeat, shards[0].spec.action_repeat),
+        ):
+            if value != first:
+                raise VOCError(f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart.")
+    folders = [place for place, (one, other) in enumerate(pairwise(shards), 1) if one.path.parent != other.path.parent]
+    for place in (*folders, *gaps([(shard.path, shard.rows) for shard in shards])):
+        before, shard = shards[place - 1 : place + 1]
+        if shard.rows and shard.arrays["step_type"][0] != FIRST:
+            raise VOCError(
+                f"{shard.path} begins inside an episode, and {before.path.name} is not the file before it; "
+                "the files between them are needed."
+            )
