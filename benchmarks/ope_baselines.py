@@ -193,8 +193,7 @@ def _doubly_robust(
     estimates = {}
     for i, (name, policy) in enumerate(targets.items()):
         value, taken = found.value[i].mean(1), found.taken[i].mean(1)
-        later = np.where(dataset.terminal, 0.0, value)
-        error = dataset.reward + gamma * later - np.roll(taken, 1)  # no window arrives at row 0
+        error = dataset.reward + gamma * value - np.roll(taken, 1)  # no window arrives at row 0
         log_weights, errors = _windows(data, policy, gamma, error)
         known = float(value[data.starts].mean())
         estimates[name] = _with_interval(log_weights, errors, _kinds(data)[1], known, gamma, rng)

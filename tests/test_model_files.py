@@ -16,7 +16,7 @@ from worlds import SPEC, refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes, model_files
 from voc_rl.model_files import check_spec_of
-from voc_rl.quantizers import save_quantizer
+from voc_rl.quantizers import load_quantizer, save_quantizer
 from voc_rl.training import fresh_quantizer, train
 from voc_rl.values import RewardHead
 
@@ -87,6 +87,13 @@ def test_the_default_type_makes_no_difference_to_what_is_loaded(
     finally:
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in other.occupancy.parameters()} == {torch.float32}
+
+
+def test_loading_leaves_the_random_numbers_of_the_caller(saved: Path) -> None:
+    before = torch.get_rng_state()
+    VOC.load(saved)
+    load_quantizer(saved)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_estimates_can_be_compared_and_kept_in_sets(voc: VOC, obs: np.ndarray) -> None:

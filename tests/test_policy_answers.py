@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import worlds
 from walks import GAMMA, Walk, walks
 
@@ -19,6 +20,7 @@ from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import evaluate_policy
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
 from voc_rl.training import NetworkSize
+from voc_rl.values import FQEConfig
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,37 @@ def evaluator(data: Episodes) -> PolicyEvaluator:
     config = EvaluationConfig(StitchingConfig(replicates=2), training=training, voc=voc)
     policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
     return PolicyEvaluator(data, policies, GAMMA, np.arange(0, len(data), 17), config)
+
+
+def test_the_default_type_makes_no_difference(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    """Of critic, networks and head, made anew under either."""
+    voc = replace(evaluator.config.voc, network=NetworkSize(null_context=True))
+    loop = LoopConfig(steps=4, batch_size=16)
+    training = PolicyTraining(occupancy=OccupancyTraining(loop=loop))
+    config = replace(evaluator.config, critic=FQEConfig(loop), voc=voc, training=training, samples=4)
+    known: dict[str, Any] = {"quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
+
+    def found() -> list[float]:
+        own = PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, np.arange(0, len(data), 101), config, **known)
+        asked: tuple[Any, ...] = ("stitch", "corrected", "head", "sample", "mve", "density")
+        return [own.estimate("right", estimator).value for estimator in asked]
+
+    expected = found()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert found() == expected
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_tokens_without_finite_features_are_refused(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    codes, features = evaluator.tokens
+    for wrong in (None, torch.full_like(features, torch.nan)):
+        said = worlds.refusal(
+            PolicyEvaluator, data, {"right": Walk(1.0)}, quantizer=evaluator.quantizer, tokens=(codes, wrong)
+        )
+        assert said == "Tokens lack features, or these hold NaN or infinity; tokenise this dataset for finite ones."
 
 
 def test_density_gives_no_number_where_few_rows_count(evaluator: PolicyEvaluator) -> None:

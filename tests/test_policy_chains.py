@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from worlds import refusal
 
 from voc_rl.data import Episodes
 from voc_rl.occupancy import StitchedChain
-from voc_rl.policy_chains import PolicyChains, StitchingConfig
+from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts, resampled_scale
 from voc_rl.policy_estimate import PolicyEstimate, covers, format_estimates, warning_of
 from voc_rl.values import FittedQ
 from voc_rl.values.statistics import student_interval
@@ -83,17 +84,53 @@ def test_a_policys_numbers_do_not_depend_on_who_is_beside_it() -> None:
     assert np.abs(found[0][0] - found[2][0]).max() > 1e-3  # each name has random numbers of its own
 
 
-def test_the_variance_by_hand() -> None:
+def test_the_variance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread of the resampled chains, their shift and the critic's move, each in its own scale."""
     chains = chains_through(decisions(), *logged(decisions(), 60))
     reward, critic = np.zeros(len(chains.dataset)), FittedQ(np.zeros(1), np.zeros(1))
     whole = np.full(len(chains.dataset), 5.0)
     chains._values["best", hash(reward.tobytes()), GAMMA, None] = (whole, np.array([1.0, 2.0, 6.0]))
     chains._values["best", hash(reward.tobytes()), GAMMA, critic] = (whole + 2.0, np.array([1.0, 2.0, 6.0]))
-    scale = np.e - 1.0  # f / (1 - f), f = 1 - 1 / e
+    monkeypatch.setattr("voc_rl.policy_chains.resampled_scale", {10: (scale := 1.5)}.__getitem__)
     assert chains.variance("best", reward, GAMMA) == pytest.approx(scale * 7.0 + (scale * (5 - 3)) ** 2)
     moved = chains.variance("best", reward, GAMMA, critic)
     assert moved == pytest.approx(scale * 7.0 + (scale * (7 - 3)) ** 2 + 2.0**2)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 20])
+def test_means_of_resampled_episodes_tell_the_variance_of_the_mean(count: int) -> None:
+    """By simulation: the different ones of ``count`` episodes drawn with replacement, against S^2 / count."""
+    rng, episodes = np.random.default_rng(0), np.arange(float(count)) ** 2
+    drawn = [np.unique(rng.integers(count, size=count)) for _ in range(40_000)]
+    found = resampled_scale(count) * np.var([episodes[some].mean() for some in drawn])
+    assert found == pytest.approx(episodes.var(ddof=1) / count, rel=0.03)  # e - 1 would be .14 off for two
+    assert resampled_scale(10_000) == pytest.approx(np.e - 1, abs=1e-3)
+
+
+def test_samples_are_drawn_of_the_episodes_that_have_a_step() -> None:
+    """Two of twelve: each sample has one or both of them."""
+    rewards = [np.zeros(1)] * 10 + [np.arange(6.0)] * 2
+    dataset = episodes_of(rewards, [False] * 12, np.zeros((22, A)))
+    chains = chains_through(decisions(), dataset, np.zeros(22, int))
+    shares = [mask[10:].mean() for mask in chains._masks]
+    assert set(shares) == {0.5, 1.0}
+    assert not any(mask[:10].any() for mask in chains._masks)
+
+
+def test_starts_of_any_whole_type_are_rows() -> None:
+    dataset, _ = logged(decisions(), 60)
+    for kind in (np.uint8, np.int32, np.uint32, np.uint64):
+        assert checked_starts(dataset, np.array([0, 3, 7], kind)).dtype == np.int64
+
+
+def test_only_the_last_values_are_kept() -> None:
+    chains = chains_through(decisions(), *logged(decisions(), 60))
+    rewards = [np.full(len(chains.dataset), float(i)) for i in range(4)]
+    kept = [ref(chains.values("best", reward, GAMMA)) for reward in rewards]
+    assert [values() is not None for values in kept] == [False, False, True, True]
+    assert chains.values("best", rewards[2], GAMMA) is kept[2]()
+    np.testing.assert_allclose(chains.values("best", rewards[1], 0.0)[chains.dataset.steps_left > 0], 1.0)
+    assert [values() is not None for values in kept[2:]] == [False, True]
 
 
 def test_one_episode_has_no_interval_and_few_have_a_warning() -> None:

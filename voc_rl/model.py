@@ -237,9 +237,9 @@ class VOC(Parts):
         seed: int = 0,
         progress: bool = False,
     ) -> VOC:
-        """This model under another reward: the same quantizer and network, a reward head fitted in seconds.
-
-        It has no value head, which knows one reward only: ask by ``sample``, ``mve`` or ``density_value``.
+        """This model under another reward: the same quantizer and network, a reward head fitted in seconds. ``to``
+        moves what is shared for both: move this model before. It has no value head, which knows one reward: ask by
+        ``sample``, ``mve`` or ``density_value``.
 
         Args:
             dataset: episodes with frames as in training, of the policy that made the VOC's data. reward_fn: takes it

@@ -19,7 +19,7 @@ from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_gamma, known_gamma
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead
 from voc_rl.occupancy.decoding import forget
-from voc_rl.precision import as_device, device_of, single_precision
+from voc_rl.precision import as_device, device_of, seeded, single_precision
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
 from voc_rl.quantizers.registry import check_version
 from voc_rl.values import RewardConfig, RewardHead
@@ -72,7 +72,10 @@ class Parts:
         return device_of(self.occupancy)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move all networks to a device ("auto", "cpu", "cuda" or one of PyTorch's), in place."""
+        """Move all networks to a device ("auto", "cpu", "cuda" or one of PyTorch's), in place.
+
+        A model that shares networks with this one (``VOC.fit_reward``) is then on two devices: move it too.
+        """
         there = as_device(device)
         for part in (self.quantizer, self.occupancy, self.reward_head, self.value_head):
             if part is not None:
@@ -147,6 +150,7 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
     write_json(folder / DESCRIPTION, description)
 
 
+@seeded(torch.device("cpu"), 0)  # weights that are read are not drawn from the caller's random numbers before
 @single_precision()
 def load_parts(folder: str | Path, kind: type[P]) -> P:
     """Read what ``save_parts`` wrote, as an object of ``kind``; loading never executes code from the files.

@@ -19,7 +19,6 @@ from voc_rl.values import FittedQ
 from voc_rl.values.fitted_q import MEMBERS
 
 VISITS = 20  # futures per start, for the diagnostics
-KEPT_SHARE = 1.0 - np.exp(-1.0)  # of the episodes, in a bootstrap sample
 RESAMPLED_DRAWS = 2  # actions per row of the resampled chains: half the cost, and their mean is what counts
 
 
@@ -59,7 +58,16 @@ def checked_starts(dataset: Episodes, starts: np.ndarray | None) -> np.ndarray:
         )
     if dataset.terminal[rows].all():
         raise VOCError("Every start is a termination, after which nothing is left to value; give rows before one.")
-    return rows
+    return rows.astype(np.int64)  # PyTorch takes uint8 for a mask
+
+
+def resampled_scale(count: int) -> float:
+    """The variance of a mean of ``count`` (at least 2) episodes, over that of means of samples of them.
+
+    A sample keeps the m different ones among as many draws with replacement. Its mean scatters about that of all by
+    S^2 (1 / m - 1 / n), and E[1 / m] = sum_{k=1}^n (k / n)^(n-1) / n: 2 for two episodes, e - 1 for many.
+    """
+    return float(1.0 / np.sum((np.arange(1, count) / count) ** (count - 1)))
 
 
 class PolicyChains:
@@ -105,7 +113,11 @@ class PolicyChains:
     @cached_property
     def episodes(self) -> int:
         """How many episodes have a step."""
-        return len(np.unique(self.dataset.episode[self.dataset.steps_left > 0]))
+        return len(self._stepped)
+
+    @cached_property
+    def _stepped(self) -> np.ndarray:
+        return np.unique(self.dataset.episode[self.dataset.steps_left > 0])
 
     def whole(self, name: str) -> StitchedChain:
         """The chain of a policy through all rows."""
@@ -121,10 +133,10 @@ class PolicyChains:
     def variance(self, name: str, reward: np.ndarray, gamma: float, critic: FittedQ | None = None) -> float:
         """Squared standard error of the mean value of the starts; NaN where fewer than two episodes have a step.
 
-        Chains of resampled episodes tell which part is luck. A share f of the episodes is in each, so the spread of
-        their values is that of the whole times (1 - f) / f (the delete-d jackknife, Shao and Wu 1989). Fewer episodes
-        also make longer jumps: the shift that this brings, times the same f / (1 - f), is the bias that is left, as far
-        as it shrinks with the number of episodes. A critic may be wrong by as much as it moved the value.
+        Chains of resampled episodes tell which part is luck: the spread of their values, times ``scale``, is that of
+        the whole (as in the delete-d jackknife, Shao and Wu 1989). Fewer episodes also make longer jumps: the shift
+        that this brings, times the same, is the bias that is left, as far as it shrinks with the number of episodes. A
+        critic may be wrong by as much as it moved the value.
 
         On the conservative side where data are few: spread and shift also hold the noise of the few actions that
         resampled chains draw. On small decision processes the root is 1.7 to 2.4 times the error that there is
@@ -133,7 +145,7 @@ class PolicyChains:
         if self.episodes < 2:
             return float("nan")  # all samples of one episode are that episode: their spread is 0 and says nothing
         whole, resampled = self._known(name, reward, gamma, critic)
-        scale, mean = KEPT_SHARE / (1.0 - KEPT_SHARE), whole[self.starts].mean()
+        scale, mean = resampled_scale(self.episodes), whole[self.starts].mean()
         moved = 0.0 if critic is None else mean - self.values(name, reward, gamma)[self.starts].mean()
         return float(scale * resampled.var(ddof=1) + (scale * (resampled.mean() - mean)) ** 2 + moved**2)
 
@@ -176,6 +188,7 @@ class PolicyChains:
         key = (name, hash(reward.tobytes()), gamma, critic)
         if key not in self._values:
             policy = self.names.index(name)
+            self._drop_all_but_last(key[1:3])
 
             def values(chain: StitchedChain, outputs: slice) -> np.ndarray:
                 if critic is None:
@@ -190,6 +203,14 @@ class PolicyChains:
             self._values[key] = (values(self.whole(name), slice(None)), np.array(resampled))
         return self._values[key]
 
+    def _drop_all_but_last(self, asked: tuple[int, float]) -> None:
+        """Keep what no critic corrected for the reward and discount that are asked for, and the last others: each takes
+        float64 (N,) per policy."""
+        others = [key for key in self._values if key[-1] is None and key[1:3] != asked]
+        for key in others:
+            if key[1:3] != others[-1][1:3]:
+                del self._values[key]
+
     def _resampled(self, name: str) -> list[StitchedChain]:
         """The policy's chains of resampled episodes."""
         return [self._chain(name, 1 + i, mask, RESAMPLED_DRAWS) for i, mask in enumerate(self._masks)]
@@ -197,8 +218,8 @@ class PolicyChains:
     @cached_property
     def _masks(self) -> list[np.ndarray]:
         """Rows of the episodes that a bootstrap sample drew at least once, bool (N,); the same for all policies."""
-        rng, count = np.random.default_rng([self.seed, 37]), len(self.dataset.starts)
-        drawn = [rng.integers(count, size=count) for _ in range(self.config.replicates)]
+        rng, count = np.random.default_rng([self.seed, 37]), self.episodes
+        drawn = [self._stepped[rng.integers(count, size=count)] for _ in range(self.config.replicates)]
         return [np.isin(self.dataset.episode, some) for some in drawn]
 
     def _chain(self, name: str, place: int, allowed: np.ndarray | None, draws: int | None) -> StitchedChain:

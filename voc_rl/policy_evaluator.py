@@ -85,8 +85,8 @@ class PolicyEvaluator:
 
     Raises:
         VOCError: a dataset that is none, no policies, two of one name, policies or starts that do not fit the data,
-            tokens or behaviour without their quantizer, a quantizer without continuous features, or a behaviour of
-            other sizes.
+            tokens or behaviour without their quantizer, a quantizer without continuous features, tokens without finite
+            ones, or a behaviour of other sizes.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class PolicyEvaluator:
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
         # before anything is trained, so that a quantizer, network or policy that does not fit is refused at once
-        check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer)
+        check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer, tokens)
         if behaviour is not None:
             self._networks()
         self._fitted: dict[tuple[int, float], FittedQ] = {}  # shared with evaluators of policies alone
@@ -171,7 +171,7 @@ class PolicyEvaluator:
         return check_rewards(reward, len(self.dataset), arrived_rows(self.dataset))
 
     def _fit_critic(self, reward: np.ndarray, gamma: float) -> FittedQ:
-        features = principal_components(self.tokens[1], COMPONENTS).numpy()
+        features = principal_components(self.tokens[1], COMPONENTS).cpu().numpy()
         return fitted_q(
             self.dataset, features, self.chains.actions, gamma, self.config.critic, self.seed,
             *members_of(self.dataset, self.seed, reward), device=self.device, log=self.log, progress=self.progress,

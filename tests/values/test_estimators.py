@@ -40,6 +40,22 @@ def test_intervals_of_few_episodes_cover() -> None:
     assert 870 < covered < 930
 
 
+@pytest.mark.parametrize(("many", "elsewhere"), [(1, 0.05), (1, 0.3), (2, 0.0), (2, 0.05), (5, 0.05)])
+def test_intervals_cover_where_few_of_many_episodes_carry_the_weight(many: int, elsewhere: float) -> None:
+    """Of 80 episodes of 60 rows, whose rewards are constant within each; an interval too wide is no harm here."""
+    rng, groups, covered, squares = np.random.default_rng(0), np.arange(4800) // 60, 0, []
+    part = np.full(80, elsewhere / (80 - many))
+    part[:many] = (1 - elsewhere) / many
+    weights = np.repeat(part / 60, 60)[None]
+    for _ in range(1000):
+        found = from_weights(weights, rng.normal(size=80)[groups], 0.0, groups=groups)
+        covered += int(found.low[0] <= 0 <= found.high[0])
+        squares.append(found.stderr[0] ** 2)
+    assert covered > 840  # 870 of two with little elsewhere
+    # the standard error of a weighted mean of independent numbers, whose own variance is 1
+    assert np.mean(squares) == pytest.approx(np.square(part).sum(), rel=0.1)
+
+
 def test_from_samples_covers_the_mean() -> None:
     rng = np.random.default_rng(0)
     estimate = from_samples(rng.exponential(1.0, size=(4000, 100)), gamma=0.5, level=0.9)

@@ -70,7 +70,8 @@ def test_the_unit_of_rewards_does_not_matter() -> None:
         / unit
         for unit in (1.0, 1024.0, 2.0**-10)
     ]
-    assert data.terminal.any()  # whose zero value is not the mean's
+    assert data.terminal.any()
+    assert not found[0][:, data.terminal].any()  # which is not the mean's value
     np.testing.assert_array_equal(found[1], found[0])  # powers of two: the same bits
     np.testing.assert_array_equal(found[2], found[0])
     assert np.ptp(found[0]) > 0.01

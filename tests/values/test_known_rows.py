@@ -47,7 +47,39 @@ def test_which_rows_count_by_hand() -> None:
     rows = known_rows(np.array([2, *range(5, 34)]), np.array([True, *[False] * 29]), 6)
     assert rows[0].tolist() == [True, False, False]  # at step 1 two of thirty are unknown
     assert [int(row.sum()) for row in rows[1:]] == [max(n - 5, 0) for n in range(5, 34)]
+    # of a hundred, ninety are cut too early to tell; of the others four in ten terminate: who lived on would count
+    # because they did
+    steps, terminated = np.repeat([2, 3, 20], [90, 4, 6]), np.repeat([False, True, False], [90, 4, 6])
+    rows = known_rows(steps, terminated, 10)
+    assert not any(row.any() for row in rows[:90])
+    # from step 3 on, where those are past, all that came so far count
+    assert all(row.tolist() == [False] * 3 + [True] for row in rows[90:94])
+    assert all(row.tolist() == [False] * 3 + [True] * 8 + [False] * 10 for row in rows[94:])
     assert known_rows(np.zeros(0, np.int64), np.zeros(0, bool), 3) == []
+
+
+@pytest.mark.parametrize(("kind", "hazard"), [("mean 12", 0.004), ("mean 20", 0.0026), ("few long", 0.0029)])
+def test_episodes_cut_early_hide_no_ends(kind: str, hazard: float) -> None:
+    """A reward of 1 for each step, of which few limits allow the 44 that the horizon needs."""
+    rng, count, gamma = np.random.default_rng(0), 20_000, 0.9
+    if kind == "few long":
+        limits = np.where(rng.random(count) < 0.95, 15, 60)
+    else:
+        limits = rng.geometric(1 / float(kind.removeprefix("mean ")), count)
+    lives = rng.geometric(hazard, count)
+    steps, terminated = np.minimum(lives, limits), lives <= limits
+    known = [
+        (1 - gamma ** (n - np.flatnonzero(row[:-1])) * over) / (1 - gamma)  # completed where a limit cut it
+        for n, over, row in zip(steps, terminated, known_rows(steps, terminated, horizon(gamma)), strict=True)
+    ]
+    returns = np.concatenate(known)
+    if kind != "few long":  # what was seen that long lived on; so late that few are left, some rows slip through
+        assert len(returns) < 100 < 0.001 * steps.sum()
+        return
+    # at step 16, where the shorter limits are past, nothing is chosen by its outcome
+    value = 1 / (1 - gamma * (1 - hazard))
+    assert len(returns) > 900
+    assert abs(returns.mean() - value) < 3 * returns.std() / len(returns) ** 0.5 < 0.12 < 0.5 * (10 - value)
 
 
 def ring_episodes(limits: np.ndarray, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:

@@ -223,9 +223,26 @@ def test_weights_by_hand() -> None:
     assert together.high[0] - together.mean[0] == pytest.approx(2.3533634 * together.stderr[0])  # Student's, 3 degrees
     balanced = from_weights(weights, rewards, 0.5, groups=np.arange(100) // 4)  # and here they cancel
     assert balanced.stderr[0] == pytest.approx(0.0, abs=1e-12)
-    alone = from_weights(weights, rewards, 0.5, groups=np.zeros(100, int))  # one episode tells nothing of others
-    assert alone.mean == found.mean
-    assert np.isnan([alone.stderr[0], alone.low[0], alone.high[0]]).all()
+    for groups in (
+        np.zeros(100, int),
+        np.arange(100) // 80,
+    ):  # one episode, or one with weight, tells nothing of others
+        alone = from_weights(weights, rewards, 0.5, groups=groups)
+        assert alone.mean == found.mean
+        assert np.isnan([alone.stderr[0], alone.low[0], alone.high[0]]).all()
+
+
+def test_episodes_without_weight_do_not_count() -> None:
+    """Per state: all weight on two of ten episodes, alike or as 3 to 1, on all alike, and nothing but END."""
+    parts = np.zeros((4, 10))
+    parts[0, :2], parts[1, :2], parts[2] = 0.5, (0.75, 0.25), 0.1
+    groups, rewards = np.arange(600) // 60, np.repeat(np.arange(10.0), 60)
+    found = from_weights(np.repeat(parts / 60, 60, 1), rewards, 0.0, groups=groups)
+    np.testing.assert_allclose(found.mean, [0.5, 0.25, 4.5, 0.0])
+    # the variance of 0 and 1, or of 0 to 9, times the sum of squares of the parts
+    np.testing.assert_allclose(found.stderr**2, [0.5 * 0.5, 0.5 * 0.625, 82.5 / 9 * 0.1, 0.0])
+    t = [6.3137515, 21.3618632, 1.8331129, 0.0]  # Student's of 1, .6 and 9 degrees
+    np.testing.assert_allclose(found.high - found.mean, t * found.stderr, rtol=1e-6)
 
 
 def test_a_small_effective_sample_gives_no_number() -> None:

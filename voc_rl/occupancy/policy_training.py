@@ -26,6 +26,7 @@ from voc_rl.occupancy.policy_targets import TargetSource
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.occupancy.training_config import TUNED_LOOP, OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
+from voc_rl.precision import single_precision
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def _values_learned(dataset: Episodes, values: np.ndarray, gamma: float) -> tupl
     return (1.0 - gamma) * torch.from_numpy(values).float(), (1.0 - gamma) * torch.from_numpy(after).float()
 
 
+@single_precision()
 def train_policies(
     model: OccupancyTransformer,
     head: ValueHead | None,

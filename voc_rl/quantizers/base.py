@@ -137,13 +137,15 @@ def check_codebook_size(size: int, name: str = "codebook_size") -> None:
         raise VOCError(f"{name} is {size}; at most {MOST_CODES} codes are accepted, because they are kept as int16.")
 
 
-def check_features(quantizer: Quantizer) -> None:
-    """A quantizer with continuous features, for what reads nothing else of frames."""
+def check_features(quantizer: Quantizer, tokens: tuple[Tensor, Tensor | None] | None = None) -> None:
+    """A quantizer with continuous features, for what reads nothing else of frames; finite ones in tokens, if given."""
     if quantizer.feature_dim == 0:
         raise VOCError(
             f"Quantizer {quantizer.name} has no continuous features, and nothing else is read here; use vqvae, musik "
             "or a dino whose config says features, or for an agent inputs='tokens'."
         )
+    if tokens is not None and (tokens[1] is None or not bool(tokens[1].isfinite().all())):
+        raise VOCError("Tokens lack features, or these hold NaN or infinity; tokenise this dataset for finite ones.")
 
 
 def whole_batch(rows: int) -> tuple[int, slice]:

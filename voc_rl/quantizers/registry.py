@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError
-from voc_rl.precision import single_precision
+from voc_rl.precision import seeded, single_precision
 from voc_rl.quantizers.base import Quantizer
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
@@ -79,6 +81,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
     write_json(Path(folder) / "quantizer.json", description)
 
 
+@seeded(torch.device("cpu"), 0)  # weights that are read are not drawn from the caller's random numbers before
 @single_precision()
 def load_quantizer(folder: Path) -> Quantizer:
     """Read a quantizer that ``save_quantizer`` wrote, in eval mode, on the CPU.

@@ -64,8 +64,9 @@ def from_weights(
     size is larger than that of each.
 
     Args:
-        groups: int (N,), episodes of the rows, whose rows err together; the interval is Student's of so many, and one
-            alone has no standard error (NaN). None: rows are independent.
+        groups: int (N,), episodes of the rows, whose rows err together. The interval is Student's of so many as carry
+            the weight, 1 / sum p^2 with p each one's part of it; one alone has no standard error (NaN). None: rows are
+            independent.
 
     Raises:
         VOCError: shapes that do not fit, no rows, rewards that are not finite, a level that is no confidence, or an
@@ -93,10 +94,8 @@ def from_weights(
         stderr = scale * np.sqrt((off**2).sum(1))
         low, high = normal_interval(mean, stderr, level)
     else:
-        off = _sums(off, groups)
-        count = off.shape[1]
-        correction = count / (count - 1) if count > 1 else np.nan
-        stderr = scale * np.sqrt(correction * (off**2).sum(1))
+        correction, count = _few_groups(_sums(share, groups))
+        stderr = scale * np.sqrt(correction * (_sums(off, groups) ** 2).sum(1))
         low, high = student_interval(mean, stderr, count, level)
     covers = DENSITY_COVERS
     if not enough.all():
@@ -115,12 +114,28 @@ def _check_rows(weights: np.ndarray, rewards: np.ndarray, groups: np.ndarray | N
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
 
 
-def _sums(off: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Sums (B, groups) of what rows (B, N) are off by, over those of each group."""
+def _sums(numbers: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Sums (B, groups) of numbers of rows (B, N) over those of each group."""
     _, place = np.unique(groups, return_inverse=True)
-    sums = np.zeros((place.max() + 1, len(off)))
-    np.add.at(sums, place, off.T)
+    sums = np.zeros((place.max() + 1, len(numbers)))
+    np.add.at(sums, place, numbers.T)
     return sums.T
+
+
+def _few_groups(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the square of a standard error lacks, as a factor (B,), and how many groups carry the weight, float64 (B,).
+
+    A group is off from a mean in which it weighs p by 1 - 2 p + sum p^2 of its variance: (n - 1) / n where n groups
+    weigh alike. One group alone has the factor NaN.
+
+    Args:
+        part: (B, groups), of the weight; they sum to 1, or to 0 where there is none.
+    """
+    squared = np.square(part)
+    total = squared.sum(1)
+    left = (squared * (1.0 - 2.0 * part + total[:, None])).sum(1)
+    factor = np.where(total < 1.0 - 1e-6, total / np.maximum(left, 1e-300), np.nan)
+    return factor, 1.0 / np.maximum(total, 1e-300)
 
 
 def density(

@@ -14,7 +14,7 @@ from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
 from voc_rl.occupancy import PolicyActions, taken_actions
 from voc_rl.occupancy.reward_units import reward_units
-from voc_rl.precision import seeded
+from voc_rl.precision import seeded, single_precision
 
 COMPONENTS = 96  # of the frames' features: what is left is mostly noise once every input has the same spread
 MEMBERS = 5  # outputs per policy of one reward, each with its own weights of the episodes
@@ -112,7 +112,8 @@ class _Trainee:
 
 @dataclass(frozen=True, eq=False)
 class FittedQ:
-    """value float64 (P, N, K): V of every row, policy and output; taken (P, N, K): Q of the action taken there."""
+    """value float64 (P, N, K): V of every row, policy and output, 0 at terminations; taken (P, N, K): Q of the action
+    taken there."""
 
     value: np.ndarray
     taken: np.ndarray
@@ -127,6 +128,7 @@ def members_of(dataset: Episodes, seed: int, reward: np.ndarray) -> tuple[np.nda
     return np.repeat(reward[:, None], MEMBERS, 1), weights[dataset.episode]
 
 
+@single_precision()
 def fitted_q(
     dataset: Episodes, state: np.ndarray, actions: PolicyActions, gamma: float, config: FQEConfig, seed: int,
     reward: np.ndarray, weights: np.ndarray | None = None, *, device: torch.device | None = None,
@@ -156,4 +158,6 @@ def fitted_q(
         ]
         value = torch.stack(drawn).mean(0).transpose(0, 1)
     found = (x * trainee.spread + trainee.mean for x in (value, taken))
-    return FittedQ(*(x.double().cpu().numpy() / (1.0 - gamma) for x in found))
+    fitted = FittedQ(*(x.double().cpu().numpy() / (1.0 - gamma) for x in found))
+    fitted.value[:, dataset.terminal] = 0.0
+    return fitted

@@ -54,8 +54,11 @@ def normal_interval(mean: np.ndarray, stderr: np.ndarray, level: float = 0.9) ->
 
 
 def student_interval(
-    mean: np.ndarray, stderr: np.ndarray, count: int, level: float = 0.9
+    mean: np.ndarray, stderr: np.ndarray, count: float | np.ndarray, level: float = 0.9
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two-sided interval of a mean whose standard error was estimated from ``count`` independent numbers."""
-    t = float(stdtrit(count - 1, 0.5 + level / 2))
+    """Two-sided interval of a mean whose standard error was estimated from ``count`` independent numbers.
+
+    ``count``: of all the means, or of each; need not be whole, where numbers weigh unequally.
+    """
+    t = stdtrit(count - 1, 0.5 + level / 2)
     return mean - t * stderr, mean + t * stderr

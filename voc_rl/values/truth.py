@@ -50,18 +50,19 @@ def known_rows(steps: np.ndarray, terminated: np.ndarray, horizon: int) -> list[
     Those of a terminated one all are. But counting every row that is known would count late rows because they are about
     to end, and not those that lived on until they were cut. So a row at step t of a terminated episode counts where at
     most ``UNKNOWN`` of the episodes that came so far are unknown, and one of a cut episode there, or where at most
-    ``UNKNOWN`` of them terminate within the horizon: else it would count because it lived on. With one time limit L
-    for all, both are t <= L - horizon.
+    ``UNKNOWN`` of those that are known terminate within the horizon: else it would count because it lived on. With one
+    time limit L for all, both are t <= L - horizon.
     """
     t = np.arange(int(steps.max(initial=0)) + 1)
-    few = UNKNOWN * (len(steps) - np.searchsorted(np.sort(steps), t))
+    alive = len(steps) - np.searchsorted(np.sort(steps), t)
 
     def within(ends: np.ndarray) -> np.ndarray:
         """How many of the episodes with these ends have them after t and before t + horizon, or at t."""
         return np.searchsorted(ends, t + horizon) - np.searchsorted(ends, t)
 
-    unbiased = within(np.sort(steps[~terminated])) <= few
-    lasting = unbiased | (within(np.sort(steps[terminated])) <= few)
+    unknown = within(np.sort(steps[~terminated]))
+    unbiased = unknown <= UNKNOWN * alive
+    lasting = unbiased | (within(np.sort(steps[terminated])) <= UNKNOWN * (alive - unknown))
     return [
         unbiased[: n + 1] if ended else lasting[: n + 1] & (np.arange(n + 1) <= n - horizon)
         for n, ended in zip(steps, terminated, strict=True)
