@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -176,6 +178,20 @@ def test_a_folder_for_results_is_met_before_the_work(capsys: pytest.CaptureFixtu
     assert "file cannot be used as a folder of results" in refused(capsys, *asked, tmp_path / "file")
     with RunFolder(tmp_path / "run"):
         assert "is in use by another run" in refused(capsys, *asked, tmp_path / "run")
+
+
+def test_a_disk_without_locks(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", missing)
+        said = refused(capsys, *train(world, tmp_path))
+    assert said.endswith(
+        f"{tmp_path / '.lock'} cannot be locked (No locks available); choose a folder on a local disk."
+    )
+    with RunFolder(tmp_path):  # it was let go
+        pass
 
 
 @pytest.mark.parametrize(
