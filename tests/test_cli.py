@@ -42,6 +42,13 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
         assert word in out
     if command == "train":
         assert "--wandb" in out
+    if command == "":
+        assert "values of states and of policies from logged pixels" in out
+    words = " ".join(out.replace("│", " ").split())
+    if command not in ("", "demo", "collect"):
+        assert "Discount of the values, in [0, 1). (default: 0.9)" in words
+    if command == "collect":
+        assert "Height and width of the frames, in pixels. (default: 84)" in words
 
 
 def test_each_task_and_quantizer_of_the_demo_has_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,10 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
     asked += ["--seed", "3"]
     more = [] if reward is None else ["--reward", reward, "--deterministic"]
     noise = "" if reward is None else ", deterministic"
+    (folder / "found").mkdir(exist_ok=True)
+    (folder / "found/report.html").write_text("of a run")
     main(["ope", "--data", "data", "--out", "found", *asked, *more])
+    assert (folder / "found/report.html").read_text() == "of a run"
     printed = capsys.readouterr().out
     kept = json.loads((folder / "found/ope.json").read_text())
     assert kept["asked"] == {
@@ -78,7 +81,7 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
         assert name in printed
         assert abs(found[name]["value"] - value) < 0.08 * np.ptp(exact(data, 1.0, np.arange(len(data)), paid))
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
-    page = (folder / "found/report.html").read_text()
+    page = (folder / "found/ope.html").read_text()
     assert ("rewards of mine:column" in page) == (reward is not None)
     assert all(f"<td>{name}</td>" in page for name in goes)
 

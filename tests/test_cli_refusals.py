@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -178,6 +181,20 @@ def test_a_folder_for_results_is_met_before_the_work(capsys: pytest.CaptureFixtu
         assert "is in use by another run" in refused(capsys, *asked, tmp_path / "run")
 
 
+def test_a_disk_without_locks(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", missing)
+        said = refused(capsys, *train(world, tmp_path))
+    assert said.endswith(
+        f"{tmp_path / '.lock'} cannot be locked (No locks available); choose a folder on a local disk."
+    )
+    with RunFolder(tmp_path):  # it was let go
+        pass
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -265,6 +282,19 @@ def test_a_wandb_that_does_not_start(
     monkeypatch.setattr(wandb, "init", no_key)
     message = refused(capsys, *train(world, tmp_path / "run", "--wandb", "online"))
     assert "wandb did not start (No API key configured); log in, or use --wandb offline" in message
+
+
+def test_an_extra_that_is_not_installed_is_named(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, arguments in (
+        ("wandb", train(world, tmp_path / "run", "--wandb", "offline")),
+        ("minari", ["data", "info", "minari:walker/frames-v0"]),
+        ("minari", ["data", "convert", world, "walker/frames-v0", "--to", "minari"]),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        assert f"pip install 'voc_rl[{package}]'" in refused(capsys, *arguments)
+    assert final_files(tmp_path) == []
 
 
 def test_no_wandb_run_for_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -111,8 +111,12 @@ def test_a_model_that_no_command_made_is_not_written_over(tmp_path: Path, data: 
     with RunFolder(tmp_path / "saved") as run:
         said = refused(lambda: Pipeline(run, data, CONFIG))
         assert "holds a model that no command made (voc.json, as of VOC.save)" in said
+        for stage in ("evaluate", "tokenize"):  # whose --force is not about the model
+            force = frozenset({stage, "report"})
+            assert refused(lambda: Pipeline(run, data, CONFIG, stage=stage, force=force)) == said  # noqa: B023
         assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
-        Pipeline(run, data, CONFIG, force=frozenset({"train"}))
+        for stage in ("quantizer", "train"):
+            Pipeline(run, data, CONFIG, force=frozenset({stage}))
     with RunFolder(tmp_path / "run") as run:
         Pipeline(run, data, CONFIG)
 

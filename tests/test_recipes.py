@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from worlds import refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes, cli
+from voc_rl.configs import to_dict
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
@@ -87,6 +88,14 @@ def test_sizes_of_quantizers() -> None:
             sized(*words)
 
 
+@pytest.mark.parametrize("size", sorted(SIZES))
+@pytest.mark.parametrize("quantizer", ["vqvae", "dino"])
+def test_a_config_that_is_changed_in_place_changes_no_size(size: str, quantizer: str) -> None:
+    found, before = sized(size, quantizer), to_dict(sized(size, quantizer))
+    found.quantizer_config["hidden"] = 999
+    assert to_dict(sized(size, quantizer)) == before
+
+
 def test_settings_leave_the_tuned_loops_of_a_size() -> None:
     found = sized(
         "small", "musik", gamma=0.8, gammas=(0.5, 0.95), n=3, steps=20, quantizer_steps=10, reward_steps=5, seed=4
@@ -100,6 +109,10 @@ def test_settings_leave_the_tuned_loops_of_a_size() -> None:
     tuned = LoopConfig(steps=700, batch_size=128, learning_rate=4e-3, weight_decay=0.05)
     assert OccupancyTraining(gamma=0.95).loop == SIZES["tiny"].occupancy.loop == tuned
     assert PolicyTraining().occupancy.loop == replace(tuned, steps=3000)
+    refused = "seed is {}; a whole number from 0 to 2^63 - 1 is needed."
+    for seed in (-1, 0.5, 2**63, "3"):
+        assert refusal(VOCConfig, seed=seed) == refused.format(repr(seed))
+    assert VOCConfig(seed=np.int64(3)).seed == 3  # type: ignore[arg-type]
     assert refusal(sized, "tiny", seed=-1) == "seed is -1; a whole number from 0 to 2^63 - 1 is needed."
 
 

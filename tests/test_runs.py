@@ -156,6 +156,27 @@ def test_seconds_of_other_settings_or_of_work_begun_anew_do_not_count(tmp_path: 
         assert [row["loss"] for row in run.curve() if row["stage"] == "two"] == [3.0]
 
 
+def test_a_refused_command_leaves_the_seconds_of_an_interrupted_one(tmp_path: Path) -> None:
+    def refused(run: RunFolder) -> None:
+        with run.stage("one", "other", {}):
+            raise VOCError("The checkpoint was written by a run with other settings.")
+
+    with RunFolder(tmp_path) as run:
+        checkpoint = run.checkpoints("one", "a", 700).path
+        checkpoint.parent.mkdir()
+        checkpoint.write_text("state")
+        with pytest.raises(VOCError):  # before anything was noted
+            refused(run)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                interrupt(run, "one", "a", 0.2)
+            with pytest.raises(VOCError):
+                refused(run)
+        with run.stage("one", "a", {}):
+            pass
+        assert run.measured("seconds")["one"] >= 0.4
+
+
 def test_seconds_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "NOTE_EVERY", 0.1)
     with RunFolder(tmp_path) as run, run.stage("one", "a", {}):
@@ -202,6 +223,21 @@ def test_forget(tmp_path: Path) -> None:
         assert [row["stage"] for row in run.curve()] == ["quantizer", "mc"]
         run.forget("never done")
         assert [row["stage"] for row in run.curve()] == ["quantizer", "mc"]
+
+
+def test_the_curve_of_a_teacher_goes_with_the_training_that_taught_it(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        for stage in ("teacher", "joint"):  # joint training, interrupted and forced
+            run.log(stage, 50, {"loss": 1.0})
+        run.forget("train")
+        assert run.curve() == []
+        with run.stage("quantizer", "a", {}):  # by stages it is the quantizer's
+            run.log("teacher", 50, {"loss": 1.0})
+        run.log("occupancy", 50, {"loss": 1.0})
+        run.forget("train")
+        assert [row["stage"] for row in run.curve()] == ["teacher"]
+        run.forget("quantizer")
+        assert run.curve() == []
 
 
 def test_what_was_found_of_a_model_does_not_outlive_it(tmp_path: Path) -> None:

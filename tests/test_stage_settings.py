@@ -16,10 +16,11 @@ from test_pipeline import CONFIG, run_all
 from worlds import SPEC, refusal, write_world
 
 from voc_rl import stage_settings
-from voc_rl.checkpoints import save_training_state
+from voc_rl.checkpoints import load_torch_file, save_training_state
 from voc_rl.data import Episodes
 from voc_rl.joint import JointTraining
 from voc_rl.pipeline import Pipeline
+from voc_rl.quantizers.training import QuantizerTrainee
 from voc_rl.runs import RunFolder
 from voc_rl.stage_settings import data_mark, differences, frame_bytes
 
@@ -118,6 +119,45 @@ def test_networks_of_a_quantizer_that_was_made_anew_need_no_force(data: Path, do
         Pipeline(run, data, other, stage="train", say=said.append).train()
         assert said[-1] == "train: done before, but with other data, settings or weights; done anew"
         assert Pipeline(run, data, other, stage="evaluate").evaluate(10, 10)["gamma"] == 0.4
+
+
+@pytest.mark.parametrize("change", [other_quantizer, other_gamma])
+def test_a_forced_quantizer_that_was_interrupted_goes_on_without_force(
+    data: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]
+) -> None:
+    """The networks that it left alone are not what it came out of."""
+    config = change(CONFIG)
+    steps, goes_on = config.quantizer_training.steps, QuantizerTrainee.after_step
+
+    def cut(self: QuantizerTrainee, step: int) -> None:
+        goes_on(self, step)
+        if step == steps - 2:
+            raise KeyboardInterrupt
+
+    for name in ("whole", "cut"):
+        shutil.copytree(done, tmp_path / name)
+        with RunFolder(tmp_path / name) as run, monkeypatch.context() as patch:
+            pipeline = Pipeline(run, data, config, stage="quantizer", force=frozenset({"quantizer"}))
+            if name == "cut":
+                patch.setattr(QuantizerTrainee, "after_step", cut)
+                with pytest.raises(KeyboardInterrupt):
+                    pipeline.train_quantizer()
+            else:
+                pipeline.train_quantizer()
+    assert load_torch_file(tmp_path / "cut/checkpoints/quantizer.pt")["step"] == steps - 2
+    with RunFolder(tmp_path / "cut") as run:
+        for stage in ("quantizer", "tokenize"):
+            Pipeline(run, data, config, stage=stage)
+        for stage in ("train", "evaluate"):  # of the networks that are there
+            if stage == "evaluate" or change is other_gamma:
+                assert "train is finished with other settings" in refusal(Pipeline, run, data, config, stage=stage)
+            else:
+                Pipeline(run, data, config, stage=stage)
+        for stage in ("tokenize", "train"):  # which would train over these networks
+            assert "(joint was None and is {" in refusal(Pipeline, run, data, jointly(CONFIG), stage=stage)
+        Pipeline(run, data, config, stage="quantizer").train_quantizer()
+    quantizer = "quantizer.safetensors"
+    assert (tmp_path / "cut" / quantizer).read_bytes() == (tmp_path / "whole" / quantizer).read_bytes()
 
 
 def test_other_data_are_met_and_the_same_elsewhere_are_not(data: Path, done: Path, tmp_path: Path) -> None:

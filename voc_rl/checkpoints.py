@@ -117,13 +117,16 @@ def lock(file: IO[Any], refusal: str) -> None:
     """Hold an open file for this process until it is closed; the end of the process, a kill too, lets go of it.
 
     Raises:
-        VOCError: ``refusal``, where another process holds it; the file is closed then.
+        VOCError: ``refusal``, where another process holds it, or a file system without locks; the file is closed then.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise VOCError(refusal) from None
+    except OSError as error:
+        file.close()
+        raise VOCError(f"{file.name} cannot be locked ({error.strerror}); choose a folder on a local disk.") from error
 
 
 def _umask() -> int:

@@ -17,6 +17,7 @@ from voc_rl.cli_data import Convert, Data, Info, Validate
 from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, prepare
 from voc_rl.errors import VOCError, check_positive, check_seed
 
+PURPOSE = "Video occupancy models: values of states and of policies from logged pixels."
 STDOUT = 1  # the descriptor of what is printed
 
 
@@ -72,6 +73,7 @@ class Collect:
     """Agent steps per episode; default: the task's own limit."""
     action_repeat: int = 2
     size: int = 84
+    """Height and width of the frames, in pixels."""
     render: Literal["fast", "faithful"] = "fast"
     sigma: float = 0.0
     """Standard deviation of Gaussian noise around the policy's mean; 0 keeps the policy's own noise."""
@@ -110,6 +112,7 @@ class Ope:
     VecNormalize: by module:callable), the folder of a saved OfflineAgent, or module:callable (which runs that module's
     code)."""
     gamma: float = 0.95
+    """Discount of the values, in [0, 1)."""
     estimator: Literal["stitch", "corrected", "head", "sample", "density"] = "stitch"
     """stitch: chains of logged rows; corrected: also a critic; head, sample, density: also a network for
     all the policies. Each needs a quantizer, which is trained where --quantizer names none."""
@@ -123,7 +126,7 @@ class Ope:
     quantizer: Path | None = None
     """A run folder whose quantizer sees the frames; default: one is trained on the data."""
     out: Path | None = None
-    """Folder for ope.json (with what was asked, in which versions) and report.html."""
+    """Folder for ope.json (with what was asked, in which versions) and its report ope.html; a run folder will do."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are trained."""
@@ -180,7 +183,7 @@ class Ope:
             options = {name: str(own) if isinstance(own, Path) else own for name, own in to_dict(self).items()}
             write_json(self.out / "ope.json", {"asked": options, "versions": versions(), "estimates": found})
             asked = "" if self.reward is None else f", rewards of {self.reward}"
-            write_ope_report(self.out / "report.html", estimates, f"{self.data}: {dataset!r}{asked}")
+            write_ope_report(self.out / "ope.html", estimates, f"{self.data}: {dataset!r}{asked}")
 
 
 Command = (
@@ -200,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("stdout", "stderr"):  # closed by who called: then there is nobody to read
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
-    command = tyro.cli(Command, prog="voc-rl", args=arguments, description=__doc__)
+    command = tyro.cli(Command, prog="voc-rl", args=arguments, description=PURPOSE)
     try:
         command.run()
         sys.stdout.flush()  # here, where a reader that is gone can be met

@@ -33,6 +33,7 @@ class Settings:
     out: Path
     """Run folder."""
     gamma: float = 0.9
+    """Discount of the values, in [0, 1)."""
     gammas: tuple[float, float] | None = None
     """Smallest and largest discount of a network that answers for all between; gamma is the one that is scored."""
     n: int | None = None

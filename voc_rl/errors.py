@@ -76,9 +76,9 @@ def check_decay(value: float, name: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """A seed of NumPy's and torch's generators."""
-    if not 0 <= seed < 2**63:
-        raise VOCError(f"seed is {seed}; a whole number from 0 to 2^63 - 1 is needed.")
+    """A seed of NumPy's and torch's generators, as an integer."""
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**63:
+        raise VOCError(f"seed is {seed!r}; a whole number from 0 to 2^63 - 1 is needed.")
 
 
 def check_samples(samples: int) -> None:

@@ -34,8 +34,6 @@ from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import ValueEstimate, check_known, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
-# whole datasets up to this size, and to a quarter of the memory that there is, are decompressed into it before training
-# reads them at random
 STATES_AT_ONCE = 64  # whose futures are drawn together, with random numbers of their own
 
 
@@ -76,7 +74,7 @@ class Pipeline:
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
         self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)
-        refusal = "" if self.force else made_elsewhere(self.run)
+        refusal = "" if self.force & {"quantizer", "train"} else made_elsewhere(self.run)
         if not refusal and self.stage is not None:
             refusal = self.asked.refusal(self.run, self.stage, self.stage in self.force)
         if agreed(bool(refusal)):

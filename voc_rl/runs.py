@@ -168,6 +168,8 @@ class RunFolder:
 
     def _drop_curve(self, stage: str) -> None:
         curve, gone = self.curve(), CURVES.get(stage, (stage,))
+        if stage == "train" and "quantizer" not in self._stages():  # joint training, whose quantizer has a teacher too
+            gone = (*gone, "teacher")
         if any(row.get("stage") in gone for row in curve):
             with atomic_path(self.path / "metrics.jsonl") as temporary:
                 lines = [json.dumps(row) + "\n" for row in curve if row.get("stage") not in gone]
@@ -177,8 +179,9 @@ class RunFolder:
     def stage(self, name: str, mark: str, settings: Mapping[str, Any], resumes: bool = True) -> Iterator[None]:
         """Do a stage: measure it, and when it ends well record it as finished.
 
-        Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero. The
-        curve of an interrupted one goes where it left no checkpoint: the work, maybe of other settings, begins anew.
+        Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero. They
+        stay with its checkpoint, also when that refuses other settings. The curve of an interrupted one goes where it
+        left no checkpoint: the work, maybe of other settings, begins anew.
         A record of other settings is forgotten first: what it vouches for is about to be replaced. So is what was found
         of the model that was there, where a stage makes another; ``estimates`` stay, whose records know their model.
         """
@@ -195,11 +198,14 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         self._note_settings(name, settings)
         reset_peak_memory()
-        self._clock = clock = _Clock(name, mark, self._stages().get(f"{name} (unfinished)", {}))
+        before = self._stages().get(f"{name} (unfinished)", {})
+        another = self._checkpoint(name).exists() and before.get("fingerprint") != mark
+        self._clock = clock = _Clock(name, mark, before)
         try:
             yield
-        except BaseException:
-            self._record(f"{name} (unfinished)", clock.record())
+        except BaseException as error:
+            refused = another and isinstance(error, VOCError)
+            self._record(f"{name} (unfinished)", before if refused else clock.record())
             raise
         finally:
             self._clock = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal
 
 from voc_rl.configs import to_dict
-from voc_rl.errors import check_choice, check_seed
+from voc_rl.errors import check_choice
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
 from voc_rl.quantizers import DINOConfig, VQGANConfig
@@ -99,10 +100,9 @@ def sized(
     config = replace(own.get(quantizer, config), quantizer=quantizer)
     asked: dict[str, Any] = {"gamma": gamma, "gammas": gammas, "n": n}
     occupancy = replace(config.occupancy, **{name: value for name, value in asked.items() if value is not None})
-    if seed is not None:
-        check_seed(seed)
     return replace(
         config,
+        quantizer_config=deepcopy(config.quantizer_config),  # else whoever changes it changes the size
         quantizer_training=_of_steps(config.quantizer_training, quantizer_steps),
         occupancy=replace(occupancy, loop=_of_steps(occupancy.loop, steps)),
         reward=replace(config.reward, loop=_of_steps(config.reward.loop, reward_steps)),

@@ -86,7 +86,7 @@ class Asked:
         that this builds on; else ""."""
         finished = [name for name in self.settings if run.settings(name) is not None]
         by_stages = self.settings["train"]["joint"] is None
-        source = finished[:1]  # what the quantizer came out of
+        source = [] if self._left_alone(run) else finished[:1]  # what the quantizer came out of
         needed = {"quantizer": source, "tokenize": source, "train": finished, "evaluate": finished}.get(stage, [])
         replaced = {"quantizer": source, "train": ["train"] if by_stages else finished}.get(stage, [])
         for name in needed:
@@ -101,11 +101,18 @@ class Asked:
         return ""
 
     def _outlived(self, run: RunFolder, stage: str) -> bool:
-        """Whether it trained networks on a quantizer that was made anew since: nothing is lost in these."""
-        if stage != "train" or run.settings("quantizer") is None:
+        """Whether it trained networks on a quantizer that is made anew, or was since: nothing is lost in these."""
+        if stage != "train" or (run.settings("quantizer") is None and not self._left_alone(run)):
             return False
         shared = {name: value for name, value in self.settings["train"].items() if name not in NETWORKS}
         return bool(differences(run.settings("train") or {}, shared))
+
+    def _left_alone(self, run: RunFolder) -> bool:
+        """Whether networks by stages are there without their quantizer: a forced one began and was interrupted."""
+        before = run.settings("train")
+        if before is None or run.settings("quantizer") is not None:
+            return False
+        return before.get("joint") is None and self.settings["train"]["joint"] is None
 
 
 def other_evaluation(run: RunFolder, settings: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts, check_reward_sizes
-from voc_rl.errors import VOCError, check_positive, check_token_rows
+from voc_rl.errors import VOCError, check_positive, check_seed, check_token_rows
 from voc_rl.joint import JointTraining, train_joint
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
 from voc_rl.model import VOC
@@ -87,6 +87,9 @@ class VOCConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     joint: JointTraining | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @single_precision()

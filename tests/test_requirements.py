@@ -1,0 +1,46 @@
+"""What a plain installation brings: all that is used without an extra."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib.metadata import packages_distributions, requires
+from importlib.util import find_spec
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def brought(name: str) -> set[str]:
+    """Distributions that come with one without its extras, by the metadata of those that are installed."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    todo = [(canonicalize_name(name), frozenset[str]())]
+    while todo:
+        asked, wanted = todo.pop()
+        if (asked, wanted) in seen:
+            continue
+        seen.add((asked, wanted))
+        for line in requires(asked) or []:
+            needed = Requirement(line)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in {"", *wanted}):
+                todo.append((canonicalize_name(needed.name), frozenset(needed.extras)))
+    return {asked for asked, _ in seen}
+
+
+def test_gymnasiums_mujoco_tasks_need_no_extra() -> None:
+    """D4RL's states are drawn in them."""
+    found = find_spec("gymnasium.envs.mujoco")
+    assert found is not None
+    assert found.origin is not None
+    modules = set()
+    for path in Path(found.origin).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add((node.module or "").split(".")[0])
+    where = packages_distributions()
+    needed = {canonicalize_name(where[module][0]) for module in modules - sys.stdlib_module_names}
+    assert needed >= {"mujoco", "imageio"}
+    assert needed <= brought("voc_rl")
