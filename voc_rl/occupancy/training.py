@@ -21,7 +21,7 @@ from voc_rl.loop import Checkpoints, StepLog, optimise, step_seed
 from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import climb, draw_gammas
-from voc_rl.occupancy.goals import HeadGoals, returns_of
+from voc_rl.occupancy.goals import RENEWED_EVERY, HeadGoals, returns_of
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.sampling import sample_futures, uniforms
 from voc_rl.occupancy.targets import default_n, draw_targets
@@ -87,7 +87,7 @@ class OccupancyTrainee:
         self.model.train()
         if step % self.config.refill == 0:
             self._refill(step)
-            if self.goals is not None and step > 0 and step % (25 * self.config.refill) == 0:
+            if self.goals is not None and step > 0 and step % (RENEWED_EVERY * self.config.refill) == 0:
                 self.goals.renew(self._slow_values)
         batch = self.stock[step % self.config.refill]
         drawn = torch.rand(len(batch.rows), generator=generator, device=generator.device).to(self.device)
