@@ -241,6 +241,8 @@ def test_what_does_not_fit_is_refused() -> None:
     codes, config = torch.from_numpy(states.reshape(-1, 1)), OccupancyTraining(gamma=0.7, gammas=RANGE)
     with pytest.raises(VOCError, match="they have to be the same"):
         OccupancyTrainee(plain, None, dataset, codes, None, config, 0)
+    with pytest.raises(VOCError, match="built for top_k=None, but its training says top_k=2; they have to be the same"):
+        OccupancyTrainee(plain, None, dataset, codes, None, OccupancyTraining(gamma=0.7, top_k=2), 0)
     chain = StitchedChain(np.ones((len(dataset), 1), int), np.zeros((len(dataset), 1)), dataset.terminal)
     with pytest.raises(VOCError, match="train without one"):
         train_policies(

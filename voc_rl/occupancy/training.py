@@ -27,7 +27,7 @@ from voc_rl.occupancy.sampling import sample_futures, uniforms
 from voc_rl.occupancy.targets import default_n, draw_targets
 from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
-from voc_rl.precision import autocast, device_of, generator_on, on_device, seeded
+from voc_rl.precision import autocast, device_of, generator_on, on_device, seeded, single_precision
 
 ROWS_AT_ONCE = 2048
 
@@ -60,11 +60,13 @@ class OccupancyTrainee:
                 model.fit_features(self.features)
             if head is not None:
                 head.fit_features(self.features)
-        if model.config.gammas != config.gammas:
-            raise VOCError(
-                f"The network was built for gammas={model.config.gammas}, but gammas={config.gammas} are trained; they "
-                "have to be the same."
-            )
+        for name in ("gammas", "top_k"):
+            built, trained = getattr(model.config, name), getattr(config, name)
+            if built != trained:
+                raise VOCError(
+                    f"The network was built for {name}={built}, but its training says {name}={trained}; they have to "
+                    "be the same."
+                )
         self.n = config.n or default_n(config.gammas[1] if config.gammas else config.gamma)
         self.ema = config.ema if config.ema is not None else 1.0 - min(max(20.0 / config.loop.steps, 1e-3), 1.0)
         # a row at which the episode terminated is a context too: nothing but END follows it
@@ -268,6 +270,7 @@ class OccupancyTrainee:
         self.stock = [Batch.kept(batch, self.device) for batch in state["stock"]]
 
 
+@single_precision()
 def train_occupancy(
     model: OccupancyTransformer,
     head: ValueHead | None,
@@ -286,6 +289,10 @@ def train_occupancy(
 
     A network without features is not shown any. Returns the slow averages, in eval mode: they are better than the
     last iterate, and deterministic.
+
+    Raises:
+        VOCError: codes or features of other rows, a network built for other ``gammas`` or ``top_k`` than ``config``
+            says, or no step in the data.
     """
     trainee = OccupancyTrainee(model, head, dataset, codes, features, config, seed)
     optimise(trainee, config.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)
