@@ -170,9 +170,9 @@ def test_every_row_has_its_own_discount() -> None:
     np.testing.assert_allclose(bootstrapped, [0.5**4, 0.0, 0.0, 0.8**4, 0.95**3], atol=0.01)
     chain = StitchedChain(np.minimum(np.arange(309)[:, None] + 1, 308), np.zeros((309, 1)), dataset.terminal)
     nobody, source = np.zeros(5, int), StitchedTargets(dataset, [chain], 0.3)
-    followed = source.draw(nobody, rows, nobody > 0, 40_000, rng, gamma).row
+    followed = source.draw(nobody, rows, nobody > 0, 40_000, rng, gamma)
     np.testing.assert_allclose((followed == rows[:, None] + 1).mean(1), 1 - gamma, atol=0.01)
-    own = source.draw(nobody, rows, nobody > 0, 40_000, rng).row
+    own = source.draw(nobody, rows, nobody > 0, 40_000, rng)
     np.testing.assert_allclose((own == rows[:, None] + 1).mean(1), 0.7, atol=0.01)
     with pytest.raises(VOCError, match="gamma is 1"):
         draw_targets(dataset, rows, np.array([0.5, 0.9, 0.0, 0.8, 1.0]), 4, 1, rng)
