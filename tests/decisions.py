@@ -100,18 +100,11 @@ def choose(odds: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray
     return (rng.random((len(odds), draws, 1)) > odds.cumsum(1)[:, None]).sum(2).clip(max=odds.shape[1] - 1)
 
 
-def actions_of(process: Decisions, dataset: Episodes, states: np.ndarray, draws: int, seed: int = 0) -> PolicyActions:
-    """What the three policies do at each row, with acceptance and residual against the uniform behaviour."""
+def actions_of(process: Decisions, states: np.ndarray, draws: int, seed: int = 0) -> PolicyActions:
+    """What the three policies do at each row."""
     rng = np.random.default_rng(seed)
-    taken = taken_actions(dataset).argmax(1)
-    drawn, accept, residual = [], [], []
-    for policy in process.policies:
-        odds = policy[states]
-        drawn.append(np.eye(A, dtype=np.float32)[choose(odds, draws, rng)])
-        accept.append(np.minimum(1.0, odds[np.arange(len(states)), taken] * A).astype(np.float32))
-        left = np.maximum(0.0, odds - 1 / A)
-        residual.append(np.eye(A, dtype=np.float32)[choose(left / left.sum(1, keepdims=True), draws, rng)])
-    return PolicyActions(np.stack(drawn), np.stack(accept), np.stack(residual))
+    drawn = [choose(policy[states], draws, rng) for policy in process.policies]
+    return PolicyActions(np.eye(A, dtype=np.float32)[np.stack(drawn)])
 
 
 def exact_shares(process: Decisions, states: np.ndarray) -> np.ndarray:

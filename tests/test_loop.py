@@ -22,6 +22,7 @@ from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig, make_optimizer, optimise, schedule, step_seed
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead, train_occupancy
+from voc_rl.occupancy.goals import BatchReturns, Returns
 from voc_rl.occupancy.training import OccupancyTrainee
 
 
@@ -153,9 +154,9 @@ def test_divergence_is_said() -> None:
 # --- the occupancy network: bootstrapped targets, dropout, features, head
 
 
-def chain_data() -> tuple[Episodes, Tensor, Tensor]:
-    states = walks(ring(), 20, 30)
-    dataset = episodes_of([np.r_[0.0, w[1:] / 10] for w in states], [i % 3 == 0 for i in range(20)])
+def chain_data(count: int = 20, rows: int = 30) -> tuple[Episodes, Tensor, Tensor]:
+    states = walks(ring(), count, rows)
+    dataset = episodes_of([np.r_[0.0, w[1:] / 10] for w in states], [i % 3 == 0 for i in range(count)])
     codes = torch.from_numpy(np.stack([states.ravel() // 4, states.ravel() % 4], 1)).to(torch.int16)
     features = torch.randn(len(codes), 3, generator=torch.Generator().manual_seed(0)).half()
     return dataset, codes, features
@@ -187,10 +188,13 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert not different
 
 
-@pytest.mark.parametrize(("stop", "gammas"), [(31, None), (44, None), (57, None), (31, (0.5, 0.95)), (44, (0.5, 0.95))])
-def test_occupancy_training_resumes_bit_for_bit(tmp_path: Path, stop: int, gammas: Range) -> None:
-    """Stopped between and at refills, and after the values were refreshed (step 50)."""
-    data, config = chain_data(), training(gammas=gammas)
+@pytest.mark.parametrize(
+    ("stop", "n", "gammas"),
+    [(31, 1, None), (44, 1, None), (44, 40, None), (57, 40, None), (31, 1, (0.5, 0.95)), (44, 1, (0.5, 0.95))],
+)
+def test_occupancy_training_resumes_bit_for_bit(tmp_path: Path, stop: int, n: int, gammas: Range) -> None:
+    """Stopped between and at refills, and, where values are kept, before and after they were renewed (step 50)."""
+    data, config = chain_data() if n == 1 else chain_data(2, 400), training(n=n, gammas=gammas)
     whole = everything(*train_occupancy(*networks(0, gammas), *data, config, seed=5))
     checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=11)
     model, head = networks(0, gammas)
@@ -199,6 +203,9 @@ def test_occupancy_training_resumes_bit_for_bit(tmp_path: Path, stop: int, gamma
     trainee = OccupancyTrainee(model, head, *data, config, 5)
     optimise(trainee, config.loop, 5, "occupancy", checkpoints=checkpoints, keep_going=lambda step: step < stop)
     assert load_torch_file(checkpoints.path)["step"] == stop - stop % 11
+    assert isinstance(trainee.goals, BatchReturns if n == 1 else Returns)
+    if n > 1:
+        assert (float(trainee.goals.values.std(0).min()) > 0) == (stop > 50)
     resumed = everything(*train_occupancy(*networks(9, gammas), *data, config, seed=5, checkpoints=checkpoints))
     assert_same(resumed, whole)
     other = everything(*train_occupancy(*networks(0, gammas), *data, config, seed=6))
@@ -236,6 +243,23 @@ def test_what_is_returned_is_the_slow_average() -> None:
     assert not torch.equal(slow, seen[-1])
     assert not trainee.target.training
     assert model.training
+
+
+def test_the_target_network_averages_over_the_last_twentieth_of_the_steps() -> None:
+    data = chain_data()
+    for steps, ema in ((100, 0.8), (700, 1 - 20 / 700), (100_000, 0.999)):
+        trainee = OccupancyTrainee(*networks(0), *data, OccupancyTraining(loop=LoopConfig(steps, batch_size=8)), 0)
+        assert trainee.ema == pytest.approx(ema, abs=1e-12)
+
+
+def test_the_default_type_makes_no_difference() -> None:
+    data, nets = chain_data(), [networks(0) for _ in range(2)]
+    one = everything(*train_occupancy(*nets[0], *data, training(4), seed=5))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_same(everything(*train_occupancy(*nets[1], *data, training(4), seed=5)), one)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_codes_of_another_dataset_are_refused() -> None:

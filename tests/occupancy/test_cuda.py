@@ -16,6 +16,7 @@ from torch import Tensor
 from voc_rl.loop import Descent, LoopConfig
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead, sample_futures
 from voc_rl.occupancy.decoding import Decoder
+from voc_rl.occupancy.goals import BatchReturns, Returns
 from voc_rl.occupancy.kernels import TorchKernels
 from voc_rl.occupancy.sampling import sample_plainly, uniforms
 from voc_rl.occupancy.targets import Targets, draw_targets
@@ -115,9 +116,9 @@ def test_the_activation_is_the_one_with_tanh() -> None:
     assert (TritonKernels().widen(small, weight, bias).double() - exact).abs().mean() < 4e-3
 
 
-def trainee(device: torch.device) -> OccupancyTrainee:
-    states = walks(ring(), 20, 30)
-    dataset = episodes_of([np.r_[0.0, w[1:] / 10] for w in states], [True] * 20)
+def trainee(device: torch.device, count: int = 20, rows: int = 30, end: bool = True) -> OccupancyTrainee:
+    states = walks(ring(), count, rows)
+    dataset = episodes_of([np.r_[0.0, w[1:] / 10] for w in states], [end] * count)
     codes = torch.from_numpy(np.stack([states.ravel() // 4, states.ravel() % 4], 1)).to(torch.int16)
     features = torch.randn(len(codes), 3, generator=torch.Generator().manual_seed(0)).half()
     torch.manual_seed(0)
@@ -164,23 +165,28 @@ def test_training_goes_down_and_resumes(tmp_path: object) -> None:
     np.testing.assert_allclose(again, losses[20:30], rtol=2e-2)
 
 
+@pytest.mark.parametrize("n", [1, 40])
 @pytest.mark.parametrize("parts", [1, 4])
-def test_a_step_as_a_graph_trains_as_the_step_itself(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32, past refills and a refresh of the slow values; the graph was really captured."""
+def test_a_step_as_a_graph_trains_as_the_step_itself(parts: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, past refills and, where slow values are kept, past their renewal; the graph was really captured."""
     off = torch.autocast("cuda", enabled=False)
     monkeypatch.setattr("voc_rl.occupancy.training.autocast", lambda device: off)
     made = []
     for graphs in (True, False):
-        first = trainee(CUDA)
+        first = trainee(CUDA) if n == 1 else trainee(CUDA, 4, 600, end=False)
         loop = LoopConfig(steps=60, batch_size=64, accumulate=parts)
-        config = OccupancyTraining(gamma=0.9, n=1, refill=2, loop=loop)
+        config = OccupancyTraining(gamma=0.9, n=n, refill=2, loop=loop)
         own = OccupancyTrainee(first.model, first.head, first.dataset, first.codes, first.features, config, 0)
+        assert isinstance(own.goals, BatchReturns if n == 1 else Returns)
         made.append(Descent(own, loop, 0, graphs=graphs))
     for step in range(60):
         found, expected = ({k: float(v) for k, v in descent.step(step).items()} for descent in made)
         assert found == pytest.approx(expected, rel=2e-2 if step > 30 else 1e-3)  # sums in another order
     assert made[0]._graph is not None
     assert made[1]._graph is None
+    if n > 1:
+        assert own.goals is not None
+        assert float(own.goals.values.std(0).min()) > 0
     state = deepcopy(made[0].state())
     here = {k: float(v) for k, v in made[0].step(58).items()}
     made[0].load_state(state)  # weights are put back where they are, so the graph still sees them

@@ -170,9 +170,9 @@ def test_every_row_has_its_own_discount() -> None:
     np.testing.assert_allclose(bootstrapped, [0.5**4, 0.0, 0.0, 0.8**4, 0.95**3], atol=0.01)
     chain = StitchedChain(np.minimum(np.arange(309)[:, None] + 1, 308), np.zeros((309, 1)), dataset.terminal)
     nobody, source = np.zeros(5, int), StitchedTargets(dataset, [chain], 0.3)
-    followed = source.draw(nobody, rows, nobody > 0, 40_000, rng, gamma).row
+    followed = source.draw(nobody, rows, nobody > 0, 40_000, rng, gamma)
     np.testing.assert_allclose((followed == rows[:, None] + 1).mean(1), 1 - gamma, atol=0.01)
-    own = source.draw(nobody, rows, nobody > 0, 40_000, rng).row
+    own = source.draw(nobody, rows, nobody > 0, 40_000, rng)
     np.testing.assert_allclose((own == rows[:, None] + 1).mean(1), 0.7, atol=0.01)
     with pytest.raises(VOCError, match="gamma is 1"):
         draw_targets(dataset, rows, np.array([0.5, 0.9, 0.0, 0.8, 1.0]), 4, 1, rng)
@@ -241,6 +241,8 @@ def test_what_does_not_fit_is_refused() -> None:
     codes, config = torch.from_numpy(states.reshape(-1, 1)), OccupancyTraining(gamma=0.7, gammas=RANGE)
     with pytest.raises(VOCError, match="they have to be the same"):
         OccupancyTrainee(plain, None, dataset, codes, None, config, 0)
+    with pytest.raises(VOCError, match="built for top_k=None, but its training says top_k=2; they have to be the same"):
+        OccupancyTrainee(plain, None, dataset, codes, None, OccupancyTraining(gamma=0.7, top_k=2), 0)
     chain = StitchedChain(np.ones((len(dataset), 1), int), np.zeros((len(dataset), 1)), dataset.terminal)
     with pytest.raises(VOCError, match="train without one"):
         train_policies(

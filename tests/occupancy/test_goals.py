@@ -92,6 +92,17 @@ def test_values_that_weigh_much_are_of_the_moment(rows: int, ends: bool, n: int,
     assert isinstance(goals, Returns if weight <= 0.05 else BatchReturns)
 
 
+@pytest.mark.parametrize(("batch_size", "refill", "kept"), [(361, 8, True), (360, 8, False), (2888, 1, True)])
+def test_values_of_many_rows_are_not_kept(batch_size: int, refill: int, kept: bool) -> None:
+    """To renew values of 72,200 rows costs as much as 200 steps' batches of 361 ask for. Parts change nothing."""
+    dataset = episodes_of([np.zeros(401)] * 200, [False] * 200)
+    for parts in (1, batch_size):
+        loop = LoopConfig(steps=5, batch_size=batch_size, accumulate=parts)
+        config = OccupancyTraining(gamma=0.9, refill=refill, loop=loop)
+        goals = returns_of(ValueHead(8, members=2), dataset, np.flatnonzero(dataset.steps_left > 0), config, 40, 0)
+        assert isinstance(goals, Returns if kept else BatchReturns)
+
+
 @pytest.mark.parametrize(("n", "rows"), [(1, 60), (5, 60), (None, 60), (None, 8)])
 def test_the_head_learns_what_lies_beyond_n(n: int | None, rows: int) -> None:
     """Two kinds of episodes that pay always or never: (1 - gamma) V is 0 and 1, whatever n is and where they are

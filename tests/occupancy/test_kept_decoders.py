@@ -30,10 +30,11 @@ def test_decoders_are_kept_and_shared_by_nearly_equal_numbers_of_states() -> Non
     assert [room(states, 1) for states in (1, 7, 8, 17, 33, 512)] == [1, 8, 8, 32, 64, 512]
     assert [room(states, 10) for states in (32, 33, 60, 64, 65)] == [32, 36, 60, 64, 72]  # many: an eighth at most
     for samples in (1, 10, 700):
-        for most in (1, 5, 63, 64, 300, 1000):
+        for most in (1, 5, 7, 15, 16, 17, 51, 63, 64, 300, 512, 1000, 1023):
             states = fitting(most, samples)
             assert room(states, samples) <= most
             assert all(room(more, samples) > most for more in range(states + 1, most + 1))
+    assert fitting(10**12, 1) > 0.87 * 10**12  # at once, however much fits into a GPU
 
 
 @torch.no_grad()

@@ -295,6 +295,12 @@ def test_composition_goes_on_for_as_many_hops_as_are_wanted() -> None:
     assert exact[0].min() * count > 50
     with pytest.raises(VOCError, match=r"gamma 0.999 .* gamma 0.8 would take 200 hops on average, and some over 1000"):
         compose(model, context, None, count, 0.8, 0.999, generator())
+    for wrong, said in (
+        (0.4, r"for gamma 0\.5; it can answer for larger ones, not for 0\.4"),
+        (1.0, "new_gamma is 1.0"),
+    ):
+        with pytest.raises(VOCError, match=said):
+            compose(model, context, None, count, 0.5, wrong, generator())
 
 
 def test_width_must_be_a_multiple_of_the_heads() -> None:

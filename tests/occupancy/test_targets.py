@@ -120,9 +120,10 @@ def test_bad_arguments(gamma: float, n: int, said: str) -> None:
 
 
 def test_default_n_leaves_a_small_share_to_the_target_network() -> None:
-    assert default_n(0.0) >= 1
+    """4 / (1 - gamma): about one in fifty, exp(-4), or fewer."""
+    assert [default_n(gamma) for gamma in (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)] == [4, 8, 20, 40, 80, 400]
     for gamma in (0.5, 0.8, 0.9, 0.95, 0.99):
-        assert gamma ** default_n(gamma) < 0.15  # at least as long as 2 / (1 - gamma)
+        assert gamma ** default_n(gamma) < 0.02
 
 
 def random_dataset(seed: int) -> tuple[Episodes, list[np.ndarray], list[bool]]:

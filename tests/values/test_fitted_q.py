@@ -22,7 +22,7 @@ def test_fitted_q_finds_the_values_of_policies_that_did_not_make_the_data() -> N
     process = decisions()
     data, states = logged(process, 6000)
     config = FQEConfig(LoopConfig(steps=1500, batch_size=256, learning_rate=2e-3), width=64, noise=0.02, ema=0.98)
-    actions = actions_of(process, data, states, 4)
+    actions = actions_of(process, states, 4)
     found = fitted_q(data, np.eye(S)[states], actions, 0.9, config, 0, *members_of(data, 0, data.reward))
     truth = np.stack([process.values(policy, 0.9)[:LAST] for policy in process.policies])
     behaviour = process.values(UNIFORM, 0.9)[:LAST]
@@ -63,7 +63,7 @@ def test_the_unit_of_rewards_does_not_matter() -> None:
     process = decisions()
     data, states = logged(process, 300)
     config = FQEConfig(LoopConfig(steps=40, batch_size=32, learning_rate=2e-3), width=16)
-    actions = actions_of(process, data, states, 2)
+    actions = actions_of(process, states, 2)
     reward, weights = members_of(data, 0, data.reward)
     found = [
         fitted_q(data, np.eye(S)[states], actions, 0.9, config, 0, (unit * reward).astype(np.float32), weights).value
@@ -81,7 +81,7 @@ def test_rewards_that_are_all_zero_have_values() -> None:
     process = decisions()
     data, states = logged(process, 300)
     config = FQEConfig(LoopConfig(steps=2, batch_size=32), width=16)
-    actions = actions_of(process, data, states, 2)
+    actions = actions_of(process, states, 2)
     nothing = np.zeros((len(data), 1), np.float32)
     found = fitted_q(data, np.eye(S)[states], actions, 0.5, config, 0, nothing)
     assert np.isfinite(found.value).all()

@@ -5,7 +5,7 @@ from voc_rl.occupancy.contexts import Condition, OccupancyConfig
 from voc_rl.occupancy.discounts import base_gamma, told
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import PolicyActions, going_rows, policy_actions, taken_actions
-from voc_rl.occupancy.policy_targets import CoupledTargets, PolicyTargets, StitchedTargets, TargetSource
+from voc_rl.occupancy.policy_targets import StitchedTargets
 from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
 from voc_rl.occupancy.sampling import (
     chance_of_another,
@@ -26,16 +26,13 @@ from voc_rl.occupancy.transformer import OccupancyTransformer
 __all__ = [
     "Candidates",
     "Condition",
-    "CoupledTargets",
     "OccupancyConfig",
     "OccupancyTraining",
     "OccupancyTransformer",
     "PolicyActions",
-    "PolicyTargets",
     "PolicyTraining",
     "StitchedChain",
     "StitchedTargets",
-    "TargetSource",
     "Targets",
     "ValueHead",
     "arrived_rows",

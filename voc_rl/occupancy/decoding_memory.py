@@ -28,7 +28,11 @@ def room(states: int, samples: int) -> int:
 
 def fitting(most: int, samples: int) -> int:
     """The largest number of contexts whose decoder has ``room`` for at most ``most``."""
-    return next(states for states in range(most, 0, -1) if room(states, samples) <= most)
+    below = 2 ** (most.bit_length() - 1)
+    if 2 * below * samples <= FEW:
+        return below
+    step = max(below // 8, 1)
+    return most // step * step
 
 
 def default_memory(device: torch.device) -> int:

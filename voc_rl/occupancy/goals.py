@@ -1,8 +1,9 @@
 """What the value head learns: (1 - gamma) V of contexts, and how much each episode counts for each of its members.
 
 For the behaviour these are n-step returns, which continue with values of the slow networks. Where these weigh little on
-average, because n is large and few contexts are near a cut, the values of all rows are kept and renewed now and then;
-where they weigh more, or contexts have discounts of their own, goals are made with the batches.
+average, because n is large and few contexts are near a cut, and the rows that they are values of are few, they are kept
+and renewed now and then; where they weigh more, would take longer to renew than to ask for with the batches in between,
+or contexts have discounts of their own, goals are made with the batches.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.precision import device_of, on_device
 
 SLIGHT = 0.05  # mean weight of later values, at most, that may be some hundred steps old
+RENEWED_EVERY = 25  # refills, values that are kept
 # rows int64 (B,) and their condition -> (1 - gamma) V under the slow networks, float32 (B, members)
 SlowValues = Callable[[np.ndarray, Condition], Tensor]
 
@@ -113,7 +115,8 @@ def returns_of(
     """
     if config.gammas is None:
         returns = n_step_returns(dataset, config.gamma, n)
-        if returns.weight[contexts].mean() <= SLIGHT:
+        asked = RENEWED_EVERY * config.refill * config.loop.batch_size  # with batches, by each of several processes
+        if returns.weight[contexts].mean() <= SLIGHT and len(np.unique(returns.bootstrap)) <= asked:
             return Returns(head, dataset, config.gamma, returns, seed)
     largest = config.gammas[1] if config.gammas else config.gamma
     return BatchReturns(head, dataset, largest, n, seed)

@@ -21,14 +21,10 @@ ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy at once
 class PolicyActions:
     """Actions of P policies at each of N rows.
 
-    drawn: float32 (P, N, M, A) in [-1, 1], M draws of each policy. accept: float32 (P, N), the probability
-    min(1, pi / b) of keeping the action that was taken at the row, or None where densities are not known. residual:
-    float32 (P, N, M, A), draws of what takes its place when it is not kept, or None.
+    drawn: float32 (P, N, M, A) in [-1, 1], M draws of each policy.
     """
 
     drawn: np.ndarray
-    accept: np.ndarray | None = None
-    residual: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.drawn)
@@ -108,6 +104,6 @@ def _draws(policy: Any, observation: np.ndarray, count: int, rng: np.random.Gene
 
 
 def policy_actions(policies: Sequence[Any], dataset: Episodes, draws: int, rng: np.random.Generator) -> PolicyActions:
-    """``draws`` actions of each policy at every row; densities are not asked for."""
+    """``draws`` actions of each policy at every row."""
     check_positive(draws, "draws")
     return PolicyActions(np.stack([actions_at(policy, dataset, draws, rng) for policy in policies]))

@@ -22,7 +22,7 @@ from voc_rl.occupancy.discounts import draw_gammas
 from voc_rl.occupancy.goals import HeadGoals
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import taken_actions
-from voc_rl.occupancy.policy_targets import TargetSource
+from voc_rl.occupancy.policy_targets import StitchedTargets
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.occupancy.training_config import TUNED_LOOP, OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
@@ -33,10 +33,10 @@ from voc_rl.precision import single_precision
 class PolicyTraining:
     """How policies' futures are learned.
 
-    occupancy: discount, or range of discounts (which a value head does not learn), loop, target network (its ``n``
-    belongs to the target source). action_share: share of the contexts that show the action taken, below 1: the others
-    are what values of policies and hops are learned from. start_share: share of the contexts that are starts, where
-    values are asked.
+    occupancy: discount, or range of discounts (which a value head does not learn), loop and slow average; its ``n``
+    changes nothing, since nothing is bootstrapped. action_share: share of the contexts that show the action taken,
+    below 1: the others are what values of policies and hops are learned from. start_share: share of the contexts that
+    are starts, where values are asked.
     """
 
     occupancy: OccupancyTraining = field(
@@ -73,7 +73,7 @@ class PolicyGoals(HeadGoals):
 
 
 class PolicyTrainee(OccupancyTrainee):
-    """As the behaviour's, but targets come from a ``TargetSource``, and the head learns given values of all rows."""
+    """As the behaviour's, but targets are stitched, and the head learns given values of all rows."""
 
     def __init__(
         self,
@@ -82,21 +82,26 @@ class PolicyTrainee(OccupancyTrainee):
         dataset: Episodes,
         codes: Tensor,
         features: Tensor | None,
-        source: TargetSource,
+        source: StitchedTargets,
         values: np.ndarray | None,
         starts: np.ndarray,
         config: PolicyTraining,
         seed: int,
     ) -> None:
-        if source.bootstraps and not (model.config.action_dim and config.action_share):
+        self.policies = max(model.config.policies, 1)
+        if source.policies != self.policies:
             raise VOCError(
-                "Coupled targets go on with an action, which this network is not told; give it action input "
-                "(action_dim) and an action_share above zero, or use StitchedTargets."
+                f"The targets follow {source.policies} policies, but the network was built for {self.policies}; give "
+                "one chain for each of its policies."
+            )
+        if config.occupancy.gammas is None and source.gamma != config.occupancy.gamma:
+            raise VOCError(
+                f"The targets have gamma {source.gamma:g}, but gamma {config.occupancy.gamma:g} is trained; they have "
+                "to be the same."
             )
         goals = None if head is None else PolicyGoals(head, dataset, values, config.occupancy, seed)
         super().__init__(model, head, dataset, codes, features, config.occupancy, seed, goals)
         self.source, self.settings, self.starts = source, config, starts
-        self.policies = max(model.config.policies, 1)
         self.taken = torch.from_numpy(taken_actions(dataset)).to(self.device)
 
     def _refill(self, step: int) -> None:
@@ -115,12 +120,9 @@ class PolicyTrainee(OccupancyTrainee):
         model = self.model.config
         asked = Condition() if gamma is None else self._told(gamma)
         asked = replace(asked, policy=self._on_device(policies) if model.policies else None)
-        missing = targets.bootstrap >= 0
-        later, action = asked[self._on_device(np.nonzero(missing)[0])], self._on_device(targets.action[missing])
         if model.action_dim:
-            later = replace(later, action=action)
             asked = replace(asked, action=self.taken[self._on_device(rows)], shown=self._on_device(known))
-        self._keep(rows, self._futures(step, targets.row, targets.bootstrap, later), asked)
+        self._keep(rows, self._real(targets), asked)
 
 
 def _values_learned(dataset: Episodes, values: np.ndarray, gamma: float) -> tuple[Tensor, Tensor]:
@@ -139,7 +141,7 @@ def train_policies(
     dataset: Episodes,
     codes: Tensor,
     features: Tensor | None,
-    source: TargetSource,
+    source: StitchedTargets,
     config: PolicyTraining,
     seed: int = 0,
     *,
@@ -157,6 +159,10 @@ def train_policies(
         head: a value head, which needs ``values`` float64 (P, N), V of every row and policy; None trains none.
         codes, features: of every row of ``dataset``.
         starts: rows where values will be asked (None: none in particular).
+
+    Raises:
+        VOCError: a source of another number of policies or another discount, or a head without values or for a range of
+            discounts.
     """
     rows = np.zeros(0, np.int64) if starts is None else np.asarray(starts)
     trainee = PolicyTrainee(model, head, dataset, codes, features, source, values, rows, config, seed)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, check_gamma
 from voc_rl.occupancy.contexts import Cache, Condition, Prefix
 from voc_rl.occupancy.decoding import decoder
 from voc_rl.occupancy.decoding_memory import bytes_of_state, default_memory, fitting
@@ -136,7 +136,7 @@ def compose(
     ``common``: one state's random numbers for all (``uniforms``).
 
     Raises:
-        VOCError: a discount that is too many hops away (``chance_of_another``).
+        VOCError: a discount below the model's, or one that is too many hops away (``chance_of_another``).
     """
     another = chance_of_another(gamma, new_gamma)
     noise = uniforms(model, 1, samples, generator) if common else None
@@ -158,8 +158,12 @@ def chance_of_another(gamma: float, new_gamma: float) -> float:
     """Chance (g' - g) / (1 - g) that another hop follows, on the way from one discount to a larger one.
 
     Raises:
-        VOCError: of a thousand futures more than one would take over ``MOST_HOPS`` hops.
+        VOCError: no discount, one below the model's, or one for which of a thousand futures more than one would take
+            over ``MOST_HOPS`` hops.
     """
+    check_gamma(new_gamma, "new_gamma")
+    if new_gamma < gamma:
+        raise VOCError(f"This model was trained for gamma {gamma}; it can answer for larger ones, not for {new_gamma}.")
     another = (new_gamma - gamma) / (1.0 - gamma)
     if another > CUT ** (1.0 / MOST_HOPS):
         raise VOCError(

@@ -21,13 +21,13 @@ from voc_rl.loop import Checkpoints, StepLog, optimise, step_seed
 from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import climb, draw_gammas
-from voc_rl.occupancy.goals import HeadGoals, returns_of
+from voc_rl.occupancy.goals import RENEWED_EVERY, HeadGoals, returns_of
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.sampling import sample_futures, uniforms
-from voc_rl.occupancy.targets import default_n, draw_targets
+from voc_rl.occupancy.targets import Targets, default_n, draw_targets
 from voc_rl.occupancy.training_config import OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
-from voc_rl.precision import autocast, device_of, generator_on, on_device, seeded
+from voc_rl.precision import autocast, device_of, generator_on, on_device, seeded, single_precision
 
 ROWS_AT_ONCE = 2048
 
@@ -60,11 +60,13 @@ class OccupancyTrainee:
                 model.fit_features(self.features)
             if head is not None:
                 head.fit_features(self.features)
-        if model.config.gammas != config.gammas:
-            raise VOCError(
-                f"The network was built for gammas={model.config.gammas}, but gammas={config.gammas} are trained; they "
-                "have to be the same."
-            )
+        for name in ("gammas", "top_k"):
+            built, trained = getattr(model.config, name), getattr(config, name)
+            if built != trained:
+                raise VOCError(
+                    f"The network was built for {name}={built}, but its training says {name}={trained}; they have to "
+                    "be the same."
+                )
         self.n = config.n or default_n(config.gammas[1] if config.gammas else config.gamma)
         self.ema = config.ema if config.ema is not None else 1.0 - min(max(20.0 / config.loop.steps, 1e-3), 1.0)
         # a row at which the episode terminated is a context too: nothing but END follows it
@@ -87,7 +89,7 @@ class OccupancyTrainee:
         self.model.train()
         if step % self.config.refill == 0:
             self._refill(step)
-            if self.goals is not None and step > 0 and step % (25 * self.config.refill) == 0:
+            if self.goals is not None and step > 0 and step % (RENEWED_EVERY * self.config.refill) == 0:
                 self.goals.renew(self._slow_values)
         batch = self.stock[step % self.config.refill]
         drawn = torch.rand(len(batch.rows), generator=generator, device=generator.device).to(self.device)
@@ -165,40 +167,44 @@ class OccupancyTrainee:
         condition = self._told(gamma) if isinstance(gamma, np.ndarray) else Condition()
         goals = None if self.goals is None else self.goals.made(rows, gamma, condition, self._slow_values)
         bootstrapped = self._on_device(np.nonzero(targets.bootstrap >= 0)[0])
-        self._keep(rows, self._futures(step, targets.row, targets.bootstrap, condition[bootstrapped]), condition, goals)
+        self._keep(rows, self._futures(step, targets, condition[bootstrapped]), condition, goals)
 
     def _told(self, gamma: np.ndarray) -> Condition:
         return Condition(gamma=self._on_device(gamma.astype(np.float32)))
 
-    def _futures(self, step: int, row: np.ndarray, bootstrap: np.ndarray, condition: Condition | None = None) -> Tensor:
-        """Codes int64 (B, M, n_tokens) of targets: real rows, the target network's samples from the bootstrap rows
-        (``condition`` is theirs, in order), or END where both are -1."""
+    def _real(self, row: np.ndarray) -> Tensor:
+        """Codes int64 (B, M, n_tokens) of targets that are real rows int64 (B, M); END where these are -1."""
         shape, end = (*row.shape, self.codes.shape[1]), self.model.config.end_code
         futures = torch.full(shape, end, device=self.device)
         futures[self._places(row >= 0)] = self._codes(row[row >= 0])
+        return futures
+
+    def _futures(self, step: int, targets: Targets, condition: Condition) -> Tensor:
+        """Codes int64 (B, M, n_tokens) of targets: real rows, END, or the target network's samples from the bootstrap
+        rows (``condition`` is theirs, in order)."""
+        futures, bootstrap = self._real(targets.row), targets.bootstrap
         missing = bootstrap >= 0
         if missing.any():
             count, own = int(missing.sum()), ranks().share(int(missing.sum()))
             rows = bootstrap[missing][own]
-            condition = None if condition is None else condition[own]
             generator = generator_on(self.device, step_seed(self.seed, step) ^ 1)
             # seeded for dropout, where it is left on
             with seeded(self.device, step_seed(self.seed, step) ^ 2), autocast(self.device):
-                drawn = self._drawn(rows, generator, condition, count, own)
+                drawn = self._drawn(rows, generator, condition[own], count, own)
             futures[self._places(missing)] = gather(drawn, count)
         return futures
 
     def _drawn(
-        self, rows: np.ndarray, generator: torch.Generator, condition: Condition | None, count: int, own: slice
+        self, rows: np.ndarray, generator: torch.Generator, condition: Condition, count: int, own: slice
     ) -> Tensor:
         """One future of the target network from each of ``rows``, ``own`` of ``count``: int64 (B, n_tokens)."""
         if len(rows) == 0:
             return self.codes.new_zeros(0, self.codes.shape[1], dtype=torch.long)
         codes, features = self._codes(rows), self._features(rows)
-        if condition is not None and condition.gamma is not None:
+        if condition.gamma is not None:
             return climb(self.target, codes, features, generator, condition, count, own)
         noise = uniforms(self.target, count, 1, generator)[:, own]
-        return sample_futures(self.target, codes, features, 1, generator, noise, condition)[:, 0]
+        return sample_futures(self.target, codes, features, 1, generator, noise)[:, 0]
 
     def _keep(self, rows: np.ndarray, futures: Tensor, condition: Condition, goals: Tensor | None = None) -> None:
         """Stock the batches of the next ``refill`` steps."""
@@ -268,6 +274,7 @@ class OccupancyTrainee:
         self.stock = [Batch.kept(batch, self.device) for batch in state["stock"]]
 
 
+@single_precision()
 def train_occupancy(
     model: OccupancyTransformer,
     head: ValueHead | None,
@@ -286,6 +293,10 @@ def train_occupancy(
 
     A network without features is not shown any. Returns the slow averages, in eval mode: they are better than the
     last iterate, and deterministic.
+
+    Raises:
+        VOCError: codes or features of other rows, a network built for other ``gammas`` or ``top_k`` than ``config``
+            says, or no step in the data.
     """
     trainee = OccupancyTrainee(model, head, dataset, codes, features, config, seed)
     optimise(trainee, config.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from voc_rl.errors import VOCError, check_gamma, check_positive, check_samples
+from voc_rl.errors import check_positive, check_samples
 from voc_rl.occupancy import Condition, OccupancyTransformer, chance_of_another, hops
 from voc_rl.values.estimators import SAMPLE_COVERS, ValueEstimate, from_samples
 
@@ -64,10 +64,7 @@ def mve(
     Raises:
         VOCError: a discount below the model's or too many hops away, no hop, or fewer than two samples.
     """
-    check_gamma(new_gamma, "new_gamma")
     check_samples(samples)
-    if new_gamma < gamma:
-        raise VOCError(f"This model was trained for gamma {gamma}; it can answer for larger ones, not for {new_gamma}.")
     another = chance_of_another(gamma, new_gamma)
     if another == 0:
         count = 1
