@@ -26,6 +26,7 @@ from voc_rl.precision import device_of, on_device
 
 SLIGHT = 0.05  # mean weight of later values, at most, that may be some hundred steps old
 RENEWED_EVERY = 25  # refills, values that are kept
+DEAREST = 2  # times what batches would ask for in between, that a renewal may cost
 # rows int64 (B,) and their condition -> (1 - gamma) V under the slow networks, float32 (B, members)
 SlowValues = Callable[[np.ndarray, Condition], Tensor]
 
@@ -116,7 +117,7 @@ def returns_of(
     if config.gammas is None:
         returns = n_step_returns(dataset, config.gamma, n)
         asked = RENEWED_EVERY * config.refill * config.loop.batch_size  # with batches, by each of several processes
-        if returns.weight[contexts].mean() <= SLIGHT and len(np.unique(returns.bootstrap)) <= asked:
+        if returns.weight[contexts].mean() <= SLIGHT and len(np.unique(returns.bootstrap)) <= DEAREST * asked:
             return Returns(head, dataset, config.gamma, returns, seed)
     largest = config.gammas[1] if config.gammas else config.gamma
     return BatchReturns(head, dataset, largest, n, seed)
