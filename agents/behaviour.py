@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.agents.drawing import Drawing
 from voc_rl.errors import VOCError, check_positive, check_share
-from voc_rl.policy import BehaviourPolicy, choices_of, memoryless, numbers, observation_of
+from voc_rl.policy import BehaviourPolicy, choices_of, epsilon_greedy, memoryless, numbers, observation_of
 
 
 class NoisyPolicy(Drawing):
@@ -122,10 +122,7 @@ class EpsilonGreedy(Drawing):
 
     def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """``count`` draws, one-hot float32 (count, n) or (count, B, n), of one pass."""
-        mode = self.mode(observation)
-        shape = (count, *mode.shape[:-1])
-        some = np.eye(self._choices, dtype=np.float32)[rng.integers(self._choices, size=shape)]
-        return np.where(rng.random((*shape, 1)) < self.epsilon, some, mode)
+        return epsilon_greedy(self.mode(observation), self.epsilon, count, rng)
 
     def start_episode(self, rng: np.random.Generator) -> None:
         """Nothing to draw: every step is the same policy's."""

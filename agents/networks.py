@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,12 @@ class FrozenEncoder(nn.Module):
         self.register_buffer("std", torch.ones(self.width))
         self.mean: Tensor
         self.std: Tensor
+
+    def train(self, mode: bool = True) -> Self:
+        """The quantizer never trains."""
+        super().train(mode)
+        self.quantizer.eval()
+        return self
 
     def fit(self, codes: Tensor, features: Tensor) -> None:
         """Take mean and spread of the data's codes (N, n_tokens) and features (N, feature_dim)."""

@@ -31,8 +31,9 @@ from voc_rl.errors import (
     check_seed,
 )
 from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
+from voc_rl.model_files import tensors_mark, weights_mark
 from voc_rl.policy import one_hot_rows
-from voc_rl.precision import as_tensor, device_of, seeded
+from voc_rl.precision import as_tensor, device_of, seeded, single_precision
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
 
 Inputs = Literal["features", "tokens", "frames"]
@@ -100,6 +101,7 @@ class OfflineAgent(Drawing):
 
     observation: Literal["state", "pixels"] = "pixels"
 
+    @single_precision()
     def __init__(
         self,
         observation_shape: tuple[int, int, int],
@@ -147,6 +149,7 @@ class OfflineAgent(Drawing):
     def __repr__(self) -> str:
         return f"OfflineAgent({self.name or self.config.inputs})"
 
+    @single_precision()
     def learn(
         self,
         dataset: Episodes,
@@ -213,7 +216,8 @@ class OfflineAgent(Drawing):
         return [part[0] if one else part for part in found]
 
     def save(self, folder: str | Path) -> None:
-        """Write the agent into ``folder``: agent.json, agent.safetensors, and its quantizer."""
+        """Write the agent into ``folder``: its quantizer, agent.safetensors, and last agent.json, which says of which
+        weights it is."""
         folder = Path(folder)
         if isinstance(self.encoder, FrozenEncoder):
             save_quantizer(self.encoder.quantizer, folder)
@@ -222,15 +226,20 @@ class OfflineAgent(Drawing):
         description = {
             "observation_shape": list(self.observation_shape), "action_size": self.action_size, "name": self.name,
             "seed": self.seed, "frozen": self._frozen, "config": to_dict(self.config),
+            "quantizer": self._quantizer_mark(), "weights": tensors_mark(own),
         }  # fmt: skip
         write_json(folder / "agent.json", description)
+
+    def _quantizer_mark(self) -> str | None:
+        return weights_mark(self.encoder.quantizer) if isinstance(self.encoder, FrozenEncoder) else None
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineAgent:
         """Read what ``save`` wrote; no code of the files is executed.
 
         Raises:
-            VOCError: missing or damaged files.
+            VOCError: missing or damaged files, or weights of another agent or quantizer, as they lie there while one is
+                saved over another.
         """
         folder = Path(folder)
         words = read_json(folder / "agent.json", "agent")
@@ -245,8 +254,17 @@ class OfflineAgent(Drawing):
         encoder = ConvEncoder(tuple(shape)) if frozen else None
         agent = cls(tuple(shape), size, config, quantizer, seed, name=name, encoder=encoder)
         kept = {k: v for k, v in agent.networks.state_dict().items() if k.startswith(_QUANTIZER)}
-        path = folder / "agent.safetensors"
-        load_state_dict(agent.networks, {**kept, **load_tensors(path)}, str(path))
+        own = load_tensors(path := folder / "agent.safetensors")
+        for file, name, mark in (
+            ("quantizer.safetensors", "quantizer", agent._quantizer_mark()),
+            ("agent.safetensors", "weights", tensors_mark(own)),
+        ):
+            if words.get(name, mark) != mark:
+                raise VOCError(
+                    f"{folder}: {file} holds other weights than agent.json was written for (something is being saved "
+                    "over the agent, or that was cut); load it again later, or train the agent again."
+                )
+        load_state_dict(agent.networks, {**kept, **own}, str(path))
         return agent
 
 

@@ -8,10 +8,7 @@ Neither the number of processes nor how often the collection was stopped changes
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +25,7 @@ from voc_rl.checkpoints import few, hold_folder, read_json, write_json
 from voc_rl.data import DataSpec, write_episode
 from voc_rl.envs.make import make_env
 from voc_rl.envs.recording import check_behaviour, record_episode
+from voc_rl.envs.workers import start_worker
 from voc_rl.errors import VOCError, check_positive, check_seed
 from voc_rl.policy import BehaviourPolicy
 
@@ -193,7 +191,7 @@ def _in_workers(job: _Job, processes: int, todo: list[int]) -> Iterator[None]:
     # Spawned, not forked: OpenGL does not survive a fork.
     context = multiprocessing.get_context("spawn")
     workers = min(processes, len(todo)) or 1
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
         futures = [pool.submit(_work, job, index) for index in todo]
         try:
             for future in as_completed(futures):
@@ -220,16 +218,3 @@ def _work(job: _Job, index: int) -> None:
             spec.task, spec.size, _STACK, spec.action_repeat, spec.render, spec.max_episode_steps, spec.camera
         )
     _collect_one(job, _worker_env, index)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

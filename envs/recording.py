@@ -41,8 +41,8 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
             raise VOCError(
                 f"{policy!r} observes states, and {env} gives none in info['state']; take a policy of pixels."
             )
-        action, log_prob, policy_id = policy.sample(seen, rng)
-        _check_action(action, nothing.shape, choices, policy)
+        drawn, log_prob, policy_id = policy.sample(seen, rng)
+        action = _checked_action(drawn, nothing.shape, choices, policy)
         played = numbers(action, space) if choices else np.clip(action, -1, 1)
         observation, reward, terminated, truncated, info = env.step(played)
         over, info = terminated or truncated, {"discount": float(not terminated), **info}
@@ -80,11 +80,12 @@ def _check_env(env: gym.Env) -> int | None:
     return None
 
 
-def _check_action(action: np.ndarray, shape: tuple[int, ...], choices: int | None, policy: Any) -> None:
-    one = choices is None or one_hot_rows(action[None])
-    if np.shape(action) != shape or not one:
+def _checked_action(drawn: Any, shape: tuple[int, ...], choices: int | None, policy: Any) -> np.ndarray:
+    action = np.asarray(drawn)
+    if action.shape != shape or not (choices is None or one_hot_rows(action[None])):
         kind = "" if choices is None else ", one-hot as EpsilonGreedy's,"
-        raise VOCError(f"{policy!r} drew the action {action}; one of shape {shape}{kind} is needed here.")
+        raise VOCError(f"{policy!r} drew the action {drawn}; one of shape {shape}{kind} is needed here.")
+    return action
 
 
 def _reward(reward: Any) -> float:

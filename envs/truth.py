@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from voc_rl.envs.dmcontrol import DMControlEnv
+from voc_rl.envs.workers import start_worker
 from voc_rl.errors import VOCError, check_positive
 
 
@@ -55,7 +56,7 @@ def roll_outs(
     if processes == 1:
         return [_follow(*job) for job in jobs]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=start_worker) as pool:
         return [future.result() for future in [pool.submit(_follow, *job) for job in jobs]]
 
 

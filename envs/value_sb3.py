@@ -14,7 +14,7 @@ from voc_rl.plugin import Seen
 from voc_rl.policy import attributes_of, value_settings_of
 
 try:
-    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
 except ImportError as error:
     raise ImportError("VecVOCValue needs Stable-Baselines3; `pip install stable-baselines3` installs it.") from error
 
@@ -28,7 +28,11 @@ class VecVOCValue(VecEnvWrapper):
     ``infos[i]["terminal_voc"]`` its values. Rewards are shaped with those. ``Monitor``s inside go on recording the
     raw returns.
 
-    Raises, Warns:
+    Raises:
+        VOCError: as ``VOCValueWrapper``, or rewards to be shaped that ``VecNormalize`` scales: potentials are in reward
+            units.
+
+    Warns:
         as ``VOCValueWrapper``.
     """
 
@@ -46,6 +50,9 @@ class VecVOCValue(VecEnvWrapper):
         samples: int = 100,
     ) -> None:
         settings = ValueSettings(mode, estimator, gamma, observe, features, successor_features, futures, samples)
+        normalize = unwrap_vec_normalize(venv)
+        if mode == "shaping" and normalize is not None and normalize.norm_reward:
+            raise VOCError("VecNormalize scales the rewards before they are shaped; put it around the shaping.")
         self._reader = ValueReader(voc, venv.observation_space, settings)
         super().__init__(venv, self._reader.observation_space)
         self._reader.warn_of(attributes_of(venv, "data_spec"))

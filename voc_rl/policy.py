@@ -147,6 +147,14 @@ def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.
     return found[0] if choices_of(space) is None else one_hot(found[0], space)
 
 
+def epsilon_greedy(mode: np.ndarray, epsilon: float, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` draws of one-hot rows (..., n), float32 (count, ..., n): each row is that of ``mode``, or with chance
+    ``epsilon`` any, all alike."""
+    shape, choices = (count, *mode.shape[:-1]), mode.shape[-1]
+    some = np.eye(choices, dtype=np.float32)[rng.integers(choices, size=shape)]
+    return np.where(rng.random((*shape, 1)) < epsilon, some, mode)
+
+
 @runtime_checkable
 class BehaviourPolicy(Protocol):
     """A policy that collects data: it draws actions from a generator and says how likely they were."""

@@ -229,5 +229,10 @@ def _near(batches: _Towards, score: Callable[[Tensor, Tensor], Tensor], alpha: f
 
 
 def _check_voc_actions(space: Any, voc: VOC) -> None:
+    if voc.occupancy.config.action_dim and voc.value_head is None:
+        raise VOCError(
+            "This VOC has no value head, which VOCCritic asks; train one with voc_rl.agents.train_action_voc at one "
+            "discount (without gammas)."
+        )
     ActionValues(voc)  # refuses a VOC that reads no actions
     check_actions(space, voc.occupancy.config.action_dim, "this VOC reads")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.utils import configure_logger, polyak_update
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from voc_rl.policy import attributes_of, choices_of, one_hot_rows, value_setting
 from voc_rl.quantizers import tokenize
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
+_RATES = 100  # how often a schedule of the learning rate is read
 
 
 def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callable[[str], None] | None = print) -> int:
@@ -101,10 +103,12 @@ def train_offline(
 
     Its losses go to its own logger. SAC, TD3, DDPG and DQN are the plain ones: nothing keeps them near the data, and
     where the data do not contradict them, they believe in actions that nobody tried. ``VOCCritic`` with ``bc_alpha``
-    stays near. The ``target_update_interval`` of DQN counts gradient steps here, as nothing is played.
+    stays near. The ``target_update_interval`` of DQN counts gradient steps here, as nothing is played. A schedule of
+    the learning rate is read a hundred times, and a loss is the mean since it was read last, or since DQN's target
+    moved.
 
     ``model.learning_starts`` becomes 0: the random steps that a later ``learn`` would begin with are there to fill the
-    replay buffer. DQN explores by its own schedule nevertheless (``exploration_initial_eps``).
+    replay buffer. DQN explores by its own schedule then (``exploration_initial_eps``); here its rate stays.
 
     Args:
         model: SAC, TD3, DDPG, DQN or ``VOCCritic``. dataset: fills its replay buffer; None: it is filled already.
@@ -113,11 +117,12 @@ def train_offline(
         say: as in ``fill_replay_buffer``.
 
     Raises:
-        VOCError: as ``fill_replay_buffer``, or an empty replay buffer.
+        VOCError: as ``fill_replay_buffer``, an empty replay buffer, or an agent that also learns in its ``_on_step``.
     """
     check_positive(steps, "steps")
     check_positive(log_every, "log_every")
     buffer = _plain_buffer(model)
+    _check_learns_in_train(model)
     if dataset is not None:
         fill_replay_buffer(model, dataset, say)
     if buffer.size() == 0:
@@ -125,22 +130,40 @@ def train_offline(
     if not hasattr(model, "_logger"):
         # not set_logger, which would keep a later learn() from making its own
         model._logger = configure_logger(model.verbose, model.tensorboard_log, "offline")
-    # DQN moves its target network when it plays
-    plays, done = type(model)._on_step is not OffPolicyAlgorithm._on_step, 0
+    interval, done = getattr(model, "target_update_interval", 1), 0
+    renewed = -(-steps // _RATES)
+    if not isinstance(model, DQN):
+        renewed += -renewed % interval  # SAC counts from 0 in each `train`
     with tqdm(total=steps, desc="offline", unit="step", disable=not progress) as bar:
         while done < steps:
-            some = min(log_every, steps - done)
-            model._update_current_progress_remaining(done, steps)
-            for part in [1] * some if plays else [some]:
-                model.train(part, batch_size or model.batch_size)
-                if plays:
-                    model._on_step()
+            some = min(log_every - done % log_every, renewed - done % renewed, steps - done)
+            if isinstance(model, DQN):
+                some = min(some, interval - model._n_updates % interval)
+            model._update_current_progress_remaining(done - done % renewed, steps)
+            model.train(some, batch_size or model.batch_size)
+            if isinstance(model, DQN) and model._n_updates % interval == 0:
+                _move_target(model)
             done += some
             bar.update(some)
-            model.logger.record("time/gradient_steps", done)
-            model.logger.dump(done)
+            if done % log_every == 0 or done == steps:
+                model.logger.record("time/gradient_steps", done)
+                model.logger.dump(done)
     model.learning_starts = 0
     return model
+
+
+def _check_learns_in_train(model: OffPolicyAlgorithm) -> None:
+    if type(model)._on_step is not OffPolicyAlgorithm._on_step and not isinstance(model, DQN):
+        raise VOCError(
+            f"{type(model).__name__} does more at its steps in an environment (_on_step) than can be done without one; "
+            "train SAC, TD3, DDPG, DQN or VOCCritic."
+        )
+
+
+def _move_target(model: DQN) -> None:
+    """As DQN does while it plays; there it also takes the exploration rate of that time, which is not of now."""
+    polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), model.tau)
+    polyak_update(model.batch_norm_stats, model.batch_norm_stats_target, 1.0)
 
 
 def _plain_buffer(model: Any) -> ReplayBuffer:

@@ -57,7 +57,7 @@ class ValueTraces:
     shaped (``info["voc"]["raw_reward"]`` is there), are replaced by the raw ones.
 
     Raises:
-        VOCError: observations that hold no frames the VOC can read, or rewards that are scaled and then shaped.
+        VOCError: observations that hold no frames the VOC can read.
 
     Warns:
         UserWarning: frames that are made in another way than those of the VOC's training data.
@@ -70,14 +70,6 @@ class ValueTraces:
         check_own_codes(env, voc)
         normalize = unwrap_vec_normalize(env)
         self._scaled = normalize if normalize is not None and normalize.norm_reward else None
-        shaping = unwrap_vec_wrapper(env, VecVOCValue)
-        if (
-            self._scaled is not None
-            and shaping is not None
-            and shaping.value_settings[0].mode == "shaping"
-            and unwrap_vec_normalize(shaping)
-        ):
-            raise VOCError("VecNormalize scales the rewards before they are shaped; put it around the shaping.")
         self._horizon = horizon(voc.gamma)
         self._values: list[list[float]] = [[] for _ in range(env.num_envs)]
         self._rewards: list[list[float]] = [[] for _ in range(env.num_envs)]

@@ -16,7 +16,7 @@ from voc_rl.agents.improvement import ImprovementConfig, weighted_clone
 from voc_rl.agents.objectives import TD3BC, Cloning, advantage_weights, top_episodes
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.errors import VOCError
-from voc_rl.quantizers import tokenize
+from voc_rl.quantizers import save_quantizer, tokenize
 
 
 def test_td3_bc_leaves_its_spread_the_least_and_its_mean_as_without(tmp_path, monkeypatch):
@@ -130,3 +130,50 @@ def test_saved_agents_act_as_before(tmp_path, objective, inputs):
     again = OfflineAgent.load(tmp_path / "agent")
     obs = dataset.observations(np.arange(4))
     np.testing.assert_array_equal(agent.predict(obs, deterministic=True)[0], again.predict(obs, deterministic=True)[0])
+
+
+def test_an_agent_is_read_with_its_own_weights_and_quantizer_alone(tmp_path):
+    """Whatever lies in its folder while another is saved over it, or a quantizer is trained there."""
+    config = AgentConfig(inputs="tokens", width=16, loop=FEW.loop)
+    one, two = (OfflineAgent((9, 24, 24), 2, config, quantizer(), seed=seed) for seed in (0, 1))
+    with torch.no_grad():
+        next(two.encoder.quantizer.parameters()).mul_(1.01)
+    one.save(tmp_path / "one")
+    two.save(tmp_path / "two")
+    save_quantizer(two.encoder.quantizer, tmp_path / "one")
+    for file, other in (("quantizer", None), ("agent", one)):
+        if other is not None:
+            save_quantizer(other.encoder.quantizer, tmp_path / "one")
+            (tmp_path / "one" / "agent.safetensors").write_bytes((tmp_path / "two" / "agent.safetensors").read_bytes())
+        said = refusal(OfflineAgent.load, tmp_path / "one")
+        assert f"{file}.safetensors holds other weights than agent.json was written for" in said
+    one.save(tmp_path / "one")
+    again = OfflineAgent.load(tmp_path / "one")
+    assert all(torch.equal(t, again.networks.state_dict()[k]) for k, t in one.networks.state_dict().items())
+
+
+@pytest.mark.parametrize("inputs", ["tokens", "frames"])
+def test_another_default_type_of_numbers_changes_nothing(tmp_path, inputs):
+    dataset = framed(tmp_path)
+    config, own, learned = AgentConfig(inputs=inputs, width=16, loop=FEW.loop, shift=1), quantizer(), []
+    for kind in (torch.float32, torch.float64):
+        torch.set_default_dtype(kind)
+        try:
+            learned.append(OfflineAgent((9, 24, 24), 2, config, own).learn(dataset, partial(TD3BC, n=2)))
+            assert torch.get_default_dtype() == kind
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for one, other in zip(learned[0].actor.parameters(), learned[1].actor.parameters(), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
+def test_learning_leaves_the_quantizer_at_rest(tmp_path):
+    agent, modes = OfflineAgent((9, 24, 24), 2, FEW, quantizer()), []
+
+    def objective(agent, view):
+        modes.extend((agent.actor.training, any(part.training for part in agent.encoder.quantizer.modules())))
+        return Cloning(agent, view)
+
+    agent.learn(framed(tmp_path), objective)
+    assert modes == [True, False]

@@ -119,6 +119,27 @@ def test_discrete_actions_are_recorded_one_hot():
             record_episode(PixelObservation(Lift(), 16), wrong, np.random.SeedSequence(0))
 
 
+class Draws:
+    """Always the same."""
+
+    observation = "state"
+
+    def __init__(self, action):
+        self.action = action
+
+    def start_episode(self, rng):
+        pass
+
+    def sample(self, observation, rng):
+        return self.action, 0.0, 0
+
+
+@pytest.mark.parametrize("number", [2, np.int64(2), np.array(2)])
+def test_the_number_of_a_discrete_action_is_refused(number):
+    said = refusal(record_episode, PixelObservation(Lift(), 16), Draws(number), np.random.SeedSequence(0))
+    assert "drew the action 2; one of shape (3,), one-hot as EpsilonGreedy's, is needed here" in said
+
+
 class Buffers(gym.Env):
     """Draws every step into the same arrays, and says its state at all steps or at the first alone."""
 

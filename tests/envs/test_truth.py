@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from worlds import one_sentence
 
@@ -54,6 +59,45 @@ def test_processes_and_other_policies_change_nothing() -> None:
     np.testing.assert_array_equal(one[0].reward, alone[0].reward)
     assert not np.array_equal(one[0].reward, one[1].reward)  # other places, other noise
     assert not np.array_equal(one[0].reward[:, 0], one[0].reward[:, 1])
+
+
+class Waits(Steady):
+    """Says that it is asked, and then takes long."""
+
+    def __init__(self, asked: Path) -> None:
+        self.asked = asked
+
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        self.asked.touch()
+        time.sleep(300)
+        return super().draw(observation, rng)
+
+
+def wait_for_ever(asked: Path) -> None:
+    physics = DMControlEnv("walker-walk", 2).reset(seed=0)[1]["physics"]
+    roll_outs("walker-walk", physics[None], [Waits(asked)] * 2, 2, 1, 0, processes=2)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script, asked = tmp_path / "script.py", tmp_path / "asked"
+    script.write_text(
+        f"import sys, pathlib; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
+        "from test_truth import wait_for_ever\n"
+        "if __name__ == '__main__': wait_for_ever(pathlib.Path(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script), str(asked)])
+    deadline = time.monotonic() + 120
+    while not asked.exists():
+        assert process.poll() is None, "the roll-outs ended by themselves"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    alive = psutil.wait_procs(workers, timeout=20)[1]
+    for worker in alive:
+        worker.kill()
+    assert alive == []
 
 
 @pytest.mark.parametrize("task", ["reacher-easy", "point_mass-hard", "swimmer-swimmer6"])

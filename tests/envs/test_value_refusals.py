@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 from square import SIDE, SPEC, Square, square_env
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from worlds import one_sentence
 
 from voc_rl import VOC, VecVOCValue, VOCValueVectorWrapper, VOCValueWrapper
@@ -67,6 +67,17 @@ def test_refused_words_and_discounts(square_voc: Path) -> None:
     for shown in ({"observe": "features_only"}, {"features": "codes"}):
         assert "they need mode='observation'" in refusal(env, square_voc, **shown)
     assert "samples is 1" in refusal(env, square_voc, estimator="sample", samples=1)
+
+
+def test_rewards_are_scaled_after_they_are_shaped_and_not_before(square_voc: Path) -> None:
+    """Potentials are in reward units, and info's raw reward is one of the environment."""
+    envs, shaping = DummyVecEnv([square_env] * 2), {"mode": "shaping", "gamma": 0.5}
+    with pytest.raises(VOCError, match="VecNormalize scales the rewards before they are shaped; put it around") as no:
+        VecVOCValue(VecNormalize(envs, norm_obs=False), square_voc, **shaping)  # type: ignore[arg-type]
+    assert one_sentence(str(no.value))
+    VecVOCValue(VecNormalize(envs, norm_obs=False), square_voc)
+    VecVOCValue(VecNormalize(envs, norm_obs=False, norm_reward=False), square_voc, **shaping)  # type: ignore[arg-type]
+    VecNormalize(VecVOCValue(envs, square_voc, **shaping), norm_obs=False)  # type: ignore[arg-type]
 
 
 def test_refused_folders(square_voc: Path, tmp_path: Path) -> None:

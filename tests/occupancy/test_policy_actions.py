@@ -103,6 +103,29 @@ def test_numbers_of_discrete_actions_become_one_hot(tmp_path: Path) -> None:
     assert "discrete ones are one-hot there" in refusal(policy_actions, [other], dataset, 3, np.random.default_rng(0))
 
 
+def test_a_dqn_explores_at_each_row_by_itself_and_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks numpy's global numbers once for all rows, which would make each draw all random or all greedy."""
+    dataset, k, epsilon, draws = toy_dataset(tmp_path, (90, 90, 90, 90)), 2, 0.2, 6
+    assert dataset.state is not None
+    space = gym.spaces.Box(-np.inf, np.inf, dataset.state.shape[1:])
+    env = SimpleNamespace(observation_space=space, action_space=gym.spaces.Discrete(k))
+    agent = DQN("MlpPolicy", DummyVecEnv([lambda: Spaces(env)]), device="cpu", buffer_size=1, seed=0)
+    agent.exploration_rate = epsilon
+    monkeypatch.setattr(np.random, "rand", lambda: pytest.fail("global random numbers"))
+    before = torch.get_rng_state()
+    found = policy_actions([agent, DrawsOnce()], dataset, draws, np.random.default_rng(0)).drawn
+    assert torch.equal(torch.get_rng_state(), before)
+    greedy = np.eye(k)[agent.predict(dataset.state, deterministic=True)[0]]
+    strayed = (found[0] != greedy[:, None]).any(-1).mean(0)  # share of the rows, of each draw
+    share = epsilon * (k - 1) / k
+    np.testing.assert_allclose(strayed, share, atol=4 * np.sqrt(share * (1 - share) / len(dataset)))
+    again = policy_actions([agent, DrawsOnce()], dataset, draws, np.random.default_rng(0)).drawn
+    np.testing.assert_array_equal(again, found)
+    assert not np.array_equal(policy_actions([agent], dataset, draws, np.random.default_rng(1)).drawn[0], found[0])
+    alone = policy_actions([DrawsOnce()], dataset, draws, np.random.default_rng(0)).drawn[0]
+    np.testing.assert_array_equal(found[1], alone)
+
+
 class Spaces(gym.Env[np.ndarray, np.integer[Any]]):
     """Where an agent comes from that never acts."""
 

@@ -11,7 +11,7 @@ import torch
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_positive
-from voc_rl.policy import memoryless, observation_of, space_shape
+from voc_rl.policy import choices_of, epsilon_greedy, memoryless, observation_of, space_shape
 from voc_rl.precision import seeded
 
 ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy at once
@@ -55,7 +55,8 @@ def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Genera
 
     All from one pass of ``policy.draws(observation, count, rng)``, (count, B, A), where there is one; else from
     ``policy.draw(observation, rng)`` or Stable-Baselines3's ``predict`` with its noise, a pass per draw. That noise is
-    PyTorch's global one, as Stable-Baselines3's is, or the policy's own; the former follows ``rng``.
+    PyTorch's global one, as Stable-Baselines3's is, or the policy's own; the former follows ``rng``. Of an agent of
+    discrete actions with an ``exploration_rate`` (DQN) each row explores by itself, by ``rng``, as ``EpsilonGreedy``.
 
     Raises:
         VOCError: no ``predict``, one with a recurrent state, a policy of the state where the data hold none, of
@@ -98,7 +99,11 @@ def _draws(policy: Any, observation: np.ndarray, count: int, rng: np.random.Gene
         return np.clip(np.asarray(policy.draws(observation, count, rng)), -1.0, 1.0)
     if hasattr(policy, "draw"):
         return np.clip([policy.draw(observation, rng) for _ in range(count)], -1.0, 1.0)
-    seed = int(rng.spawn(1)[0].integers(2**63))  # no number of `rng` itself: other policies' draws stay what they were
+    own = rng.spawn(1)[0]  # no number of `rng` itself: other policies' draws stay what they were
+    if choices_of(getattr(policy, "action_space", None)) is not None and hasattr(policy, "exploration_rate"):
+        # DQN's `predict` tosses one coin for all rows, and numpy's global one
+        return epsilon_greedy(memoryless(policy, observation, True), policy.exploration_rate, count, own)
+    seed = int(own.integers(2**63))
     with seeded(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"), seed), torch.no_grad():
         return np.stack([memoryless(policy, observation, deterministic=False) for _ in range(count)])
 

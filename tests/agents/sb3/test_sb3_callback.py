@@ -170,11 +170,6 @@ def test_what_cannot_be_read_is_refused(square_voc: Path) -> None:
     for env, voc, words in (
         (blind, square_voc, "a value wrapper has to show features='codes'"),
         (corridors(1), square_voc, "uint8 (3, 4, 4)"),
-        (
-            VecVOCValue(VecNormalize(corridors(1), norm_obs=False), table_voc(VALUES), mode="shaping", gamma=0.8),
-            table_voc(VALUES),
-            "put it around the shaping",
-        ),
     ):
         with pytest.raises(VOCError) as refusal:
             learn(PPO, env, VOCValueCallback(voc), steps=20)

@@ -248,6 +248,8 @@ def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged:
     with torch.no_grad():
         next(others.quantizer.parameters()).mul_(1.01)
     others.save(tmp_path / "others")
+    headless = VOC(others.quantizer, others.occupancy, others.reward_head, None, others.gamma, others.spec)
+    headless.save(tmp_path / "headless")
     foreign = VOCValueWrapper(square_env(), tmp_path / "others", **CODES)
     vectors = VecVOCValue(DummyVecEnv([square_env]), tmp_path / "others", **CODES)
     own = VecVOCValue(DummyVecEnv([square_env]), voc, **CODES)
@@ -264,6 +266,10 @@ def test_bad_input_is_refused_in_a_sentence(voc: Path, square_voc: Path, logged:
         (lambda: agent(voc, wide), reads),
         (lambda: agent(voc, small), f"PixelObservation(env, size={SIDE}, stack=3) makes them"),
         (lambda: agent(square_voc), "reads no actions; train one with voc_rl.agents.train_action_voc"),
+        (
+            lambda: agent(tmp_path / "headless", eyes=voc),
+            "train one with voc_rl.agents.train_action_voc at one discount",
+        ),
         (lambda: agent(voc, gamma=0.9), "gamma is 0.9, the VOC's 0.5"),
         (lambda: agent(voc, voc_weight=-1.0), "voc_weight is -1.0"),
         (lambda: agent(voc, voc_weight=math.nan), "voc_weight is nan"),

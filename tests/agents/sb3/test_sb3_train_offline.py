@@ -130,18 +130,51 @@ def test_what_is_logged_and_how_the_learning_rate_falls(chain: Path, monkeypatch
     train = model.train
     monkeypatch.setattr(model, "train", lambda steps, size: (asked.append((steps, size)), train(steps, size)))
     train_offline(model, Episodes.open(chain), 25, log_every=10, progress=False, say=None)
-    assert asked == [(10, 64), (10, 64), (5, 64)]
+    assert asked == [(1, 64)] * 25
     assert [step for step, _ in log.dumps] == [10, 20, 25]
-    for (step, row), rate in zip(log.dumps, (1e-3, 0.6e-3, 0.2e-3), strict=True):
+    for step, row in log.dumps:
         assert row["time/gradient_steps"] == step
         assert row["train/n_updates"] == step
-        assert row["train/learning_rate"] == pytest.approx(rate)
+        assert row["train/learning_rate"] == pytest.approx(1e-3 * (1 - (step - 1) / 25))
         assert np.isfinite([row["train/actor_loss"], row["train/critic_loss"]]).all()
-    assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(0.2e-3)
+    assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 25)
     train_offline(model, None, 3, batch_size=16, progress=False)  # goes on, from the full rate again
-    assert asked[3:] == [(3, 16)]
+    assert asked[25:] == [(1, 16)] * 3
     assert log.dumps[-1][1]["train/n_updates"] == 28
-    assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 3)
+
+
+@pytest.mark.parametrize("log_every", [7, 50, 1000])
+def test_when_something_is_logged_changes_nothing_that_is_learned(
+    log_every: int, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate of 250 gradient steps falls every third one."""
+    learned = []
+    for every in (250, log_every):
+        model, rates = agent(learning_rate=lambda left: 1e-3 * left), list[float]()
+        step = model.critic.optimizer.step
+        monkeypatch.setattr(
+            model.critic.optimizer, "step",
+            lambda *a, model=model, rates=rates, step=step: (
+                rates.append(model.critic.optimizer.param_groups[0]["lr"]), step(*a),
+            ),
+        )  # fmt: skip
+        fill_replay_buffer(model, Episodes.open(chain), say=None)
+        model.set_random_seed(3)
+        train_offline(model, None, 250, log_every=every, progress=False)
+        done = np.arange(250)
+        np.testing.assert_allclose(rates, 1e-3 * (1 - (done - done % 3) / 250))
+        learned.append(model.policy.state_dict())
+    for name, tensor in learned[0].items():
+        assert torch.equal(tensor, learned[1][name]), name
+
+
+def test_sac_moves_its_target_as_often_as_it_is_told(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[float] = []
+    monkeypatch.setattr("stable_baselines3.sac.sac.polyak_update", lambda *a: moves.append(a[2]))
+    model = agent(target_update_interval=8)
+    train_offline(model, Episodes.open(chain), 80, progress=False, say=None)
+    assert sorted(moves) == [0.02] * 10 + [1.0] * 10
 
 
 def test_an_agent_that_never_learned_before_and_goes_on_learning(chain: Path, tmp_path: Path) -> None:
@@ -238,6 +271,82 @@ def test_dqn_learns_the_exact_q_of_one_hot_actions(choices: Episodes) -> None:
         found = model.q_net(torch.from_numpy(seen(np.arange(LINKS))[:, None])).numpy()
     # the best of three levels is the best action of all
     np.testing.assert_allclose(found, np.array([exact_q(s, LEVELS) for s in range(LINKS)]), atol=0.06)
+
+
+def dqn(envs: int = 1, **changed: Any) -> DQN:
+    settings = {"gamma": GAMMA, "batch_size": 64, "policy_kwargs": {"net_arch": [8]}, **changed}
+    return DQN(
+        "MlpPolicy", DummyVecEnv([Choices] * envs), buffer_size=1000, seed=0, device="cpu",
+        **settings,
+    )  # fmt: skip
+
+
+def test_dqn_acts_by_what_it_learned(choices: Episodes, tmp_path: Path) -> None:
+    """A fresh agent explores nowhere, and training on data gives no reason to; one that explored goes on."""
+    model = dqn()
+    train_offline(model, choices, 5, progress=False, say=None)
+    model.save(tmp_path / "agent")
+    obs = np.random.default_rng(0).normal(size=(200, 1)).astype(np.float32)
+    for own in (model, DQN.load(tmp_path / "agent", device="cpu")):
+        assert own.exploration_rate == 0.0
+        acted = [int(own.predict(one)[0]) for one in obs]
+        np.testing.assert_array_equal(acted, own.predict(obs, deterministic=True)[0])
+    model.exploration_rate = 0.3
+    train_offline(model, None, 200, log_every=100, progress=False)
+    assert model.exploration_rate == 0.3
+
+
+@pytest.mark.parametrize("envs", [1, 4])
+@pytest.mark.parametrize("log_every", [7, 1000])
+def test_dqn_moves_its_target_every_so_many_gradient_steps(envs: int, log_every: int, choices: Episodes) -> None:
+    """By hand: a soft move after steps 20, 40 and 60, of which the first call makes 25."""
+    model = dqn(envs, target_update_interval=20, tau=0.25)
+    fill_replay_buffer(model, choices, say=None)
+    target, seen = [p.clone() for p in model.q_net_target.parameters()], list[int]()
+    for steps in (25, 35):
+        before, moved = model._n_updates, len(seen)
+        train = model.train
+
+        def counted(count: int, size: int, train: Any = train) -> None:
+            train(count, size)
+            if model._n_updates % 20 == 0:
+                seen.append(model._n_updates)
+                for old, new in zip(target, model.q_net.parameters(), strict=True):
+                    old.data.mul_(0.75).add_(0.25 * new.detach())
+
+        model.train = counted  # type: ignore[method-assign]
+        train_offline(model, None, steps, log_every=log_every, progress=False)
+        model.train = train  # type: ignore[method-assign]
+        assert model._n_updates == before + steps
+        assert len(seen) > moved
+    assert seen == [20, 40, 60]
+    for old, new in zip(target, model.q_net_target.parameters(), strict=True):
+        torch.testing.assert_close(old, new)
+
+
+def test_dqn_trains_in_large_parts_between_moves(choices: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a logged loss is the mean of more than one batch."""
+    model, asked = dqn(target_update_interval=40), list[int]()
+    train = model.train
+    monkeypatch.setattr(model, "train", lambda steps, size: (asked.append(steps), train(steps, size)))
+    train_offline(model, choices, 3000, batch_size=4, log_every=50, progress=False, say=None)
+    assert asked[:6] == [30, 10, 10, 10, 20, 10]  # to 30, 40 (a move), 50 (a dump), 60, 80 (a move), 90
+    assert sum(asked) == 3000
+
+
+class Moves(TD3):
+    """Learns a part of what it learns while it plays, as other packages' agents may."""
+
+    def _on_step(self) -> None:
+        raise AssertionError("played")
+
+
+def test_an_agent_that_also_learns_while_it_plays_is_refused(chain: Path) -> None:
+    model = agent(Moves)
+    with pytest.raises(VOCError, match="Moves does more at its steps in an environment") as refused:
+        train_offline(model, Episodes.open(chain), 5, progress=False)
+    assert one_sentence(str(refused.value))
+    assert model.replay_buffer.size() == 0
 
 
 class Three(Chain):
