@@ -1,8 +1,8 @@
 """What a value model has to beat: critics from the same pixels, in the same CPU seconds.
 
-``mc`` regresses on the logged returns, ``td`` on n-step returns that bootstrap from its own slow copy. Both are
-convolutional networks with random shifts (Yarats et al. 2021), start at the mean of the data, and stop early: the
-slow copy that is best on episodes held out of the training data is kept.
+``mc`` regresses on the logged returns, ``td`` on n-step returns that bootstrap from its own slow copy where that weighs
+more than .1, else from the mean of the data. Both are convolutional networks with random shifts (Yarats et al.
+2021), start at that mean, and stop early: the slow copy that is best on episodes held out of the training data is kept.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class _Goals:
         return torch.from_numpy(self.ahead.partial[rows] * (1 - self.gamma) + later).float()
 
     def look_ahead(self, slow: ConvolutionalCritic, dataset: Episodes) -> None:
-        """Value under the slow copy wherever an n-step return continues with a weight that counts."""
+        """Value under the slow copy wherever an n-step return continues with a weight above .1; it stays the mean of
+        the data elsewhere."""
         needed = np.unique(self.ahead.bootstrap[self.ahead.weight > 0.1])
         if len(needed):
             self.later[needed] = _predict(slow, dataset, needed)

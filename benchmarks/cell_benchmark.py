@@ -9,11 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from voc_rl.benchmarks.cells import Cell, hold_settings, run_cells
+from voc_rl.benchmarks.cells import Cell, finished, hold_settings, run_cells
 from voc_rl.benchmarks.ope_protocol import TASKS
 from voc_rl.benchmarks.results import options, write_results
 from voc_rl.distributed import alone, join, meet, ranks
-from voc_rl.errors import check_choices
+from voc_rl.errors import VOCError, check_choices
 from voc_rl.precision import choose_device
 
 UNSAID = ("scale", "out", "results", "device", "processes")  # options that do not choose which cells there are
@@ -48,6 +48,8 @@ class CellBenchmark(ABC):
     processes: int = 1
     """Cells that are done at once, on the GPUs of this machine in turn. On several machines: 1, and torchrun
     --nproc-per-node N -m voc_rl.benchmarks.NAME, of whose processes each does one cell at a time."""
+    finished: bool = False
+    """Table of the cells of --tasks that are done, whichever other options they were done with; does none."""
 
     def run(self) -> dict[str, Any]:
         """Do the cells that are missing, then write table and plot of all that were asked for, and print the table.
@@ -56,14 +58,18 @@ class CellBenchmark(ABC):
 
         Raises:
             VOCError: unknown words, or other options that do not fit; ``out`` was made with other settings; another
-                process was lost.
+                process was lost; ``finished``, and no cell is.
         """
         cells = self.cells()
         join(choose_device(self.device), PATIENCE)
+        records = self.done(self.file, cells) if self.finished else []
+        if self.finished and not records:
+            raise VOCError(f"{self.out / self.file} holds no finished cell of these tasks; leave out --finished.")
         if ranks().first:
             hold_settings(self.out / "settings.json", self.settings())
-        self.prepare()
-        records = run_cells(cells, self.work, self.out / self.file, processes=self.processes)
+        if not self.finished:
+            self.prepare()
+            records = run_cells(cells, self.work, self.out / self.file, processes=self.processes)
         found = self.summary(records)
         found["command"] += options(self._said())
         if ranks().first:
@@ -72,6 +78,11 @@ class CellBenchmark(ABC):
             self.draw(folder / f"{self.name}.png", records, found)
             print(table)
         return found
+
+    def done(self, file: str, asked: Sequence[Cell] = ()) -> list[dict[str, Any]]:
+        """All records of the tasks that a file in ``out`` holds, those ``asked`` for first, in their order."""
+        own = [record for record in finished(self.out / file) if record["cell"]["task"] in self.tasks]
+        return sorted(own, key=lambda r: asked.index(r["cell"]) if r["cell"] in asked else len(asked))
 
     @abstractmethod
     def cells(self) -> list[Cell]:
@@ -121,9 +132,15 @@ class CellBenchmark(ABC):
 
     def _said(self) -> dict[str, tuple[Sequence[Any], Sequence[Any]]]:
         """What was chosen and the default, by option."""
-        chosen = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.name not in UNSAID}
+        told = [f for f in fields(self) if f.name not in UNSAID]
+        if self.finished:  # no other option matters then
+            told = [f for f in told if f.name in ("tasks", "finished")]
+        chosen = {f.name: (getattr(self, f.name), f.default) for f in told}
         return {name: (_listed(own), _listed(usual)) for name, (own, usual) in chosen.items()}
 
 
 def _listed(value: Any) -> tuple[Any, ...]:
+    """The words behind an option's name; none behind a switch that is on."""
+    if value is True:
+        return ()
     return value if isinstance(value, tuple) else (value,)

@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +30,7 @@ from voc_rl.distributed import alone, dealt, meet, ranks
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
 from voc_rl.precision import take_gpu, visible_gpus
-from voc_rl.runs import cpu_seconds
+from voc_rl.runs import cpu_seconds, versions
 
 Cell = Mapping[str, Any]
 Work = Callable[[Cell], Mapping[str, Any]]
@@ -58,7 +58,8 @@ def run_cells(
     Args:
         cells: JSON-ready settings, all that tells one cell from another; the order of the keys does not matter. A key
             ``settings`` may hold a fingerprint of sizes and schedules: cells of other ones are then done anew.
-        work: a cell -> its JSON-ready result. What it raises ends the run; earlier cells are kept.
+        work: a cell -> its JSON-ready result. What it raises ends the run; earlier cells are kept, and those that other
+            ``processes`` are in are finished and kept.
         path: the JSONL file, held by this run alone until it is done.
         say: is told of every cell and of the time left.
         processes: how many cells are done at once, in so many processes, each of which sees one GPU, where there are
@@ -81,7 +82,9 @@ def run_cells(
         if not path.exists():
             raise VOCError(f"{path} is not there for every process; choose an --out that all machines share.")
         with nullcontext(file) if file else _held(_beside(path, own.rank)) as kept:
-            _do_missing(keys, finished(path), work, kept, say, processes)
+            records = finished(path)
+            meet()  # nobody works before all have read: what is dealt is a place in the same list
+            _do_missing(keys, records, work, kept, say, processes)
         meet()
         if file:  # by name: the listing of a folder on the network can be an old one
             _take_in([_beside(path, rank) for rank in range(1, own.size)], path, file)
@@ -112,13 +115,22 @@ def _records(cells: Sequence[Cell], work: Work, processes: int) -> Iterator[tupl
     if processes == 1:
         yield from ((place + 1, _measured(cells[place], work)) for place in dealt(len(cells)))
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, take_gpu, (context.Value("i"), visible_gpus()))
-    try:
-        futures = [pool.submit(_measured, cell, work) for cell in cells]
-        yield from enumerate((future.result() for future in as_completed(futures)), 1)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    context, waiting, count = multiprocessing.get_context("spawn"), iter(cells), 0
+    errors: list[BaseException] = []
+    with ProcessPoolExecutor(processes, context, take_gpu, (context.Value("i"), visible_gpus())) as pool:
+        running = {pool.submit(_measured, cell, work) for cell in itertools.islice(waiting, processes)}
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                if error := future.exception():
+                    errors.append(error)
+                else:
+                    count += 1
+                    yield count, future.result()
+            if not errors:
+                running |= {pool.submit(_measured, cell, work) for cell in itertools.islice(waiting, len(ended))}
+    if errors:
+        raise errors[0]
 
 
 def _write(record: Mapping[str, Any], file: IO[bytes]) -> None:
@@ -196,7 +208,7 @@ def _measured(cell: Cell, work: Work) -> dict[str, Any]:
     with alone():
         result = dict(work(cell))
     seconds = {"seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(cpu_seconds() - cpu, 3)}
-    return {"cell": dict(cell), "result": result, **seconds, "hardware": hardware()}
+    return {"cell": dict(cell), "result": result, **seconds, "hardware": hardware(), "versions": versions()}
 
 
 @contextmanager

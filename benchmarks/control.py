@@ -144,6 +144,8 @@ class Control(CellBenchmark):
 
     def models(self, say: Say = print) -> list[dict[str, Any]]:
         """Train the models that the methods need and that are missing; returns the records of all."""
+        if self.finished:
+            return self.done("models.jsonl")
         file = self.out / "models.jsonl"
         if any(method.endswith(THROUGH) for method in self.methods):  # one for all seeds
             run_cells(grid(task=self.tasks, mix=self.mixes, model=(CONV,), seed=(0,)), self.make, file, say)

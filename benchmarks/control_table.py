@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 
 from voc_rl.benchmarks.control_data import name_of
-from voc_rl.benchmarks.results import hardware
-from voc_rl.runs import versions
+from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.values.statistics import student_interval
 
 LEVEL = 0.9
+NOTES = """\
+- return: a mean over seeds of the mean over episodes; its interval is over the seeds where there are several, else over
+  episodes. seeds: the mean of each.
+- lies: mean share of the time on the ground (Walker) or on the back (Cheetah). never lies: episodes that never do, of
+  all, and what they earn.
+- outside support: share of the planned actions that lie outside the support of the clone that proposes them.
+- ms per decision: to see (frames to codes and features), to propose actions and to score them; so many environments are
+  decided for at once."""
 WHAT = {
     "behaviour": "what made the data",
     "best_logged": "the best checkpoint of the data, from the true state, with the noise it logged with",
@@ -126,8 +133,8 @@ def results_of(
         "what": "Returns of policies learned from logged pixels; 90 % intervals of the mean, over seeds where there "
         "are several",
         "scale": scale, "tasks": tasks,
-        "hardware": ", ".join(sorted({str(record.get("hardware", hardware())) for record in records})),
-        "versions": versions(), "command": f"python -m voc_rl.benchmarks.control --scale {scale}",
+        "hardware": hardware_of([*models, *records]), "versions": versions_of([*models, *records]),
+        "command": f"python -m voc_rl.benchmarks.control --scale {scale}",
     }  # fmt: skip
 
 
@@ -160,7 +167,7 @@ def table(found: Mapping[str, Any]) -> str:
                 )
                 lines += ["", f"{said}; in the data {own['goal_reward_data']:.3f}."]
         lines.append("")
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, NOTES])
 
 
 def _never(own: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ class DataEfficiency(CellBenchmark):
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         scale, truth = SCALES[self.scale], {}
         gamma = scale.gammas[0]
-        for task in self.tasks:
+        for task in dict.fromkeys(record["cell"]["task"] for record in records):
             data = self.data(task)
             truth[task] = {name: data.true_j(gamma)[name] for name in data.targets(False)}
         return results_of(records, truth, self.scale, gamma, scale.episodes)

@@ -11,9 +11,8 @@ import numpy as np
 from voc_rl.benchmarks.ope_scores import policy_scores
 from voc_rl.benchmarks.ope_table import WHAT
 from voc_rl.benchmarks.plots import LIGHT, fitted_png, legend, new_figure, style
-from voc_rl.benchmarks.results import hardware_of
+from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.checkpoints import atomic_path
-from voc_rl.runs import versions
 
 KEPT = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "coverage90")
 ORDER = ("voc", "voc_head", "mfmc", "fqe", "dr", "wis")
@@ -50,7 +49,7 @@ def results_of(
         }  # fmt: skip
     return {
         "what": "Errors of policy values against the number of logged episodes, J = (1 - gamma) V / r_max",
-        "scale": scale, "tasks": tasks, "hardware": hardware_of(records), "versions": versions(),
+        "scale": scale, "tasks": tasks, "hardware": hardware_of(records), "versions": versions_of(records),
         "command": f"python -m voc_rl.benchmarks.data_efficiency --scale {scale}",
     }  # fmt: skip
 

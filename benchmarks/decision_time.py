@@ -75,7 +75,8 @@ def main(args: Args) -> dict[str, Any]:
         "scale": args.scale, "size": SCALES[args.scale].size, "device": device_name(device), "samples": SAMPLES,
         "decisions": args.decisions, "hardware": hardware(), "versions": versions(), "rows": rows,
         "command": f"python -m voc_rl.benchmarks.decision_time --scale {args.scale}" + options({
-            "task": ((args.task,), ("walker-walk",)), "decisions": ((args.decisions,), (20,)),
+            "task": ((args.task,), (Args.task,)), "decisions": ((args.decisions,), (Args.decisions,)),
+            "threads": (args.threads, Args.threads), "device": ((args.device,), (Args.device,)),
         }),
     }  # fmt: skip
     text = table(found)

@@ -14,7 +14,7 @@ from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, hops, train_occupancy
 from voc_rl.precision import autocast
 from voc_rl.training import VOCConfig, fresh_networks
-from voc_rl.values import ValueEstimate, from_samples, horizon
+from voc_rl.values import ValueEstimate, completed, from_samples, horizon
 
 ONE_STEP_DROPOUT = 0.5  # of features: from the second step of a roll-out on, the model sees its own codes alone
 
@@ -69,7 +69,8 @@ def roll_out(
 ) -> ValueEstimate:
     """Values by summing discounted rewards along roll-outs of H steps, gamma^H < 0.01.
 
-    As many roll-outs per state as ``token_budget`` observations allow, at least two.
+    What lies beyond H is taken to be like what lies before it, as in the truth; nothing lies beyond an END. As many
+    roll-outs per state as ``token_budget`` observations allow, at least two.
     """
     steps = horizon(voc.gamma)
     count = max(token_budget // steps, 2)
@@ -78,4 +79,6 @@ def roll_out(
         total = np.zeros((len(codes), count))
         for k, state in enumerate(hops(model, codes.long(), features, count, steps, generator)):
             total += voc.gamma**k * voc.rewards(state).cpu().numpy()
+    going = (state[..., 0] != model.config.end_code).cpu().numpy()
+    total = completed(total, np.where(going, steps, np.inf), voc.gamma)
     return from_samples(total * (1.0 - voc.gamma), voc.gamma)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -50,13 +51,22 @@ def policy_scores(
     }
 
 
-def paired_difference(errors: np.ndarray, others: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    """By how much absolute errors (P,) of policies are above others (P,): mean, low, high (90 % of bootstrapped means;
-    policies are drawn with replacement)."""
-    difference = errors - others
+def told_apart(low: float, high: float, by_seed: Sequence[float]) -> bool:
+    """Whether two methods' errors can be told apart: the interval of their difference leaves out 0, and every seed is
+    on its side of 0. (Bootstraps over policies or episodes know nothing of luck in training; the seeds do.)"""
+    return bool(min(low, *by_seed) > 0 or max(high, *by_seed) < 0)
+
+
+def paired_difference(errors: np.ndarray, others: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    """By how much absolute errors (seeds, P) of policies are above others (seeds, P): mean, low, high (90 % of
+    bootstrapped means over seeds; policies are drawn with replacement), by_seed, told_apart."""
+    by_seed, difference = (errors - others).mean(1).tolist(), (errors - others).mean(0)
     drawn = rng.integers(len(difference), size=(RESAMPLED, len(difference)))
     low, high = np.quantile(difference[drawn].mean(1), [0.05, 0.95])
-    return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
+    return {
+        "mean": float(difference.mean()), "low": float(low), "high": float(high), "by_seed": by_seed,
+        "told_apart": told_apart(low, high, by_seed),
+    }  # fmt: skip
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -29,7 +29,7 @@ from voc_rl.benchmarks.plots_frames import psnr
 from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
 from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, psnr_notes, summary, table
-from voc_rl.benchmarks.results import hardware_of, write_results
+from voc_rl.benchmarks.results import hardware_of, options, versions_of, write_results
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
@@ -45,7 +45,7 @@ from voc_rl.quantizers import (
     train_quantizer,
 )
 from voc_rl.quantizers.vqvae import PrincipalComponents
-from voc_rl.runs import cpu_seconds, fingerprint, versions
+from voc_rl.runs import cpu_seconds, fingerprint
 from voc_rl.sizes import sized
 from voc_rl.training import VOCConfig, fresh_quantizer
 
@@ -254,13 +254,16 @@ def main(args: Args) -> dict[str, Any]:
 
 def _write(args: Args, bench: Bench, records: list[dict[str, Any]]) -> dict[str, Any]:
     found = summary(records)
-    scale, seeds = bench.scale, " ".join(map(str, args.seeds))
+    scale, usual = bench.scale, Args()
     results = {
         "what": f"What quantizers keep of frames: trained on {1 - HELD_OUT:.0%} of {scale.episodes} episodes of "
         f"{scale.episode_steps} steps, measured on the others",
         "scale": args.scale, "settings": {name: _settings(name, scale) for name in args.quantizers}, "threads": 1,
-        "tasks": found, "hardware": hardware_of(records), "versions": versions(),
-        "command": f"python -m voc_rl.benchmarks.quantizers --scale {args.scale} --seeds {seeds}",
+        "tasks": found, "hardware": hardware_of(records), "versions": versions_of(records),
+        "command": f"python -m voc_rl.benchmarks.quantizers --scale {args.scale}" + options({
+            "tasks": (args.tasks, usual.tasks), "quantizers": (args.quantizers, usual.quantizers),
+            "seeds": (args.seeds, usual.seeds),
+        }),
     }  # fmt: skip
     text = table(found)
     folder = write_results("quantizers", results, text, args.results)

@@ -102,7 +102,7 @@ def _quantizer_words(metrics: Mapping[str, Any]) -> str:
     quantizer = metrics.get("quantizer") or {}
     parts = []
     if np.isfinite(value := as_number(quantizer.get("psnr"))):
-        parts.append(f"PSNR {value:.1f} dB on held-out frames")
+        parts.append(f"PSNR {value:.1f} dB on a few random held-out stacks of frames")
     if np.isfinite(value := as_number(quantizer.get("use"))):
         parts.append(f"{percent(value)} of the codes in use")
     if np.isfinite(value := as_number(quantizer.get("perplexity"))):

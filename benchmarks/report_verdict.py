@@ -41,7 +41,7 @@ def rmse_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     rows = scores(metrics)
     numbers = {name: as_number(row.get("nrmse")) for name, row in rows.items()}
     if all(math.isnan(v) for v in numbers.values()):
-        numbers = {name: math.sqrt(max(0.0, as_number(row.get("error")))) for name, row in rows.items()}
+        numbers = {name: math.sqrt(max(as_number(row.get("error")), 0.0)) for name, row in rows.items()}
     return {name: v for name, v in numbers.items() if not math.isnan(v)}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from voc_rl.checkpoints import atomic_path, write_json
+from voc_rl.runs import versions
 
 FOLDER = Path("benchmarks/results")
 
@@ -40,3 +41,10 @@ def hardware() -> str:
 def hardware_of(records: Sequence[Mapping[str, Any]]) -> str:
     """What the records of cells were made on, each machine once."""
     return "; ".join(dict.fromkeys(record["hardware"] for record in records))
+
+
+def versions_of(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the records of cells were made with, each version once; "not noted" where a record does not say."""
+    noted = [record.get("versions", {}) for record in records]
+    packages = dict.fromkeys([*versions(), *(package for own in noted for package in own)])
+    return {package: "; ".join(dict.fromkeys(own.get(package, "not noted") for own in noted)) for package in packages}

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from voc_rl.benchmarks.ope_scores import policy_scores
-from voc_rl.benchmarks.results import hardware_of
+from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.checkpoints import atomic_path
-from voc_rl.runs import versions
 
 Truth = Mapping[str, Mapping[str, Mapping[str, float]]]  # task -> reward -> policy -> J
 WHAT = {
@@ -37,13 +36,21 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str, g
             tasks[task] = {
                 "gamma": gamma,
                 "rewards": {reward: _of_reward(own, task, reward, truth[task][reward]) for reward in truth[task]},
-                "cpu_seconds": {r["cell"]["method"]: r["cpu_seconds"] for r in own if r["cell"]["task"] == task},
+                "cpu_seconds": _cpu_seconds([record for record in own if record["cell"]["task"] == task]),
             }
     return {
         "what": "Values of policies under rewards that nobody logged, J = (1 - gamma) V, against true roll-outs",
         "scale": scale, "tasks": found["test"], "development": found["development"], "hardware": hardware_of(records),
-        "versions": versions(), "command": f"python -m voc_rl.benchmarks.rewards --scale {scale}",
+        "versions": versions_of(records), "command": f"python -m voc_rl.benchmarks.rewards --scale {scale}",
     }  # fmt: skip
+
+
+def _cpu_seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of a cell by its method, averaged over seeds."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        seconds[record["cell"]["method"]].append(record["cpu_seconds"])
+    return {method: float(np.mean(own)) for method, own in seconds.items()}
 
 
 def _of_reward(
@@ -81,12 +88,14 @@ def _mean(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Markdown: a table per task; MAE and rank correlation by method and reward, test policies."""
-    lines = []
-    for task, entry in found["tasks"].items():
+    """Markdown: a table per task; MAE and rank correlation by method and reward, test policies; the development ones
+    where no others were asked."""
+    lines: list[str] = []
+    kind, tasks = ("", found["tasks"]) if found["tasks"] else ("development ", found["development"])
+    for task, entry in tasks.items():
         rewards = entry["rewards"]
         some = next(iter(rewards.values()))
-        lines.append(f"**{task}**, γ = {entry['gamma']:g}, {some['policies']} policies: MAE of J (Spearman)\n")
+        lines.append(f"**{task}**, γ = {entry['gamma']:g}, {some['policies']} {kind}policies: MAE of J (Spearman)\n")
         lines.append(f"| method | what it is | {' | '.join(rewards)} | CPU s |")
         lines.append(f"|---|---|{'---:|' * (len(rewards) + 1)}")
         spread = " | ".join(f"{one['range']:.3f}" for one in rewards.values())
@@ -99,11 +108,10 @@ def table(found: Mapping[str, Any]) -> str:
                 f"| `{method}` | {WHAT[method]} | {' | '.join(cells)} | {'–' if cpu is None else f'{cpu:.0f}'} |"
             )
         lines.append("")
-    lines.append(
-        "`voc`, `voc_density` and `mfmc` share the CPU seconds of one cell. % answered: share of the policies that got "
-        "a number; error and rank are of those alone."
-    )
-    return "\n".join(lines)
+    note = "`voc`, `voc_density` and `mfmc` share the CPU seconds of one cell."
+    if any("% answered" in line for line in lines):
+        note += " % answered: share of the policies that got a number; error and rank are of those alone."
+    return "\n".join([*lines, note])
 
 
 def _cell(scored: Mapping[str, float]) -> str:

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from voc_rl.benchmarks.cells import hold_settings
-from voc_rl.benchmarks.results import hardware, hardware_of, options, write_results
+from voc_rl.benchmarks.results import hardware, hardware_of, options, versions_of, write_results
 from voc_rl.benchmarks.sb3_curves_plot import draw_curves
 from voc_rl.checkpoints import read_json, write_json
 from voc_rl.envs import VecVOCValue, make_env
@@ -101,7 +101,7 @@ def run_cell(arm: str, seed: int, args: Args) -> dict[str, Any]:
         model.learn(10**9, callback=episodes)
     env.close()
     found = {"arm": arm, "seed": seed, "steps": model.num_timesteps, "episodes": episodes.rows}
-    return {**found, "hardware": hardware()}
+    return {**found, "hardware": hardware(), "versions": versions()}
 
 
 def agent_env(arm: str, task: str, voc: Path, seed: int, limit: int | None = None) -> VecEnv:
@@ -177,7 +177,7 @@ def main(args: Args) -> dict[str, Any]:
     results = {
         "what": f"PPO on {args.task} from pixels, with and without VOC features and shaping: raw returns of episodes",
         "scale": args.scale, "cpu_minutes": minutes, "task": args.task, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
-        "voc_gamma": voc.gamma, "arms": found, "hardware": hardware_of(cells), "versions": versions(),
+        "voc_gamma": voc.gamma, "arms": found, "hardware": hardware_of(cells), "versions": versions_of(cells),
         "command": f"python -m voc_rl.benchmarks.sb3_curves --voc {args.voc} --scale {args.scale}"
         + options({"task": ((args.task,), (Args.task,))}),
     }  # fmt: skip

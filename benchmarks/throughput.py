@@ -6,7 +6,8 @@ python -m voc_rl.benchmarks.throughput --scale gpu --device cuda
 The public code draws the futures of a batch by one ``generate`` call per sample (top_k 50, Hugging Face's default), and
 draws targets for a whole batch of which it throws 1 - gamma away. Ours and the reference take turns in one process, on
 equal threads: the number at which the reference is fastest. The reference is timed on fewer calls than samples, and
-its seconds are scaled. Parts of one device replace the same parts of an earlier run; those of the other stay.
+its seconds are scaled. Parts and sizes of one device replace the same ones of an earlier run with the same scale,
+machine and versions; other parts, other sizes and those of the other device stay.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from voc_rl.benchmarks.throughput_cases import SIZES, Case, Rounds
 from voc_rl.benchmarks.throughput_plot import draw
 from voc_rl.benchmarks.throughput_table import table
 from voc_rl.checkpoints import read_json
-from voc_rl.errors import check_choice, check_choices
+from voc_rl.errors import VOCError, check_choice, check_choices
 from voc_rl.precision import choose_device, device_name, keep_freed_memory
 from voc_rl.runs import versions
 
@@ -89,7 +90,11 @@ class Args:
 
 
 def main(args: Args) -> dict[str, Any]:
-    """Time everything that the scale asks for; what is known so far is written after each part."""
+    """Time everything that the scale asks for; what is known so far is written after each part.
+
+    Raises:
+        VOCError: unknown words; some parts or sizes beside those of another scale, machine or version.
+    """
     scale, device = SCALES[check_choice(args.scale, SCALES, "scale")], choose_device(args.device)
     check_choices(args.sizes, SIZES, "size")
     check_choices(args.parts, PARTS, "part")
@@ -99,13 +104,7 @@ def main(args: Args) -> dict[str, Any]:
     def say(line: str) -> None:
         print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
 
-    kept = {} if args.parts == PARTS else _before(args).get(device.type, {})
-    commands = [*(kept["command"].split(" and ") if kept else []), command(args)]
-    part: dict[str, Any] = {
-        "scale": args.scale, "device": device_name(device), "hardware": hardware(), "versions": versions(),
-        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        **kept, "command": " and ".join(dict.fromkeys(commands)),
-    }  # fmt: skip
+    part = _begun(args, device)
     for size in args.sizes:
         if "sizes" in args.parts:
             _size(args, scale, size, device, part, say)
@@ -123,6 +122,23 @@ def main(args: Args) -> dict[str, Any]:
     results = _write(args, device, part)
     print(table(results))
     return results
+
+
+def _begun(args: Args, device: torch.device) -> dict[str, Any]:
+    """What the device's part begins with: what it was made on, and what an earlier run left that is not timed now."""
+    made_on = {
+        "scale": args.scale, "device": device_name(device), "hardware": hardware(), "versions": versions(),
+    }  # fmt: skip
+    whole = {*PARTS, *SIZES} == {*args.parts, *args.sizes}
+    kept = {} if whole else _before(args).get(device.type, {})
+    if other := [name for name in made_on if kept and kept[name] != made_on[name]]:
+        raise VOCError(
+            f"{_file(args)} was timed with another {' and '.join(other)}; choose another --out, or time all --parts "
+            "and --sizes."
+        )
+    commands = [*(kept["command"].split(" and ") if kept else []), command(args)]
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {**kept, **made_on, "load_at_start": load, "command": " and ".join(dict.fromkeys(commands))}
 
 
 def _size(args: Args, scale: Scale, size: str, device: torch.device, part: dict[str, Any], say: Say) -> None:
@@ -172,8 +188,12 @@ def _in_words(own: Mapping[str, Any]) -> str:
 
 def _before(args: Args) -> dict[str, Any]:
     """What an earlier run left."""
-    path = (args.out or FOLDER) / f"{NAME}.json"
+    path = _file(args)
     return read_json(path) if path.exists() else {}
+
+
+def _file(args: Args) -> Path:
+    return (args.out or FOLDER) / f"{NAME}.json"
 
 
 def _write(args: Args, device: torch.device, part: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ import tyro
 
 from voc_rl.benchmarks.cells import Cell, run_cells
 from voc_rl.benchmarks.fuzz_readers import fuzz_readers
-from voc_rl.benchmarks.results import hardware, write_results
+from voc_rl.benchmarks.results import hardware_of, options, versions_of, write_results
 from voc_rl.benchmarks.trust_kills import JOBS, KILLS_IN_A_ROW, kill_and_resume, references
 from voc_rl.errors import VOCError, check_choices
-from voc_rl.runs import fingerprint, versions
+from voc_rl.runs import fingerprint
 
 MUTATIONS_AT_ONCE = 500
 WRONG = ("crashes", "hangs", "silent_misreads", "unequal_resumes", "partial_files")
@@ -80,11 +80,12 @@ class Trust:
         rows["readers of files"] = counts(r for r in records if "mutations" in r["cell"])
         lines = [f"| {name} | {' | '.join(str(row[key]) for key in COUNTS)} |" for name, row in rows.items()]
         table = "\n".join([f"| what | {' | '.join(COUNTS)} |", f"|---|{'---:|' * len(COUNTS)}", *lines])
-        command = f"--kills {self.kills} --mutations {self.mutations} --seed {self.seed}"
+        command = f"python -m voc_rl.benchmarks.trust --kills {self.kills} --mutations {self.mutations}"
+        command += options({"seed": ((self.seed,), (Trust.seed,)), "jobs": (self.jobs, Trust.jobs)})
         results = {
             "what": "Commands killed with SIGKILL at random moments and resumed, and mutated files of every format",
-            "scale": f"{self.kills} kills, {self.mutations} mutations", "hardware": hardware(), "versions": versions(),
-            "command": f"python -m voc_rl.benchmarks.trust {command}", "counts": counts(records), "rows": rows,
+            "scale": f"{self.kills} kills, {self.mutations} mutations", "hardware": hardware_of(records),
+            "versions": versions_of(records), "command": command, "counts": counts(records), "rows": rows,
             "failures": [line for record in records for line in record["result"]["failures"]],
             "cpu_seconds": round(sum(record["cpu_seconds"] for record in records)),
             "seconds": round(sum(record["seconds"] for record in records)),

@@ -147,6 +147,10 @@ def _killed(command: list[str], after: float, report: KillReport) -> bool:
         process.wait()
         report.kills += 1
         return True
+    except BaseException:  # Ctrl-C, which a session of its own does not hear of
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
     return False
 
 

@@ -103,6 +103,7 @@ class TaskData:
 
     def keep_quantizer(self, quantizer: Quantizer, name: str) -> Tensor:
         """Keep a trained quantizer, and the codes and features of every row under it; returns the codes."""
+        self._tokens(name).unlink(missing_ok=True)  # of one that was kept by a run that was cut
         save_quantizer(quantizer, self._vision(name))
         return self.vision(name)[1]
 
@@ -114,11 +115,14 @@ class TaskData:
             codes, features = tokenize(quantizer, self.episodes)
             return {"codes": codes.numpy(), "features": features.numpy()}
 
-        tokens = kept_arrays(self._vision(name) / "tokens.safetensors", {"quantizer": name}, make)
+        tokens = kept_arrays(self._tokens(name), {"quantizer": name}, make)
         return quantizer, torch.from_numpy(tokens["codes"]), torch.from_numpy(tokens["features"])
 
     def _vision(self, name: str) -> Path:
         return self.folder / "quantizers" / name
+
+    def _tokens(self, name: str) -> Path:
+        return self._vision(name) / "tokens.safetensors"
 
     @cached_property
     def _rewards(self) -> np.ndarray:

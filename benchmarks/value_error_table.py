@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from voc_rl.benchmarks.ope_data import R_MAX
+from voc_rl.benchmarks.ope_scores import told_apart
 from voc_rl.benchmarks.report_table import COLUMNS, METHODS, OURS, ordered
-from voc_rl.benchmarks.results import hardware_of
+from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.benchmarks.value_error_data import HELD_OUT, LEFT_OUT, Truth
-from voc_rl.runs import versions
 from voc_rl.values import scores
 
 BASE = "vqvae"  # the quantizer with all seeds and discounts; what its VOC took is the critics' budget
@@ -47,7 +47,7 @@ def results_of(records: Sequence[Mapping[str, Any]], truths: Truths, scale: str)
         "scale": scale, "tasks": dict(sorted(tasks.items(), reverse=True)), "threads": 1,
         "held_out": HELD_OUT, "left_out_by_seed": LEFT_OUT,
         "quantizers": [{**r["cell"], **r["result"]} for r in records if r["cell"]["method"] == "quantizer"],
-        "hardware": hardware_of(records), "versions": versions(),
+        "hardware": hardware_of(records), "versions": versions_of(records),
         "command": f"python -m voc_rl.benchmarks.value_error --scale {scale}",
     }  # fmt: skip
 
@@ -55,20 +55,24 @@ def results_of(records: Sequence[Mapping[str, Any]], truths: Truths, scale: str)
 def _entry(records: Sequence[Mapping[str, Any]], truth: Truth, gamma: float) -> dict[str, Any]:
     """Scores of all methods at one task and discount."""
     values: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
-    refused, rows = {}, {}
+    refused: dict[str, str] = {}
+    rows: dict[str, list[int]] = defaultdict(list)
     for record in records:
         cell, result = record["cell"], record["result"]
         for method, found in result["values"].items():
             values[method, cell["quantizer"]][cell["seed"]] = np.array(found), result
         if "refused" in result:
             refused[cell["method"]] = result["refused"]
-        rows.update({key: result[key] for key in ("known_rows", "rows") if key in result})
+        for key in ("known_rows", "rows"):
+            if key in result:
+                rows[key].append(result[key])
     noise = float(truth.noise.mean())
     names = ordered({method for method, _ in values})
     seen = sorted(values, key=lambda key: (names.index(key[0]), key[1] != BASE, key[1]))
     return {
         "gamma": gamma, "states": len(truth.mean), "episodes": len(np.unique(truth.episode)),
-        "mean": float(truth.mean.mean()), "variance": float(truth.mean.var()) - noise, "noise": noise, **rows,
+        "mean": float(truth.mean.mean()), "variance": float(truth.mean.var()) - noise, "noise": noise,
+        **{key: round(float(np.mean(counts))) for key, counts in rows.items()},
         "methods": [_scored(method, sees, values[method, sees], truth, gamma) for method, sees in seen],
         "differences": _differences(values, truth), "refused": refused,
     }  # fmt: skip
@@ -103,8 +107,7 @@ def _differences(values: Values, truth: Truth) -> list[dict[str, Any]]:
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, truth: Truth, rng: np.random.Generator) -> dict[str, Any]:
     """By how much the error of values (seeds, B) is above that of others (seeds, B): mean, low, high (90 %), by_seed.
 
-    The roll-outs' noise cancels: both are compared with the same means. Episodes are drawn with replacement, which
-    knows nothing of luck in training; so the two are told apart only where every seed is on the interval's side of 0.
+    The roll-outs' noise cancels: both are compared with the same means. Episodes are drawn with replacement.
     """
     each = (ours - truth.mean) ** 2 - (theirs - truth.mean) ** 2
     variance = max(float(truth.mean.var() - truth.noise.mean()), 1e-12)
@@ -116,7 +119,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, truth: Truth, rng: n
     low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return {
         "mean": float(squares.mean()), "low": float(low), "high": float(high), "by_seed": by_seed.tolist(),
-        "told_apart": bool(min(low, *by_seed) > 0 or max(high, *by_seed) < 0),
+        "told_apart": told_apart(low, high, by_seed.tolist()),
     }  # fmt: skip
 
 
@@ -158,7 +161,10 @@ def _sentences(entry: Mapping[str, Any]) -> list[str]:
         lines.append(f"- Error of `{method}` ({sees}) minus that of: {', '.join(map(_difference, own))}")
     if "known_rows" in entry:
         share = entry["known_rows"] / entry["rows"]
-        lines.append(f"- {entry['known_rows']:,} training rows ({share:.0%}) have a return that `mc` may learn from.")
+        lines.append(
+            f"- {entry['known_rows']:,} training rows ({share:.0%}) have a known return (a mean over seeds); 15 % of "
+            "the episodes are kept back from `mc` and `td` for early stopping."
+        )
     lines += [f"- `{method}` refused: {why}." for method, why in entry["refused"].items()]
     return lines
 

@@ -17,7 +17,7 @@ import torch
 import tyro
 from gymnasium.vector import SyncVectorEnv
 
-from voc_rl.benchmarks.results import hardware, write_results
+from voc_rl.benchmarks.results import hardware, options, write_results
 from voc_rl.envs import VOCValueVectorWrapper, VOCValueWrapper, make_env
 from voc_rl.errors import check_positive
 from voc_rl.plugin import open_voc
@@ -90,8 +90,8 @@ def main(args: Args) -> dict[str, Any]:
     plain = made()
     action = np.zeros(plain.action_space.shape or (), np.float32)
     rows = []
-    for name, options in WRAPPERS.items():
-        wrapped = VOCValueWrapper(made(), voc, **options)
+    for name, settings in WRAPPERS.items():
+        wrapped = VOCValueWrapper(made(), voc, **settings)
         rows.append((name, 1, *added_milliseconds(stepper(plain, action), stepper(wrapped, action), args.blocks)))
         wrapped.close()
     for n in VECTORS:
@@ -107,10 +107,15 @@ def main(args: Args) -> dict[str, Any]:
         ["| wrapper | environments | added ms a step, median | lowest | highest |", "|---|---:|---:|---:|---:|"]
         + [f"| {name} | {n} | {median:.1f} | {low:.1f} | {high:.1f} |" for name, n, median, low, high in rows]
     )
+    network = voc.occupancy.config
     results = {
         "what": f"Milliseconds that the value wrappers add to a step of {args.task} (84 px, stack 3), on one thread",
-        "scale": "tiny", "command": "python -m voc_rl.benchmarks.wrapper_overhead", "hardware": hardware(),
-        "versions": versions(),
+        "scale": f"{network.n_layer} layers of width {network.width}, {network.n_tokens} codes",
+        "command": "python -m voc_rl.benchmarks.wrapper_overhead" + options({
+            "voc": ((args.voc,), (Args.voc,)), "task": ((args.task,), (Args.task,)),
+            "blocks": ((args.blocks,), (Args.blocks,)),
+        }),
+        "hardware": hardware(), "versions": versions(),
         "rows": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
     }  # fmt: skip
     write_results("wrapper_overhead", results, text, args.results)

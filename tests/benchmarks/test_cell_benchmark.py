@@ -97,6 +97,24 @@ def test_the_command_says_what_is_not_usual(tmp_path: Path) -> None:
     assert other.run()["command"] == "powers --tasks 3 --methods cube square --seeds 3"
 
 
+def test_a_table_of_all_cells_that_are_done(tmp_path: Path) -> None:
+    common: tuple[Any, ...] = ("smoke", tmp_path / "out", tmp_path / "results")
+    Powers(*common, ("2",), ("cube",), seeds=2).run()
+    Powers(*common, methods=("square",)).run()
+    lines = (tmp_path / "out/done.jsonl").read_bytes()
+    Data.prepared.clear()
+    found = Powers(*common, methods=("square",), finished=True).run()
+    assert found["powers"] == [4, 9, 8, 8]  # those of the other options first
+    assert found["command"] == "powers --finished"
+    one = Powers(*common, ("2",), finished=True).run()
+    assert (one["powers"], one["command"]) == ([4, 8, 8], "powers --tasks 2 --finished")
+    assert Data.prepared == []
+    assert (tmp_path / "out/done.jsonl").read_bytes() == lines
+    with pytest.raises(VOCError, match="holds no finished cell of these tasks; leave out --finished"):
+        Powers("smoke", tmp_path / "new", tmp_path / "results", finished=True).run()
+    assert not (tmp_path / "new").exists()
+
+
 def test_unknown_words_make_nothing(tmp_path: Path) -> None:
     Data.prepared.clear()
     for bench, said in (

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import pytest
 from worlds import kill_when, one_sentence
 
 from voc_rl.benchmarks.cells import describe, finished, grid, run_cells
+from voc_rl.benchmarks.results import versions_of
 from voc_rl.errors import VOCError
+from voc_rl.runs import versions
 
 CELLS = [{"task": task, "seed": seed} for task in ("one", "two") for seed in (0, 1)]
 
@@ -70,7 +73,15 @@ def test_records_hold_settings_result_and_time(tmp_path: Path) -> None:
     assert record["cell"] == {"a": 1, "levels": [8, 6]}
     assert record["result"] == {"sum": sum(i % 7 for i in range(2_000_000)), "pair": [1, 2]}
     assert 0.01 < record["cpu_seconds"] <= record["seconds"] + 0.05
+    assert record["versions"] == versions()
     assert finished(tmp_path / "cells.jsonl") == [record]
+
+
+def test_results_say_all_versions_that_their_cells_were_made_with() -> None:
+    new, old = {**versions(), "torch": "2.0"}, {**versions(), "torch": "1.9"}
+    assert versions_of([{"versions": new}, {"versions": old}, {"versions": new}]) == {**new, "torch": "2.0; 1.9"}
+    assert versions_of([{"versions": new}, {}])["torch"] == "2.0; not noted"
+    assert set(versions_of([{}]).values()) == {"not noted"}
 
 
 @pytest.mark.parametrize("torn", ['{"cell": {"task": "two", "seed": 0}, "res', '{"cell"', "5", '{"cell": {}}'])
@@ -179,3 +190,17 @@ def test_cells_in_several_processes_are_told_in_order(tmp_path: Path, monkeypatc
     assert run_cells(cells, slow_square, tmp_path / "cells.jsonl", said.append, processes=2) == records
     with pytest.raises(VOCError, match="processes"):
         run_cells(cells, slow_square, tmp_path / "cells.jsonl", processes=0)
+
+
+def slow_square_but_for_the_first(cell: Mapping[str, Any]) -> dict[str, Any]:
+    if cell["seed"] == 0:
+        raise RuntimeError("no")
+    time.sleep(0.5)
+    return {"square": cell["seed"] ** 2}
+
+
+def test_a_cell_that_fails_leaves_what_other_processes_are_in(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    with pytest.raises(RuntimeError, match="no"):
+        run_cells([{"seed": seed} for seed in range(5)], slow_square_but_for_the_first, path, processes=2)
+    assert [record["result"] for record in finished(path)] == [{"square": 1}]  # and no other is begun

@@ -37,7 +37,9 @@ def test_interval_is_over_seeds_where_there_are_several():
 
 def test_table_tells_every_method_and_the_other_goal():
     cell = {"task": "walker-walk", "mix": "mixed", "seed": 0}
-    records = [{"cell": {**cell, "method": method}, "result": {"returns": [1.0, 2.0]}} for method in WHAT]
+    records = [
+        {"cell": {**cell, "method": method}, "result": {"returns": [1.0, 2.0]}, "hardware": "paper"} for method in WHAT
+    ]
     records[list(WHAT).index("zero_shot")]["result"] |= {
         "goal": "stand",
         "goal_reward": [0.5, 0.7],
@@ -49,12 +51,14 @@ def test_table_tells_every_method_and_the_other_goal():
     assert found["tasks"]["walker-walk"]["methods"]["planner"]["mean"] == 1.5
     assert "mean reward of the goal 0.600" in table(found)
     assert "of the clone that proposes 0.300" in table(found)
+    assert found["hardware"] == "paper"
+    assert "\n\n- return: a mean over seeds" in table(found)
 
 
 def test_data_of_another_mix_are_an_entry_of_their_own_and_who_lies_is_counted():
     def record(mix: str, seed: int, returns: list[float], down: list[float]) -> dict[str, Any]:
         cell = {"task": "cheetah-run", "mix": mix, "seed": seed, "method": "bc"}
-        return {"cell": cell, "result": {"returns": returns, "down": down}}
+        return {"cell": cell, "result": {"returns": returns, "down": down}, "hardware": "paper"}
 
     records = [
         record("mixed", 0, [1.0, 3.0], [0.5, 0.0]),
@@ -93,6 +97,9 @@ def test_only_models_that_methods_need_are_made_and_unknown_words_are_refused(
     both = Control(out=tmp_path, tasks=("walker-walk",), mixes=("mixed", "expert"))
     assert [data.folder for data in both.shared()] == [tmp_path / "walker-walk", tmp_path / "walker-walk_expert"]
     assert [data.mix for data in both.shared()] == ["mixed", "expert"]
+    done = Control(out=tmp_path, tasks=("walker-walk",), finished=True)
+    monkeypatch.setattr(Control, "make", None)
+    assert {(r["cell"]["model"], r["cell"]["seed"]) for r in done.models()} == {*models, *expected}
     for odd in ({"mixes": ("worst",)}, {"methods": ("sac",)}, {"tasks": ("walker",)}):
         with pytest.raises(VOCError, match=next(iter(odd)).removesuffix("s").removesuffix("e")):
             Control(**odd).cells()  # type: ignore[arg-type]
@@ -132,7 +139,7 @@ def test_an_agent_that_learned_on_codes_acts_on_frames_as_on_codes(
 def test_curves_are_means_over_seeds_at_each_step(tmp_path: Path):
     def record(points: list[tuple[int, float]], seed: int, **which: str) -> dict[str, Any]:
         cell = {"task": "walker-walk", "mix": "mixed", "seed": seed, **which}
-        return {"cell": cell, "result": {"returns": [1.0], "curve": points}}
+        return {"cell": cell, "result": {"returns": [1.0], "curve": points}, "hardware": "paper"}
 
     models = [record([(5, 1.0), (10, 3.0)], 0, model="bc"), record([(5, 2.0), (10, 5.0)], 1, model="bc")]
     models.append(record([], 0, model="voc"))

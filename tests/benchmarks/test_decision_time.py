@@ -77,5 +77,5 @@ def test_the_planners_of_control_are_timed(tmp_path: Path) -> None:
         assert row["see"] + row["propose"] + row["score"] <= row["highest"] * 1.01
     assert json.loads((tmp_path / "decision_time.json").read_text())["rows"] == found["rows"]
     text = (tmp_path / "decision_time.md").read_text()
-    assert "--scale smoke --decisions 2" in text
+    assert "--scale smoke --decisions 2 --threads 1 --device cpu`" in text
     assert text.count("`planner`") == 3

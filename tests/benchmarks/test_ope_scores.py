@@ -48,10 +48,10 @@ def test_paired_differences_know_that_errors_go_together() -> None:
     """Errors that differ by the same at every policy are told apart however much policies differ among themselves."""
     rng = np.random.default_rng(0)
     errors = rng.uniform(0, 1, 24)
-    found = paired_difference(errors + 0.01, errors, rng)
+    found = paired_difference(errors[None] + 0.01, errors[None], rng)
     assert [found[name] for name in ("mean", "low", "high")] == pytest.approx([0.01] * 3)
-    wide = paired_difference(rng.permutation(errors) + 0.01, errors, rng)
+    wide = paired_difference(rng.permutation(errors)[None] + 0.01, errors[None], rng)
     assert wide["low"] < 0 < wide["high"]
     # of differences of 0 and 1 in equal parts the bootstrapped mean is binomial: .5 -+ 1.645 sqrt(.25 / 100)
-    half = paired_difference(np.repeat([0.0, 1.0], 50), np.zeros(100), rng)
+    half = paired_difference(np.repeat([[0.0, 1.0]], 50, 1), np.zeros((1, 100)), rng)
     assert [half["low"], half["high"]] == pytest.approx([0.418, 0.582], abs=0.015)

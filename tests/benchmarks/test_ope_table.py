@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from voc_rl.benchmarks.ope import OPE
 from voc_rl.benchmarks.ope_table import results_of, table
 
 TRUE = {"logged a": 0.2, "unseen b": 0.6, "unseen c": 0.9}
 
 
-def record(method: str, seed: int, off: float) -> dict[str, Any]:
+def record(method: str, seed: int, off: float, gamma: float = 0.95) -> dict[str, Any]:
     """A cell whose estimates are all above the truth by the same."""
-    cell = {"task": "walker-walk", "part": "test", "gamma": 0.95, "method": method, "seed": seed}
+    cell = {"task": "walker-walk", "part": "test", "gamma": gamma, "method": method, "seed": seed}
     estimates = {name: (j + off, j + off - 0.1, j + off + 0.1) for name, j in TRUE.items()}
     return {"cell": cell, "result": {"estimates": {method: estimates}}, "cpu_seconds": 2.0, "hardware": "paper"}
 
@@ -27,4 +29,29 @@ def test_a_method_is_compared_with_the_head_of_its_own_seeds() -> None:
     assert differences == {"fqe_state": 0.03 - 0.02, "fqe": 0.07 - 0.2}  # with mc no seed is shared
     assert entry["estimates"]["voc_head"] == pytest.approx([j + 0.02 / 3 for j in TRUE.values()], abs=1e-5)
     text = table({"tasks": {"walker-walk": entry}})
-    assert "`fqe_state` +0.010 [+0.010, +0.010], `fqe` -0.130 [-0.130, -0.130]." in text
+    assert "`fqe_state` **+0.010** [+0.010, +0.010], `fqe` **-0.130** [-0.130, -0.130]." in text
+
+
+def test_a_difference_that_seeds_do_not_agree_on_tells_nothing_apart() -> None:
+    offs = {"voc_head": (0.1, 0.1, 0.1), "fqe": (0.05, 0.07, 0.08), "dr": (0.15, 0.13, 0.01)}
+    records = [record(method, seed, off) for method, own in offs.items() for seed, off in enumerate(own)]
+    entry = results_of(records, {("walker-walk", 0.95): TRUE}, "cpu")["tasks"]["walker-walk"]
+    fqe, dr = entry["differences"]["fqe"], entry["differences"]["dr"]
+    assert fqe["by_seed"] == pytest.approx([-0.05, -0.03, -0.02])
+    assert dr["by_seed"] == pytest.approx([0.05, 0.03, -0.09])
+    assert (fqe["told_apart"], dr["told_apart"]) == (True, False)  # the intervals of both leave out 0
+    text = table({"tasks": {"walker-walk": entry}})
+    assert "`fqe` **-0.033** [-0.033, -0.033], `dr` -0.003 [-0.003, -0.003]." in text
+    assert "- regret@k: true J that is lost" in text
+
+
+def test_finished_cells_of_several_commands_make_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed at one discount, three at another: no single command asks for these."""
+    known = {0.95: TRUE, 0.9: {name: j / 2 for name, j in TRUE.items()}}
+    monkeypatch.setattr(OPE, "data", lambda self, task: SimpleNamespace(true_j=known.__getitem__))
+    records = [record("fqe", seed, 0.1) for seed in range(3)] + [record("fqe", 0, 0.0, 0.9)]
+    first = OPE(finished=True, gammas=(0.95,)).summary(records)["tasks"]["walker-walk"]
+    (other,) = first["others"]
+    assert [(e["gamma"], e["methods"]["fqe"]["seeds"]) for e in (first, other)] == [(0.95, 3), (0.9, 1)]
+    assert first["methods"]["fqe"]["mae"] == pytest.approx(0.1)
+    assert other["true"] == known[0.9]

@@ -111,6 +111,8 @@ def test_finished_cells_are_kept_and_others_done_anew(
 ) -> None:
     some: dict[str, Any] = {**arguments, "tasks": TASKS[:1], "quantizers": ("musik",)}
     first = quantizers.main(Args(**some, seeds=(0,)))
+    said = f"--scale smoke --tasks {TASKS[0]} --quantizers musik"
+    assert first["command"] == f"python -m voc_rl.benchmarks.quantizers {said}"
     lines = (tmp_path / "out/cells.jsonl").read_text()
     trained = []
     train = quantizers.train_quantizer

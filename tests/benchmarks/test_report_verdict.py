@@ -83,6 +83,12 @@ def test_verdict_without_some_numbers() -> None:
     assert by_error.sentences == ("Sampled VOC values have the lowest error; they beat the constant (−50 %).",)
 
 
+def test_a_method_without_an_error_is_not_the_best() -> None:
+    found = judge({"methods": {"voc": {"error": 0.25}, "mc": {"error": None}, "td": {"error": 0.36}}})
+    assert found.sentences == ("Sampled VOC values have the lowest error; they beat the n-step TD critic (−17 %).",)
+    assert judge({"methods": {"voc": {}, "mc": {}}}).best == ""
+
+
 def test_table_is_aligned_and_ordered() -> None:
     lines = format_table(RUN).splitlines()
     table, notes = lines[: lines.index("")], lines[lines.index("") + 1 :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -78,3 +80,20 @@ def test_scores_of_estimates_by_hand() -> None:
     assert methods["median"]["mae"] == pytest.approx((0.1 + 0.1 + 0.6) / 3)
     assert "0.000 (1.00) 67% answered" in table(found)
     assert "% answered: share of the policies that got a number" in table(found)
+    del record["result"]["estimates"]["voc_density"]  # type: ignore[attr-defined]
+    assert "% answered" not in table(results_of([record], {"walker-walk": {"stand": true}}, "smoke", 0.9))
+
+
+def test_development_policies_alone_have_a_table_and_seconds_are_averaged() -> None:
+    true = {"walker-walk": {"stand": {"development a": 0.2, "development b": 0.4, "logged c": 0.3}}}
+
+    def record(seed: int, seconds: float) -> dict[str, Any]:
+        cell = {"task": "walker-walk", "method": "sf_td", "part": "development", "seed": seed}
+        estimates = {"sf_td": {"stand": {"development a": 0.3, "development b": 0.6}}}
+        return {"cell": cell, "result": {"estimates": estimates}, "cpu_seconds": seconds, "hardware": "2 CPUs"}
+
+    found = results_of([record(0, 100.0), record(1, 300.0)], true, "smoke", 0.9)
+    assert found["development"]["walker-walk"]["cpu_seconds"] == {"sf_td": 200.0}
+    text = table(found)
+    assert "**walker-walk**, γ = 0.9, 2 development policies: MAE of J (Spearman)" in text
+    assert "| 0.150 (1.00) | 200 |" in text

@@ -26,6 +26,24 @@ from test_shared_cells import shared
 shared(Path(sys.argv[3]), int(sys.argv[4])).run()
 """
 
+LATE = """
+import sys, time, torch
+from pathlib import Path
+from voc_rl.benchmarks import cells
+from voc_rl.distributed import join, ranks
+join(torch.device("cpu"))
+read = cells.finished
+def late(path):
+    time.sleep(0.7 * ranks().rank)
+    return read(path)
+cells.finished = late
+def work(cell):
+    time.sleep(1.0 if cell["seed"] else 0.0)
+    return {"square": cell["seed"] ** 2}
+records = cells.run_cells([{"seed": seed} for seed in range(4)], work, Path(sys.argv[1]))
+assert [record["result"]["square"] for record in records] == [0, 1, 4, 9]
+"""
+
 
 class Noted:
     """Shared data, and a note of every time that they were made."""
@@ -107,6 +125,14 @@ def test_two_processes_share_cells(tmp_path: Path) -> None:
     assert shared(tmp_path).run() == read_json(results / "powers.json")
     assert (out / "done.jsonl").read_bytes() == lines  # one process finds all of it done
     assert len(begun(out)) == len(lines.splitlines()) == 8
+
+
+def test_a_process_that_reads_late_shares_the_same_cells(tmp_path: Path) -> None:
+    """The first process is through with a cell before the second one has seen what there is."""
+    path = tmp_path / "cells.jsonl"
+    ended = together([sys.executable, "-c", LATE, str(path)])
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert sorted(record["cell"]["seed"] for record in finished(path)) == [0, 1, 2, 3]
 
 
 def test_a_lost_process_ends_the_run_and_one_goes_on(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from voc_rl.benchmarks import throughput
+from voc_rl.benchmarks import throughput, throughput_cases
 from voc_rl.benchmarks.throughput import Args, main
 from voc_rl.benchmarks.throughput_cases import SIZES, Case, Rounds
 from voc_rl.benchmarks.throughput_machine import matrix_weights, sampling_bytes, sampling_flops, training_flops
@@ -88,6 +88,15 @@ def test_results_of_two_devices_and_of_parts(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "throughput.png").stat().st_size > 5000
     said = f"{COMMAND} --scale smoke --device cpu --sizes tiny"
     assert again["cpu"]["command"] == f"{said} --threads 1 and {said} --parts scaling --threads 1"
+    path.write_text(json.dumps({**again, "cpu": {**again["cpu"], "paper": found["cpu"]["tiny"]}}))
+    third = main(own)  # all parts of one size
+    assert third["cpu"]["paper"] == found["cpu"]["tiny"]
+    assert third["cpu"]["tiny"] != found["cpu"]["tiny"]
+    kept = path.read_text()
+    monkeypatch.setattr(throughput, "versions", lambda: {"torch": "0"})
+    with pytest.raises(VOCError, match=r"throughput.json was timed with another versions; choose another --out, or"):
+        main(own)
+    assert path.read_text() == kept  # numbers of two versions are not mixed
     with pytest.raises(VOCError, match="Unknown part 'speed'; accepted: memory, scaling, sizes, storage"):
         main(Args(parts=("speed",), out=tmp_path))
 
@@ -135,3 +144,24 @@ def test_memory_of_stages_in_processes_of_their_own() -> None:
     assert list(peaks) == ["opening", "quantizer", "training"]
     assert 10**8 < peaks["opening"] < min(peaks["quantizer"], peaks["training"])
     assert len(said) == 3
+
+
+def test_peak_memory_is_that_of_our_own_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    case, order = Case("tiny", torch.device("cpu"), Rounds(states=2, samples=3, rounds=2)), list[str]()
+
+    def peak(device: torch.device) -> int:
+        order.append("peak")
+        return order.count("peak")
+
+    monkeypatch.setattr(throughput_cases, "_reset", lambda device: order.append("reset"))
+    monkeypatch.setattr(throughput_cases, "_peak", peak)
+    monkeypatch.setattr(case, "ours", lambda states, samples: lambda: order.append("ours"))
+    monkeypatch.setattr(case.reference, "sample", lambda *_: order.append("reference"))
+    monkeypatch.setattr(throughput_cases.machine, "multiplies_in_bfloat16", lambda device: False)
+    found = case.sampling({"matmul_flops": 1e11, "copy_bytes": 1e10})
+    assert order == ["reference", *["reset", "ours", "peak", "reference"] * 2]
+    assert found["peak_memory_bytes"] == 1  # of the first round, before the reference took any
+    monkeypatch.setattr(case.reference, "step", lambda *_: None)
+    found = case.training({"matmul_flops": 1e11, "copy_bytes": 1e10})
+    assert found["training_peak_memory_bytes"] == 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 
 from voc_rl.benchmarks import trust_kills
 from voc_rl.benchmarks.trust import Trust
-from voc_rl.benchmarks.trust_kills import Job, contents, kill_and_resume, partial_files, references
+from voc_rl.benchmarks.trust_kills import Job, KillReport, contents, kill_and_resume, partial_files, references
 from voc_rl.checkpoints import save_tensors, write_json
 from voc_rl.errors import VOCError
 
@@ -62,6 +64,22 @@ def test_each_kind_of_failure_is_counted(
     assert sorted(path.name for path in work.iterdir()) == ["seconds.json", "whole"]
 
 
+def test_a_benchmark_that_is_stopped_takes_its_command_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Stopped(subprocess.Popen):  # type: ignore[type-arg]
+        def wait(self, timeout: float | None = None) -> int:
+            started.append(self)
+            if len(started) == 1:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trust_kills._killed([sys.executable, "-c", "import time; time.sleep(60)"], 30.0, KillReport())
+    assert started[0].poll() == -signal.SIGKILL
+
+
 def test_a_job_that_fails_by_itself_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust_kills, "JOBS", {"collect": Job("nothing", ())})
     monkeypatch.setattr(trust_kills, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit('out of luck')"])
@@ -75,7 +93,12 @@ def test_finished_cells_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "whole").exists()  # no kills run nothing
     monkeypatch.setattr("voc_rl.benchmarks.trust.fuzz_readers", None)
     assert trust.run()["mutations"] == 20
-    assert "| readers of files | 0 | 0 | 20 |" in (tmp_path / "trust.md").read_text()
+    text = (tmp_path / "trust.md").read_text()
+    assert "| readers of files | 0 | 0 | 20 |" in text
+    assert "Made by `python -m voc_rl.benchmarks.trust --kills 0 --mutations 20` on" in text
+    again = Trust(kills=0, mutations=20, jobs=("train", "evaluate"), out=tmp_path, results=tmp_path)
+    again.run()
+    assert "--mutations 20 --jobs train evaluate` on" in (tmp_path / "trust.md").read_text()
 
 
 def test_contents_are_numbers_without_times(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worlds import one_sentence
+from worlds import one_sentence, small_config, write_world
 
 from voc_rl.benchmarks import value_error
 from voc_rl.benchmarks.cells import finished
@@ -19,8 +19,11 @@ from voc_rl.benchmarks.value_error import SCALES, Args, Bench, cells_of, config_
 from voc_rl.benchmarks.value_error_data import TaskData, Truth
 from voc_rl.benchmarks.value_error_table import _difference, paired_difference, results_of, table
 from voc_rl.checkpoints import load_tensors
+from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
+from voc_rl.quantizers import tokenize, train_quantizer
+from voc_rl.training import fresh_quantizer
 
 TASK = "cheetah-run"
 
@@ -234,6 +237,33 @@ def test_kept_arrays_are_made_once_and_only_of_one_protocol(tmp_path: Path) -> N
     with pytest.raises(VOCError, match="another protocol") as caught:
         kept_arrays(path, {"rows": [1, 3]}, make)
     assert one_sentence(str(caught.value))
+
+
+def test_a_quantizer_that_is_kept_anew_gets_codes_of_its_own(tmp_path: Path) -> None:
+    write_world(tmp_path / "world", episodes=2, rows=20)
+    data = TaskData(TASK, tmp_path, SCALES["smoke"])
+    data.__dict__["episodes"] = Episodes.open(tmp_path / "world").load_frames()
+    first, second = (
+        train_quantizer(fresh_quantizer(data.episodes, config), data.episodes, config.quantizer_training)
+        for config in (small_config(quantizer=5), small_config(quantizer=6, seed=1))
+    )
+    before, after = data.keep_quantizer(first, "one"), data.keep_quantizer(second, "one")
+    assert not torch.equal(before, after)
+    assert torch.equal(after, tokenize(second, data.episodes)[0])
+
+
+def test_known_returns_are_averaged_over_seeds() -> None:
+    cell = {"task": TASK, "gamma": 0.9, "quantizer": "pixels", "method": "mc"}
+    result = {"values": {"mc": [0.0, 2.0]}, "rows": 200}
+    records = [
+        {"cell": {**cell, "seed": seed}, "result": {**result, "known_rows": known}, "hardware": "paper"}
+        for seed, known in enumerate((90, 110))
+    ]
+    truth = Truth(np.array([0.0, 2.0]), np.zeros(2), np.arange(2))
+    text = table(results_of(records, {(TASK, 0.9): truth}, "smoke"))
+    assert (
+        "- 100 training rows (50%) have a known return (a mean over seeds); 15 % of the episodes are kept back" in text
+    )
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from square import square_env
 
 from voc_rl.benchmarks import wrapper_overhead
+from voc_rl.model import VOC
 
 
 def test_extra_time_is_the_difference() -> None:
@@ -21,7 +22,11 @@ def test_extra_time_is_the_difference() -> None:
 def test_every_wrapper_is_timed(square_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrapper_overhead, "make_env", lambda task: square_env())
     args = wrapper_overhead.Args(square_voc, "square", blocks=1, results=tmp_path)
-    rows = wrapper_overhead.main(args)["rows"]
+    found = wrapper_overhead.main(args)
+    rows, config = found["rows"], VOC.load(square_voc).occupancy.config
+    said = f"python -m voc_rl.benchmarks.wrapper_overhead --voc {square_voc} --task square --blocks 1"
+    assert found["command"] == said
+    assert found["scale"] == f"{config.n_layer} layers of width {config.width}, {config.n_tokens} codes"
     assert [row["wrapper"] for row in rows] == [*wrapper_overhead.WRAPPERS, *["info, vector"] * 3]
     assert [row["environments"] for row in rows[-3:]] == [1, 4, 16]
     assert json.loads((tmp_path / "wrapper_overhead.json").read_text())["rows"] == rows
