@@ -216,9 +216,15 @@ def take_steps(
             numbers = work.step(step)
             step += 1
             bar.update()
-            if step % 50 == 0 or step == steps:
-                _log(stage, step, numbers, log, bar)
-            if checkpoints and (step % checkpoints.every == 0 or step == steps):
+            logged = step % 50 == 0 or step == steps
+            kept = checkpoints is not None and (step % checkpoints.every == 0 or step == steps)
+            if logged or kept:  # at no other step, because a GPU is waited for
+                values = _finite(stage, step, numbers)
+            if logged:
+                bar.set_postfix({"loss": f"{values['loss']:.3f}"})
+                if log is not None:
+                    log(stage, step, values)
+            if checkpoints and kept:
                 state = {"fingerprint": checkpoints.fingerprint, "step": step, **work.state()}
                 if first:
                     save_training_state(checkpoints.path, state)
@@ -271,10 +277,8 @@ def _resume(work: Steps, checkpoints: Checkpoints) -> int:
     return int(state["step"])
 
 
-def _log(stage: str, step: int, numbers: dict[str, Tensor], log: StepLog | None, bar: Any) -> None:
+def _finite(stage: str, step: int, numbers: dict[str, Tensor]) -> dict[str, float]:
     values = {name: float(value) for name, value in numbers.items()}
     if not all(math.isfinite(value) for value in values.values()):
         raise VOCError(f"Training of the {stage} diverged at step {step}: {values}; lower the learning rate.")
-    bar.set_postfix({"loss": f"{values['loss']:.3f}"})
-    if log is not None:
-        log(stage, step, values)
+    return values
