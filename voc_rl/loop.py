@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from voc_rl.checkpoints import load_torch_file, save_training_state
 from voc_rl.distributed import average_gradients, ranks
-from voc_rl.errors import VOCError, check_count, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count, check_positive, check_share
 from voc_rl.graphs import Inputs, StepGraph, add_gradients
 from voc_rl.precision import device_of, generator_on, seeded
 
@@ -51,6 +51,12 @@ class LoopConfig:
             check_count(getattr(self, name), name)
         for name in ("learning_rate", "clip"):
             check_positive(getattr(self, name), name)
+        if self.learning_rate == math.inf:
+            raise VOCError("learning_rate is inf; a finite number is needed.")
+        check_at_least(self.weight_decay, 0, "weight_decay")
+        check_share(self.warmup, "warmup")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise VOCError(f"betas is {self.betas!r}; two numbers from 0 to below 1 are needed.")
 
 
 class StepLog(Protocol):

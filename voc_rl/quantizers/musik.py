@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from voc_rl.data import Episodes
 from voc_rl.data.hdf5 import FIRST
-from voc_rl.errors import VOCError, check_at_least, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count
 from voc_rl.precision import device_of
 from voc_rl.quantizers.base import Quantizer, whole_batch
 from voc_rl.quantizers.shift import random_moves, shifted
@@ -64,7 +64,7 @@ class MUSIKConfig:
 
     def __post_init__(self) -> None:
         for name in ("horizon", "negatives", "energy_hidden", "max_action_size"):
-            check_positive(getattr(self, name), name)
+            check_count(getattr(self, name), name)
         check_at_least(self.shift, 0, "shift")
         self.network()  # which checks its own sizes
 

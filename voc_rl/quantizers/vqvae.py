@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from voc_rl.distributed import gather, ranks
-from voc_rl.errors import VOCError, check_at_least, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count
 from voc_rl.loop import StepLog
 from voc_rl.precision import single_precision
 from voc_rl.quantizers.base import (
@@ -70,7 +70,7 @@ class VQVAEConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_tokens", "components", "hidden", "decoder_width", "patch"):
-            check_positive(getattr(self, name), name)
+            check_count(getattr(self, name), name)
         for name in ("conv_width", "motion_weight", "order_weight"):
             check_at_least(getattr(self, name), 0, name)
         if not self.levels or min(self.levels) < 3:
