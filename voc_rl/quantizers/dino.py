@@ -106,8 +106,8 @@ class DINOTokenizer(Quantizer):
 
     def __init__(self, observation_shape: tuple[int, int, int], config: DINOConfig) -> None:
         super().__init__()
-        height, width = observation_shape[1:]
-        self.observation_shape, self.config = observation_shape, config
+        channels, height, width = observation_shape
+        self.observation_shape, self.config = (channels, height, width), config
         self.stack, self.grid = frames_in_stack(observation_shape), config.side // config.patch
         self.n_tokens = self.stack * self.grid**2
         self.codebook_size, self.code_dim = config.codebook_size, config.code_dim

@@ -145,7 +145,7 @@ class VQVAE(Quantizer):
                 f"sides that are multiples of {2 * config.patch} are needed, or another `patch` in the quantizer's "
                 "config, or a quantizer that resizes frames (--quantizer dino)."
             )
-        self.observation_shape, self.config = observation_shape, config
+        self.observation_shape, self.config = (channels, height, width), config
         self.n_tokens, self.codebook_size = config.n_tokens, math.prod(config.levels)
         self.code_dim = len(config.levels)
         self.grid = (height // config.patch // 2, width // config.patch // 2)
@@ -192,9 +192,9 @@ class VQVAE(Quantizer):
         self.components.fit(obs[:, -3:], generator)
 
     def features(self, obs: Tensor) -> Tensor:
-        """uint8 (B, 3K, H, W) -> (B, K * components): components of the newest frame, then of the differences."""
+        """uint8 (B, 3K, H, W) -> float32 (B, K * components): those of the newest frame, then of the differences."""
         coefficients = self.components(rearrange(obs, "b (k c) h w -> b k c h w", c=3)) / self.components.spread[0]
-        return _newest_and_motion(coefficients).flatten(1)
+        return _newest_and_motion(coefficients).flatten(1).float()
 
     def latents(self, obs: Tensor) -> Tensor:
         features = self.features(obs)
