@@ -17,6 +17,7 @@ import torch
 from commands import SHORT
 from small import SPEC, toy_episode
 from test_loop import chain_data, everything, training
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from worlds import together, write_world
 
@@ -25,7 +26,7 @@ from voc_rl.cli import main
 from voc_rl.data import Episodes, write_episode
 from voc_rl.distributed import Ranks, agreed, dealt, gather, join, ranks
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig
+from voc_rl.loop import Checkpoints, Descent, LoopConfig
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead, train_occupancy
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.quantizers import build_quantizer, train_quantizer
@@ -182,6 +183,31 @@ def test_two_processes_have_one_quantizer(tmp_path: Path) -> None:
             if key.startswith(("codebook", "use", "feature", "encoder.0", "trunk", "to_features", "to_pixels")):
                 torch.testing.assert_close(first[key], tensor, atol=1e-5, rtol=1e-5, msg=f"{name} {key}")
     torch.testing.assert_close(first["codebook.vectors"].norm(dim=1), torch.ones(24))
+
+
+def dropped(kept: list[Tensor]) -> None:
+    """Losses of a step, whole and in two parts, and what a target network with dropout samples; all of one batch."""
+    config = replace(training(8), target_dropout=True)
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = OccupancyTransformer(OccupancyConfig(4, 2, n_layer=1, n_head=2, width=16, dropout=0.5))
+        trainee = OccupancyTrainee(model, None, *chain_data(), config, 5)
+        loop = replace(config.loop, accumulate=accumulate)
+        kept.append(Descent(trainee, loop, 5).step(0)["loss"])
+        rows = np.arange(200)[:, None]
+        kept.append(trainee._futures(0, np.full_like(rows, -1), rows))
+
+
+def test_each_process_draws_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given the same rows, one that is alone and the first of two drop the same, every other one something else."""
+    found: dict[Ranks, list[Tensor]] = {Ranks(): [], Ranks(0, 2): [], Ranks(1, 2): [], Ranks(2, 4): []}
+    for rank, kept in found.items():
+        monkeypatch.setattr("voc_rl.loop.ranks", lambda rank=rank: rank)
+        dropped(kept)
+    alone, first, second, third = found.values()
+    assert all(torch.equal(one, other) for one, other in zip(alone, first, strict=True))
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert not any(torch.equal(own, its) for own, its in zip(one, other, strict=True))
 
 
 def test_without_a_store_numbers_are_dealt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

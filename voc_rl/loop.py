@@ -102,6 +102,12 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def own_seed(seed: int, step: int) -> int:
+    """``step_seed`` of what each process draws for its own rows, as dropout; the first process's is ``step_seed``."""
+    shared, rank = step_seed(seed, step), ranks().rank
+    return step_seed(shared, rank) if rank else shared
+
+
 class Steps(Protocol):
     """What is done step by step: numbers of a step, ``loss`` among them, and the state to go on from."""
 
@@ -149,7 +155,7 @@ class Descent:
         assert isinstance(self.trainee, PreparedTrainee)
         inputs, parts = self.trainee.prepare(step, generator), self.config.accumulate
         size = len(inputs) // parts
-        with seeded(device_of(self.trainee), step_seed(self.seed, step)):  # dropout knows no generator
+        with seeded(device_of(self.trainee), own_seed(self.seed, step)):  # dropout knows no generator
             found = [self._add_gradients(inputs[i * size : (i + 1) * size]) for i in range(parts)]
         return {name: torch.stack([numbers[name] for numbers in found]).mean(0) for name in found[0]}
 
