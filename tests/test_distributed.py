@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,13 @@ def train_quantizers(folder: Path) -> None:
     Where codebooks follow latents, codes without any are moved after a few steps.
     """
     dataset = Episodes.open(folder.parent / "data").load_frames()
+    logged: dict[str, Tensor] = {}
+
+    def log(stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        logged.update({key: torch.tensor([number]) for key, number in numbers.items()})
+
     for name, sizes in QUANTIZERS.items():
+        logged.clear()
         torch.manual_seed(0)
         quantizer = build_quantizer(name, dataset.observation_shape, sizes)
         kept = parameters_to_vector(quantizer.parameters())
@@ -160,9 +166,10 @@ def train_quantizers(folder: Path) -> None:
             patch("voc_rl.precision.has_bfloat16", return_value=False),
             patch("voc_rl.quantizers.codebook.USE_RATE", 0.5),
         ):
-            train_quantizer(quantizer, dataset, LoopConfig(8, batch_size=8), seed=3)
+            train_quantizer(quantizer, dataset, LoopConfig(8, batch_size=8), seed=3, log=log)
         assert not torch.equal(parameters_to_vector(quantizer.parameters()), kept)
-        save_tensors(folder / f"{name}{ranks().rank}.safetensors", quantizer.state_dict())
+        tensors = {**quantizer.state_dict(), **{f"logged.{key}": number for key, number in logged.items()}}
+        save_tensors(folder / f"{name}{ranks().rank}.safetensors", tensors)
 
 
 def test_two_processes_have_one_quantizer(tmp_path: Path) -> None:
@@ -177,11 +184,14 @@ def test_two_processes_have_one_quantizer(tmp_path: Path) -> None:
     for name in QUANTIZERS:
         places = ("alone", 0), ("together", 0), ("together", 1)
         whole, first, second = (load_tensors(tmp_path / place / f"{name}{rank}.safetensors") for place, rank in places)
-        assert [key for key, tensor in first.items() if not torch.equal(tensor, second[key])] == []
+        assert [key for key, tensor in second.items() if not torch.equal(tensor, first[key])] == []
         for key, tensor in whole.items():
             # not biases before a norm: they learn from rounding
-            if key.startswith(("codebook", "use", "feature", "encoder.0", "trunk", "to_features", "to_pixels")):
+            if key.startswith(
+                ("codebook", "use", "feature", "encoder.0", "trunk", "to_features", "to_pixels", "logged.per")
+            ):
                 torch.testing.assert_close(first[key], tensor, atol=1e-5, rtol=1e-5, msg=f"{name} {key}")
+        assert ("logged.perplexity" in whole) == (name == "vqgan")
     torch.testing.assert_close(first["codebook.vectors"].norm(dim=1), torch.ones(24))
 
 
