@@ -17,11 +17,12 @@ from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining
-from voc_rl.quantizers import VQVAEConfig
+from voc_rl.quantizers import DINOConfig, MUSIKConfig, VQGANConfig, VQVAEConfig
 from voc_rl.sizes import sized
 from voc_rl.training import NetworkSize
 from voc_rl.values import RewardConfig
 
+LOOP = partial(LoopConfig, 5)
 SIZES = partial(OccupancyConfig, **{"codebook_size": 5, "n_tokens": 2})
 
 
@@ -96,6 +97,20 @@ def test_values_are_checked(values: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("config", "name", "value", "needed"),
     [
+        *((LOOP, name, value, needed) for name, value, needed in (
+            ("warmup", 20, "a share between 0 and 1"), ("warmup", -1, "a share between 0 and 1"),
+            ("warmup", math.nan, "a share between 0 and 1"), ("weight_decay", -1.0, "at least 0 is"),
+            ("learning_rate", math.inf, "a finite number"), ("betas", (0.9,), "two numbers from 0 to below 1"),
+            ("betas", (0.9, 1.0), "two numbers from 0 to below 1"),
+        )),
+        *((DINOConfig, "decay", value, "a number from 0 to below 1") for value in (1.5, 1.0, -0.1)),
+        (DINOConfig, "commitment", -1.0, "at least 0 is"),
+        *((config, name, 8.5, "a whole number above zero") for config, names in (
+            (VQVAEConfig, ("n_tokens", "components", "hidden", "decoder_width", "patch")),
+            (MUSIKConfig, ("n_tokens", "horizon", "negatives", "energy_hidden", "max_action_size")),
+            (VQGANConfig, ("channels", "residual_blocks", "latent_channels", "codebook_size", "code_dim", "side")),
+            (DINOConfig, ("width", "depth", "heads", "patch", "side", "codebook_size", "code_dim", "decoder_width")),
+        ) for name in names),
         *((OccupancyTraining, name, value, "a whole number above zero")
           for name, value in (("n", -3), ("n", 0), ("n", 1.5), ("futures", 0), ("refill", 0), ("top_k", 5.0))),
         (OccupancyTraining, "head_weight", -1.0, "a number above zero"),
@@ -118,6 +133,8 @@ def test_numbers_that_would_break_later(config: Callable[..., Any], name: str, v
 
 
 def test_numbers_at_the_edge_are_taken() -> None:
+    LoopConfig(1, warmup=1.0, weight_decay=0.0, betas=(0.0, 0.999))
+    DINOConfig(decay=0.0, commitment=0.0)
     OccupancyTraining(n=1, futures=1, refill=1, top_k=1, ema=0.0, feature_dropout=1.0, feature_noise=0.0)
     NetworkSize(n_layer=1, n_head=1, width=1, head_hidden=1, head_members=2)
     NetworkSize(head_members=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from commands import SHORT
 from small import SPEC, toy_episode
 from test_loop import chain_data, everything, training
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from worlds import together, write_world
 
@@ -25,7 +26,7 @@ from voc_rl.cli import main
 from voc_rl.data import Episodes, write_episode
 from voc_rl.distributed import Ranks, agreed, dealt, gather, join, ranks
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig
+from voc_rl.loop import Checkpoints, Descent, LoopConfig
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead, train_occupancy
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.quantizers import build_quantizer, train_quantizer
@@ -151,7 +152,13 @@ def train_quantizers(folder: Path) -> None:
     Where codebooks follow latents, codes without any are moved after a few steps.
     """
     dataset = Episodes.open(folder.parent / "data").load_frames()
+    logged: dict[str, Tensor] = {}
+
+    def log(stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        logged.update({key: torch.tensor([number]) for key, number in numbers.items()})
+
     for name, sizes in QUANTIZERS.items():
+        logged.clear()
         torch.manual_seed(0)
         quantizer = build_quantizer(name, dataset.observation_shape, sizes)
         kept = parameters_to_vector(quantizer.parameters())
@@ -159,9 +166,10 @@ def train_quantizers(folder: Path) -> None:
             patch("voc_rl.precision.has_bfloat16", return_value=False),
             patch("voc_rl.quantizers.codebook.USE_RATE", 0.5),
         ):
-            train_quantizer(quantizer, dataset, LoopConfig(8, batch_size=8), seed=3)
+            train_quantizer(quantizer, dataset, LoopConfig(8, batch_size=8), seed=3, log=log)
         assert not torch.equal(parameters_to_vector(quantizer.parameters()), kept)
-        save_tensors(folder / f"{name}{ranks().rank}.safetensors", quantizer.state_dict())
+        tensors = {**quantizer.state_dict(), **{f"logged.{key}": number for key, number in logged.items()}}
+        save_tensors(folder / f"{name}{ranks().rank}.safetensors", tensors)
 
 
 def test_two_processes_have_one_quantizer(tmp_path: Path) -> None:
@@ -176,12 +184,40 @@ def test_two_processes_have_one_quantizer(tmp_path: Path) -> None:
     for name in QUANTIZERS:
         places = ("alone", 0), ("together", 0), ("together", 1)
         whole, first, second = (load_tensors(tmp_path / place / f"{name}{rank}.safetensors") for place, rank in places)
-        assert [key for key, tensor in first.items() if not torch.equal(tensor, second[key])] == []
+        assert [key for key, tensor in second.items() if not torch.equal(tensor, first[key])] == []
         for key, tensor in whole.items():
             # not biases before a norm: they learn from rounding
-            if key.startswith(("codebook", "use", "feature", "encoder.0", "trunk", "to_features", "to_pixels")):
+            if key.startswith(
+                ("codebook", "use", "feature", "encoder.0", "trunk", "to_features", "to_pixels", "logged.per")
+            ):
                 torch.testing.assert_close(first[key], tensor, atol=1e-5, rtol=1e-5, msg=f"{name} {key}")
+        assert ("logged.perplexity" in whole) == (name == "vqgan")
     torch.testing.assert_close(first["codebook.vectors"].norm(dim=1), torch.ones(24))
+
+
+def dropped(kept: list[Tensor]) -> None:
+    """Losses of a step, whole and in two parts, and what a target network with dropout samples; all of one batch."""
+    config = replace(training(8), target_dropout=True)
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = OccupancyTransformer(OccupancyConfig(4, 2, n_layer=1, n_head=2, width=16, dropout=0.5))
+        trainee = OccupancyTrainee(model, None, *chain_data(), config, 5)
+        loop = replace(config.loop, accumulate=accumulate)
+        kept.append(Descent(trainee, loop, 5).step(0)["loss"])
+        rows = np.arange(200)[:, None]
+        kept.append(trainee._futures(0, np.full_like(rows, -1), rows))
+
+
+def test_each_process_draws_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given the same rows, one that is alone and the first of two drop the same, every other one something else."""
+    found: dict[Ranks, list[Tensor]] = {Ranks(): [], Ranks(0, 2): [], Ranks(1, 2): [], Ranks(2, 4): []}
+    for rank, kept in found.items():
+        monkeypatch.setattr("voc_rl.loop.ranks", lambda rank=rank: rank)
+        dropped(kept)
+    alone, first, second, third = found.values()
+    assert all(torch.equal(one, other) for one, other in zip(alone, first, strict=True))
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert not any(torch.equal(own, its) for own, its in zip(one, other, strict=True))
 
 
 def test_without_a_store_numbers_are_dealt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

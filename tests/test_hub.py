@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from worlds import one_sentence
+from worlds import one_sentence, refusal
 
 from voc_rl import hub
 from voc_rl.errors import VOCError
@@ -103,6 +104,15 @@ def test_failures_are_one_sentence_and_leave_nothing(
             hub.download(name, tmp_path)
         assert words in str(caught.value)
         assert one_sentence(str(caught.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/slow.pth"
+        monkeypatch.setitem(hub.FILES, "dino", hub.Published("a file", url=address))
+        assert "slow.pth could not be downloaded (timed out)." in refusal(hub.download, "dino", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -151,6 +151,13 @@ def test_divergence_is_said() -> None:
         optimise(Diverging(), LoopConfig(steps=100), 0, "line")
 
 
+def test_divergence_spares_the_last_good_state(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=7)
+    with pytest.raises(VOCError, match=r"^Training of the line diverged at step 21: .*'loss': nan"):
+        optimise(Diverging(), LoopConfig(steps=100), 0, "line", checkpoints=checkpoints)
+    assert load_torch_file(checkpoints.path)["step"] == 14
+
+
 # --- the occupancy network: bootstrapped targets, dropout, features, head
 
 

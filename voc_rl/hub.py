@@ -1,4 +1,6 @@
-"""Downloads of the paper's files, by name, for those with a network. Nothing else in voc_rl ever downloads anything.
+"""Downloads of the paper's files, by name, for those with a network.
+
+Nothing else in voc_rl downloads anything, but timm where the config of a dino says ``teacher_weights="download"``.
 
 voc_rl.hub.download("walker_vqvae")  ->  path for VQVAE.from_published
 """
@@ -18,6 +20,7 @@ from voc_rl.errors import VOCError, check_choice
 MODELS = "manantomar/video-occupancy-models"
 DATASETS = "manantomar/video-occupancy-models-datasets"
 BEIT = "https://github.com/addf400/files/releases/download/BEiT-v2/"
+PATIENCE = 60  # seconds without a byte after which a server is given up
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,11 @@ def _from_address(url: str, folder: Path) -> Path:
     if path.exists():
         return path
     try:
-        with atomic_path(path) as temporary, urllib.request.urlopen(url) as answer, open(temporary, "wb") as file:
+        with (
+            atomic_path(path) as temporary,
+            urllib.request.urlopen(url, timeout=PATIENCE) as answer,
+            open(temporary, "wb") as file,
+        ):
             while block := answer.read(1 << 20):
                 file.write(block)
             announced = answer.headers["Content-Length"]

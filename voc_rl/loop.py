@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from voc_rl.checkpoints import load_torch_file, save_training_state
 from voc_rl.distributed import average_gradients, ranks
-from voc_rl.errors import VOCError, check_count, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count, check_positive, check_share
 from voc_rl.graphs import Inputs, StepGraph, add_gradients
 from voc_rl.precision import device_of, generator_on, seeded
 
@@ -51,6 +51,12 @@ class LoopConfig:
             check_count(getattr(self, name), name)
         for name in ("learning_rate", "clip"):
             check_positive(getattr(self, name), name)
+        if self.learning_rate == math.inf:
+            raise VOCError("learning_rate is inf; a finite number is needed.")
+        check_at_least(self.weight_decay, 0, "weight_decay")
+        check_share(self.warmup, "warmup")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise VOCError(f"betas is {self.betas!r}; two numbers from 0 to below 1 are needed.")
 
 
 class StepLog(Protocol):
@@ -94,6 +100,12 @@ class Checkpoints:
 def step_seed(seed: int, step: int) -> int:
     """A 63-bit seed for one step of one run."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def own_seed(seed: int, step: int) -> int:
+    """``step_seed`` of what each process draws for its own rows, as dropout; the first process's is ``step_seed``."""
+    shared, rank = step_seed(seed, step), ranks().rank
+    return step_seed(shared, rank) if rank else shared
 
 
 class Steps(Protocol):
@@ -143,7 +155,7 @@ class Descent:
         assert isinstance(self.trainee, PreparedTrainee)
         inputs, parts = self.trainee.prepare(step, generator), self.config.accumulate
         size = len(inputs) // parts
-        with seeded(device_of(self.trainee), step_seed(self.seed, step)):  # dropout knows no generator
+        with seeded(device_of(self.trainee), own_seed(self.seed, step)):  # dropout knows no generator
             found = [self._add_gradients(inputs[i * size : (i + 1) * size]) for i in range(parts)]
         return {name: torch.stack([numbers[name] for numbers in found]).mean(0) for name in found[0]}
 
@@ -216,9 +228,15 @@ def take_steps(
             numbers = work.step(step)
             step += 1
             bar.update()
-            if step % 50 == 0 or step == steps:
-                _log(stage, step, numbers, log, bar)
-            if checkpoints and (step % checkpoints.every == 0 or step == steps):
+            logged = step % 50 == 0 or step == steps
+            kept = checkpoints is not None and (step % checkpoints.every == 0 or step == steps)
+            if logged or kept:  # at no other step, because a GPU is waited for
+                values = _finite(stage, step, numbers)
+            if logged:
+                bar.set_postfix({"loss": f"{values['loss']:.3f}"})
+                if log is not None:
+                    log(stage, step, values)
+            if checkpoints and kept:
                 state = {"fingerprint": checkpoints.fingerprint, "step": step, **work.state()}
                 if first:
                     save_training_state(checkpoints.path, state)
@@ -271,10 +289,8 @@ def _resume(work: Steps, checkpoints: Checkpoints) -> int:
     return int(state["step"])
 
 
-def _log(stage: str, step: int, numbers: dict[str, Tensor], log: StepLog | None, bar: Any) -> None:
+def _finite(stage: str, step: int, numbers: dict[str, Tensor]) -> dict[str, float]:
     values = {name: float(value) for name, value in numbers.items()}
     if not all(math.isfinite(value) for value in values.values()):
         raise VOCError(f"Training of the {stage} diverged at step {step}: {values}; lower the learning rate.")
-    bar.set_postfix({"loss": f"{values['loss']:.3f}"})
-    if log is not None:
-        log(stage, step, values)
+    return values

@@ -97,6 +97,16 @@ def test_logits_are_those_of_the_formulas(layers: int, width: int, n_head: int, 
     assert not model.training
 
 
+def test_the_default_type_makes_no_difference(tmp_path: Path) -> None:
+    path = written(tmp_path / "gpt.pth", gpt2())
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = OccupancyTransformer.from_published(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float32}
+
+
 def test_paper_size(tmp_path: Path) -> None:
     """4 layers, width 768, 1024 codes and positions; sampled with 75 tokens."""
     path = written(tmp_path / "gpt.pth", gpt2(4, 768, 1024, 1024))

@@ -146,6 +146,37 @@ def test_features_are_asked_of_those_that_have_them() -> None:
     assert "inputs='tokens'" in said
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    "vqvae": {"patch": 3, "components": 8, "hidden": 32, "decoder_width": 8},
+    "musik": {"patch": 3, "components": 8, "hidden": 32, "decoder_width": 8},
+    "vqgan": {
+        "channels": 4, "multipliers": (1, 2), "residual_blocks": 1, "attention_levels": (1,), "latent_channels": 4,
+        "codebook_size": 8, "code_dim": 4, "side": 4,
+    },
+    "dino": {
+        "width": 8, "depth": 1, "heads": 1, "patch": 6, "side": 12, "codebook_size": 8, "teacher_width": 32,
+        "features": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_list_is_a_shape_and_no_type_but_float32(name: str) -> None:
+    """Neither PyTorch's default type nor autocast decides what a quantizer and its features are."""
+    obs = torch.randint(256, (4, 9, SIZE, SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        quantizer = build_quantizer(name, [9, SIZE, SIZE], SIZES[name])  # type: ignore[arg-type]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert quantizer.observation_shape == (9, SIZE, SIZE)
+    assert {t.dtype for t in quantizer.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    assert quantizer.encode(obs).shape == (4, quantizer.n_tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quantizer.features(obs).dtype == torch.float32
+        assert quantizer.codes_and_features(obs)[1].dtype == torch.float32
+
+
 def test_large_frames_are_fitted_on_fewer_rows(dataset: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(VQVAE, "initialise", lambda self, obs, *rest: seen.append(len(obs)))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from voc_rl.quantizers import code_counts, codebook_use
-from voc_rl.quantizers.codebook import CosineCodebook
+from voc_rl.quantizers.codebook import CosineCodebook, move_unused
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -44,6 +44,17 @@ def test_codebook_follows_at_its_decay() -> None:
     torch.testing.assert_close(book.vectors[0], F.normalize(0.75 * torch.tensor([1.0, 0]) + 0.25 * mean, dim=0))
     assert torch.equal(book.vectors[1], torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(book.share, torch.tensor([0.515, 0.485]))
+
+
+def test_a_codebook_leaves_it_to_the_loop_to_say_that_training_diverged() -> None:
+    """Latents that are not finite move unused codes without an error of PyTorch's."""
+    book = CosineCodebook(4, 2, decay=0.9)
+    book.share[3] = 0.0
+    latents = torch.full((5, 2), torch.nan)
+    book.follow(latents, book.nearest(latents), generator())
+    vectors, share, far = torch.zeros(4, 2), torch.tensor([1.0, 0, 0, 0]), torch.full((5,), torch.inf)
+    move_unused(vectors, share, torch.ones(5, 2), torch.zeros(5, dtype=torch.long), far, generator())
+    assert torch.equal(vectors[1:], torch.ones(3, 2))
 
 
 def test_codebook_use() -> None:

@@ -191,6 +191,17 @@ def test_published_stacks_saves_and_paints(tmp_path: Path) -> None:
     assert torch.equal(loaded.decode(codes), both.decode(codes))
 
 
+def test_the_default_type_makes_no_difference(tmp_path: Path) -> None:
+    path = saved(published(), tmp_path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        tokenizer = DINOTokenizer.from_published(path, n_head=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {t.dtype for t in tokenizer.state_dict().values()} == {torch.float32}
+    assert torch.equal(tokenizer.encode(pictures(2)), DINOTokenizer.from_published(path, n_head=3).encode(pictures(2)))
+
+
 def test_published_size(tmp_path: Path) -> None:
     shapes = {name: tensor.shape for name, tensor in published(width=768, depth=1, codes=8192, dim=32).items()}
     for name, shape in list(shapes.items()):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from small import toy_dataset
 
 from voc_rl.data import Episodes
 from voc_rl.data.hdf5 import FIRST
-from voc_rl.quantizers.musik import MUSIK, MUSIKBatch, MUSIKConfig
+from voc_rl.quantizers import musik
+from voc_rl.quantizers.musik import MUSIK, MUSIKBatch, MUSIKConfig, _action_range
 
 TINY = MUSIKConfig(
     n_tokens=2, levels=(4, 3), components=2, hidden=32, decoder_width=8, patch=1, horizon=5, negatives=32,
@@ -53,6 +55,19 @@ def test_pairs_are_aligned_and_never_cross_an_episode(tmp_path: Path) -> None:
 
 def _time(dataset: Episodes) -> np.ndarray:
     return np.arange(len(dataset)) - dataset.starts[dataset.episode]
+
+
+def test_actions_are_looked_at_once_for_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = toy_dataset(tmp_path / "one", (6, 4)), toy_dataset(tmp_path / "other", (9, 4))
+    asked: list[Episodes] = []
+    monkeypatch.setattr(musik, "_action_range", lambda dataset: asked.append(dataset) or _action_range(dataset))
+    quantizer, rng = MUSIK((9, 2, 2), TINY), np.random.default_rng(0)
+    batches = [quantizer.batch(dataset, np.arange(5), rng) for dataset in (one, one, other, other)]
+    assert asked == [one, other]
+    largest = [float(batch.action.abs().max()) for batch in batches]
+    assert largest == pytest.approx([1.0] * 4)  # in the range of its own dataset
+    one.action = 3 * one.action
+    torch.testing.assert_close(quantizer.batch(one, np.arange(5), rng).action, batches[0].action)
 
 
 def test_k_is_uniform_where_the_episode_is_long_enough(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from voc_rl.checkpoints import load_state_dict, load_torch_file
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.contexts import OccupancyConfig
 from voc_rl.occupancy.transformer import OccupancyTransformer
+from voc_rl.precision import single_precision
 
 # what Hugging Face calls a block's parts, and what we call them
 _PARTS = {
@@ -28,6 +29,7 @@ _BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, w
 _BLOCK = re.compile(r"h\.(\d+)\.(.+)\.(weight|bias)")
 
 
+@single_precision()
 def load_gpt2(path: str | Path, n_head: int = 8, n_tokens: int | None = None) -> OccupancyTransformer:
     """Read a GPT-2 state dict; see ``OccupancyTransformer.from_published``."""
     path = Path(path)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.distributed import gather, ranks
 from voc_rl.errors import VOCError, check_token_rows
-from voc_rl.loop import Checkpoints, StepLog, optimise, step_seed
+from voc_rl.loop import Checkpoints, StepLog, optimise, own_seed, step_seed
 from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import climb, draw_gammas
@@ -122,7 +122,7 @@ class OccupancyTrainee:
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         inputs = self.prepare(step, generator)
-        with seeded(self.device, step_seed(self.seed, step)):  # dropout knows no generator
+        with seeded(self.device, own_seed(self.seed, step)):  # dropout knows no generator
             return self.loss_of(inputs)
 
     def _loss_of_all(self, context: Tensor, future_loss: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class OccupancyTrainee:
             rows = bootstrap[missing][own]
             generator = generator_on(self.device, step_seed(self.seed, step) ^ 1)
             # seeded for dropout, where it is left on
-            with seeded(self.device, step_seed(self.seed, step) ^ 2), autocast(self.device):
+            with seeded(self.device, own_seed(self.seed, step) ^ 2), autocast(self.device):
                 drawn = self._drawn(rows, generator, condition[own], count, own)
             futures[self._places(missing)] = gather(drawn, count)
         return futures

@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from voc_rl.distributed import average
-from voc_rl.errors import VOCError, check_observations, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count, check_decay, check_observations
 from voc_rl.loop import StepLog
 from voc_rl.quantizers.base import Quantizer, check_codebook_size, check_codes, frames_in_stack, scale, unscale
 from voc_rl.quantizers.codebook import CosineCodebook
@@ -78,7 +78,9 @@ class DINOConfig:
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch", "side", "codebook_size", "code_dim", "decoder_width"):
-            check_positive(getattr(self, name), name)
+            check_count(getattr(self, name), name)
+        check_decay(self.decay, "decay")
+        check_at_least(self.commitment, 0, "commitment")
         check_codebook_size(self.codebook_size)
         if self.width % self.heads:
             raise VOCError(f"The width {self.width} of a dino tokenizer is not a multiple of its {self.heads} heads.")
@@ -104,8 +106,8 @@ class DINOTokenizer(Quantizer):
 
     def __init__(self, observation_shape: tuple[int, int, int], config: DINOConfig) -> None:
         super().__init__()
-        height, width = observation_shape[1:]
-        self.observation_shape, self.config = observation_shape, config
+        channels, height, width = observation_shape
+        self.observation_shape, self.config = (channels, height, width), config
         self.stack, self.grid = frames_in_stack(observation_shape), config.side // config.patch
         self.n_tokens = self.stack * self.grid**2
         self.codebook_size, self.code_dim = config.codebook_size, config.code_dim
@@ -226,9 +228,8 @@ class DINOTokenizer(Quantizer):
         if self.training:
             self.codebook.follow(latents.detach().flatten(0, 1), codes.flatten(), generator)
             self._follow_features(patches.detach().float().mean(1))
-        numbers = {"cosine": cosine, "commitment": commitment, "pixels": pixels}
-        total = cosine + self.config.commitment * commitment + pixels
-        return total, {name: number.detach() for name, number in numbers.items()}
+        numbers = {"cosine": cosine.detach(), "commitment": commitment.detach(), "pixels": pixels.detach()}
+        return cosine + self.config.commitment * commitment + pixels, numbers
 
     def decoder_loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Error of the pictures painted from the codes of uint8 (B, 3K, H, W), newest frames; moves no code."""
@@ -289,8 +290,7 @@ class DINOTokenizer(Quantizer):
         return picture if picture.shape[2:] == size else F.interpolate(picture, size=size)
 
     def _pixel_loss(self, frames: Tensor, vectors: Tensor) -> Tensor:
-        target = scale(frames) - self.mean_frame
-        return F.mse_loss(self._paint(vectors.detach()).float(), target) / self.pixel_variance
+        return F.mse_loss(self._paint(vectors.detach()).float(), scale(frames) - self.mean_frame) / self.pixel_variance
 
 
 def _painter(config: DINOConfig, pixels: int) -> nn.Module:

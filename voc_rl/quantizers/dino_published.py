@@ -11,6 +11,7 @@ from torch import Tensor
 
 from voc_rl.checkpoints import load_state_dict
 from voc_rl.errors import VOCError
+from voc_rl.precision import single_precision
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.published import read_published
 
@@ -31,6 +32,7 @@ _IGNORED = re.compile(
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\..*")
 
 
+@single_precision()
 def load_vqkd(path: str | Path, n_head: int = 12, stack: int = 1) -> DINOTokenizer:
     """Read the public tokenizer; see ``DINOTokenizer.from_published``."""
     tensors = _renamed(read_published(path))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from voc_rl.data import Episodes
 from voc_rl.data.hdf5 import FIRST
-from voc_rl.errors import VOCError, check_at_least, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count
 from voc_rl.precision import device_of
 from voc_rl.quantizers.base import Quantizer, whole_batch
 from voc_rl.quantizers.shift import random_moves, shifted
@@ -64,7 +64,7 @@ class MUSIKConfig:
 
     def __post_init__(self) -> None:
         for name in ("horizon", "negatives", "energy_hidden", "max_action_size"):
-            check_positive(getattr(self, name), name)
+            check_count(getattr(self, name), name)
         check_at_least(self.shift, 0, "shift")
         self.network()  # which checks its own sizes
 
@@ -125,6 +125,8 @@ class MUSIK(VQVAE):
         self.config: Any = config
         del self.to_features  # only pictures are decoded
         self.energies = ActionEnergy(self.n_tokens * self.code_dim, config)
+        self._actions: np.ndarray | None = None  # of the last dataset, whose ranges these are
+        self._range: tuple[np.ndarray, np.ndarray]
 
     @staticmethod
     def from_published(path: str | Path, stack: int = 1) -> Quantizer:
@@ -146,7 +148,9 @@ class MUSIK(VQVAE):
         Raises:
             VOCError: a dataset without steps, or whose actions never change.
         """
-        centre, reach = _action_range(dataset)
+        if self._actions is not dataset.action:  # once for a dataset: it takes a while where actions are many
+            self._range, self._actions = _action_range(dataset), dataset.action
+        centre, reach = self._range
         changes = reach > 0
         count, own = whole_batch(len(rows))
         rows = np.where(dataset.steps_left[rows] > 0, rows, dataset.sample_rows(count, rng)[own])

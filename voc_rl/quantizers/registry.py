@@ -48,6 +48,7 @@ def _entered(name: str) -> str:
     return f"entered first: voc_rl.quantizers.QUANTIZERS[{name!r}] = (its class, the dataclass of its config)"
 
 
+@single_precision()
 def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: Any = None) -> Quantizer:
     """A fresh quantizer; ``config`` is its dataclass, a mapping for it, or None for the defaults.
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from voc_rl.distributed import average
 from voc_rl.loop import StepLog
 from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack, scale, unscale
 from voc_rl.quantizers.codebook import draw_vectors, move_unused, nearest_codes
@@ -40,7 +41,8 @@ class VQGAN(Quantizer):
 
     def __init__(self, observation_shape: tuple[int, int, int], config: VQGANConfig) -> None:
         super().__init__()
-        self.observation_shape, self.config = observation_shape, config
+        channels, height, width = observation_shape
+        self.observation_shape, self.config = (channels, height, width), config
         self.stack, self.grid = frames_in_stack(observation_shape), config.side // config.reduction
         self.n_tokens = self.stack * self.grid**2
         self.codebook_size, self.code_dim = config.codebook_size, config.code_dim
@@ -135,6 +137,7 @@ class VQGAN(Quantizer):
                 generator,
             )  # fmt: skip
         share = torch.bincount(codes.flatten(), minlength=self.codebook_size) / codes.numel()
+        average([share])  # before the entropy, which is not that of a mean
         perplexity = torch.special.entr(share).sum().exp()
         numbers = {"pixels": pixels, "codebook": codebook, "commitment": commitment, "perplexity": perplexity}
         total = pixels + commitment + self.config.codebook_weight * codebook

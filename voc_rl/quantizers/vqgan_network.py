@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_count, check_positive
 from voc_rl.quantizers.base import check_codebook_size
 
 NORM_GROUPS = 32
@@ -42,8 +42,9 @@ class VQGANConfig:
 
     def __post_init__(self) -> None:
         sizes = ("channels", "residual_blocks", "latent_channels", "codebook_size", "code_dim", "side")
-        for name in (*sizes, "codebook_weight"):
-            check_positive(getattr(self, name), name)
+        for name in sizes:
+            check_count(getattr(self, name), name)
+        check_positive(self.codebook_weight, "codebook_weight")
         check_codebook_size(self.codebook_size)
         if not self.multipliers or min(self.multipliers) < 1:
             raise VOCError(f"multipliers are {self.multipliers}; one whole number above zero per level is needed.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from voc_rl.checkpoints import few
 from voc_rl.errors import VOCError
+from voc_rl.precision import single_precision
 from voc_rl.quantizers.published import read_published
 from voc_rl.quantizers.vqgan import VQGAN
 from voc_rl.quantizers.vqgan_network import VQGANConfig
@@ -40,6 +41,7 @@ _DOWN = re.compile(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\..*")
 _OWN = ("fitted", "use", "pixel_variance")
 
 
+@single_precision()
 def load_vqgan(path: str | Path, stack: int = 1) -> VQGAN:
     """Read such a file; see ``VQGAN.from_published``."""
     tensors = {name: tensor for name, tensor in read_published(path).items() if not name.startswith(_IGNORED)}

@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from voc_rl.distributed import gather, ranks
-from voc_rl.errors import VOCError, check_at_least, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count
 from voc_rl.loop import StepLog
 from voc_rl.precision import single_precision
 from voc_rl.quantizers.base import (
@@ -70,7 +70,7 @@ class VQVAEConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_tokens", "components", "hidden", "decoder_width", "patch"):
-            check_positive(getattr(self, name), name)
+            check_count(getattr(self, name), name)
         for name in ("conv_width", "motion_weight", "order_weight"):
             check_at_least(getattr(self, name), 0, name)
         if not self.levels or min(self.levels) < 3:
@@ -145,7 +145,7 @@ class VQVAE(Quantizer):
                 f"sides that are multiples of {2 * config.patch} are needed, or another `patch` in the quantizer's "
                 "config, or a quantizer that resizes frames (--quantizer dino)."
             )
-        self.observation_shape, self.config = observation_shape, config
+        self.observation_shape, self.config = (channels, height, width), config
         self.n_tokens, self.codebook_size = config.n_tokens, math.prod(config.levels)
         self.code_dim = len(config.levels)
         self.grid = (height // config.patch // 2, width // config.patch // 2)
@@ -192,9 +192,9 @@ class VQVAE(Quantizer):
         self.components.fit(obs[:, -3:], generator)
 
     def features(self, obs: Tensor) -> Tensor:
-        """uint8 (B, 3K, H, W) -> (B, K * components): components of the newest frame, then of the differences."""
+        """uint8 (B, 3K, H, W) -> float32 (B, K * components): those of the newest frame, then of the differences."""
         coefficients = self.components(rearrange(obs, "b (k c) h w -> b k c h w", c=3)) / self.components.spread[0]
-        return _newest_and_motion(coefficients).flatten(1)
+        return _newest_and_motion(coefficients).flatten(1).float()
 
     def latents(self, obs: Tensor) -> Tensor:
         features = self.features(obs)
