@@ -27,7 +27,7 @@ from voc_rl.data import Episodes, write_episode
 from voc_rl.distributed import Ranks, agreed, dealt, gather, join, ranks
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, Descent, LoopConfig
-from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead, train_occupancy
+from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTransformer, Targets, ValueHead, train_occupancy
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.quantizers import build_quantizer, train_quantizer
 
@@ -205,7 +205,7 @@ def dropped(kept: list[Tensor]) -> None:
         loop = replace(config.loop, accumulate=accumulate)
         kept.append(Descent(trainee, loop, 5).step(0)["loss"])
         rows = np.arange(200)[:, None]
-        kept.append(trainee._futures(0, np.full_like(rows, -1), rows))
+        kept.append(trainee._futures(0, Targets(np.full_like(rows, -1), rows), Condition()))
 
 
 def test_each_process_draws_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:

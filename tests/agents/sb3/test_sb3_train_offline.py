@@ -104,7 +104,7 @@ def test_exact_q_values_and_best_actions_are_learned(algorithm: Any, envs: int, 
     assert largest_error(model) < 0.2
     actions = model.predict(seen(np.arange(LINKS))[:, None], deterministic=True)[0][:, 0]
     np.testing.assert_allclose(actions, BEST, atol=0.2)
-    losses = [row["critic_loss"] for row in log.rows("train/")]
+    losses = [row["train/critic_loss"] for _, row in log.dumps]
     assert len(losses) == 12
     assert losses[-1] < 0.05 * losses[0]
 
