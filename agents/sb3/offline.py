@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,26 +130,33 @@ def train_offline(
     if not hasattr(model, "_logger"):
         # not set_logger, which would keep a later learn() from making its own
         model._logger = configure_logger(model.verbose, model.tensorboard_log, "offline")
+    with tqdm(total=steps, desc="offline", unit="step", disable=not progress) as bar:
+        for some in _take_steps(model, steps, batch_size or model.batch_size, log_every):
+            bar.update(some)
+    model.learning_starts = 0
+    return model
+
+
+def _take_steps(model: OffPolicyAlgorithm, steps: int, batch_size: int, log_every: int) -> Iterator[int]:
+    """Take gradient steps in parts, and yield the size of each: a part ends where something is logged, the learning
+    rate is read again or DQN's target moves."""
     interval, done = getattr(model, "target_update_interval", 1), 0
     renewed = -(-steps // _RATES)
     if not isinstance(model, DQN):
         renewed += -renewed % interval  # SAC counts from 0 in each `train`
-    with tqdm(total=steps, desc="offline", unit="step", disable=not progress) as bar:
-        while done < steps:
-            some = min(log_every - done % log_every, renewed - done % renewed, steps - done)
-            if isinstance(model, DQN):
-                some = min(some, interval - model._n_updates % interval)
-            model._update_current_progress_remaining(done - done % renewed, steps)
-            model.train(some, batch_size or model.batch_size)
-            if isinstance(model, DQN) and model._n_updates % interval == 0:
-                _move_target(model)
-            done += some
-            bar.update(some)
-            if done % log_every == 0 or done == steps:
-                model.logger.record("time/gradient_steps", done)
-                model.logger.dump(done)
-    model.learning_starts = 0
-    return model
+    while done < steps:
+        some = min(log_every - done % log_every, renewed - done % renewed, steps - done)
+        if isinstance(model, DQN):
+            some = min(some, interval - model._n_updates % interval)
+        model._update_current_progress_remaining(done - done % renewed, steps)
+        model.train(some, batch_size)
+        if isinstance(model, DQN) and model._n_updates % interval == 0:
+            _move_target(model)
+        done += some
+        yield some
+        if done % log_every == 0 or done == steps:
+            model.logger.record("time/gradient_steps", done)
+            model.logger.dump(done)
 
 
 def _check_learns_in_train(model: OffPolicyAlgorithm) -> None:
