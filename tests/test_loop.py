@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,7 @@ import torch
 from chains import episodes_of, ring, walks
 from torch import Tensor, nn
 
-from voc_rl.checkpoints import load_torch_file, save_tensors, save_training_state
+from voc_rl.checkpoints import load_torch_file, save_training_state
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig, make_optimizer, optimise, schedule, step_seed
@@ -284,51 +279,3 @@ def test_codes_of_another_dataset_are_refused() -> None:
     single = episodes_of([np.zeros(1)], [False])
     with pytest.raises(VOCError, match=r"No row has a step left"):
         train_occupancy(*networks(0), single, codes[:1], None, training())
-
-
-STEPS = 400
-
-
-def train_in_process(out: Path, checkpoints: Path | None) -> None:
-    """What the killed process runs."""
-    kept = None if checkpoints is None else Checkpoints(checkpoints, "a", every=7)
-    trained = train_occupancy(*networks(0), *chain_data(), training(STEPS, n=2), seed=5, checkpoints=kept)
-    save_tensors(out, everything(*trained))
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    """SIGKILL at three moments, each time after some new checkpoints."""
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:2]\n"
-        "from pathlib import Path; from test_loop import train_in_process\n"
-        "train_in_process(Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)"
-    )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
-    whole, resumed, state = (
-        tmp_path / "whole.safetensors",
-        tmp_path / "resumed.safetensors",
-        tmp_path / "state.pt",
-    )
-    subprocess.run([*command, str(whole)], check=True)
-    reached = [0]
-    for more in (10, 60, 100):
-        process = subprocess.Popen([*command, str(resumed), str(state)])
-        try:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline:
-                step = int(load_torch_file(state)["step"]) if state.exists() else 0
-                if step >= reached[-1] + more or process.poll() is not None:
-                    break
-                time.sleep(0.02)
-            assert process.poll() is None  # still at work
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        assert process.returncode == -signal.SIGKILL
-        reached.append(int(load_torch_file(state)["step"]))
-        assert not resumed.exists()
-    assert reached == sorted(set(reached))
-    assert reached[-1] < STEPS
-    subprocess.run([*command, str(resumed), str(state)], check=True)
-    assert resumed.read_bytes() == whole.read_bytes()
