@@ -19,7 +19,6 @@ from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
     StitchedChain,
-    StitchedTargets,
     going_rows,
     hops,
     sample_futures,
@@ -113,7 +112,7 @@ def train_action_voc(
         dataset.action.shape[1],
     )
     model, trained_head = train_policies(
-        network, head, dataset, codes, features, StitchedTargets(dataset, [chain], gamma), training, config.seed,
+        network, head, dataset, codes, features, [chain], training, config.seed,
         values=values[None], stage="actions", log=log, progress=progress,
     )  # fmt: skip
     reward = fit_reward_head(

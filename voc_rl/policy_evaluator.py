@@ -18,7 +18,6 @@ from voc_rl.loop import StepLog
 from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
-    StitchedTargets,
     ValueHead,
     arrived_rows,
     train_policies,
@@ -191,7 +190,7 @@ class PolicyEvaluator:
             own = self.dataset.reward
             values = np.stack([self.chains.values(name, own, self.gamma, self.critic) for name in self.policies])
         trained, trained_head = train_policies(
-            network, head, self.dataset, codes, features, StitchedTargets(self.dataset, chains, self.gamma),
+            network, head, self.dataset, codes, features, chains,
             self.config.training, self.seed, values=values, starts=self.starts, log=self.log, progress=self.progress,
         )  # fmt: skip
         return PolicyModel(

@@ -20,7 +20,6 @@ from voc_rl.occupancy import (
     OccupancyTraining,
     OccupancyTransformer,
     PolicyTraining,
-    StitchedTargets,
     ValueHead,
     arrived_rows,
     sample_futures,
@@ -51,10 +50,10 @@ def network(gamma: float) -> tuple[OccupancyTransformer, ValueHead]:
     loop = LoopConfig(steps=1800, batch_size=512, learning_rate=1e-2)
     occupancy = OccupancyTraining(gamma=gamma, ema=0.993, futures=6, refill=16, loop=loop)
     training = PolicyTraining(occupancy, action_share=0.2, start_share=0.0)
-    codes, source = torch.from_numpy(states)[:, None], StitchedTargets(dataset, chains, gamma)
+    codes = torch.from_numpy(states)[:, None]
     values = np.stack([chain.values(dataset.reward, gamma) for chain in chains])
     model, head = train_policies(
-        OccupancyTransformer(config), ValueHead(32, hidden=32), dataset, codes, None, source, training, values=values
+        OccupancyTransformer(config), ValueHead(32, hidden=32), dataset, codes, None, chains, training, values=values
     )
     assert head is not None
     return model, head

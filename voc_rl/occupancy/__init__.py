@@ -5,7 +5,6 @@ from voc_rl.occupancy.contexts import Condition, OccupancyConfig
 from voc_rl.occupancy.discounts import base_gamma, told
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import PolicyActions, going_rows, policy_actions, taken_actions
-from voc_rl.occupancy.policy_targets import StitchedTargets
 from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
 from voc_rl.occupancy.sampling import (
     chance_of_another,
@@ -32,7 +31,6 @@ __all__ = [
     "PolicyActions",
     "PolicyTraining",
     "StitchedChain",
-    "StitchedTargets",
     "Targets",
     "ValueHead",
     "arrived_rows",
