@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes
-from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
+from voc_rl.loop import LoopConfig, StepLog, Trainee, optimise, step_seed
 from voc_rl.occupancy import PolicyActions, taken_actions
 from voc_rl.occupancy.reward_units import reward_units
 from voc_rl.precision import seeded, single_precision
@@ -60,7 +60,7 @@ class QNetwork(nn.Module):
         return F.relu(self.norms[1](self.second(F.relu(self.norms[0](first)))))
 
 
-class _Trainee:
+class _Trainee(Trainee):
     def __init__(
         self, network: QNetwork, state: Tensor, dataset: Episodes, actions: PolicyActions, reward: np.ndarray,
         weights: np.ndarray, gamma: float, config: FQEConfig, seed: int, device: torch.device,
@@ -102,12 +102,6 @@ class _Trainee:
     def after_step(self, step: int) -> None:
         decay = min(self.config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.target.parameters()), list(self.network.parameters()), 1.0 - decay)
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.network.state_dict())
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(state)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_reward_sizes
 from voc_rl.errors import VOCError, check_at_least, check_positive, check_token_rows
-from voc_rl.loop import LoopConfig, StepLog, optimise
+from voc_rl.loop import LoopConfig, StepLog, Trainee, optimise
 from voc_rl.occupancy import arrived_rows, going_rows
 from voc_rl.occupancy.features import SeesFeatures
 from voc_rl.precision import autocast, device_of, seeded, single_precision
@@ -91,7 +91,7 @@ def _layers(inputs: int, config: RewardConfig) -> nn.Sequential:
 _Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 
-class _RewardTrainee:
+class _RewardTrainee(Trainee):
     """One network of a head, on the batches of ``draw``."""
 
     def __init__(self, head: RewardHead, network: nn.Module, draw: _Draw) -> None:
@@ -106,15 +106,6 @@ class _RewardTrainee:
         with autocast(inputs.device):
             logits = self.network(inputs).float()
         return F.cross_entropy(logits, self.head.two_hot(rewards)), {}
-
-    def after_step(self, step: int) -> None:
-        pass
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.network.state_dict())
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(state)
 
 
 def check_rewards(rewards: np.ndarray, rows: int, used: Tensor | None = None) -> np.ndarray:
