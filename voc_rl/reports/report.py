@@ -15,10 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.plots import LIGHT, Interval, Theme, fitted_png, plot_scatter
-from voc_rl.benchmarks.plots_frames import Band, plot_episode, plot_futures, plot_reconstructions
-from voc_rl.benchmarks.plots_training import plot_codebook, plot_cost, plot_curves
-from voc_rl.benchmarks.report_html import (
+from voc_rl.checkpoints import atomic_path
+from voc_rl.errors import VOCError
+from voc_rl.reports.page import (
     facts,
     figure,
     headline,
@@ -26,10 +25,11 @@ from voc_rl.benchmarks.report_html import (
     standing_table,
     write_page,
 )
-from voc_rl.benchmarks.report_table import as_number, format_markdown, format_table, percent
-from voc_rl.benchmarks.report_text import captions, how_to_read
-from voc_rl.checkpoints import atomic_path
-from voc_rl.errors import VOCError
+from voc_rl.reports.plots import LIGHT, Interval, Theme, fitted_png, plot_scatter
+from voc_rl.reports.plots_frames import Band, plot_episode, plot_futures, plot_reconstructions
+from voc_rl.reports.plots_training import plot_codebook, plot_cost, plot_curves
+from voc_rl.reports.table import as_number, format_markdown, format_table, percent
+from voc_rl.reports.text import captions, how_to_read
 
 __all__ = ["FIGURES", "ReportData", "format_markdown", "format_table", "save_figure", "write_report"]
 

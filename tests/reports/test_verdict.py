@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from voc_rl.benchmarks.report import format_markdown, format_table
-from voc_rl.benchmarks.report_table import COLUMNS, DASH, best_in, ordered
-from voc_rl.benchmarks.report_verdict import compare, judge
+from voc_rl.reports.report import format_markdown, format_table
+from voc_rl.reports.table import COLUMNS, DASH, best_in, ordered
+from voc_rl.reports.verdict import compare, judge
 
 NRMSE = {"constant": 0.152, "td": 0.0801, "voc": 0.0652, "mc": 0.0601, "one_step": 0.1203, "voc_head": 0.0588}
 RUN: dict[str, Any] = {

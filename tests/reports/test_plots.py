@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voc_rl.benchmarks.plots import LIGHT, value_range
-from voc_rl.benchmarks.plots_frames import psnr, to_hwc
-from voc_rl.benchmarks.plots_training import (
+from voc_rl.reports.plots import LIGHT, value_range
+from voc_rl.reports.plots_frames import psnr, to_hwc
+from voc_rl.reports.plots_training import (
     curve_series,
     duration,
     memory,
@@ -17,7 +17,7 @@ from voc_rl.benchmarks.plots_training import (
     plot_curves,
     short_count,
 )
-from voc_rl.benchmarks.report_text import share_inside
+from voc_rl.reports.text import share_inside
 
 
 def test_small_numbers_of_figures() -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voc_rl.benchmarks.plots import DARK, LIGHT
-from voc_rl.benchmarks.report import FIGURES, ReportData, save_figure, write_report
 from voc_rl.errors import VOCError
+from voc_rl.reports.plots import DARK, LIGHT
+from voc_rl.reports.report import FIGURES, ReportData, save_figure, write_report
 
 NRMSE = {"constant": 0.152, "td": 0.0801, "voc": 0.0652, "mc": 0.0601, "one_step": 0.1203, "voc_head": 0.0588}
 
@@ -268,7 +268,7 @@ def test_bad_input_is_named(call: Callable[[Path], Any], words: str, tmp_path: P
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, voc_rl.benchmarks.report; "
+        "import sys, voc_rl.reports.report; "
         "heavy = 'torch mujoco gymnasium dm_control matplotlib.pyplot'; "
         "print([name for name in heavy.split() if name in sys.modules])"
     )

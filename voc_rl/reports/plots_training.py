@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.plots import Theme, legend, new_figure, style
-from voc_rl.benchmarks.report_table import DASH, as_number, method
+from voc_rl.reports.plots import Theme, legend, new_figure, style
+from voc_rl.reports.table import DASH, as_number, method
 
 MAX_TOKENS = 16
 MAX_CURVES = 24

@@ -14,9 +14,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from voc_rl.benchmarks.plots import DARK, LIGHT, Theme, fitted_png
-from voc_rl.benchmarks.plots_training import duration, memory
-from voc_rl.benchmarks.report_table import (
+from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import DARK, LIGHT, Theme, fitted_png
+from voc_rl.reports.plots_training import duration, memory
+from voc_rl.reports.table import (
     DASH,
     OURS,
     as_number,
@@ -26,8 +27,7 @@ from voc_rl.benchmarks.report_table import (
     scores,
     shown_columns,
 )
-from voc_rl.benchmarks.report_verdict import TIE, judge, rmse_scores, signed
-from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.verdict import TIE, judge, rmse_scores, signed
 
 SHOWN_ELSEWHERE = frozenset({"methods", "seconds", "cpu_seconds", "peak_memory_bytes", "stage_peak_memory_bytes"})
 
@@ -44,7 +44,7 @@ def slug(title: str) -> str:
 
 def write_page(path: Path, kicker: str, title: str, headline: str, sections: Mapping[str, str]) -> None:
     """Write a report as one HTML file, in one step; ``headline`` and the bodies of ``sections`` are HTML already."""
-    template = resources.files("voc_rl.benchmarks").joinpath("report_template.html").read_text(encoding="utf-8")
+    template = resources.files("voc_rl.reports").joinpath("template.html").read_text(encoding="utf-8")
     text = Template(template).substitute(
         kicker=escape(kicker), title=escape(title), headline=headline, contents=contents(sections),
         sections="\n".join(section(title, body) for title, body in sections.items()),

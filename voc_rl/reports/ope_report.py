@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from voc_rl.benchmarks.plots import Theme, new_figure, style
-from voc_rl.benchmarks.report_html import escape, figure, write_page
 from voc_rl.policy_estimate import FAR, PolicyEstimate, warnings_of
+from voc_rl.reports.page import escape, figure, write_page
+from voc_rl.reports.plots import Theme, new_figure, style
 
 # diagnostic -> heading, and what it tells
 SUPPORT = {

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from voc_rl.benchmarks.report import ReportData, save_figure, write_report
 from voc_rl.model import VOC
 from voc_rl.pipeline import Pipeline
 from voc_rl.plugin import pictures_of
 from voc_rl.quantizers import code_counts
+from voc_rl.reports.report import ReportData, save_figure, write_report
 from voc_rl.runs import versions
 from voc_rl.values import ValueEstimate, discounted_returns
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from voc_rl.benchmarks.report_table import method, ordered
+from voc_rl.reports.table import method, ordered
 
 Interval = tuple[NDArray[Any], NDArray[Any]]
 WIDTH = 10.0  # inches; all figures of a report are equally wide
