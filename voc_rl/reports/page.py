@@ -144,22 +144,27 @@ def standing_table(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def figure(draw: Callable[[Theme], Figure | None], lead: str, alt: str, caption: str, absent: str) -> str:
-    """A figure in both themes between its lead and its caption, or the words in its place."""
-    light = draw(LIGHT)
-    if light is None:
+def in_both_themes(draw: Callable[[Theme], Figure | None]) -> tuple[bytes, bytes] | None:
+    """A figure as PNGs for light and for dark displays; None where there is nothing to draw."""
+    light, dark = draw(LIGHT), draw(DARK)
+    return None if light is None or dark is None else (fitted_png(light), fitted_png(dark))
+
+
+def figure(pictures: tuple[bytes, bytes] | None, lead: str, alt: str, caption: str, absent: str) -> str:
+    """PNGs for light and for dark displays between their lead and their caption, or the words in their place."""
+    if pictures is None:
         return f'<p class="absent">{escape(absent)}</p>'
-    dark = draw(DARK)
+    light, dark = map(_data_uri, pictures)
     top = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     lines = "<br>".join(escape(line) for line in caption.splitlines())
     bottom = f"<figcaption>{lines}</figcaption>" if lines else ""
-    source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">' if dark is not None else ""
-    picture = f'<picture>{source}<img src="{_data_uri(light)}" alt="{escape(alt)}"></picture>'
+    source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+    picture = f'<picture>{source}<img src="{light}" alt="{escape(alt)}"></picture>'
     return f'{top}<figure><div class="scroll" tabindex="0">{picture}</div>{bottom}</figure>'
 
 
-def _data_uri(drawn: Figure) -> str:
-    return "data:image/png;base64," + base64.b64encode(fitted_png(drawn)).decode("ascii")
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def facts(metrics: Mapping[str, Any]) -> str:
