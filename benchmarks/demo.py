@@ -25,8 +25,8 @@ from voc_rl.errors import VOCError, check_choice, check_positive
 from voc_rl.occupancy import default_n
 from voc_rl.pipeline import Pipeline, Say
 from voc_rl.precision import device_name
-from voc_rl.reports.report import format_table
 from voc_rl.reports.run_report import report_data, write_run_report
+from voc_rl.reports.table import format_table
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.stage_settings import made_elsewhere
 from voc_rl.training import VOCConfig

@@ -83,7 +83,7 @@ def some_data(**changes: Any) -> ReportData:
         originals=frames[:4],
         reconstructions=frames[1:5],
         code_counts=rng.integers(0, 9, (4, 24)),
-        curves=[{"stage": "occupancy", "step": i, "loss": 2 / (i + 1), "val_loss": 3 / (i + 1)} for i in range(9)],
+        curves=[{"stage": "occupancy", "step": i, "loss": 2 / (i + 1), "head": 3 / (i + 1)} for i in range(9)],
     )
     return replace(data, **changes)
 

@@ -29,10 +29,8 @@ from voc_rl.reports.page import (
 from voc_rl.reports.plots import Interval, Theme, plot_scatter
 from voc_rl.reports.plots_frames import Band, plot_episode, plot_futures, plot_reconstructions
 from voc_rl.reports.plots_training import plot_codebook, plot_cost, plot_curves
-from voc_rl.reports.table import as_number, format_markdown, format_table, percent
+from voc_rl.reports.table import as_number, percent
 from voc_rl.reports.text import captions, how_to_read
-
-__all__ = ["FIGURES", "ReportData", "format_markdown", "format_table", "write_report"]
 
 
 @dataclass(frozen=True)
