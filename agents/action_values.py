@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows
 from voc_rl.errors import VOCError, check_choice, check_count, check_gamma
 from voc_rl.loop import StepLog
 from voc_rl.model import VOC
@@ -19,7 +19,6 @@ from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
     StitchedChain,
-    going_rows,
     hops,
     sample_futures,
     train_policies,

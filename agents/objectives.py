@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from voc_rl.agents.networks import Critic
 from voc_rl.agents.views import View
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows
 from voc_rl.errors import VOCError, check_at_least, check_gamma, check_positive, check_share
 from voc_rl.loop import Trainee, step_seed
-from voc_rl.occupancy import going_rows, n_step_returns
+from voc_rl.occupancy import n_step_returns
 from voc_rl.precision import device_of, seeded
 
 LARGEST_WEIGHT = 20.0

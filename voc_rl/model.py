@@ -35,9 +35,10 @@ from voc_rl.values import (
     RewardConfig,
     ValueEstimate,
     by_head,
-    density,
     fit_reward_head,
     from_samples,
+    from_weights,
+    future_weights,
     mve,
     rewards_of_futures,
     successor_features,
@@ -162,7 +163,8 @@ class VOC(Parts):
         context, features = self.context(obs)
         # no autocast: ratios need their digits
         prefix = self.occupancy.prefix(context, features, condition=self.condition(len(context), gamma))
-        return density(self.occupancy, prefix, codes, rewards, gamma, level, groups)
+        weights = future_weights(self.occupancy, prefix, codes)
+        return from_weights(weights, rewards, gamma, level, groups)
 
     def _by_head(self, codes: Tensor, features: Tensor | None, gamma: float, level: float) -> ValueEstimate:
         occupancy, head = self.occupancy, self.value_head

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples, known_gamma
 from voc_rl.loop import StepLog
 from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
     ValueHead,
-    arrived_rows,
     train_policies,
 )
 from voc_rl.occupancy.stitching import principal_components

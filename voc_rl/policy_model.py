@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError
 from voc_rl.loop import step_seed
 from voc_rl.occupancy import (
     Condition,
     OccupancyTransformer,
     ValueHead,
-    arrived_rows,
     base_gamma,
     chance_of_another,
     compose,
@@ -172,7 +171,7 @@ class PolicyModel:
     def _row_weights(self, name: str, count: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) that a step arrived at, and their ``future_weights`` (S, n) after each start."""
         codes, features, condition = self.contexts(name, self.starts, gamma)
-        arrived = arrived_rows(self.dataset).numpy()
+        arrived = arrived_rows(self.dataset)
         rng = np.random.default_rng([self.seed, 59])
         rows = rng.choice(arrived, min(count, len(arrived)), replace=False)
         with torch.no_grad():  # no autocast: ratios need their digits

@@ -10,7 +10,7 @@ import torch
 from chains import episodes_of, total_variation
 from decisions import END, LAST, A, Decisions, S, decisions, empirical, exact_shares, frequencies, logged
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, taken_actions
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import (
@@ -21,7 +21,6 @@ from voc_rl.occupancy import (
     StitchedChain,
     find_candidates,
     stitch,
-    taken_actions,
     train_policies,
 )
 from voc_rl.occupancy.stitching import draw_along

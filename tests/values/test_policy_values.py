@@ -12,7 +12,7 @@ from decisions import END, LAST, UNIFORM, A, Decisions, S, chains_of, decisions,
 from occupancy_table import OccupancyTable
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import (
     Condition,
@@ -21,11 +21,10 @@ from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
     ValueHead,
-    arrived_rows,
     sample_futures,
     train_policies,
 )
-from voc_rl.values import density, from_samples, from_weights, future_weights, mve
+from voc_rl.values import from_samples, from_weights, future_weights, mve
 
 GAMMA = 0.9
 BOUND = 0.05  # of max V - min V
@@ -82,14 +81,16 @@ def sampled() -> np.ndarray:
 def rows(count: int, seed: int = 0) -> tuple[Tensor, np.ndarray]:
     """Codes (count, 1) and real rewards of rows that were arrived at."""
     _, dataset, states = data()
-    some = np.random.default_rng(seed).choice(arrived_rows(dataset).numpy(), count, replace=False)
+    some = np.random.default_rng(seed).choice(arrived_rows(dataset), count, replace=False)
     return torch.from_numpy(states[some])[:, None], dataset.reward[some]
 
 
 @torch.no_grad()
 def weighted() -> np.ndarray:
     model, _ = network(GAMMA)
-    return density(model, model.prefix(CONTEXT, condition=CONDITION), *rows(20_000), GAMMA).mean
+    codes, rewards = rows(20_000)
+    weights = future_weights(model, model.prefix(CONTEXT, condition=CONDITION), codes)
+    return from_weights(weights, rewards, GAMMA).mean
 
 
 @torch.no_grad()
@@ -195,7 +196,8 @@ def covered(name: str, level: float) -> int:
         for i in range(REPETITIONS):
             codes = rng.choice(S, size=1000, p=law)
             prefix = model.prefix(ASKED_CONTEXT[i : i + 1], condition=ASKED_CONDITION[i : i + 1])
-            one = density(model, prefix, torch.from_numpy(codes)[:, None], rewards[codes], GAMMA, level)
+            weights = future_weights(model, prefix, torch.from_numpy(codes)[:, None])
+            one = from_weights(weights, rewards[codes], GAMMA, level)
             low[i], high[i] = one.low[0], one.high[0]
         return int(((low <= V) & (high >= V)).sum())
     return int(((found.low <= V) & (found.high >= V)).sum())

@@ -1,10 +1,10 @@
 """The occupancy network: how it is built, trained and sampled."""
 
-from voc_rl.occupancy.batches import arrived_rows, without_context
+from voc_rl.occupancy.batches import without_context
 from voc_rl.occupancy.contexts import Condition, OccupancyConfig
 from voc_rl.occupancy.discounts import base_gamma, told
 from voc_rl.occupancy.heads import ValueHead
-from voc_rl.occupancy.policy_actions import PolicyActions, going_rows, policy_actions, taken_actions
+from voc_rl.occupancy.policy_actions import policy_actions
 from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
 from voc_rl.occupancy.sampling import (
     chance_of_another,
@@ -28,12 +28,10 @@ __all__ = [
     "OccupancyConfig",
     "OccupancyTraining",
     "OccupancyTransformer",
-    "PolicyActions",
     "PolicyTraining",
     "StitchedChain",
     "Targets",
     "ValueHead",
-    "arrived_rows",
     "base_gamma",
     "chance_of_another",
     "compose",
@@ -41,7 +39,6 @@ __all__ = [
     "draw_targets",
     "end_probability",
     "find_candidates",
-    "going_rows",
     "hops",
     "log_probabilities",
     "n_step_returns",
@@ -49,7 +46,6 @@ __all__ = [
     "sample_futures",
     "start_from",
     "stitch",
-    "taken_actions",
     "told",
     "train_occupancy",
     "train_policies",

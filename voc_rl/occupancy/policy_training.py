@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows, taken_actions
 from voc_rl.errors import VOCError, check_decay, check_share
 from voc_rl.loop import Checkpoints, StepLog, optimise
 from voc_rl.occupancy.batches import Batch
@@ -25,7 +25,6 @@ from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import draw_gammas
 from voc_rl.occupancy.goals import HeadGoals
 from voc_rl.occupancy.heads import ValueHead
-from voc_rl.occupancy.policy_actions import taken_actions
 from voc_rl.occupancy.stitching import StitchedChain, draw_along
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.occupancy.training_config import TUNED_LOOP, OccupancyTraining
@@ -128,7 +127,7 @@ class PolicyTrainee(OccupancyTrainee):
 def _values_learned(dataset: Episodes, values: np.ndarray, gamma: float) -> tuple[Tensor, Tensor]:
     """(1 - gamma) V and (1 - gamma) Q of the action taken, both float32 (P, N)."""
     after = values.copy()
-    going = np.flatnonzero(dataset.steps_left > 0)
+    going = going_rows(dataset)
     later = np.where(dataset.terminal[going + 1], 0.0, values[:, going + 1])
     after[:, going] = dataset.reward[going + 1] + gamma * later
     return (1.0 - gamma) * torch.from_numpy(values).float(), (1.0 - gamma) * torch.from_numpy(after).float()

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows, taken_actions
 from voc_rl.errors import VOCError, check_gamma
-from voc_rl.occupancy.policy_actions import going_rows, taken_actions
 
 COMPONENTS = 48  # of the frames' features, in which rows are compared
 CANDIDATES = 128  # nearest rows by frame, among which the action decides

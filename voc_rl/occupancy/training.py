@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.distributed import gather, ranks
 from voc_rl.errors import VOCError, check_token_rows
 from voc_rl.loop import Checkpoints, PreparedTrainee, StepLog, optimise, own_seed, step_seed
-from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
+from voc_rl.occupancy.batches import Batch, StepInputs, without_context
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import climb, draw_gammas
 from voc_rl.occupancy.goals import RENEWED_EVERY, HeadGoals, returns_of
@@ -73,7 +73,7 @@ class OccupancyTrainee(PreparedTrainee):
         self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
         if len(self.contexts) == 0:
             raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
-        self.arrived = arrived_rows(dataset).to(self.device)
+        self.arrived = on_device(arrived_rows(dataset), self.device)
         self.stock: list[Batch] = []
         self.goals = goals
         if head is not None and goals is None:

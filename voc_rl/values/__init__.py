@@ -1,6 +1,6 @@
 """Futures to rewards to values, and how good values are."""
 
-from voc_rl.values.density import density, from_weights, future_weights
+from voc_rl.values.density import from_weights, future_weights
 from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, rewards_of_futures
 from voc_rl.values.fitted_q import FittedQ, FQEConfig, fitted_q, members_of
 from voc_rl.values.head import by_head, tail_by_head
@@ -28,7 +28,6 @@ __all__ = [
     "check_known",
     "check_rewards",
     "completed",
-    "density",
     "discounted_returns",
     "fit_reward_head",
     "fitted_q",

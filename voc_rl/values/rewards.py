@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows, going_rows
 from voc_rl.data.checks import check_reward_sizes
 from voc_rl.errors import VOCError, check_at_least, check_positive, check_token_rows
 from voc_rl.loop import LoopConfig, StepLog, Trainee, optimise
-from voc_rl.occupancy import arrived_rows, going_rows
 from voc_rl.occupancy.features import SeesFeatures
 from voc_rl.precision import autocast, device_of, seeded, single_precision
 from voc_rl.quantizers import Quantizer
@@ -108,7 +107,7 @@ class _RewardTrainee(Trainee):
         return F.cross_entropy(logits, self.head.two_hot(rewards)), {}
 
 
-def check_rewards(rewards: np.ndarray, rows: int, used: Tensor | None = None) -> np.ndarray:
+def check_rewards(rewards: np.ndarray, rows: int, used: np.ndarray | None = None) -> np.ndarray:
     """Rewards as float32 (rows,), one per row and finite; 0 in rows that are not among those int64 (M,) that are
     ``used`` (None: all are).
 
@@ -123,7 +122,7 @@ def check_rewards(rewards: np.ndarray, rows: int, used: Tensor | None = None) ->
         raise VOCError(f"Rewards have shape {rewards.shape}; one per row, ({rows},), is needed.")
     if used is not None:
         kept = np.zeros_like(rewards)
-        kept[used.numpy()] = rewards[used.numpy()]
+        kept[used] = rewards[used]
         rewards = kept
     if not np.isfinite(rewards).all():
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
@@ -169,8 +168,8 @@ def fit_reward_head(
     if len(arrived) == 0:
         raise VOCError("There are no rewards to fit; at least one row that a step arrived at is needed.")
     device, feature_dim = device_of(quantizer), 0 if features is None else features.shape[1]
-    own = codes[arrived.to(codes.device)].to(device)
-    goals = torch.from_numpy(reward[arrived.numpy()]).to(device)
+    own = codes[torch.from_numpy(arrived).to(codes.device)].to(device)
+    goals = torch.from_numpy(reward[arrived]).to(device)
     with seeded(torch.device("cpu"), seed):
         head = RewardHead(quantizer.n_tokens, quantizer.code_dim, config, feature_dim)
     head.centres.copy_(_bins(goals, config.bins))
