@@ -303,7 +303,7 @@ class Pipeline:
             "quantizer": {
                 "name": self.config.quantizer,
                 "tokens": codes.shape[1],
-                **codebook_use(codes, int(load_quantizer(self.run.path).codebook_size)),
+                **codebook_use(codes, self.train_quantizer().codebook_size),
             },
             "seed": self.config.seed,
         }

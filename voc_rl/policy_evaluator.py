@@ -14,7 +14,6 @@ from torch import Tensor
 
 from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples, known_gamma
-from voc_rl.loop import StepLog
 from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
@@ -99,7 +98,6 @@ class PolicyEvaluator:
         tokens: tuple[Tensor, Tensor] | None = None,
         device: torch.device | str | None = None,
         behaviour: OccupancyTransformer | None = None,
-        log: StepLog | None = None,
         progress: bool = False,
     ) -> None:
         check_dataset(dataset)
@@ -119,7 +117,7 @@ class PolicyEvaluator:
             size = replace(size, head_members=0)
         voc = replace(config.voc, network=size, occupancy=occupancy)
         self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
-        self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
+        self.seed, self.progress, self._behaviour = config.voc.seed, progress, behaviour
         there = torch.device("cpu") if quantizer is None else device_of(quantizer)
         self.device, self._tokens, self._quantizer = as_device(device) or there, tokens, quantizer
         check_tokens(tokens, quantizer, dataset)
@@ -137,9 +135,7 @@ class PolicyEvaluator:
     @cached_property
     def quantizer(self) -> Quantizer:
         """The one that was given, or a trained one."""
-        return ready_quantizer(
-            self._quantizer, self.dataset, self.config.voc, self.device, log=self.log, progress=self.progress
-        )
+        return ready_quantizer(self._quantizer, self.dataset, self.config.voc, self.device, progress=self.progress)
 
     @cached_property
     def tokens(self) -> tuple[Tensor, Tensor]:
@@ -172,7 +168,7 @@ class PolicyEvaluator:
         features = principal_components(self.tokens[1], COMPONENTS).cpu().numpy()
         return fitted_q(
             self.dataset, features, self.chains.actions, gamma, self.config.critic, self.seed,
-            *members_of(self.dataset, self.seed, reward), device=self.device, log=self.log, progress=self.progress,
+            *members_of(self.dataset, self.seed, reward), device=self.device, progress=self.progress,
         )  # fmt: skip
 
     @cached_property
@@ -190,7 +186,7 @@ class PolicyEvaluator:
             values = np.stack([self.chains.values(name, own, self.gamma, self.critic) for name in self.policies])
         trained, trained_head = train_policies(
             network, head, self.dataset, codes, features, chains,
-            self.config.training, self.seed, values=values, starts=self.starts, log=self.log, progress=self.progress,
+            self.config.training, self.seed, values=values, starts=self.starts, progress=self.progress,
         )  # fmt: skip
         return PolicyModel(
             trained, trained_head, self.quantizer, self.dataset, self.tokens, list(self.policies), self.starts,
@@ -221,7 +217,7 @@ class PolicyEvaluator:
         """
         voc, codes = self.config.voc, self.tokens[0]
         return fit_reward_head(
-            self.quantizer, codes, self.dataset, reward, voc.reward, voc.seed, log=self.log, progress=self.progress
+            self.quantizer, codes, self.dataset, reward, voc.reward, voc.seed, progress=self.progress
         )
 
     @cached_property

@@ -82,8 +82,8 @@ class Asked:
         )
 
     def refusal(self, run: RunFolder, stage: str, forced: bool = False) -> str:
-        """Why a finished stage is not what a command asks for: the one that it does itself, unless ``forced``, or one
-        that this builds on; else ""."""
+        """An error message if ``stage``, or a stage it builds on, was finished with other settings or by another
+        version; "" if the command may run. ``forced`` exempts ``stage`` itself."""
         finished = [name for name in self.settings if run.settings(name) is not None]
         by_stages = self.settings["train"]["joint"] is None
         source = [] if self._left_alone(run) else finished[:1]  # what the quantizer came out of

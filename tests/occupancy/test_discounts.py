@@ -84,8 +84,11 @@ def test_the_head_knows_every_discount() -> None:
 class AnyDiscount(torch.nn.Module):
     """An exact target network: the occupancy of the ring, or END, at the discount that each context is told."""
 
+    drops, memory = True, None  # sampled by the slow path
+
     def __init__(self) -> None:
         super().__init__()
+        self.codes = torch.nn.Embedding(1, 4)  # where the network is, and its type of number
         self.config = OccupancyConfig(S, 1, width=4, gammas=RANGE)
         P = 0.95 * torch.from_numpy(ring())
         self.P = torch.nn.functional.pad(torch.cat([P, torch.full((S, 1), 0.05)], 1), (0, 0, 0, 1))

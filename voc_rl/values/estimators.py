@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,6 +63,11 @@ def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> Valu
     return ValueEstimate(mean, stderr, low, high, level, HEAD_COVERS)
 
 
+def states_at_once(futures: Tensor) -> int:
+    """For how many states of futures int64 (B, S, n_tokens) the codes' vectors are in memory together."""
+    return max(CODES_AT_ONCE // max(math.prod(futures.shape[1:]), 1), 1)
+
+
 @torch.no_grad()
 def rewards_of_futures(
     futures: Tensor,
@@ -76,7 +82,7 @@ def rewards_of_futures(
     the states that the codes are futures of. Computed in float32, inside of ``autocast`` too.
     """
     ended = futures[..., 0] == end_code
-    at_once = max(CODES_AT_ONCE // max(futures[0].numel(), 1), 1) if len(futures) else 1
+    at_once = states_at_once(futures)
     codes = torch.where(ended[..., None], 0, futures).split(at_once)
     with float32(futures.device):
         if features is None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes, going_rows, taken_actions
-from voc_rl.loop import LoopConfig, StepLog, Trainee, optimise, step_seed
+from voc_rl.loop import LoopConfig, Trainee, optimise, step_seed
 from voc_rl.occupancy.reward_units import reward_units
 from voc_rl.precision import seeded, single_precision
 
@@ -125,7 +125,7 @@ def members_of(dataset: Episodes, seed: int, reward: np.ndarray) -> tuple[np.nda
 def fitted_q(
     dataset: Episodes, state: np.ndarray, actions: np.ndarray, gamma: float, config: FQEConfig, seed: int,
     reward: np.ndarray, weights: np.ndarray | None = None, *, device: torch.device | None = None,
-    log: StepLog | None = None, progress: bool = False,
+    progress: bool = False,
 ) -> FittedQ:  # fmt: skip
     """Fit Q of every policy on states float (N, F) of the dataset's rows (features of frames, or true states).
 
@@ -140,7 +140,7 @@ def fitted_q(
         network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), reward.shape[1], config.width)
     network = network.to(device)
     trainee = _Trainee(network, inputs, dataset, actions, reward, weights, gamma, config, seed, device)
-    optimise(trainee, config.loop, seed, "fqe", log=log, progress=progress)
+    optimise(trainee, config.loop, seed, "fqe", progress=progress)
     with torch.no_grad():
         network = trainee.target
         taken = torch.cat([
