@@ -87,7 +87,7 @@ def test_the_own_discount_is_the_default(voc: VOC, world: tuple[Episodes, np.nda
         vectors = vectors_of_codes(voc, codes, features, "context")
         assert 4 * (vectors - own).abs().mean() < (vectors - other).abs().mean()  # but for precision
     for gamma in (None, 0.3, 0.8):
-        own = voc.asked_gamma(gamma)
+        own = voc.resolve_gamma(gamma)
         vectors = voc.quantizer.embed(voc.sample_futures(obs, 3, gamma)).flatten(2).mean(1) / (1 - own)
         np.testing.assert_allclose(voc.successor_features(obs, 3, gamma), vectors, rtol=1e-5)
 

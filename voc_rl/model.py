@@ -110,7 +110,7 @@ class VOC(Parts):
         """
         check_codes(codes, self.quantizer)
         codes, features = self._here(codes, features)
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         if estimator == "density":
             raise VOCError("A density estimate weighs rows of the data; call density_value(obs, codes, rewards).")
         check_choice(estimator, ("head", "sample", "mve"), "estimator")
@@ -159,7 +159,7 @@ class VOC(Parts):
         """
         check_level(level)
         check_codes(codes, self.quantizer)
-        gamma = base_gamma(self.gammas, self.asked_gamma(gamma), hops=False)
+        gamma = base_gamma(self.gammas, self.resolve_gamma(gamma), hops=False)
         context, features = self.context(obs)
         # no autocast: ratios need their digits
         prefix = self.occupancy.prefix(context, features, condition=self.condition(len(context), gamma))
@@ -205,7 +205,7 @@ class VOC(Parts):
         check_count(n, "n")
         generator = generator or generator_on(self.device, 0)
         codes, features = self._here(codes, features)
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         base = base_gamma(self.gammas, gamma)
         condition = self.condition(len(codes), base)
         with autocast(self.device):
@@ -283,7 +283,7 @@ class VOC(Parts):
         common: bool = False,
     ) -> np.ndarray:
         """``successor_features`` of states that are already codes."""
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
         psi = successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, gamma)
         return psi.cpu().numpy()

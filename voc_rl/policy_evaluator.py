@@ -23,7 +23,7 @@ from voc_rl.occupancy import (
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
 from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
-from voc_rl.policy_model import Found, PolicyModel, asked_gamma
+from voc_rl.policy_model import Found, PolicyModel, base_or_refuse
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
 from voc_rl.training import (
@@ -296,7 +296,7 @@ class PolicyEvaluator:
             )
         if estimator in ("sample", "mve", "density"):
             gammas = self.config.training.occupancy.gammas or (self.gamma, self.gamma)
-            asked_gamma(gammas, gamma, hops=estimator != "density")
+            base_or_refuse(gammas, gamma, hops=estimator != "density")
 
     def _by_network(
         self, name: str, estimator: PolicyEstimator, reward: np.ndarray | None, reward_head: RewardHead | None,

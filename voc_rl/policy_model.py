@@ -36,7 +36,7 @@ from voc_rl.values import (
 from voc_rl.values.density import effective_size, too_few
 
 
-def asked_gamma(gammas: tuple[float, float], gamma: float, hops: bool = True) -> float:
+def base_or_refuse(gammas: tuple[float, float], gamma: float, hops: bool = True) -> float:
     """The discount at which a network of the range ``gammas`` is asked about ``gamma``: ``base_gamma``.
 
     Raises:
@@ -179,7 +179,7 @@ class PolicyModel:
         return rows, future_weights(self.network, prefix, self.tokens[0][torch.from_numpy(rows)])
 
     def _base(self, gamma: float, hops: bool = True) -> float:
-        return asked_gamma(self.network.config.gammas or (self.gamma, self.gamma), gamma, hops)
+        return base_or_refuse(self.network.config.gammas or (self.gamma, self.gamma), gamma, hops)
 
     def _rewards(self, futures: Tensor, reward: RewardHead) -> Tensor:
         return rewards_of_futures(futures, self.quantizer.embed, reward, self.network.config.end_code)
