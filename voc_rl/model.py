@@ -27,7 +27,7 @@ from voc_rl.errors import (
     check_samples,
 )
 from voc_rl.model_files import Parts, load_parts, save_parts
-from voc_rl.occupancy import Condition, base_gamma, compose, told
+from voc_rl.occupancy import Condition, base_gamma, compose, discount_condition
 from voc_rl.precision import as_tensor, autocast, generator_on
 from voc_rl.quantizers import seen_as_stored, tokenize
 from voc_rl.quantizers.base import check_codes
@@ -56,7 +56,7 @@ class VOC(Parts):
 
     def condition(self, count: int, gamma: float | None = None) -> Condition:
         """The condition that tells the occupancy network a discount (None: the VOC's own) of ``count`` contexts."""
-        return told(self.occupancy, self.gamma if gamma is None else gamma, count)
+        return discount_condition(self.occupancy, self.gamma if gamma is None else gamma, count)
 
     def value(
         self,

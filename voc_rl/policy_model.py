@@ -19,7 +19,7 @@ from voc_rl.occupancy import (
     base_gamma,
     chance_of_another,
     compose,
-    told,
+    discount_condition,
 )
 from voc_rl.precision import autocast, device_of
 from voc_rl.quantizers import Quantizer
@@ -118,7 +118,7 @@ class PolicyModel:
         return (
             self.tokens[0][at].to(device).long(),
             features,
-            replace(told(self.network, gamma, len(at)), policy=policy),
+            replace(discount_condition(self.network, gamma, len(at)), policy=policy),
         )
 
     def by_head(self, name: str, gamma: float) -> Found:
@@ -161,12 +161,12 @@ class PolicyModel:
         some, weights = self._weights[key]
         mean = weights.mean(0, keepdims=True)
         size = float(effective_size(mean)[0])
-        told = {"effective_rows": size}
+        diagnostics = {"effective_rows": size}
         if too_few(size):
-            return Found(np.nan, np.nan, np.full(len(weights), np.nan), told)
+            return Found(np.nan, np.nan, np.full(len(weights), np.nan), diagnostics)
         both = np.concatenate([mean, weights])
         found = from_weights(both, reward[some], gamma, groups=self.dataset.episode[some])
-        return Found(float(found.mean[0]), float(found.stderr[0]), found.mean[1:], told)
+        return Found(float(found.mean[0]), float(found.stderr[0]), found.mean[1:], diagnostics)
 
     def _row_weights(self, name: str, count: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) that a step arrived at, and their ``future_weights`` (S, n) after each start."""

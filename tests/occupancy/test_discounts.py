@@ -23,9 +23,9 @@ from voc_rl.occupancy import (
     PolicyTraining,
     ValueHead,
     base_gamma,
+    discount_condition,
     draw_targets,
     n_step_returns,
-    told,
     train_policies,
 )
 from voc_rl.occupancy.contexts import Prefix
@@ -73,7 +73,7 @@ def test_the_head_knows_every_discount() -> None:
     exact = {gamma: values(ring(), REWARD, gamma) for gamma in ASKED}
     for gamma in ASKED:
         with torch.no_grad():
-            last = model.prefix(torch.arange(S)[:, None], condition=told(model, gamma, S)).last
+            last = model.prefix(torch.arange(S)[:, None], condition=discount_condition(model, gamma, S)).last
             found = head(last).mean(1).double().numpy() / (1 - gamma)
         error = {other: np.abs(found - V).max() / np.ptp(V) for other, V in exact.items()}
         print(f"head at gamma {gamma}: {error[gamma]:.4f} of max V - min V")

@@ -2,7 +2,7 @@
 
 from voc_rl.occupancy.batches import without_context
 from voc_rl.occupancy.contexts import Condition, OccupancyConfig
-from voc_rl.occupancy.discounts import base_gamma, told
+from voc_rl.occupancy.discounts import base_gamma, discount_condition
 from voc_rl.occupancy.heads import ValueHead
 from voc_rl.occupancy.policy_actions import policy_actions
 from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
@@ -36,6 +36,7 @@ __all__ = [
     "chance_of_another",
     "compose",
     "default_n",
+    "discount_condition",
     "draw_targets",
     "end_probability",
     "find_candidates",
@@ -46,7 +47,6 @@ __all__ = [
     "sample_futures",
     "start_from",
     "stitch",
-    "told",
     "train_occupancy",
     "train_policies",
     "uniforms",
