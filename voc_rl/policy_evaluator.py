@@ -23,7 +23,7 @@ from voc_rl.occupancy import (
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
 from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
-from voc_rl.policy_model import Found, PolicyModel, base_or_refuse
+from voc_rl.policy_model import PolicyModel, StartValues, base_or_refuse
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
 from voc_rl.training import (
@@ -260,7 +260,7 @@ class PolicyEvaluator:
         self._check_answers(estimator, reward is not None, gamma)
         critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
-        found = Found(float(chained.mean()), 0.0, chained)
+        found = StartValues(float(chained.mean()), 0.0, chained)
         if network := estimator not in ("stitch", "corrected"):
             found = self._by_network(name, estimator, None if reward is None else own, reward_head, gamma)
         # the network learned from the chain: where it says otherwise, one of them is wrong by as much
@@ -301,7 +301,7 @@ class PolicyEvaluator:
     def _by_network(
         self, name: str, estimator: PolicyEstimator, reward: np.ndarray | None, reward_head: RewardHead | None,
         gamma: float,
-    ) -> Found:  # fmt: skip
+    ) -> StartValues:  # fmt: skip
         """What the network says, of checked rewards (N,), or of the data's own."""
         if estimator == "head":
             return self.model.by_head(name, gamma)
