@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from voc_rl.checkpoints import few
 from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
+from voc_rl.errors import few
 from voc_rl.runs import MODEL, RunFolder, fingerprint
 from voc_rl.training import VOCConfig
 
