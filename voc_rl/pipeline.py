@@ -188,8 +188,8 @@ class Pipeline:
                 evaluation that this command would replace without being forced to.
         """
         asked = {"samples": samples, "max_states": max_states}
-        own = self.stage == "evaluate" and "evaluate" not in self.force
-        if agreed(bool(refusal := other_evaluation(self.run, asked) if own else "")):
+        unforced = self.stage == "evaluate" and "evaluate" not in self.force
+        if agreed(bool(refusal := other_evaluation(self.run, asked) if unforced else "")):
             raise VOCError(refusal)
         _, truth, _, values = self.answers(samples, max_states)
         gamma = self.train().gamma
