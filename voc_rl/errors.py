@@ -11,6 +11,11 @@ class VOCError(ValueError):
     """Bad input, said in one sentence. The command line prints it and exits with code 2."""
 
 
+def reason_of(error: Exception) -> str:
+    """The first sentence of another library's error, for messages: PyTorch's own run over several."""
+    return str(error).splitlines()[0].split(". ")[0].rstrip(".") if str(error) else type(error).__name__
+
+
 def check_gamma(gamma: float, name: str = "gamma") -> float:
     """A discount in [0, 1)."""
     if not isinstance(gamma, numbers.Real) or not 0.0 <= gamma < 1.0:
