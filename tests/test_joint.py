@@ -217,7 +217,7 @@ def assert_resumes(dataset: Episodes, config: VOCConfig, path: Path, stop: int) 
     kept = Checkpoints(path, "a", every=3)
     take_steps(steps_of(dataset, config)[1], 10**6, "joint", checkpoints=kept, keep_going=lambda step: step < stop)
     assert path.exists()
-    resumed = train(dataset, config, checkpoints=lambda name: kept)
+    resumed = train(dataset, config, checkpoints=lambda stage, built_on: kept)
     assert different(weights(resumed), weights(train(dataset, config))) == []
 
 
