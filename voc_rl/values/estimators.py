@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,12 @@ def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> Valu
     mean, stderr = values.mean(1), values.std(1, ddof=1) * np.sqrt(1.0 + 1.0 / values.shape[1])
     low, high = student_interval(mean, stderr, values.shape[1], level)
     return ValueEstimate(mean, stderr, low, high, level, HEAD_COVERS)
+
+
+def joined(parts: Sequence[ValueEstimate]) -> ValueEstimate:
+    """Values of several batches, by one estimator at one level, as those of one batch."""
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "stderr", "low", "high")]
+    return ValueEstimate(*arrays, parts[0].level, parts[0].covers)
 
 
 @torch.no_grad()
