@@ -20,6 +20,16 @@ def coarse_figures() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with six episodes of 30 rows of the world of ``worlds``; read it only."""
+    from worlds import write_world
+
+    folder = tmp_path_factory.mktemp("data")
+    write_world(folder, episodes=6, rows=30)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def square_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a small VOC of the square's world; read it only."""
     from square import train_square_voc

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import COMMANDS, POLICY, SHORT, final_files, refused, train
-from worlds import COMMAND, write_world
+from worlds import COMMAND
 
 from voc_rl import VOC, Episodes
 from voc_rl.benchmarks import demo
@@ -23,14 +23,6 @@ from voc_rl.cli import main
 from voc_rl.cli_data import Info
 from voc_rl.runs import RunFolder
 from voc_rl.wandb_log import wandb_listener
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic episodes, for what needs no simulator."""
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder, episodes=5, rows=30)
-    return folder
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -67,8 +59,8 @@ def test_each_task_and_quantizer_of_the_demo_has_its_folder(monkeypatch: pytest.
     ]
 
 
-def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
-    shared = ["--data", str(world), "--out", str(tmp_path), *SHORT]
+def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    shared = ["--data", str(data), "--out", str(tmp_path), *SHORT]
     main(["train-quantizer", *shared])
     assert "quantizer.safetensors" in final_files(tmp_path)
     assert "tokens.safetensors" not in final_files(tmp_path)
@@ -120,15 +112,15 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     assert "tokenize: done" not in capsys.readouterr().out
 
 
-def test_a_run_of_a_range_of_discounts(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
-    shared = ["--data", str(world), "--out", str(tmp_path), *SHORT, "--gammas", "0.3", "0.8"]
+def test_a_run_of_a_range_of_discounts(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+    shared = ["--data", str(data), "--out", str(tmp_path), *SHORT, "--gammas", "0.3", "0.8"]
     main(["train", *shared])
     main(["evaluate", *shared, "--samples", "10", "--max-states", "20"])
     assert "train: done already, skipped" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["gamma"] == 0.5
     assert set(metrics["methods"]) == {"voc", "voc_head", "constant"}
-    voc, obs = VOC.load(tmp_path), Episodes.open(world).observations(np.arange(60))
+    voc, obs = VOC.load(tmp_path), Episodes.open(data).observations(np.arange(60))
     assert (voc.gammas, voc.gamma) == ((0.3, 0.8), 0.5)
     means = [voc.value(obs, gamma).mean for gamma in (0.3, 0.8)]
     assert 2.5 < means[1].mean() / means[0].mean() < 4.5  # .7 / .2, were rewards the same everywhere
@@ -140,12 +132,12 @@ def test_a_run_of_a_range_of_discounts(capsys: pytest.CaptureFixture[str], world
 
 
 @pytest.mark.slow
-def test_wandb_offline(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     out = tmp_path / "run"
     environment = {**os.environ, "WANDB_SILENT": "true", "HOME": str(tmp_path), "WANDB_DIR": str(out)}
     run = subprocess.run(
-        [COMMAND, *map(str, train(world, out, "--steps", "60", "--wandb", "offline"))],
+        [COMMAND, *map(str, train(data, out, "--steps", "60", "--wandb", "offline"))],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -187,7 +179,7 @@ def test_a_resumed_training_goes_on_in_its_wandb_run(tmp_path: Path, monkeypatch
     assert named == [("voc_rl", tmp_path.name)] + 5 * [("walkers", "the third")]
 
 
-def test_training_says_to_wandb_what_is_trained(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_says_to_wandb_what_is_trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     asked: list[str | None] = []
     discounts: list[float] = []
@@ -199,23 +191,23 @@ def test_training_says_to_wandb_what_is_trained(world: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(wandb, "init", init)
     for more in ([], [], ["--gamma", "0.4", "--force"]):
-        main([str(word) for word in train(world, tmp_path, "--wandb", "offline", *more)])
+        main([str(word) for word in train(data, tmp_path, "--wandb", "offline", *more)])
     assert asked == [None, "new1", None]
     assert discounts[2] == 0.4 != discounts[0] == discounts[1]
 
 
-def test_without_anybody_to_read_it_works_all_the_same(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_anybody_to_read_it_works_all_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    main(["data", "info", str(world)])
+    main(["data", "info", str(data)])
     print("to nobody", file=sys.stderr)
 
 
-def test_what_a_terminal_cannot_show_is_replaced(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_terminal_cannot_show_is_replaced(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
     monkeypatch.setattr(Info, "run", lambda self: print("(1 − γ) V"))
-    main(["data", "info", str(world)])
+    main(["data", "info", str(data)])
     sys.stdout.flush()
     assert printed.getvalue() == b"(1 ? ?) V\n"
 

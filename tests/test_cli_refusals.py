@@ -20,14 +20,6 @@ from voc_rl.cli import main
 from voc_rl.runs import RunFolder
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic episodes, for what needs no simulator."""
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder, episodes=5, rows=30)
-    return folder
-
-
 def test_the_command_is_installed_and_exits_with_2(tmp_path: Path) -> None:
     run = subprocess.run(
         [COMMAND, *map(str, train(tmp_path / "none", tmp_path / "run"))], capture_output=True, check=False
@@ -102,17 +94,17 @@ def test_bad_demos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ],
 )
 def test_bad_settings(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, arguments: list[str], words: str
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     for command in ("train-quantizer", "train"):
-        assert words in refused(capsys, command, "--data", world, "--out", tmp_path, *SHORT, *arguments)
+        assert words in refused(capsys, command, "--data", data, "--out", tmp_path, *SHORT, *arguments)
     assert final_files(tmp_path) == []
 
 
-def broken(world: Path, folder: Path, key: str | None = None, **change: object) -> Path:
+def broken(data: Path, folder: Path, key: str | None = None, **change: object) -> Path:
     """A copy of the data in which the third episode is broken."""
     folder.mkdir()
-    for file in world.glob("*.hdf5"):
+    for file in data.glob("*.hdf5"):
         (folder / file.name).write_bytes(file.read_bytes())
     third = folder / "episode_000002.hdf5"
     if key is None:
@@ -126,7 +118,7 @@ def broken(world: Path, folder: Path, key: str | None = None, **change: object) 
     return third
 
 
-def test_bad_data(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
+def test_bad_data(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def nan(array: np.ndarray) -> np.ndarray:
@@ -145,7 +137,7 @@ def test_bad_data(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Pat
         ("dtype", "float32", {"key": "observation", "to": lambda a: a.astype(np.float32)}),
         ("length", "action", {"key": "action", "to": lambda a: a[:-1]}),
     ):
-        file = broken(world, tmp_path / name, **arguments)  # type: ignore[arg-type]
+        file = broken(data, tmp_path / name, **arguments)  # type: ignore[arg-type]
         for command in ("train-quantizer", "evaluate"):
             message = refused(capsys, command, "--data", tmp_path / name, "--out", out, *SHORT)
             assert words in message
@@ -164,9 +156,9 @@ def test_frames_that_no_quantizer_takes(capsys: pytest.CaptureFixture[str], tmp_
     assert final_files(tmp_path / "run") == []
 
 
-def test_too_short_for_the_discount(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
+def test_too_short_for_the_discount(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     """Said before the training, not after it."""
-    arguments = ["evaluate", "--data", world, "--out", tmp_path, *SHORT]
+    arguments = ["evaluate", "--data", data, "--out", tmp_path, *SHORT]
     assert "known return at gamma 0.9" in refused(capsys, *arguments, "--gamma", "0.9")
     assert "max_states is 1" in refused(capsys, *arguments, "--max-states", "1")
     assert "samples is 1" in refused(capsys, *arguments, "--samples", "1")
@@ -181,13 +173,13 @@ def test_a_folder_for_results_is_met_before_the_work(capsys: pytest.CaptureFixtu
         assert "is in use by another run" in refused(capsys, *asked, tmp_path / "run")
 
 
-def test_a_disk_without_locks(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
+def test_a_disk_without_locks(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     def missing(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "flock", missing)
-        said = refused(capsys, *train(world, tmp_path))
+        said = refused(capsys, *train(data, tmp_path))
     assert said.endswith(
         f"{tmp_path / '.lock'} cannot be locked (No locks available); choose a folder on a local disk."
     )
@@ -223,12 +215,12 @@ def test_what_an_interrupted_command_says(
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_is_gone_ends_a_command_without_a_word(world: Path, unbuffered: str) -> None:
+def test_a_reader_that_is_gone_ends_a_command_without_a_word(data: Path, unbuffered: str) -> None:
     """As in ``voc-rl data info DATA | head -1``."""
     reader, writer = os.pipe()
     os.close(reader)
     run = subprocess.run(
-        [COMMAND, "data", "info", str(world)], stdout=writer, stderr=subprocess.PIPE, check=False,
+        [COMMAND, "data", "info", str(data)], stdout=writer, stderr=subprocess.PIPE, check=False,
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )  # fmt: skip
     os.close(writer)
@@ -244,22 +236,22 @@ def test_a_broken_pipe_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyP
         main(["data", "info", "d"])
 
 
-def test_a_folder_in_use(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     with RunFolder(tmp_path):
         for command in COMMANDS:
             arguments = [
                 "--out",
                 tmp_path,
-                *(["--threads", "1"] if command == "demo" else ["--data", world, *SHORT]),
+                *(["--threads", "1"] if command == "demo" else ["--data", data, *SHORT]),
             ]
             if command != "collect":
                 assert "is in use by another run" in refused(capsys, command, *arguments)
     assert final_files(tmp_path) == []
 
 
-def test_a_checkpoint_of_other_settings(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    long = ["--data", str(world), "--out", str(out), *SHORT, "--quantizer-steps", "400"]
+    long = ["--data", str(data), "--out", str(out), *SHORT, "--quantizer-steps", "400"]
     kill_when(out / "checkpoints" / "quantizer.pt", [str(COMMAND), "train-quantizer", *long])
     before = (out / "checkpoints" / "quantizer.pt").read_bytes()
     with pytest.raises(SystemExit) as caught:
@@ -272,7 +264,7 @@ def test_a_checkpoint_of_other_settings(capsys: pytest.CaptureFixture[str], worl
 
 
 def test_a_wandb_that_does_not_start(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb")
 
@@ -280,17 +272,17 @@ def test_a_wandb_that_does_not_start(
         raise wandb.errors.UsageError("No API key configured")
 
     monkeypatch.setattr(wandb, "init", no_key)
-    message = refused(capsys, *train(world, tmp_path / "run", "--wandb", "online"))
+    message = refused(capsys, *train(data, tmp_path / "run", "--wandb", "online"))
     assert "wandb did not start (No API key configured); log in, or use --wandb offline" in message
 
 
 def test_an_extra_that_is_not_installed_is_named(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package, arguments in (
-        ("wandb", train(world, tmp_path / "run", "--wandb", "offline")),
+        ("wandb", train(data, tmp_path / "run", "--wandb", "offline")),
         ("minari", ["data", "info", "minari:walker/frames-v0"]),
-        ("minari", ["data", "convert", world, "walker/frames-v0", "--to", "minari"]),
+        ("minari", ["data", "convert", data, "walker/frames-v0", "--to", "minari"]),
     ):
         monkeypatch.setitem(sys.modules, package, None)
         assert f"pip install 'voc_rl[{package}]'" in refused(capsys, *arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds import COMMAND, kill_when, small_config, write_world
+from worlds import COMMAND, kill_when, small_config
 
 from voc_rl import VOC, Episodes
 from voc_rl.checkpoints import load_tensors, load_torch_file
@@ -20,13 +20,6 @@ from voc_rl.quantizers import tokenize
 from voc_rl.runs import RunFolder
 
 STEPS = ["--gamma", "0.5", "--quantizer-steps", "40", "--steps", "60", "--threads", "1", "--joint"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_world(folder, episodes=6, rows=30)
-    return folder
 
 
 def command(name: str, data: Path, out: Path) -> list[str]:

@@ -34,13 +34,6 @@ FILES = {
 METHOD = {"error", "nrmse", "mae", "bias", "spearman", "pearson"}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_world(folder, episodes=6, rows=30)
-    return folder
-
-
 def run_all(out: Path, data: Path, config: Any = CONFIG, **options: Any) -> tuple[list[str], dict[str, Any]]:
     """Do every stage; what was said, and the metrics."""
     said: list[str] = []

@@ -8,19 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from test_pipeline import skipped
-from worlds import COMMAND, kill_when, write_world
+from worlds import COMMAND, kill_when
 
 from voc_rl.checkpoints import load_tensors, load_torch_file
 from voc_rl.cli import main
 from voc_rl.runs import RunFolder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_world(folder, episodes=6, rows=30)
-    return folder
-
 
 STEPS = ["--gamma", "0.5", "--quantizer-steps", "40", "--steps", "60", "--threads", "1"]
 

@@ -70,6 +70,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from voc_rl.agents import action_values
     from voc_rl.benchmarks.demo import DemoConfig, run_demo
     from voc_rl.occupancy import OccupancyTraining, PolicyTraining
+    from voc_rl.policy_chains import StitchingConfig
     from voc_rl.policy_evaluator import EvaluationConfig
     from voc_rl.training import VOCConfig
     from voc_rl.values import FQEConfig, RewardConfig
@@ -88,7 +89,10 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sizes, "sized", quick)
     monkeypatch.setattr(action_values, "VOCConfig", partial(quick, "tiny"))
     few = EvaluationConfig(
-        samples=8, critic=FQEConfig(loop(10)), training=PolicyTraining(occupancy=OccupancyTraining(loop=loop(10)))
+        StitchingConfig(replicates=2),
+        samples=8,
+        critic=FQEConfig(loop(10)),
+        training=PolicyTraining(occupancy=OccupancyTraining(loop=loop(10))),
     )
     monkeypatch.setattr("voc_rl.policy_evaluator.EvaluationConfig", lambda: few)
     for page in (README, POLICIES):

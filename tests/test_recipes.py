@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from worlds import refusal, small_config, write_world
+from worlds import refusal, small_config
 
 from voc_rl import VOC, Episodes, cli
 from voc_rl.configs import to_dict
@@ -22,13 +22,6 @@ from voc_rl.quantizers import build_quantizer, tokenize
 from voc_rl.runs import RunFolder
 from voc_rl.sizes import SIZES, sized, with_recipe
 from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, train
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder, episodes=6, rows=30)
-    return folder
 
 
 @pytest.fixture(scope="module")

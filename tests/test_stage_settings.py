@@ -28,13 +28,6 @@ from voc_rl.values import discounted_returns
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_world(folder, episodes=6, rows=30)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run in which everything is finished."""
     out = tmp_path_factory.mktemp("run")

@@ -36,7 +36,9 @@ from pathlib import Path
 import torch
 from voc_rl.benchmarks.demo import DemoConfig, run_demo
 from voc_rl.configs import from_dict
+from voc_rl.reports import plots
 torch.set_num_threads(1)
+plots.DPI = 60  # as in this process
 run_demo(from_dict(DemoConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), processes=1, progress=False)
 """
 

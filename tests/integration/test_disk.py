@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small import SPEC, toy_dataset, toy_episode
-from worlds import one_sentence, refusal, write_world
+from worlds import one_sentence, refusal
 
 from voc_rl.benchmarks.trust_kills import contents, partial_files
 from voc_rl.checkpoints import hold_folder
@@ -19,13 +19,6 @@ from voc_rl.data import Episodes, load_dataset, write_episode, write_minari
 from voc_rl.errors import VOCError
 
 SHORT = ["--gamma", "0.5", "--quantizer-steps", "6", "--steps", "6", "--threads", "1"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder, episodes=5, rows=30)
-    return folder
 
 
 @pytest.fixture
@@ -54,17 +47,17 @@ def refused(capsys: pytest.CaptureFixture[str], data: Path, out: Path) -> str:
     return line
 
 
-def test_a_full_disk(disk: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(world, tmp_path / "whole")
+def test_a_full_disk(disk: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(data, tmp_path / "whole")
     filler, out = disk / "filler", disk / "run"
     for kilobytes in (4, 200, 1500):  # full at the notes, at a checkpoint, at a model
         filler.write_bytes(b"")
         space = os.statvfs(disk)
         filler.write_bytes(bytes(space.f_bavail * space.f_frsize - kilobytes * 1024))
-        assert "No space left on device" in refused(capsys, world, out)
+        assert "No space left on device" in refused(capsys, data, out)
         assert partial_files(out) == []
     filler.unlink()
-    train(world, out)
+    train(data, out)
     assert contents(out) == contents(tmp_path / "whole")
     assert not list(out.rglob(".*.part"))
 
@@ -94,9 +87,9 @@ def test_a_full_disk_refuses_a_minari_dataset(disk: Path, monkeypatch: pytest.Mo
     assert len(load_dataset(write_minari("toy/full-v0", dataset))) == 300
 
 
-def test_a_read_only_folder(disk: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_read_only_folder(disk: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    line = refused(capsys, world, disk / "run")
+    line = refused(capsys, data, disk / "run")
     assert "cannot be used as a run folder (Read-only file system)" in line
     with pytest.raises(VOCError, match="Read-only file system"):
         write_episode(disk / "a.hdf5", toy_episode(0, 5), SPEC)

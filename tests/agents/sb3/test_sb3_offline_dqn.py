@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from links import GAMMA, LINKS, Chain, exact_q, reward, seen, write_chain
+from links import GAMMA, LINKS, Chain, exact_q, reward, seen
 from stable_baselines3 import DQN, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv
 from worlds import one_sentence
@@ -17,11 +17,6 @@ from worlds import one_sentence
 from voc_rl.agents.sb3 import fill_replay_buffer, train_offline
 from voc_rl.data import DataSpec, Episode, Episodes, write_episode
 from voc_rl.errors import VOCError
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chain(tmp_path_factory.mktemp("chain"))
 
 
 class Choices(Chain):

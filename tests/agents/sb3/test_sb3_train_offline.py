@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from corridor import Log
-from links import BEST, GAMMA, LINKS, Chain, exact_q, seen, write_chain
+from links import BEST, GAMMA, LINKS, Chain, exact_q, seen
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -18,11 +18,6 @@ from worlds import one_sentence
 from voc_rl.agents.sb3 import fill_replay_buffer, train_offline
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chain(tmp_path_factory.mktemp("chain"))
 
 
 def agent(algorithm: Any = SAC, envs: int = 1, **changed: Any) -> Any:
