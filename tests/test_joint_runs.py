@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_pipeline_kills import STEPS
 from worlds import COMMAND, kill_when, small_config
 
 from voc_rl import VOC, Episodes
@@ -19,11 +20,9 @@ from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import tokenize
 from voc_rl.runs import RunFolder
 
-STEPS = ["--gamma", "0.5", "--quantizer-steps", "40", "--steps", "60", "--threads", "1", "--joint"]
-
 
 def command(name: str, data: Path, out: Path) -> list[str]:
-    return [name, "--data", str(data), "--out", str(out), *STEPS]
+    return [name, "--data", str(data), "--out", str(out), *STEPS, "--joint"]
 
 
 def files(out: Path, *names: str) -> list[bytes]:

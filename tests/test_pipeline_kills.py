@@ -14,7 +14,7 @@ from voc_rl.checkpoints import load_tensors, load_torch_file
 from voc_rl.cli import main
 from voc_rl.runs import RunFolder
 
-STEPS = ["--gamma", "0.5", "--quantizer-steps", "40", "--steps", "60", "--threads", "1"]
+STEPS = ["--gamma", "0.5", "--quantizer-steps", "40", "--steps", "60", "--reward-steps", "60", "--threads", "1"]
 
 
 def command(name: str, data: Path, out: Path) -> list[str]:

@@ -20,7 +20,7 @@ from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import evaluate_policy
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
 from voc_rl.training import NetworkSize
-from voc_rl.values import FQEConfig
+from voc_rl.values import FQEConfig, RewardConfig
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def evaluator(data: Episodes) -> PolicyEvaluator:
         quantizer_config={"n_tokens": 2, "components": 8, "hidden": 64, "decoder_width": 8},
         quantizer_training=loop,
         network=NetworkSize(n_head=2, width=64, null_context=True, head_members=0),
+        reward=RewardConfig(loop=loop),
     )
     training = PolicyTraining(occupancy=OccupancyTraining(loop=loop))
     config = EvaluationConfig(StitchingConfig(replicates=2), training=training, voc=voc, density_rows=500)

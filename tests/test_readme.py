@@ -92,9 +92,11 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         StitchingConfig(replicates=2),
         samples=8,
         critic=FQEConfig(loop(10)),
+        voc=VOCConfig(reward=RewardConfig(loop=loop(10))),
         training=PolicyTraining(occupancy=OccupancyTraining(loop=loop(10))),
     )
     monkeypatch.setattr("voc_rl.policy_evaluator.EvaluationConfig", lambda: few)
+    monkeypatch.setattr("voc_rl.model.RewardConfig", lambda: few.voc.reward)  # of fit_reward
     for page in (README, POLICIES):
         for i, block in enumerate(blocks("python", page=page), 1):
             code = compile(block, f"{page.name}, python block {i}", "exec")

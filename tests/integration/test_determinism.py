@@ -14,7 +14,7 @@ from voc_rl.benchmarks.trust_kills import contents
 def test_the_same_seed_gives_the_same_numbers_twice(tmp_path: Path) -> None:
     write_world(tmp_path / "data", episodes=5, rows=30)
     settings = ["--gamma", "0.5", "--quantizer-steps", "8", "--steps", "8", "--threads", "1", "--samples", "10"]
-    settings += ["--device", "cpu"]  # a GPU promises less
+    settings += ["--reward-steps", "8", "--device", "cpu"]  # a GPU promises less
     found = []
     for name, hashes in (("first", "1"), ("second", "2")):  # the order of sets must not matter
         subprocess.run(

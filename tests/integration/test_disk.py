@@ -18,7 +18,7 @@ from voc_rl.cli import main
 from voc_rl.data import Episodes, load_dataset, write_episode, write_minari
 from voc_rl.errors import VOCError
 
-SHORT = ["--gamma", "0.5", "--quantizer-steps", "6", "--steps", "6", "--threads", "1"]
+SHORT = ["--gamma", "0.5", "--quantizer-steps", "6", "--steps", "6", "--reward-steps", "6", "--threads", "1"]
 
 
 @pytest.fixture
