@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
 from voc_rl.benchmarks.cells import Cell, describe, finished, grid, hold_settings, run_cells
 from voc_rl.benchmarks.results import hardware_of, options, versions_of, write_results
@@ -29,6 +28,7 @@ from voc_rl.envs import make_env
 from voc_rl.errors import VOCError, check_choice, check_positive
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import open_voc
+from voc_rl.progress import progress_bar
 
 if TYPE_CHECKING:  # which not every installation has
     from stable_baselines3.common.vec_env import VecEnv
@@ -78,7 +78,7 @@ def train_agent(cell: Cell, args: Args) -> dict[str, Any]:
         "MlpPolicy" if ARMS[cell["arm"]][0] else "CnnPolicy", env, seed=cell["seed"], device="cpu", **PPO_SETTINGS
     )
     episodes: list[list[float]] = []
-    with tqdm(total=60 * minutes, desc=describe(cell), unit="s", bar_format="{l_bar}{bar}| {remaining} left") as bar:
+    with progress_bar(desc=describe(cell), unit="s", total=round(60 * minutes)) as bar:
         started = time.process_time()
 
         def in_time(found: dict[str, Any], _: dict[str, Any]) -> bool:
@@ -87,8 +87,8 @@ def train_agent(cell: Cell, args: Args) -> dict[str, Any]:
             for info in found["infos"]:
                 if "episode" in info:  # of the Monitor, inside the shaping
                     episodes.append([model.num_timesteps, round(used, 2), float(info["episode"]["r"])])
-            bar.update(min(used, bar.total) - bar.n)
-            return used < bar.total
+            bar.update(int(used) - bar.n)
+            return used < 60 * minutes
 
         model.learn(10**9, callback=in_time)
     env.close()
