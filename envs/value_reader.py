@@ -170,15 +170,15 @@ class ValueReader:
         return Reading(estimate.mean, estimate.stderr, estimate.low, estimate.high, gamma, features, successor, futures)
 
     def observe(self, obs: np.ndarray, reading: Reading) -> Any:
-        """What the agent sees of observations (n, ...), still as a batch."""
-        settings = self.settings
+        """What the agent sees of observations (n, ...), the first n of a reading, still as a batch."""
+        settings, n = self.settings, len(obs)
         if settings.mode != "observation":
             return obs
         if settings.observe == "value":
-            return {"pixels": obs, "value": reading.value[:, None].astype(np.float32)}
+            return {"pixels": obs, "value": reading.value[:n, None].astype(np.float32)}
         if settings.observe == "features":
-            return {"pixels": obs, "features": reading.features}
-        return reading.features
+            return {"pixels": obs, "features": reading.features[:n]}
+        return reading.features[:n]
 
     def observe_one(self, obs: np.ndarray, reading: Reading, i: int = 0) -> Any:
         """What the agent sees of row ``i``."""

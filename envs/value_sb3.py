@@ -81,9 +81,10 @@ class VecVOCValue(VecEnvWrapper):
     def step_wait(self) -> Any:
         """Read where all environments arrived, and where ended episodes did, in one call."""
         obs, rewards, dones, infos = self.venv.step_wait()
+        obs = _pixels(obs)
         n, finals = self.num_envs, np.flatnonzero(dones)
         last = [infos[i]["terminal_observation"][None] for i in finals]
-        pixels = np.concatenate([_pixels(obs), *last])
+        pixels = np.concatenate([obs, *last])
         reading = self._reader.read(pixels)
         arrived = reading.value[:n].copy()
         arrived[finals] = reading.value[n:]
@@ -99,9 +100,7 @@ class VecVOCValue(VecEnvWrapper):
         for row, i in enumerate(finals.tolist(), n):
             infos[i]["terminal_observation"] = self._reader.observe_one(pixels, reading, row)
             infos[i]["terminal_voc"] = reading.row(row)
-        seen = self._reader.observe(pixels, reading)
-        seen = {name: part[:n] for name, part in seen.items()} if isinstance(seen, dict) else seen[:n]
-        return seen, np.asarray(shaped, np.float32), dones, infos
+        return self._reader.observe(obs, reading), np.asarray(shaped, np.float32), dones, infos
 
 
 def _pixels(obs: Any) -> np.ndarray:
