@@ -13,7 +13,6 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import configure_logger, polyak_update
-from tqdm import tqdm
 
 from voc_rl.agents.offline import check_continuous
 from voc_rl.agents.sb3.checks import check_actions, check_logged, check_own_codes, check_statistics
@@ -26,6 +25,7 @@ from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
 from voc_rl.plugin import codes_as_vectors, shows_codes
 from voc_rl.policy import attributes_of, choices_of, one_hot_rows
+from voc_rl.progress import progress_bar
 from voc_rl.quantizers import tokenize
 from voc_rl.training import check_dataset
 
@@ -140,7 +140,7 @@ def train_offline(
         raise VOCError("The replay buffer is empty; pass a dataset, or fill it with fill_replay_buffer first.")
     model.learning_starts = 0
     done = 0
-    with tqdm(total=steps, desc="offline", unit="step", disable=not progress) as bar:
+    with progress_bar(desc="offline", unit="step", total=steps, show=progress) as bar:
         for some in _take_steps(model, steps, batch_size or model.batch_size, log_every):
             bar.update(some)
             done += some
