@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from worlds import SPEC, loop, one_sentence, small_config, write_world
 
 from voc_rl import VOC, Episodes, pipeline
 from voc_rl.checkpoints import load_tensors
-from voc_rl.data import DataSpec
+from voc_rl.data import DataSpec, write_vd4rl
 from voc_rl.errors import VOCError
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import tokenize
@@ -267,6 +268,18 @@ def test_truth_and_constant_are_those_of_the_data(tmp_path: Path, data: Path) ->
         everything = pipeline.tokenize()
         assert torch.equal(codes, everything[0][pipeline.test.source_rows])
         assert len(features) == len(pipeline.test)
+
+
+def test_codes_are_those_of_the_same_rows_where_malformed_episodes_were_left_out(tmp_path: Path, data: Path) -> None:
+    write_vd4rl(tmp_path / "shards" / "0.hdf5", Episodes.open(data))
+    with h5py.File(tmp_path / "shards" / "0.hdf5", "a") as file:
+        file["reward"][35] = np.nan  # of the second episode
+    with RunFolder(tmp_path / "run") as run:
+        with pytest.warns(UserWarning, match="1 malformed"):
+            pipeline = Pipeline(run, f"vd4rl:{tmp_path / 'shards'}", CONFIG, held_out=0.4)
+        quantizer = pipeline.train_quantizer()
+        for part in (pipeline.training, pipeline.test):
+            torch.testing.assert_close(pipeline.tokens_of(part), tokenize(quantizer, part))
 
 
 def refused(call: Callable[[], Any]) -> str:

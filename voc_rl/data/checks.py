@@ -58,7 +58,7 @@ def check_discounts(dataset: Episodes) -> None:
     if len(odd):
         raise VOCError(
             f"{dataset}: {len(odd)} row(s) have a discount that training does not know (the first, row "
-            f"{dataset.source_rows[odd[0]]}, has {dataset.discount[odd[0]]:g}); write 1, leave discounting to gamma, "
+            f"{dataset.stored_rows[odd[0]]}, has {dataset.discount[odd[0]]:g}); write 1, leave discounting to gamma, "
             "and end an episode (step type 2) in the row where its discount is 0."
         )
 

@@ -38,6 +38,7 @@ class Episodes:
         terminal (N,) bool: last rows whose discount is 0: there the episode truly ended, not by a time limit.
         spec: how the frames were made; a field in which the files differ is unsaid.
         source_rows (N,) int64: the same rows in the dataset that was opened (differs after ``subset``).
+        stored_rows (N,) int64: the same rows in ``paths``, one file after another, with what was left out of them.
     """
 
     def __init__(self, shards: Sequence[Shard], stack: int = 3) -> None:
@@ -46,7 +47,7 @@ class Episodes:
         self.stack = stack
         self.frame_shape = shards[0].frame_shape
         self.spec = shared_spec(shards)
-        self.source_rows = np.arange(sum(shard.rows for shard in shards))
+        self.source_rows = self.stored_rows = np.arange(sum(shard.rows for shard in shards))
         columns = {
             name: np.concatenate([shard.arrays[name] for shard in shards])
             for name in COLUMNS
@@ -166,7 +167,7 @@ class Episodes:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files behind the dataset, in the order of the rows that were opened (``source_rows``)."""
+        """The files behind the dataset, in the order of ``stored_rows``."""
         return tuple(self._store.paths)
 
     @property
@@ -202,7 +203,7 @@ class Episodes:
         rows = np.concatenate([np.arange(self.starts[e], self.ends[e]) for e in episodes])
         part = object.__new__(Episodes)
         part.__dict__.update(self.__dict__)
-        part.source_rows = self.source_rows[rows]
+        part.source_rows, part.stored_rows = self.source_rows[rows], self.stored_rows[rows]
         part._set_columns({name: column[rows] for name, column in self._columns.items()})
         return part
 
@@ -242,7 +243,7 @@ class Episodes:
                 changed since it was opened.
         """
         self.check_frames()
-        return self._store.read(self.source_rows[chosen(rows, len(self), flat=False)])
+        return self._store.read(self.stored_rows[chosen(rows, len(self), flat=False)])
 
     @property
     def in_memory(self) -> bool:
