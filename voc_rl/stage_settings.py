@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,10 @@ import numpy as np
 from voc_rl.checkpoints import few
 from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
+from voc_rl.frame_memory import FRAMES_IN_MEMORY, frame_bytes
 from voc_rl.runs import MODEL, RunFolder, fingerprint
 from voc_rl.training import VOCConfig
 
-FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames are read from disk, as are those that need too much of the memory
 REPLACE = "--force replaces it, or give another --out"
 NETWORKS = ("network", "occupancy", "reward")  # settings of training by stages that its quantizer does not share
 COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages whose command has another name
@@ -29,22 +27,17 @@ def command_of(stage: str) -> str:
     return f"voc-rl {COMMANDS.get(stage, stage)}"
 
 
-def frame_bytes(dataset: Episodes) -> int:
-    """Bytes of all its frames in memory."""
-    return len(dataset) * math.prod(dataset.frame_shape)
-
-
 def data_mark(dataset: Episodes) -> str:
     """A short hash of a dataset: its small arrays, how it was made, and its frames.
 
-    Of more than ``FRAMES_IN_MEMORY`` bytes of frames that stay on disk: the first, the middle and the last of each
-    episode, and the sizes of the files, which are compressed. How much memory there is makes no difference.
+    Of more than ``FRAMES_IN_MEMORY`` bytes of frames that are on disk: the first, the middle and the last of each
+    episode, and the sizes of the files, which are compressed. Whether they were loaded makes no difference.
     """
     digest = hashlib.sha256()
     for array in (dataset.reward, dataset.action, dataset.discount, dataset.step_type):
         digest.update(array.tobytes())
     sizes = []
-    if dataset.in_memory or frame_bytes(dataset) <= FRAMES_IN_MEMORY:
+    if not dataset.on_disk or frame_bytes(dataset) <= FRAMES_IN_MEMORY:
         parts = dataset.blocks()
     else:
         parts = [np.unique([dataset.starts, (dataset.starts + dataset.ends - 1) // 2, dataset.ends - 1])]
@@ -66,14 +59,14 @@ class Asked:
     marks: dict[str, str]
 
     @classmethod
-    def of(cls, data: str | Path, dataset: Episodes, held_out: float, config: VOCConfig) -> Asked:
-        """``data``: where ``dataset`` is; its content counts, not its place."""
+    def of(cls, data: Sequence[str], dataset: Episodes, held_out: float, config: VOCConfig) -> Asked:
+        """``data``: where ``dataset`` is; its content counts, not its places."""
         mark, whole = data_mark(dataset), to_dict(config)
         quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
         base = fingerprint(mark, dataset.stack, held_out, config.seed, quantizer)
         joint = () if config.joint is None else (whole["joint"],)
         trained = fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
-        shared = {"data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out}
+        shared = {"data": list(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out}
         own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}
         return cls(
             {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},

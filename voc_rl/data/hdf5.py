@@ -98,7 +98,7 @@ def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise VOCError(
             f"{where}: frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed (of gray ones "
-            "(T, 1, H, W): np.repeat(frames, 3, 1))."
+            "(T, H, W): np.repeat(frames[:, None], 3, 1))."
         )
     small = checked_columns(arrays, len(frames), where)
     step_type = small["step_type"]
@@ -219,6 +219,7 @@ class Shard:
     arrays: dict[str, np.ndarray]
     spec: DataSpec
     stamp: tuple[int, int] | None = None  # of the file, as it was read; None where nothing is read from it later
+    chunk: int = 1  # frames of which one chunk of the file has a part; to read one, all of them are decompressed
 
 
 def hdf5_files(path: Path, untrusted: bool = False) -> list[Path]:
@@ -267,7 +268,8 @@ def _read_shard(path: Path, file: h5py.File, check: Check) -> Shard:
         name: read_numbers(stored[key], f"{path}: {key}") for name, (key, _, _) in COLUMNS.items() if key in stored
     }
     columns = check(arrays, len(frames), str(path))
-    return Shard(path, len(frames), tuple(frames.shape[1:]), columns, _read_spec(path, file, frames.shape[-1]))
+    spec, chunk = _read_spec(path, file, frames.shape[-1]), (frames.chunks or (1,))[0]
+    return Shard(path, len(frames), tuple(frames.shape[1:]), columns, spec, chunk=chunk)
 
 
 def _read_spec(path: Path, file: h5py.File, size: int) -> DataSpec:
