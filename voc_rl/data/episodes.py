@@ -16,7 +16,7 @@ from voc_rl.data.hdf5 import (
     LAST,
     Episode,
     Shard,
-    checked_episode,
+    episode_shard,
     hdf5_files,
     read_shard,
     without_frames,
@@ -112,9 +112,7 @@ class Episodes:
         """
         shards, frames = [], []
         for i, episode in enumerate(episodes):
-            arrays = checked_episode(episode, f"{source}, episode {i}")
-            rows, *shape = np.shape(episode.frames)
-            shards.append(Shard(Path(f"{source}, episode {i}"), rows, tuple(shape), arrays, spec))
+            shards.append(episode_shard(episode, Path(f"{source}, episode {i}"), spec))
             frames.append(np.asarray(episode.frames))
         if not shards:
             raise VOCError(f"{source} holds zero episodes; at least one is needed.")
