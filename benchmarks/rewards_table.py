@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from voc_rl.benchmarks.ope_scores import policy_scores
 from voc_rl.benchmarks.results import hardware_of, versions_of
-from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import save
 
 Truth = Mapping[str, Mapping[str, Mapping[str, float]]]  # task -> reward -> policy -> J
 WHAT = {
@@ -23,7 +24,7 @@ WHAT = {
     "fqe_all": "fitted Q evaluation with an output per reward: knows them before it is trained",
     "median": "median of the logged policies' true J (an oracle helps)",
 }
-KEPT = ("mae", "bias", "spearman", "regret@1")
+SCORES = ("mae", "bias", "spearman", "regret@1")
 SHOWN = ("voc", "voc_corrected", "voc_density", "sf_td", "fqe_all")
 
 
@@ -69,13 +70,13 @@ def _of_reward(
                 own = {name: true[name] for name in answered}
                 rng = np.random.default_rng([record["cell"]["seed"], 53])
                 scores = policy_scores(answered, own, answered, answered, rng)
-                scored |= {key: scores[key] for key in KEPT}
+                scored |= {key: scores[key] for key in SCORES}
             methods[method].append(scored)
     middle = float(np.median([value for name, value in true.items() if name.startswith("logged")]))
     own = {name: true[name] for name in names}
     flat = dict.fromkeys(own, middle)
     scores = policy_scores(flat, own, flat, flat, np.random.default_rng(53))
-    methods["median"] = [{"answered": 1.0, **{key: scores[key] for key in KEPT}}]
+    methods["median"] = [{"answered": 1.0, **{key: scores[key] for key in SCORES}}]
     return {
         "range": float(np.ptp(list(own.values()))), "policies": len(own),
         "methods": {method: _mean(seeds) for method, seeds in methods.items()},
@@ -83,7 +84,7 @@ def _of_reward(
 
 
 def _mean(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    keys = [key for key in ("answered", *KEPT) if all(key in s for s in seeds)]
+    keys = [key for key in ("answered", *SCORES) if all(key in s for s in seeds)]
     return {"seeds": len(seeds), **{key: float(np.mean([s[key] for s in seeds])) for key in keys}}
 
 
@@ -123,9 +124,6 @@ def _cell(scored: Mapping[str, float]) -> str:
 
 def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) -> None:
     """Estimated against true J: a row per task, a panel per reward; of the test policies where there are some."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     part = "test" if any(record["cell"]["part"] == "test" for record in records) else "development"
     chosen: dict[tuple[str, str], Mapping[str, Mapping[str, float | None]]] = {}
     for record in records:
@@ -135,7 +133,6 @@ def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) ->
     tasks = list(dict.fromkeys(task for task, _ in chosen))
     width = max((len(truth[task]) for task in tasks), default=1)
     figure = Figure(figsize=(2.6 * width, 2.6 * max(len(tasks), 1)), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(max(len(tasks), 1), width, squeeze=False)
     colours = dict(zip(SHOWN, ("#1f6fb4", "#b03060", "#2a9a4a", "#d08020", "#999999"), strict=True))
     for line, task in zip(panels, tasks, strict=False):
@@ -152,5 +149,4 @@ def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) ->
     for axes in panels[-1]:
         axes.set_xlabel("true J")
     panels[0][0].legend(fontsize=7)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+    save(path, figure)

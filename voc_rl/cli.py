@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from voc_rl import __version__
 from voc_rl.cli_data import Convert, Data, Info, Validate
 from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, prepare
 from voc_rl.errors import VOCError, check_positive, check_seed
@@ -126,6 +128,8 @@ class Ope:
     """Average over this many rows from all over the episodes; 0: over the first rows of the episodes."""
     quantizer: Path | None = None
     """A run folder whose quantizer sees the frames; default: one is trained on the data."""
+    stack: int | None = None
+    """Frames of an observation; default: those that the quantizer sees, or 3."""
     out: Path | None = None
     """Folder for ope.json (with what was asked, in which versions) and its report ope.html; a run folder will do."""
     seed: int = 0
@@ -150,10 +154,10 @@ class Ope:
     def _evaluate(self, policies: dict[str, Any], reward_fn: Any) -> None:
         import numpy as np
 
-        from voc_rl.benchmarks.ope_report import write_ope_report
         from voc_rl.checkpoints import write_json
         from voc_rl.configs import to_dict
         from voc_rl.conversion import open_with_frames
+        from voc_rl.data import going_rows
         from voc_rl.frame_memory import hold_frames
         from voc_rl.model_files import check_spec_of
         from voc_rl.policy_estimate import format_estimates
@@ -162,17 +166,23 @@ class Ope:
         from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
         from voc_rl.quantizers.base import frames_in_stack
+        from voc_rl.reports.ope_report import write_ope_report
         from voc_rl.runs import versions
         from voc_rl.training import VOCConfig
 
         quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
-        stack = 3 if quantizer is None else frames_in_stack(quantizer.observation_shape)
+        seen = None if quantizer is None else frames_in_stack(quantizer.observation_shape)
+        stack = (seen or 3) if self.stack is None else self.stack
+        if stack != (seen or stack):
+            raise VOCError(
+                f"--stack is {stack}, and the quantizer of {self.quantizer} sees {seen} frames; leave it out."
+            )
         dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
         hold_frames(dataset, print)
         starts = None
         if self.starts:
             check_positive(self.starts, "starts")
-            rows = np.flatnonzero(dataset.steps_left > 0)
+            rows = going_rows(dataset)
             starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
         if self.quantizer is not None:
             check_spec_of(self.quantizer, dataset.spec)
@@ -206,6 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("stdout", "stderr"):  # closed by who called: then there is nobody to read
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # results are not lost to a γ that this terminal cannot show
+            stream.reconfigure(errors="replace")
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
+        print(f"voc-rl {__version__}")
+        return
     command = tyro.cli(Command, prog="voc-rl", args=arguments, description=PURPOSE)
     try:
         command.run()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from voc_rl.checkpoints import check_writable, read_json
+from voc_rl.configs import fingerprint
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_minari, write_vd4rl
 from voc_rl.data.border import file_stamp
 from voc_rl.data.convert import SETTINGS, write_folder
@@ -21,7 +22,7 @@ from voc_rl.data.registry import parse, stream_dataset
 from voc_rl.data.trial import read_in_child, source_files
 from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError, check_choice
-from voc_rl.runs import fingerprint
+from voc_rl.progress import progress_bar
 
 if TYPE_CHECKING:
     from voc_rl.envs.states import StateCheck
@@ -156,7 +157,7 @@ def _to_ours(
         def streamed(first: int) -> Iterator[tuple[Episode, DataSpec]]:
             described, count, stream = stream_dataset(spec)
             left = islice(stream, first, None)
-            shown = tqdm(left, "convert", count, initial=first, unit="episode", disable=not progress)
+            shown = progress_bar(left, desc="convert", unit="episode", total=count, initial=first, show=progress)
             return ((episode, described) for episode in shown)
 
         return write_folder(out, streamed, settings), None

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from voc_rl.data import Episodes
 from voc_rl.data.border import machine_memory
+from voc_rl.data.mark import FRAMES_IN_MEMORY, frame_bytes
 from voc_rl.distributed import ranks
-
-FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames are loaded only where reading them from their files is slow
-
-
-def frame_bytes(dataset: Episodes) -> int:
-    """Bytes of all its frames in memory."""
-    return len(dataset) * math.prod(dataset.frame_shape)
 
 
 def hold_frames(dataset: Episodes, say: Callable[[str], None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +22,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from voc_rl.benchmarks.report_table import method, ordered
+from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.table import method, ordered
 
 Interval = tuple[NDArray[Any], NDArray[Any]]
 WIDTH = 10.0  # inches; all figures of a report are equally wide
+DPI = 150  # of figures that fit into their bytes
 MAX_POINTS = 500
 MAX_BYTES = 295_000  # of one picture
 
@@ -109,7 +112,7 @@ def legend(figure: Figure, handles: list[Any], theme: Theme, **options: Any) -> 
     )
 
 
-def to_png(figure: Figure, dpi: int = 150, colours: int = 256) -> bytes:
+def to_png(figure: Figure, dpi: int, colours: int) -> bytes:
     """A figure as a PNG with a palette, which takes a third of the bytes of a full-colour one."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
@@ -123,10 +126,17 @@ def to_png(figure: Figure, dpi: int = 150, colours: int = 256) -> bytes:
 
 def fitted_png(figure: Figure) -> bytes:
     """A figure as a PNG of at most ``MAX_BYTES``: as sharp as possible, coarser until it fits."""
-    dpi, colours = 150, 256
+    dpi, colours = DPI, 256
     while len(png := to_png(figure, dpi, colours)) > MAX_BYTES and dpi > 30:
         dpi, colours = int(dpi * max(0.5, 0.97 * (MAX_BYTES / len(png)) ** 0.5)), 128
     return png
+
+
+def save(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG of at most ``MAX_BYTES``, in one step."""
+    png = fitted_png(figure)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png)
 
 
 def finite(*arrays: NDArray[Any]) -> NDArray[np.float64]:
