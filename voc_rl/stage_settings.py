@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from voc_rl.data import Episodes
@@ -36,11 +35,11 @@ class Asked:
     marks: dict[str, str]
 
     @classmethod
-    def of(cls, data: str | Path, dataset: Episodes, held_out: float, config: VOCConfig) -> Asked:
-        """``data``: where ``dataset`` is; its content counts, not its place."""
+    def of(cls, data: Sequence[str], dataset: Episodes, held_out: float, config: VOCConfig) -> Asked:
+        """``data``: where ``dataset`` is; its content counts, not its places."""
         mark, whole = data_mark(dataset), training_settings(config)
         base, trained = settings_marks(mark, dataset.stack, config, held_out)
-        shared = {"data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out}
+        shared = {"data": list(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out}
         own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}
         return cls(
             {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},
