@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from voc_rl.benchmarks.baselines import BATCH, Budget, train_critic
-from voc_rl.benchmarks.cells import Cell, check_reach, check_scale, finished, run_cells
+from voc_rl.benchmarks.cells import Cell, check_reach, finished, hold_settings, run_cells
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.quantizers import config_of as quantizer_config
@@ -27,13 +27,13 @@ from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.value_error_data import DATA_SEED, Scale, TaskData
 from voc_rl.benchmarks.value_error_plot import draw_errors
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
-from voc_rl.configs import to_dict
+from voc_rl.configs import fingerprint, to_dict
 from voc_rl.errors import check_choice, check_choices, check_positive
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, default_n
 from voc_rl.precision import choose_device, generator_on, keep_freed_memory
 from voc_rl.quantizers import QUANTIZERS, codebook_use
-from voc_rl.runs import cpu_seconds, fingerprint
+from voc_rl.runs import cpu_seconds
 from voc_rl.sizes import with_recipe
 from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import discounted_returns, from_samples, mean_return
@@ -79,12 +79,12 @@ def main(args: Args) -> dict[str, Any]:
     check_positive(len(args.tasks), "number of tasks")
     check_positive(len(args.seeds), "number of seeds")
     check_reach(gammas, max(scale.gammas), args.scale)
+    hold_settings(args.out / "settings.json", {"scale": args.scale})
     torch.set_num_threads(1)
     keep_freed_memory()
     records, truths = [], {}
     for task in args.tasks:
         path = args.out / task / "cells.jsonl"
-        check_scale(path, args.scale)
         data = TaskData(task, args.out / task, scale, choose_device(args.device))
         truths.update({(task, gamma): data.truth(gamma) for gamma in gammas})
         cells = cells_of(task, args.scale, gammas, args.seeds, args.others)

@@ -218,7 +218,7 @@ def assert_resumes(dataset: Episodes, config: VOCConfig, path: Path, stop: int) 
     kept = Checkpoints(path, "a", every=3)
     interrupted_at(stop, steps_of(dataset, config)[1], kept)
     assert path.exists()
-    resumed = train(dataset, config, checkpoints=lambda name: kept)
+    resumed = train(dataset, config, checkpoints=lambda stage, built_on: kept)
     assert different(weights(resumed), weights(train(dataset, config))) == []
 
 

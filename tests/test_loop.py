@@ -127,7 +127,7 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
 def test_another_fingerprint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "a"))
-    with pytest.raises(VOCError, match=r"state\.pt was written by a run with other settings or data; use --force"):
+    with pytest.raises(VOCError, match=r"state\.pt was written by a run with other settings or data; delete it to"):
         optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "b"))
     save_training_state(path, {"other": 1})
     with pytest.raises(VOCError, match="other settings or data"):

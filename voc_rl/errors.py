@@ -18,6 +18,11 @@ def few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def reason_of(error: Exception) -> str:
+    """The first sentence of another library's error, for messages: PyTorch's own run over several."""
+    return str(error).splitlines()[0].split(". ")[0].rstrip(".") if str(error) else type(error).__name__
+
+
 def check_gamma(gamma: float, name: str = "gamma") -> float:
     """A discount in [0, 1)."""
     if not isinstance(gamma, numbers.Real) or not 0.0 <= gamma < 1.0:

@@ -106,13 +106,18 @@ class PreparedTrainee(Learner):
 class Checkpoints:
     """Where a loop keeps its state, every ``every`` steps; ``fingerprint`` must match for a resume.
 
-    anew: what a user says to begin without it, for messages.
+    advice: what to do about a state of another fingerprint, for messages.
     """
 
     path: Path
     fingerprint: str
     every: int = 200
-    anew: str = "--force"
+    advice: str = "delete it to start anew, or keep checkpoints elsewhere"
+
+
+def kept_every(steps: int) -> int:
+    """After how many steps a training of ``steps`` keeps its state: every tenth of it, at most 200 apart."""
+    return min(max(steps // 10, 1), 200)
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -291,10 +296,7 @@ def _resume(work: Steps, checkpoints: Checkpoints) -> int:
         return 0
     state = load_torch_file(checkpoints.path)
     if not isinstance(state, dict) or state.get("fingerprint") != checkpoints.fingerprint:
-        raise VOCError(
-            f"{checkpoints.path} was written by a run with other settings or data; use {checkpoints.anew} to start "
-            "anew, or another --out."
-        )
+        raise VOCError(f"{checkpoints.path} was written by a run with other settings or data; {checkpoints.advice}.")
     work.load_state(state)
     return int(state["step"])
 

@@ -8,7 +8,7 @@ The quantizer's continuous features of now go beside the codes into all three ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
+from voc_rl.data.rows import chosen
 from voc_rl.errors import (
     VOCError,
     check_choice,
@@ -39,6 +40,7 @@ from voc_rl.values import (
     from_samples,
     from_weights,
     future_weights,
+    joined,
     mve,
     rewards_of_futures,
     successor_features,
@@ -46,6 +48,7 @@ from voc_rl.values import (
 )
 
 Estimator = Literal["head", "sample", "mve"]
+ROWS_AT_ONCE = 1024  # of a dataset, whose values are asked for together
 
 
 class VOC(Parts):
@@ -131,6 +134,34 @@ class VOC(Parts):
         known = features if gamma == self.gamma else None  # of later hops, or other discounts: by the codes alone
         return from_samples(self.rewards(futures, known).cpu().numpy(), gamma, level)
 
+    def value_of_rows(
+        self,
+        dataset: Episodes,
+        rows: Sequence[int] | np.ndarray | None = None,
+        gamma: float | None = None,
+        estimator: Estimator = "head",
+        samples: int = 100,
+        level: float = 0.9,
+        generator: torch.Generator | None = None,
+        common: bool = False,
+    ) -> ValueEstimate:
+        """``value`` of rows of a dataset, numbers (B,) or a mask bool (N,); None: of all. Frames of only some of them
+        are in memory at a time.
+
+        Raises:
+            VOCError: rows that are not there, frames of another shape, or as ``value`` does.
+        """
+        self.check_spec(dataset.spec)
+        rows = chosen(np.arange(len(dataset)) if rows is None else rows, len(dataset))
+        generator = generator or generator_on(self.device, 0)
+        start, parts = generator.get_state(), []
+        for first in range(0, max(len(rows), 1), ROWS_AT_ONCE):
+            if common:
+                generator.set_state(start)
+            tokens = tokenize(self.quantizer, dataset, rows[first : first + ROWS_AT_ONCE])
+            parts.append(self.value_of_codes(*tokens, gamma, estimator, samples, level, generator, common))
+        return joined(parts)
+
     def _here(self, codes: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Codes int64 and features, where the networks are."""
         return codes.to(self.device).long(), None if features is None else features.to(self.device)
@@ -173,7 +204,8 @@ class VOC(Parts):
         low, high = self.gammas
         if not low <= gamma <= high:
             known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            raise VOCError(f"The value head knows gamma {known} only, not {gamma}; use estimator='sample'.")
+            other = "use estimator='sample'" if gamma > high else "train with a smaller gamma, or a range of gammas"
+            raise VOCError(f"The value head knows gamma {known} only, not {gamma}; {other}.")
         return by_head(occupancy, head, codes, features, self.condition(len(codes), gamma), gamma, level)
 
     def sample_futures(

@@ -11,7 +11,6 @@ figures/        of a report
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import platform
 import resource
@@ -26,7 +25,7 @@ from typing import Any
 from voc_rl.checkpoints import atomic_path, hold_folder, read_json, unwritable, write_json
 from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints
+from voc_rl.loop import Checkpoints, kept_every
 
 PACKAGES = (
     "voc_rl",
@@ -47,11 +46,6 @@ FOLDERS = ("checkpoints", "estimates", "figures")  # a run's own
 MODEL = ("quantizer", "tokenize", "train")  # stages that make the model of a run
 FOUND = ("metrics.json", "report.html", "figures/*.png")  # what was found of it, without a word of which one it was
 NOTE_EVERY = 2.0  # seconds between notes of the time that an unfinished stage has taken
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of JSON-ready values: equal settings give equal words."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class RunFolder:
@@ -124,12 +118,10 @@ class RunFolder:
                 continue
         return rows
 
-    def checkpoints(self, stage: str, fingerprint: str, steps: int, anew: str = Checkpoints.anew) -> Checkpoints:
-        """Where the training of a stage keeps its state: after every tenth of it, at most 200 steps apart.
-
-        ``anew``: what a user says to begin it anew.
-        """
-        return Checkpoints(self._checkpoint(stage), fingerprint, every=min(max(steps // 10, 1), 200), anew=anew)
+    def checkpoints(self, stage: str, fingerprint: str, steps: int, anew: str = "--force") -> Checkpoints:
+        """Where the training of a stage keeps its state. ``anew``: what a user says to begin it anew."""
+        advice = f"use {anew} to start anew, or another --out"
+        return Checkpoints(self._checkpoint(stage), fingerprint, every=kept_every(steps), advice=advice)
 
     def _checkpoint(self, stage: str) -> Path:
         return self.path / "checkpoints" / f"{stage}.pt"

@@ -20,6 +20,7 @@ from voc_rl.agents import EpsilonGreedy, NoisyPolicy
 from voc_rl.agents.loading import Deterministic
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
+from voc_rl.policy import observation_of
 
 
 class Predicts:
@@ -237,3 +238,119 @@ def test_agents_of_other_scales_are_refused(tmp_path: Path) -> None:
     agent.action_space = SimpleNamespace(n=5)
     agent.get_vec_normalize_env = lambda: SimpleNamespace(norm_obs=True)
     assert "learned under VecNormalize" in refusal(policy_actions, [agent], dataset, 2, np.random.default_rng(0))
+
+
+class Network(torch.nn.Module):
+    """A network as it is made: in training mode, with dropout and statistics of batches in it."""
+
+    observation = "state"
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(width, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout(0.5))
+        self.layers[1].running_mean.fill_(0.3)
+        self.layers[1].eval()
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        return torch.tanh(self.layers(torch.from_numpy(observation))).numpy(), state
+
+
+class Around:
+    """An object that keeps a network."""
+
+    observation = "state"
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def predict(self, observation: np.ndarray, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        return self.network.predict(observation)
+
+
+class AroundDraws(Around):
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        return np.stack([self.predict(observation)[0]] * count)
+
+
+class AroundDraw(Around):
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.predict(observation)[0]
+
+
+@pytest.mark.parametrize("kind", [lambda own: own, Around, AroundDraws, AroundDraw, Deterministic])
+def test_networks_act_in_eval_mode_and_are_left_as_they_were(tmp_path: Path, kind: Any) -> None:
+    dataset, network = toy_dataset(tmp_path, (5, 6)), Network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    assert modes == [True, True, True, False, True]
+    found = policy_actions([kind(network)], dataset, 3, np.random.default_rng(0)).drawn
+    assert [module.training for module in network.modules()] == modes
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    with torch.no_grad():
+        expected = network.eval().predict(dataset.state)[0]
+    np.testing.assert_allclose(found[0], expected[:, None].repeat(3, 1), rtol=1e-5)
+
+
+class ThreeFrames(Predicts):
+    """Knows stacks of three frames alone."""
+
+    def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
+        return torch.nn.Conv2d(9, 2, 2)(torch.from_numpy(observation).float()).flatten(1).numpy(), None
+
+
+class ObservationAlone(Predicts):
+    def predict(self, observation: np.ndarray) -> Any:  # type: ignore[override]
+        return self._act(observation), None
+
+
+class DrawsWithoutNumbers(Predicts):
+    def draws(self, observation: np.ndarray) -> np.ndarray:
+        return self._act(observation)
+
+
+def test_a_policy_that_fails_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    dataset = toy_dataset(tmp_path, (5, 6), stack=2)
+    usual = "predict(observation, state=None, episode_start=None, deterministic=False) is needed."
+    for policy, reason, needed in (
+        (
+            ThreeFrames(),
+            "RuntimeError: Given groups=1, weight of size [2, 9, 2, 2], expected input[11, 6, 2, 2]",
+            usual,
+        ),
+        (ObservationAlone(), "TypeError: ObservationAlone.predict() got an unexpected keyword", usual),
+        (DrawsWithoutNumbers(), "TypeError: ", "draws(observation, count, rng) is needed."),
+    ):
+        for given in (policy, *([] if needed != usual else [Deterministic(policy), NoisyPolicy(policy, 0.1)])):
+            said = refusal(policy_actions, [given], dataset, 3, np.random.default_rng(0))
+            assert f"could not act on uint8 (11, 6, 2, 2), stack 2 ({reason}" in said
+            assert said.endswith(needed)
+    with pytest.raises(VOCError) as caught:
+        policy_actions([ThreeFrames()], dataset, 3, np.random.default_rng(0))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_refusals_name_a_policy_in_one_line(tmp_path: Path) -> None:
+    dataset, network = toy_dataset(tmp_path, (5, 6)), Network(width=4)
+    said = refusal(policy_actions, [network], dataset, 3, np.random.default_rng(0))
+    assert said.startswith("Network could not act on float32 (11, 3) (RuntimeError: ")
+    noisy = NoisyPolicy(network, 0.1)
+    noisy.observation_space = SimpleNamespace(shape=(4,))
+    said = refusal(policy_actions, [noisy], dataset, 3, np.random.default_rng(0))
+    assert said.startswith("NoisyPolicy was made for observations of shape (4,)")
+
+
+def test_what_a_policy_observes_has_to_be_said() -> None:
+    policy: Any = SimpleNamespace(predict=lambda observation: None)
+    assert "has no attribute `observation`; give it one, 'state' or 'pixels'." in refusal(observation_of, policy)
+    policy.observation = "frames"
+    assert "says that it observes 'frames'" in refusal(observation_of, policy)
+    space = gym.spaces.Dict({"place": gym.spaces.Box(-1, 1, (2,)), "goal": gym.spaces.Box(-1, 1, (2,))})
+    agent: Any = SimpleNamespace(predict=lambda observation: None, observation_space=space)
+    said = refusal(observation_of, agent)
+    assert "observes several things (goal, place), and Dict observations are not supported" in said
+    assert "gymnasium.wrappers.FlattenObservation" in said
+    agent.observation = "state"
+    assert observation_of(agent) == "state"

@@ -1,7 +1,7 @@
 """Futures to rewards to values, and how good values are."""
 
 from voc_rl.values.density import from_weights, future_weights
-from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, rewards_of_futures
+from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, joined, rewards_of_futures
 from voc_rl.values.fitted_q import FittedQ, FQEConfig, fitted_q, members_of
 from voc_rl.values.head import by_head, tail_by_head
 from voc_rl.values.mve import mve
@@ -36,6 +36,7 @@ __all__ = [
     "from_weights",
     "future_weights",
     "horizon",
+    "joined",
     "known_rows",
     "mean_return",
     "members_of",

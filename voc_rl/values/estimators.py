@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,14 @@ def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> Valu
 def states_at_once(futures: Tensor) -> int:
     """For how many states of futures int64 (B, S, n_tokens) the codes' vectors are in memory together."""
     return max(CODES_AT_ONCE // max(math.prod(futures.shape[1:]), 1), 1)
+
+
+def joined(parts: Sequence[ValueEstimate]) -> ValueEstimate:
+    """Values of several batches, by one estimator at one level, as those of one batch."""
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "stderr", "low", "high")
+    }
+    return ValueEstimate(**arrays, level=parts[0].level, covers=parts[0].covers)
 
 
 @torch.no_grad()
