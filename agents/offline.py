@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from voc_rl.agents.networks import Actor, ConvEncoder, FrozenEncoder
 from voc_rl.agents.stochastic import StochasticPolicy
 from voc_rl.agents.views import view_of
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.data import Episodes
 from voc_rl.errors import (
     VOCError,
@@ -224,7 +224,7 @@ class OfflineAgent(StochasticPolicy):
         save_tensors(folder / "agent.safetensors", own)
         description = {
             "observation_shape": list(self.observation_shape), "action_size": self.action_size, "name": self.name,
-            "seed": self.seed, "frozen": self._frozen, "config": to_dict(self.config),
+            "seed": self.seed, "frozen": self._frozen, "config": asdict(self.config),
             "quantizer": self._quantizer_mark(), "weights": tensors_mark(own),
         }  # fmt: skip
         write_json(folder / "agent.json", description)

@@ -8,7 +8,7 @@ Cells (task, discount, method, part, seed) are kept as they finish; the same com
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from voc_rl.benchmarks.ope_baselines import BASELINES, Estimates, effective_star
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData, task_data
 from voc_rl.benchmarks.ope_protocol import SIXTEEN, Target
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
-from voc_rl.configs import to_dict
 from voc_rl.errors import check_choices
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, OccupancyTransformer, PolicyTraining, hops
@@ -131,8 +130,8 @@ def estimates_of(
 def settings_of(scale: str) -> dict[str, Any]:
     """What the folder of a scale was made with; the benchmarks that share it share this too."""
     network = SCALES[scale].network
-    configs = {f"config_{gamma:g}": to_dict(_config(scale, gamma, 0, network)) for gamma in (*SCALES[scale].gammas, 0)}
-    return {"scale": scale, **to_dict(SCALES[scale]), **configs}
+    configs = {f"config_{gamma:g}": asdict(_config(scale, gamma, 0, network)) for gamma in (*SCALES[scale].gammas, 0)}
+    return {"scale": scale, **asdict(SCALES[scale]), **configs}
 
 
 def _config(scale: str, gamma: float, seed: int, steps: int) -> EvaluationConfig:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
 from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, psnr_notes, summary, table
 from voc_rl.benchmarks.results import hardware_of, options, versions_of, write_results
-from voc_rl.configs import fingerprint, from_dict, to_dict
+from voc_rl.configs import fingerprint, from_dict
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
 from voc_rl.errors import check_choice, check_positive
@@ -238,7 +238,7 @@ def main(args: Args) -> dict[str, Any]:
     torch.set_num_threads(1)
     keep_freed_memory()
     bench = Bench(scale, args.out)
-    marks = {name: fingerprint(_settings(name, scale)) for name in QUANTIZERS} | {FRAMES: fingerprint(to_dict(scale))}
+    marks = {name: fingerprint(_settings(name, scale)) for name in QUANTIZERS} | {FRAMES: fingerprint(asdict(scale))}
     wanted = [(task, FRAMES, 0) for task in args.tasks]
     wanted += [(task, name, seed) for seed in args.seeds for task in args.tasks for name in args.quantizers]
     cells = [
@@ -291,7 +291,7 @@ def _settings(name: str, scale: Scale) -> dict[str, Any]:
     """What a quantizer is made and trained with, for the results and to tell cells apart."""
     config = config_of(name, scale.steps)
     sizes = from_dict(QUANTIZERS[name][1], config.quantizer_config)  # with its defaults
-    return {"sizes": to_dict(sizes), "training": to_dict(config.quantizer_training)}
+    return {"sizes": asdict(sizes), "training": asdict(config.quantizer_training)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ read the table: docs/value_error.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from voc_rl.benchmarks.results import options, write_results
 from voc_rl.benchmarks.value_error_data import DATA_SEED, Scale, TaskData
 from voc_rl.benchmarks.value_error_plot import draw_errors
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
-from voc_rl.configs import fingerprint, to_dict
+from voc_rl.configs import fingerprint
 from voc_rl.errors import check_choice, check_choices, check_positive
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, default_n
@@ -241,8 +241,8 @@ def _name(cell: Cell) -> str:
 
 def _settings(quantizer: str, scale: Scale) -> dict[str, Any]:
     """What tells the cells of a quantizer from those of other sizes, schedules and data."""
-    config = to_dict(config_of(quantizer, 0.0, scale))
-    return {"scale": to_dict(scale), "config": config, "policies": POLICIES, "data_seed": DATA_SEED}
+    config = asdict(config_of(quantizer, 0.0, scale))
+    return {"scale": asdict(scale), "config": config, "policies": POLICIES, "data_seed": DATA_SEED}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from worlds import refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes, cli
-from voc_rl.configs import to_dict
 from voc_rl.errors import VOCError
 from voc_rl.loop import Descent, LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
@@ -91,9 +90,9 @@ def test_sizes_of_quantizers() -> None:
 @pytest.mark.parametrize("size", sorted(SIZES))
 @pytest.mark.parametrize("quantizer", ["vqvae", "dino"])
 def test_a_config_that_is_changed_in_place_changes_no_size(size: str, quantizer: str) -> None:
-    found, before = sized(size, quantizer), to_dict(sized(size, quantizer))
+    found, before = sized(size, quantizer), asdict(sized(size, quantizer))
     found.quantizer_config["hidden"] = 999
-    assert to_dict(sized(size, quantizer)) == before
+    assert asdict(sized(size, quantizer)) == before
 
 
 def test_settings_leave_the_tuned_loops_of_a_size() -> None:

@@ -8,7 +8,7 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -155,7 +155,6 @@ class Ope:
         import numpy as np
 
         from voc_rl.checkpoints import write_json
-        from voc_rl.configs import to_dict
         from voc_rl.conversion import open_with_frames
         from voc_rl.data import going_rows
         from voc_rl.frame_memory import hold_frames
@@ -193,7 +192,7 @@ class Ope:
         print(format_estimates(estimates))
         if self.out is not None:
             found = [estimate.as_dict() for estimate in estimates]
-            options = {name: str(own) if isinstance(own, Path) else own for name, own in to_dict(self).items()}
+            options = {name: str(own) if isinstance(own, Path) else own for name, own in asdict(self).items()}
             write_json(self.out / "ope.json", {"asked": options, "versions": versions(), "estimates": found})
             asked = "" if self.reward is None else f", rewards of {self.reward}"
             write_ope_report(self.out / "ope.html", estimates, f"{', '.join(self.data)}: {dataset!r}{asked}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from voc_rl.configs import to_dict
 from voc_rl.errors import check_choice
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
@@ -43,18 +42,18 @@ _PATCHES = replace(SIZES["tiny"], occupancy=OccupancyTraining(loop=_PATCHES_LOOP
 _TINY = {
     "dino": replace(
         _PATCHES,
-        quantizer_config=to_dict(DINOConfig.small(patch=28, teacher_steps=100)),
+        quantizer_config=asdict(DINOConfig.small(patch=28, teacher_steps=100)),
         quantizer_training=LoopConfig(steps=200, batch_size=128, learning_rate=1.5e-3),
     ),
     "vqgan": replace(
         _PATCHES,
-        quantizer_config=to_dict(VQGANConfig.small(side=48)),
+        quantizer_config=asdict(VQGANConfig.small(side=48)),
         quantizer_training=LoopConfig(steps=150, batch_size=64, learning_rate=1e-3),
     ),
 }
 _SMALL = {
-    "dino": replace(SIZES["small"], quantizer_config=to_dict(DINOConfig.small())),
-    "vqgan": replace(SIZES["small"], quantizer_config=to_dict(VQGANConfig.small())),
+    "dino": replace(SIZES["small"], quantizer_config=asdict(DINOConfig.small())),
+    "vqgan": replace(SIZES["small"], quantizer_config=asdict(VQGANConfig.small())),
 }
 # vqgan: 75 tokens of 1024 codes; dino: 392 of 8192 in the paper's stacks of 2, and 588 in stacks of 3
 _PAPER = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.checkpoints import check_writable
-from voc_rl.configs import fingerprint, to_dict
+from voc_rl.configs import fingerprint
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts, check_reward_sizes
 from voc_rl.data.mark import data_mark
@@ -169,7 +169,7 @@ def train(
 
 def training_settings(config: VOCConfig) -> dict[str, Any]:
     """A config, JSON-ready, but for what changes no weights: the discount that is meant of several."""
-    settings = to_dict(config)
+    settings = asdict(config)
     if config.occupancy.gammas is not None:
         del settings["occupancy"]["gamma"]
     return settings

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.errors import VOCError
 from voc_rl.precision import seeded, single_precision
 from voc_rl.quantizers.base import Quantizer
@@ -76,7 +77,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
         "format_version": FORMAT_VERSION,
         "name": quantizer.name,
         "observation_shape": list(quantizer.observation_shape),
-        "config": to_dict(quantizer.config),
+        "config": asdict(quantizer.config),
     }
     save_tensors(Path(folder) / "quantizer.safetensors", weights_of(quantizer))
     write_json(Path(folder) / "quantizer.json", description)
