@@ -104,6 +104,7 @@ class Control(CellBenchmark):
     """Returns of policies that were learned from logged pixels."""
 
     name, file = "control", "cells.jsonl"
+    table = staticmethod(table)
 
     out: Path = Path("runs/control")
     """Folder for data, models and finished cells."""
@@ -157,9 +158,6 @@ class Control(CellBenchmark):
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return results_of(records, self.scale, self.models(say=lambda line: None))
-
-    def table(self, found: Mapping[str, Any]) -> str:
-        return table(found)
 
     def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
         save_plot(path, found)

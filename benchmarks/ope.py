@@ -62,6 +62,7 @@ class OPE(CellBenchmark):
     """Policy evaluation against the truth and baselines."""
 
     name, file = "ope", "cells.jsonl"
+    table = staticmethod(table)
 
     methods: tuple[str, ...] = METHODS
     """Also: voc_warm, voc_alone."""
@@ -94,9 +95,6 @@ class OPE(CellBenchmark):
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return results_of(records, self.truth(records), self.scale)
-
-    def table(self, found: Mapping[str, Any]) -> str:
-        return table(found)
 
     def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
         save_plot(path, records, self.truth(records), records[0]["cell"]["gamma"])
