@@ -64,8 +64,9 @@ def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> Valu
 
 def joined(parts: Sequence[ValueEstimate]) -> ValueEstimate:
     """Values of several batches, by one estimator at one level, as those of one batch."""
-    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "stderr", "low", "high")]
-    return ValueEstimate(*arrays, parts[0].level, parts[0].covers)
+    names = ("mean", "stderr", "low", "high")
+    mean, stderr, low, high = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    return ValueEstimate(mean, stderr, low, high, parts[0].level, parts[0].covers)
 
 
 @torch.no_grad()
