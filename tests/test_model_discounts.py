@@ -12,7 +12,7 @@ from worlds import CELLS, exact_values, loop, refusal, small_config, write_world
 
 import voc_rl
 from voc_rl import VOC, Episodes, ValueEstimate
-from voc_rl.occupancy import arrived_rows
+from voc_rl.data import arrived_rows
 from voc_rl.plugin import vectors_of_codes
 
 RANGE = (0.3, 0.8)
@@ -65,7 +65,7 @@ def test_values_at_every_discount(voc: VOC, world: tuple[Episodes, np.ndarray], 
     obs = dataset.observations(rows)
     if estimator == "density":
         arrived = arrived_rows(dataset)
-        codes = voc.context(dataset.observations(arrived.numpy()))[0]
+        codes = voc.context(dataset.observations(arrived))[0]
         found = voc.density_value(obs, codes, dataset.reward[arrived], gamma=gamma)
     else:
         found = voc.value(obs, gamma, estimator, samples=200)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_the_own_discount_is_the_default(voc: VOC, world: tuple[Episodes, np.nda
         vectors = vectors_of_codes(voc, codes, features, "context")
         assert 4 * (vectors - own).abs().mean() < (vectors - other).abs().mean()  # but for precision
     for gamma in (None, 0.3, 0.8):
-        own = voc.asked_gamma(gamma)
+        own = voc.resolve_gamma(gamma)
         vectors = voc.quantizer.embed(voc.sample_futures(obs, 3, gamma)).flatten(2).mean(1) / (1 - own)
         np.testing.assert_allclose(voc.successor_features(obs, 3, gamma), vectors, rtol=1e-5)
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from voc_rl.errors import VOCError, reason_of
+from voc_rl.errors import VOCError, few, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,13 +209,6 @@ def load_state_dict(module: Any, tensors: Mapping[str, Tensor], where: str) -> N
         if tensor.shape != own[name].shape:
             raise VOCError(f"{where}: {name} has shape {tuple(tensor.shape)}, {tuple(own[name].shape)} is needed.")
     module.load_state_dict(dict(tensors))
-
-
-def few(names: list[str]) -> str:
-    """The first three of some names, and how many more there are; for messages."""
-    if not names:
-        return "nothing"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def save_training_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -156,6 +156,7 @@ class Ope:
         from voc_rl.checkpoints import write_json
         from voc_rl.configs import to_dict
         from voc_rl.conversion import open_with_frames
+        from voc_rl.data import going_rows
         from voc_rl.model_files import check_spec_of
         from voc_rl.policy_estimate import format_estimates
         from voc_rl.policy_evaluation import evaluate_policy
@@ -178,7 +179,7 @@ class Ope:
         starts = None
         if self.starts:
             check_positive(self.starts, "starts")
-            rows = np.flatnonzero(dataset.steps_left > 0)
+            rows = going_rows(dataset)
             starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
         if self.quantizer is not None:
             check_spec_of(self.quantizer, dataset.spec)

@@ -28,7 +28,7 @@ from voc_rl.errors import (
     check_samples,
 )
 from voc_rl.model_files import Parts, load_parts, save_parts
-from voc_rl.occupancy import Condition, base_gamma, compose, told
+from voc_rl.occupancy import Condition, base_gamma, compose, discount_condition
 from voc_rl.precision import as_tensor, autocast, generator_on
 from voc_rl.quantizers import seen_as_stored, tokenize
 from voc_rl.quantizers.base import check_codes
@@ -36,9 +36,10 @@ from voc_rl.values import (
     RewardConfig,
     ValueEstimate,
     by_head,
-    density,
     fit_reward_head,
     from_samples,
+    from_weights,
+    future_weights,
     joined,
     mve,
     rewards_of_futures,
@@ -58,7 +59,7 @@ class VOC(Parts):
 
     def condition(self, count: int, gamma: float | None = None) -> Condition:
         """The condition that tells the occupancy network a discount (None: the VOC's own) of ``count`` contexts."""
-        return told(self.occupancy, self.gamma if gamma is None else gamma, count)
+        return discount_condition(self.occupancy, self.gamma if gamma is None else gamma, count)
 
     def value(
         self,
@@ -112,7 +113,7 @@ class VOC(Parts):
         """
         check_codes(codes, self.quantizer)
         codes, features = self._here(codes, features)
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         if estimator == "density":
             raise VOCError("A density estimate weighs rows of the data; call density_value(obs, codes, rewards).")
         check_choice(estimator, ("head", "sample", "mve"), "estimator")
@@ -189,11 +190,12 @@ class VOC(Parts):
         """
         check_level(level)
         check_codes(codes, self.quantizer)
-        gamma = base_gamma(self.gammas, self.asked_gamma(gamma), hops=False)
+        gamma = base_gamma(self.gammas, self.resolve_gamma(gamma), hops=False)
         context, features = self.context(obs)
         # no autocast: ratios need their digits
         prefix = self.occupancy.prefix(context, features, condition=self.condition(len(context), gamma))
-        return density(self.occupancy, prefix, codes, rewards, gamma, level, groups)
+        weights = future_weights(self.occupancy, prefix, codes)
+        return from_weights(weights, rewards, gamma, level, groups)
 
     def _by_head(self, codes: Tensor, features: Tensor | None, gamma: float, level: float) -> ValueEstimate:
         occupancy, head = self.occupancy, self.value_head
@@ -235,7 +237,7 @@ class VOC(Parts):
         check_count(n, "n")
         generator = generator or generator_on(self.device, 0)
         codes, features = self._here(codes, features)
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         base = base_gamma(self.gammas, gamma)
         condition = self.condition(len(codes), base)
         with autocast(self.device):
@@ -313,7 +315,7 @@ class VOC(Parts):
         common: bool = False,
     ) -> np.ndarray:
         """``successor_features`` of states that are already codes."""
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
         psi = successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, gamma)
         return psi.cpu().numpy()

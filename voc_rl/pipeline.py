@@ -201,8 +201,8 @@ class Pipeline:
                 evaluation that this command would replace without being forced to.
         """
         asked = {"samples": samples, "max_states": max_states, **self._scored}
-        own = self.stage == "evaluate" and "evaluate" not in self.force
-        if agreed(bool(refusal := other_evaluation(self.run, asked) if own else "")):
+        unforced = self.stage == "evaluate" and "evaluate" not in self.force
+        if agreed(bool(refusal := other_evaluation(self.run, asked) if unforced else "")):
             raise VOCError(refusal)
         _, truth, _, values = self.answers(samples, max_states)
         gamma = self.train().gamma
@@ -316,7 +316,7 @@ class Pipeline:
             "quantizer": {
                 "name": self.config.quantizer,
                 "tokens": codes.shape[1],
-                **codebook_use(codes, int(load_quantizer(self.run.path).codebook_size)),
+                **codebook_use(codes, self.train_quantizer().codebook_size),
             },
             "seed": self.config.seed,
         }

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voc_rl.checkpoints import few
 from voc_rl.data import Episodes
 from voc_rl.data.mark import data_mark
+from voc_rl.errors import few
 from voc_rl.runs import MODEL, RunFolder
 from voc_rl.training import VOCConfig, settings_marks, training_settings
 
@@ -49,8 +49,8 @@ class Asked:
         )
 
     def refusal(self, run: RunFolder, stage: str, forced: bool = False) -> str:
-        """Why a finished stage is not what a command asks for: the one that it does itself, unless ``forced``, or one
-        that this builds on; else ""."""
+        """An error message if ``stage``, or a stage it builds on, was finished with other settings or by another
+        version; "" if the command may run. ``forced`` exempts ``stage`` itself."""
         finished = [name for name in self.settings if run.settings(name) is not None]
         by_stages = self.settings["train"]["joint"] is None
         source = [] if self._left_alone(run) else finished[:1]  # what the quantizer came out of

@@ -61,7 +61,7 @@ def test_rows_and_draws_are_in_their_places(tmp_path: Path, monkeypatch: pytest.
     place = dataset.observations(np.arange(11))[:, -3:].mean((1, 2, 3)) / 255
     assert len(np.unique(place)) == 11
     one_pass, passes = Draws(), Predicts()
-    found = policy_actions([one_pass, passes], dataset, 3, np.random.default_rng(0)).drawn
+    found = policy_actions([one_pass, passes], dataset, 3, np.random.default_rng(0))
     assert found.shape == (2, 11, 3, 2)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[0, :, 0, 0], place, rtol=1e-6)
@@ -74,7 +74,7 @@ def test_rows_and_draws_are_in_their_places(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_policy_of_single_draws_is_asked_for_each(tmp_path: Path) -> None:
     dataset, policy = toy_dataset(tmp_path, (5, 6)), DrawsOnce()
-    found = policy_actions([policy], dataset, 3, np.random.default_rng(0)).drawn[0]
+    found = policy_actions([policy], dataset, 3, np.random.default_rng(0))[0]
     again, rng = DrawsOnce(), np.random.default_rng(0)
     for m in range(3):
         expected = np.clip(again.draw(dataset.observations(np.arange(11)), rng), -1, 1)
@@ -95,7 +95,7 @@ def test_numbers_of_discrete_actions_become_one_hot(tmp_path: Path) -> None:
     assert set(numbers) == {0, 1}
     greedy = [agent, EpsilonGreedy(agent, 0.0), Deterministic(agent)]
     agent.exploration_rate = 0.0
-    found = policy_actions([*greedy, EpsilonGreedy(agent, 1.0)], dataset, 3, np.random.default_rng(0)).drawn
+    found = policy_actions([*greedy, EpsilonGreedy(agent, 1.0)], dataset, 3, np.random.default_rng(0))
     for own in found[:3]:
         np.testing.assert_array_equal(own, np.eye(2)[numbers][:, None].repeat(3, 1))
     assert set(map(tuple, found[3].reshape(-1, 2))) == {(0.0, 1.0), (1.0, 0.0)}
@@ -114,16 +114,16 @@ def test_a_dqn_explores_at_each_row_by_itself_and_by_the_seed(tmp_path: Path, mo
     agent.exploration_rate = epsilon
     monkeypatch.setattr(np.random, "rand", lambda: pytest.fail("global random numbers"))
     before = torch.get_rng_state()
-    found = policy_actions([agent, DrawsOnce()], dataset, draws, np.random.default_rng(0)).drawn
+    found = policy_actions([agent, DrawsOnce()], dataset, draws, np.random.default_rng(0))
     assert torch.equal(torch.get_rng_state(), before)
     greedy = np.eye(k)[agent.predict(dataset.state, deterministic=True)[0]]
     strayed = (found[0] != greedy[:, None]).any(-1).mean(0)  # share of the rows, of each draw
     share = epsilon * (k - 1) / k
     np.testing.assert_allclose(strayed, share, atol=4 * np.sqrt(share * (1 - share) / len(dataset)))
-    again = policy_actions([agent, DrawsOnce()], dataset, draws, np.random.default_rng(0)).drawn
+    again = policy_actions([agent, DrawsOnce()], dataset, draws, np.random.default_rng(0))
     np.testing.assert_array_equal(again, found)
-    assert not np.array_equal(policy_actions([agent], dataset, draws, np.random.default_rng(1)).drawn[0], found[0])
-    alone = policy_actions([DrawsOnce()], dataset, draws, np.random.default_rng(0)).drawn[0]
+    assert not np.array_equal(policy_actions([agent], dataset, draws, np.random.default_rng(1))[0], found[0])
+    alone = policy_actions([DrawsOnce()], dataset, draws, np.random.default_rng(0))[0]
     np.testing.assert_array_equal(found[1], alone)
 
 
@@ -154,15 +154,15 @@ def test_noise_of_predict_follows_the_seed_and_disturbs_nothing(tmp_path: Path) 
     dataset, policy = toy_dataset(tmp_path, (5, 6)), TorchNoise()
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    first = policy_actions([policy, DrawsOnce()], dataset, 3, np.random.default_rng(0)).drawn
+    first = policy_actions([policy, DrawsOnce()], dataset, 3, np.random.default_rng(0))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(8)
-    again = policy_actions([policy, DrawsOnce()], dataset, 3, np.random.default_rng(0)).drawn
+    again = policy_actions([policy, DrawsOnce()], dataset, 3, np.random.default_rng(0))
     np.testing.assert_array_equal(first, again)
-    twice = policy_actions([policy, policy], dataset, 3, np.random.default_rng(1)).drawn
+    twice = policy_actions([policy, policy], dataset, 3, np.random.default_rng(1))
     assert len(np.unique([first[0], *twice])) == 3 * first[0].size  # other seeds, policies and draws: other noise
     # a policy that draws from the generator has the numbers that it has alone
-    alone = policy_actions([DrawsOnce()], dataset, 3, np.random.default_rng(0)).drawn[0]
+    alone = policy_actions([DrawsOnce()], dataset, 3, np.random.default_rng(0))[0]
     np.testing.assert_array_equal(first[1], alone)
 
 
@@ -203,7 +203,7 @@ class Space:
 def test_policies_are_shown_what_their_space_is(tmp_path: Path) -> None:
     dataset = toy_dataset(tmp_path, (4, 3))
     for shape in (dataset.observation_shape, dataset.state.shape[1:]):
-        drawn = policy_actions([Space(shape)], dataset, 3, np.random.default_rng(0)).drawn
+        drawn = policy_actions([Space(shape)], dataset, 3, np.random.default_rng(0))
         np.testing.assert_array_equal(drawn, np.full((1, len(dataset), 3, 2), 0.5, np.float32))
     for shape, what in (((7,), "states"), ((3, 5, 5), "stacked frames")):
         for policy in (Space(shape), NoisyPolicy(Space(shape), 0.1), Deterministic(Space(shape))):
@@ -219,7 +219,7 @@ def test_an_object_around_an_agent_says_itself_what_it_sees(tmp_path: Path) -> N
 
         policy = Space((7,))
 
-    assert policy_actions([Asks()], dataset, 2, np.random.default_rng(0)).drawn.shape == (1, len(dataset), 2, 2)
+    assert policy_actions([Asks()], dataset, 2, np.random.default_rng(0)).shape == (1, len(dataset), 2, 2)
 
 
 def test_agents_of_other_scales_are_refused(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_agents_of_other_scales_are_refused(tmp_path: Path) -> None:
     agent: Any = Space(dataset.state.shape[1:])
     agent.action_space = SimpleNamespace(low=np.full(2, -1.0), high=np.full(2, 1.0))
     agent.get_vec_normalize_env = lambda: SimpleNamespace(norm_obs=False)
-    assert policy_actions([agent], dataset, 2, np.random.default_rng(0)).drawn.shape == (1, len(dataset), 2, 2)
+    assert policy_actions([agent], dataset, 2, np.random.default_rng(0)).shape == (1, len(dataset), 2, 2)
     for bound in (0.4, 2.0):  # .4 would be in [-1, 1], and be read as less than a half of what is meant
         agent.action_space = SimpleNamespace(low=np.full(2, -bound), high=np.full(2, bound))
         for ask in (

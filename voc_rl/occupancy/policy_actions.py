@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,39 +14,6 @@ from voc_rl.policy import asking, choices_of, epsilon_greedy, memoryless, named,
 from voc_rl.precision import seeded
 
 ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy at once
-
-
-@dataclass(frozen=True)
-class PolicyActions:
-    """Actions of P policies at each of N rows.
-
-    drawn: float32 (P, N, M, A) in [-1, 1], M draws of each policy.
-    """
-
-    drawn: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.drawn)
-
-
-def going_rows(dataset: Episodes) -> np.ndarray:
-    """Rows int64 at which an action was taken: those with a step left.
-
-    Raises:
-        VOCError: there is none.
-    """
-    going = np.flatnonzero(dataset.steps_left > 0)
-    if len(going) == 0:
-        raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
-    return going
-
-
-def taken_actions(dataset: Episodes) -> np.ndarray:
-    """The action taken at each row, float32 (N, A): stored in the next row; 0 at the last rows of episodes."""
-    taken = np.zeros_like(dataset.action)
-    going = np.flatnonzero(dataset.steps_left > 0)
-    taken[going] = dataset.action[going + 1]
-    return taken
 
 
 def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -112,7 +78,7 @@ def _draws(policy: Any, observation: np.ndarray, count: int, rng: np.random.Gene
         return np.stack([memoryless(policy, observation, deterministic=False) for _ in range(count)])
 
 
-def policy_actions(policies: Sequence[Any], dataset: Episodes, draws: int, rng: np.random.Generator) -> PolicyActions:
-    """``draws`` actions of each policy at every row."""
+def policy_actions(policies: Sequence[Any], dataset: Episodes, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """``draws`` actions of each of P policies at every row, float32 (P, N, draws, A) in [-1, 1]: ``actions_at``."""
     check_positive(draws, "draws")
-    return PolicyActions(np.stack([actions_at(policy, dataset, draws, rng) for policy in policies]))
+    return np.stack([actions_at(policy, dataset, draws, rng) for policy in policies])
