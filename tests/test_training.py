@@ -212,16 +212,16 @@ def test_the_same_call_goes_on_from_its_checkpoints(episodes: Episodes, tmp_path
     config = replace(config, reward=replace(config.reward, loop=LoopConfig(5)))
     whole, logged = train(dataset, config), list[tuple[str, int]]()
 
-    def log(name: str, step: int, numbers: object) -> None:
-        logged.append((name, step))
-        if cuts and (name, step) == (stage, 50):
+    def log(stage: str, step: int, numbers: object) -> None:
+        logged.append((stage, step))
+        if (stage, step) == cut:
             raise KeyboardInterrupt
 
-    cuts = True
+    cut: tuple[str, int] | None = (stage, 50)
     with pytest.raises(KeyboardInterrupt):
         train(dataset, config, checkpoints=str(tmp_path / "kept"), log=log)
     logged.clear()
-    cuts = False
+    cut = None
     assert equal_states(train(dataset, config, checkpoints=tmp_path / "kept", log=log), whole)
     assert logged[0] == (stage, 50)  # from step 48, and what comes before it not again
     logged.clear()
