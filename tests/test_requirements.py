@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import sys
 from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
@@ -62,3 +63,12 @@ def test_gymnasiums_mujoco_tasks_need_no_extra() -> None:
     needed = {canonicalize_name(where[module][0]) for module in modules - sys.stdlib_module_names}
     assert needed >= {"mujoco", "imageio"}
     assert needed <= brought("voc_rl")
+
+
+def test_extras_hold_what_agents_log_with() -> None:
+    """Stable-Baselines3 takes tensorboard_log, and brings no tensorboard."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    extras = {name: set(lines.split()) for name, lines in setup["options.extras_require"].items()}
+    assert any(line.startswith("tensorboard") for line in extras["sb3"])
+    assert extras["sb3"] <= extras["dev"] & extras["all"]
