@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from voc_rl.benchmarks.cells import hold_settings
-from voc_rl.benchmarks.results import hardware, hardware_of, options, versions_of, write_results
+from voc_rl.benchmarks.results import hardware, hardware_of, options, results_folder, versions_of, write_results
 from voc_rl.benchmarks.sb3_curves_plot import draw_curves
 from voc_rl.checkpoints import read_json, write_json
 from voc_rl.envs import VecVOCValue, make_env
@@ -65,7 +65,8 @@ class Args:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Which seeds to run."""
     results: Path | None = None
-    """Where sb3_curves.json, .md and .png go; default: benchmarks/results of the working directory."""
+    """Where sb3_curves.json, .md and .png go; default: benchmarks/results of the working directory, of scale
+    smoke --out."""
 
 
 class _Episodes(BaseCallback):
@@ -182,7 +183,7 @@ def main(args: Args) -> dict[str, Any]:
         + options({"task": ((args.task,), (Args.task,))}),
     }  # fmt: skip
     text = table(found, minutes)
-    folder = write_results("sb3_curves", results, text, args.results)
+    folder = write_results("sb3_curves", results, text, results_folder(args.results, args.scale, args.out))
     draw_curves(cells, {arm: what for arm, (_, _, what) in ARMS.items()}, folder / "sb3_curves.png")
     print(text)
     return results
