@@ -151,7 +151,6 @@ class Ope:
     def _evaluate(self, policies: dict[str, Any], reward_fn: Any) -> None:
         import numpy as np
 
-        from voc_rl.benchmarks.ope_report import write_ope_report
         from voc_rl.checkpoints import write_json
         from voc_rl.configs import to_dict
         from voc_rl.conversion import open_with_frames
@@ -162,6 +161,7 @@ class Ope:
         from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
         from voc_rl.quantizers.base import frames_in_stack
+        from voc_rl.reports.ope_report import write_ope_report
         from voc_rl.runs import versions
         from voc_rl.training import VOCConfig
 
