@@ -16,13 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig, StepLog, make_optimizer, schedule, step_seed
 from voc_rl.occupancy.targets import n_step_returns
 from voc_rl.precision import autocast, device_of, on_device
+from voc_rl.progress import progress_bar
 from voc_rl.runs import cpu_seconds
 from voc_rl.values import discounted_returns
 
@@ -153,7 +153,7 @@ def _steps(
     config = LoopConfig(steps=1000, batch_size=BATCH, learning_rate=LEARNING_RATE)
     optimizer, device = make_optimizer(list(network.parameters()), config), device_of(network)
     started, step, share, reported = cpu_seconds(), 0, 0.0, 0
-    with tqdm(total=100, desc=kind, unit="%", disable=not progress, mininterval=1.0) as bar:
+    with progress_bar(desc=kind, unit="%", total=100, show=progress) as bar:
         while share < 1.0:
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * schedule(int(share * config.steps), config)

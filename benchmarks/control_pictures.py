@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from voc_rl.benchmarks.plots import MAX_BYTES
 from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import MAX_BYTES
 
 SHEET = 8  # frames of a row
 FILM = ("behaviour", "bc_top10", "mc_awr", "voc_awr")

@@ -10,9 +10,9 @@ import numpy as np
 
 from voc_rl.benchmarks.ope_scores import policy_scores
 from voc_rl.benchmarks.ope_table import WHAT
-from voc_rl.benchmarks.plots import LIGHT, fitted_png, legend, new_figure, style
 from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import LIGHT, fitted_png, legend, new_figure, style
 
 KEPT = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "coverage90")
 ORDER = ("voc", "voc_head", "mfmc", "fqe", "dr", "wis")

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from voc_rl.benchmarks.report_table import COLUMNS, DASH
 from voc_rl.checkpoints import read_json
 from voc_rl.errors import VOCError
+from voc_rl.reports.table import COLUMNS, DASH
 
 METHODS = ("voc", "voc_head", "mc", "td", "one_step", "constant")
 SCORES = ("error", "nrmse")

@@ -25,7 +25,6 @@ from torch import Tensor
 from voc_rl.agents import load_policy
 from voc_rl.benchmarks.cells import Cell, check_scale, finished, run_cells
 from voc_rl.benchmarks.demo import POLICIES
-from voc_rl.benchmarks.plots_frames import psnr
 from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
 from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, psnr_notes, summary, table
@@ -45,6 +44,7 @@ from voc_rl.quantizers import (
     train_quantizer,
 )
 from voc_rl.quantizers.vqvae import PrincipalComponents
+from voc_rl.reports.plots_frames import psnr
 from voc_rl.runs import cpu_seconds, fingerprint
 from voc_rl.sizes import sized
 from voc_rl.training import VOCConfig, fresh_quantizer

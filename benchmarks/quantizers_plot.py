@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.plots import LIGHT, WIDTH, fitted_png, new_figure
-from voc_rl.benchmarks.plots_frames import to_hwc
 from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import LIGHT, WIDTH, fitted_png, new_figure
+from voc_rl.reports.plots_frames import to_hwc
 
 LABEL, GAP, TITLE = 1.35, 0.04, 0.3  # inches: left of the frames, between them, above a task
 

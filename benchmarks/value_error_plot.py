@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from voc_rl.benchmarks.plots import LIGHT, fitted_png, legend, new_figure, style
-from voc_rl.benchmarks.report_table import METHODS
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS
 from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import LIGHT, fitted_png, legend, new_figure, style
+from voc_rl.reports.table import METHODS
 
 HEIGHT, APART, LEAST = 4.2, 0.07, 0.01  # inches; between methods at one discount; smallest error that is drawn
 OTHER = {"musik": "^", "dino": "s", "vqgan": "D"}  # markers of other quantizers

@@ -10,9 +10,9 @@ import numpy as np
 
 from voc_rl.benchmarks.ope_data import R_MAX
 from voc_rl.benchmarks.ope_scores import told_apart
-from voc_rl.benchmarks.report_table import COLUMNS, METHODS, OURS, ordered
 from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.benchmarks.value_error_data import HELD_OUT, LEFT_OUT, Truth
+from voc_rl.reports.table import COLUMNS, METHODS, OURS, ordered
 from voc_rl.values import scores
 
 BASE = "vqvae"  # the quantizer with all seeds and discounts; what its VOC took is the critics' budget

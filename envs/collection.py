@@ -7,10 +7,9 @@ Neither the number of processes nor how often the collection was stopped changes
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -19,15 +18,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
 
 from voc_rl.checkpoints import few, hold_folder, read_json, write_json
 from voc_rl.data import DataSpec, write_episode
 from voc_rl.envs.make import make_env
 from voc_rl.envs.recording import check_behaviour, record_episode
-from voc_rl.envs.workers import start_worker
+from voc_rl.envs.workers import worker_pool
 from voc_rl.errors import VOCError, check_positive, check_seed
 from voc_rl.policy import BehaviourPolicy
+from voc_rl.progress import progress_bar
 
 SETTINGS = "collect.json"
 _STACK = 3  # what pixel policies look at; single frames are stored
@@ -105,7 +104,7 @@ def collect(
         todo = job.missing(episodes)
         done = _in_workers(job, processes, todo) if processes > 1 else _in_this_process(job, env, todo)
         there = episodes - len(todo)
-        for _ in tqdm(done, task, total=episodes, initial=there, unit="episode", disable=not progress):
+        for _ in progress_bar(done, desc=task, unit="episode", total=episodes, initial=there, show=progress):
             pass
     return len(todo)
 
@@ -188,10 +187,7 @@ def _check_pickles(policy: BehaviourPolicy) -> None:
 
 
 def _in_workers(job: _Job, processes: int, todo: list[int]) -> Iterator[None]:
-    # Spawned, not forked: OpenGL does not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    workers = min(processes, len(todo)) or 1
-    with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
+    with worker_pool(min(processes, len(todo)) or 1) as pool:
         futures = [pool.submit(_work, job, index) for index in todo]
         try:
             for future in as_completed(futures):

@@ -16,17 +16,29 @@ from voc_rl.errors import VOCError
 
 BACKENDS = ("egl", "osmesa")
 _PROBE = "from mujoco.{} import GLContext; context = GLContext(8, 8); context.make_current(); context.free()"
-_INSTALL = "apt-get install libegl1 libgl1-mesa-dri"
+_DRAWS_NOTHING = ("off", "disable", "disabled", "false", "0")
+_INSTALL = {"egl": "apt-get install libegl1 libgl1-mesa-dri", "osmesa": "apt-get install libosmesa6"}
 
 
 def import_suite() -> ModuleType:
     """``dm_control.suite``, imported with a backend that can draw without a screen.
 
     Raises:
-        VOCError: no headless OpenGL library is installed.
+        VOCError: no headless OpenGL library is installed, or not the one that ``MUJOCO_GL`` names.
     """
     prepare_gl()
-    return import_module("dm_control.suite")
+    chosen = os.environ.get("MUJOCO_GL", "")
+    if chosen.lower() in _DRAWS_NOTHING:
+        raise VOCError(f"MUJOCO_GL={chosen} keeps MuJoCo from drawing frames; unset it, or set egl.")
+    try:
+        return import_module("dm_control.suite")
+    except (AttributeError, ImportError, RuntimeError) as error:  # what a missing library ends in
+        if not chosen or isinstance(error, ModuleNotFoundError):
+            raise
+        install = f"`{_INSTALL[chosen]}` installs it, or " if chosen in _INSTALL else ""
+        raise VOCError(
+            f"MuJoCo cannot draw with MUJOCO_GL={chosen} here ({error}); {install}unset it to have what works chosen."
+        ) from error
 
 
 @contextmanager
@@ -58,21 +70,23 @@ def prepare_gl() -> None:
             os.environ["MUJOCO_GL"] = backend
             return
     raise VOCError(
-        f"MuJoCo cannot draw frames here: neither EGL nor OSMesa is installed; `{_INSTALL}` installs EGL "
-        "(`apt-get install libosmesa6` OSMesa)."
+        f"MuJoCo cannot draw frames here: neither EGL nor OSMesa is installed; `{_INSTALL['egl']}` installs EGL "
+        f"(`{_INSTALL['osmesa']}` OSMesa)."
     )
 
 
 def check_screen() -> None:
     """Refuse to draw with a backend that needs a screen where there is none: the process would end in the driver.
 
-    That happens where dm_control was imported before this package, and chose GLFW.
+    That happens where ``MUJOCO_GL`` says glfw, or dm_control was imported before this package and chose it.
 
     Raises:
         VOCError: GLFW without a display.
     """
     chosen = getattr(sys.modules.get("dm_control._render"), "BACKEND", None)
     if sys.platform == "linux" and chosen == "glfw" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        if os.environ.get("MUJOCO_GL") == "glfw":
+            raise VOCError("MUJOCO_GL=glfw draws on a screen, and there is none (no DISPLAY); unset it, or set egl.")
         raise VOCError(
             "dm_control was imported before voc_rl.envs and draws with GLFW, which needs a screen; import voc_rl.envs "
             "first, or set MUJOCO_GL=egl."

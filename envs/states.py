@@ -9,13 +9,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
 
 from voc_rl.data import DataSpec, Episode, Episodes
 from voc_rl.data.border import TO_FILES, check_memory
 from voc_rl.envs.gl import import_suite, quiet_models
 from voc_rl.envs.render import FrameRenderer, backend, versions
 from voc_rl.errors import VOCError
+from voc_rl.progress import progress_bar
 
 # D4RL's Walker was recorded on the model of the older versions, in which one foot slides more easily.
 MODELS: dict[str, dict[str, Any]] = {"HalfCheetah-v5": {}, "Walker2d-v5": {"xml_file": "walker2d.xml"}}
@@ -155,7 +155,7 @@ def rendered_episodes(
     renderer = StateRenderer(task, size)
     spec = replace(renderer.spec, max_episode_steps=states.spec.max_episode_steps)
     try:
-        for i in tqdm(range(len(states.starts)), task, unit="episode", disable=not progress):
+        for i in progress_bar(range(len(states.starts)), desc=task, unit="episode", show=progress):
             yield render_episode(renderer, states.whole(i), check), spec
     finally:
         renderer.close()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from voc_rl.envs.dmcontrol import DMControlEnv
-from voc_rl.envs.workers import start_worker
+from voc_rl.envs.workers import worker_pool
 from voc_rl.errors import VOCError, check_positive
 
 
@@ -55,8 +53,7 @@ def roll_outs(
     jobs = [(task, physics, policy, horizon, count, [seed, i], action_repeat) for i, policy in enumerate(policies)]
     if processes == 1:
         return [_follow(*job) for job in jobs]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=start_worker) as pool:
+    with worker_pool(processes) as pool:
         return [future.result() for future in [pool.submit(_follow, *job) for job in jobs]]
 
 

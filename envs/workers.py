@@ -1,4 +1,4 @@
-"""How a worker process begins: ``ProcessPoolExecutor(..., initializer=start_worker)``."""
+"""Worker processes that draw frames."""
 
 from __future__ import annotations
 
@@ -6,10 +6,29 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
+
+from voc_rl.errors import VOCError
 
 
-def start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent was killed."""
+def worker_pool(processes: int) -> ProcessPoolExecutor:
+    """A pool of processes that leave Ctrl-C to their parent and end when it was killed.
+
+    They are spawned, not forked: OpenGL does not survive a fork.
+
+    Raises:
+        VOCError: a machine without the semaphores that processes need (in /dev/shm).
+    """
+    try:
+        return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start)
+    except OSError as error:
+        raise VOCError(
+            f"This machine lets processes share no semaphores ({error.strerror}; /dev/shm has to be writable); work in "
+            "one process (processes=1)."
+        ) from error
+
+
+def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

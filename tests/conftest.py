@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_figures() -> Iterator[None]:
+    """Pictures of reports are coarse here, and quick to write; a module that looks at them defines this anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("voc_rl.reports.plots.DPI", 60)
+        yield
 
 
 @pytest.fixture(scope="session")

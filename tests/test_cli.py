@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from worlds import COMMAND, write_world
 from voc_rl import VOC, Episodes
 from voc_rl.benchmarks import demo
 from voc_rl.cli import main
+from voc_rl.cli_data import Info
 from voc_rl.runs import RunFolder
 from voc_rl.wandb_log import wandb_listener
 
@@ -206,6 +209,20 @@ def test_without_anybody_to_read_it_works_all_the_same(world: Path, monkeypatch:
     monkeypatch.setattr(sys, "stderr", None)
     main(["data", "info", str(world)])
     print("to nobody", file=sys.stderr)
+
+
+def test_what_a_terminal_cannot_show_is_replaced(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    monkeypatch.setattr(Info, "run", lambda self: print("(1 − γ) V"))
+    main(["data", "info", str(world)])
+    sys.stdout.flush()
+    assert printed.getvalue() == b"(1 ? ?) V\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"voc-rl {version('voc_rl')}\n"
 
 
 @pytest.mark.slow

@@ -14,9 +14,11 @@ import voc_rl
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("data", "quantizers", "occupancy", "values")
-FOUNDATION = {"errors", "checkpoints", "configs", "precision", "policy", "loop", "graphs", "distributed"}
+FOUNDATION = {"errors", "checkpoints", "configs", "precision", "policy", "loop", "graphs", "distributed", "progress"}
 # who may import whom, of the modules and rooms below voc_rl; what is not listed is at the top and may import all
 LINE = [*ROOMS, "model_files", "model", "joint", "training", "plugin", "envs", "agents"]
+# what reports must not import: they show finished runs, and need neither simulators nor commands
+ABOVE_REPORTS = {"envs", "agents", "benchmarks", "cli", "cli_data", "cli_stages"}
 FOREIGN = (
     "gymnasium",
     "mujoco",
@@ -69,6 +71,8 @@ def allowed(importer: str, target: str) -> bool:
         return True
     if importer in FOUNDATION:
         return False
+    if importer == "reports":
+        return target not in ABOVE_REPORTS
     if importer not in LINE:  # benchmarks, cli and what stands beside them
         return True
     return target in LINE and LINE.index(target) <= LINE.index(importer)
@@ -83,13 +87,16 @@ def test_direction(name: str) -> None:
 
 
 def test_the_rule_itself() -> None:
-    assert {room(n) for n in modules()} >= {*ROOMS, *FOUNDATION, "envs", "agents", "benchmarks"}
+    assert {room(n) for n in modules()} >= {*ROOMS, *FOUNDATION, *ABOVE_REPORTS, "reports"}
     assert allowed("values", "occupancy")
     assert allowed("agents", "envs")
     assert allowed("cli", "benchmarks")
+    assert allowed("reports", "pipeline")
+    assert allowed("benchmarks", "reports")
     for importer, target in [
         ("data", "quantizers"), ("occupancy", "values"), ("quantizers", "model"), ("loop", "data"), ("model", "envs"),
-        ("envs", "agents"), ("values", "benchmarks"), ("agents", "cli"), ("errors", "data"),
+        ("envs", "agents"), ("values", "benchmarks"), ("values", "reports"), ("envs", "reports"),
+        ("reports", "benchmarks"), ("reports", "envs"), ("agents", "cli"), ("errors", "data"),
     ]:  # fmt: skip
         assert not allowed(importer, target), (importer, target)
 

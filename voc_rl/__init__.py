@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from voc_rl.envs import VecVOCValue as VecVOCValue
     from voc_rl.envs import VOCValueVectorWrapper as VOCValueVectorWrapper
     from voc_rl.envs import VOCValueWrapper as VOCValueWrapper
+    from voc_rl.errors import VOCError as VOCError
     from voc_rl.model import VOC as VOC
     from voc_rl.policy import Policy as Policy
     from voc_rl.policy_estimate import PolicyEstimate as PolicyEstimate
@@ -30,6 +31,7 @@ _HOME = {
     "PolicyEstimate": "voc_rl.policy_estimate",
     "VOC": "voc_rl.model",
     "VOCConfig": "voc_rl.training",
+    "VOCError": "voc_rl.errors",
     "VOCValueVectorWrapper": "voc_rl.envs",
     "VOCValueWrapper": "voc_rl.envs",
     "ValueEstimate": "voc_rl.values",
@@ -44,6 +46,7 @@ __all__ = [
     "Policy",
     "PolicyEstimate",
     "VOCConfig",
+    "VOCError",
     "VOCValueVectorWrapper",
     "VOCValueWrapper",
     "ValueEstimate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from voc_rl import __version__
 from voc_rl.cli_data import Convert, Data, Info, Validate
 from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, prepare
 from voc_rl.errors import VOCError, check_positive, check_seed
@@ -149,7 +151,6 @@ class Ope:
     def _evaluate(self, policies: dict[str, Any], reward_fn: Any) -> None:
         import numpy as np
 
-        from voc_rl.benchmarks.ope_report import write_ope_report
         from voc_rl.checkpoints import write_json
         from voc_rl.configs import to_dict
         from voc_rl.conversion import open_with_frames
@@ -160,6 +161,7 @@ class Ope:
         from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
         from voc_rl.quantizers.base import frames_in_stack
+        from voc_rl.reports.ope_report import write_ope_report
         from voc_rl.runs import versions
         from voc_rl.training import VOCConfig
 
@@ -203,6 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("stdout", "stderr"):  # closed by who called: then there is nobody to read
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # results are not lost to a γ that this terminal cannot show
+            stream.reconfigure(errors="replace")
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
+        print(f"voc-rl {__version__}")
+        return
     command = tyro.cli(Command, prog="voc-rl", args=arguments, description=PURPOSE)
     try:
         command.run()

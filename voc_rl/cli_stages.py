@@ -157,8 +157,8 @@ class Evaluate:
     max_states: int = 600
 
     def run(self) -> None:
-        from voc_rl.benchmarks.report import format_table
-        from voc_rl.benchmarks.run_report import report_evaluation
+        from voc_rl.reports.run_report import report_evaluation
+        from voc_rl.reports.table import format_table
 
         def work(pipeline: Any) -> None:
             metrics = pipeline.evaluate(self.samples, self.max_states)

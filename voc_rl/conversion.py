@@ -20,6 +20,7 @@ from voc_rl.data.registry import parse, stream_dataset
 from voc_rl.data.trial import read_in_child, source_files
 from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError, check_choice
+from voc_rl.progress import progress_bar
 from voc_rl.runs import fingerprint
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _to_ours(
         def streamed(first: int) -> Iterator[tuple[Episode, DataSpec]]:
             described, count, stream = stream_dataset(spec)
             left = islice(stream, first, None)
-            shown = tqdm(left, "convert", count, initial=first, unit="episode", disable=not progress)
+            shown = progress_bar(left, desc="convert", unit="episode", total=count, initial=first, show=progress)
             return ((episode, described) for episode in shown)
 
         return write_folder(out, streamed, settings), None

@@ -16,13 +16,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from voc_rl.checkpoints import load_torch_file, save_training_state
 from voc_rl.distributed import average_gradients, ranks
 from voc_rl.errors import VOCError, check_at_least, check_count, check_positive, check_share
 from voc_rl.graphs import Inputs, StepGraph, add_gradients
 from voc_rl.precision import device_of, generator_on, seeded
+from voc_rl.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,7 @@ def take_steps(
     first = ranks().first
     log, progress = log if first else None, progress and first
     step = _resume(work, checkpoints) if checkpoints else 0
-    bar = tqdm(total=steps, initial=step, desc=stage, unit="step", disable=not progress, mininterval=1.0)
-    with bar:
+    with progress_bar(desc=stage, unit="step", total=steps, initial=step, show=progress) as bar:
         while step < steps and (keep_going is None or keep_going(step)):
             numbers = work.step(step)
             step += 1
@@ -233,7 +232,7 @@ def take_steps(
             if logged or kept:  # at no other step, because a GPU is waited for
                 values = _finite(stage, step, numbers)
             if logged:
-                bar.set_postfix({"loss": f"{values['loss']:.3f}"})
+                bar.set_postfix({"loss": f"{values['loss']:.3f}"}, refresh=False)
                 if log is not None:
                     log(stage, step, values)
             if checkpoints and kept:

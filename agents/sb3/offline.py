@@ -14,7 +14,6 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import configure_logger, polyak_update
 from stable_baselines3.common.vec_env import VecEnv
-from tqdm import tqdm
 
 from voc_rl.agents.offline import check_continuous
 from voc_rl.agents.sb3.critic import VOCCritic
@@ -26,6 +25,7 @@ from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
 from voc_rl.plugin import codes_as_vectors, shows_codes
 from voc_rl.policy import attributes_of, choices_of, one_hot_rows, value_settings_of
+from voc_rl.progress import progress_bar
 from voc_rl.quantizers import tokenize
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
@@ -130,7 +130,7 @@ def train_offline(
     if not hasattr(model, "_logger"):
         # not set_logger, which would keep a later learn() from making its own
         model._logger = configure_logger(model.verbose, model.tensorboard_log, "offline")
-    with tqdm(total=steps, desc="offline", unit="step", disable=not progress) as bar:
+    with progress_bar(desc="offline", unit="step", total=steps, show=progress) as bar:
         for some in _take_steps(model, steps, batch_size or model.batch_size, log_every):
             bar.update(some)
     model.learning_starts = 0

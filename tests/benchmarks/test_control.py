@@ -21,10 +21,10 @@ from voc_rl.benchmarks.cells import finished
 from voc_rl.benchmarks.control import METHODS, Control
 from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film
 from voc_rl.benchmarks.control_table import WHAT, curve_of, interval_of, results_of, table
-from voc_rl.benchmarks.plots import MAX_BYTES
 from voc_rl.data import Episodes, write_episode
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
+from voc_rl.reports.plots import MAX_BYTES
 from voc_rl.values.statistics import student_interval
 
 

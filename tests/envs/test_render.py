@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -111,6 +112,42 @@ def test_without_headless_opengl_the_error_names_the_line_that_installs_it(monke
     with pytest.raises(VOCError, match="apt-get install libegl1 libgl1-mesa-dri") as caught:
         gl.prepare_gl()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "said"),
+    [
+        ("off", None, r"^MUJOCO_GL=off keeps MuJoCo from drawing frames; unset it, or set egl\.$"),
+        (
+            "egl",
+            AttributeError("no eglQueryString"),
+            r"MUJOCO_GL=egl here \(no eglQ.*apt-get install libegl1.*unset it",
+        ),
+        ("nonsense", RuntimeError("must be one of"), r"MUJOCO_GL=nonsense here \(must be one of\); unset it"),
+    ],
+)
+def test_a_choice_that_cannot_draw_is_named(monkeypatch, chosen, error, said):
+    def failing(name):
+        raise error
+
+    monkeypatch.setenv("MUJOCO_GL", chosen)
+    monkeypatch.setattr(gl, "import_module", failing)
+    monkeypatch.setattr(gl, "_import_triton_first", lambda: None)
+    with pytest.raises(VOCError, match=said):
+        gl.import_suite()
+
+
+def test_a_screen_that_is_asked_for_by_name_is_missed_by_name(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setitem(sys.modules, "dm_control._render", SimpleNamespace(BACKEND="glfw"))
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    with pytest.raises(VOCError, match=r"^MUJOCO_GL=glfw draws on a screen, and there is none"):
+        gl.check_screen()
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(VOCError, match=r"import voc_rl\.envs first"):
+        gl.check_screen()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a choice of backends")

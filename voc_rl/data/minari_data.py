@@ -25,7 +25,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from voc_rl.checkpoints import hold_folder, read_json, writing
 from voc_rl.data.border import TO_FILES, check_memory, check_space, check_tree, data_files, reading
@@ -36,6 +35,7 @@ from voc_rl.data.minari_actions import ActionReader
 from voc_rl.data.minari_observations import read_observations, sorted_leaves
 from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec, parse_spec
 from voc_rl.errors import VOCError
+from voc_rl.progress import progress_bar
 
 _SLACK = 2**23  # bytes of a disk that are left free for what libhdf5 writes when it closes a file
 # what our rows hold beyond Minari's own arrays; written as infos
@@ -245,7 +245,7 @@ def write_minari_folder(folder: Path, name: str, dataset: Episodes, progress: bo
     storage = MinariStorage.new(folder, observations, actions, jpeg_encoding=False)
     described = {"dataset_id": name, "minari_version": minari.__version__, "description": repr(dataset)}
     storage.update_metadata({**described, SPEC_ATTRIBUTE: json.dumps(asdict(dataset.spec))})
-    shown = tqdm(range(len(dataset.starts)), name, unit="episode", disable=not progress)
+    shown = progress_bar(range(len(dataset.starts)), desc=name, unit="episode", show=progress)
     storage.update_episodes(_buffer(_fitting(dataset.whole(i), folder)) for i in shown)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from voc_rl.data.border import data_files, gaps
 from voc_rl.data.episodes import Episodes
@@ -29,6 +28,7 @@ from voc_rl.data.hdf5 import (
 from voc_rl.data.malformed import single_rows, without
 from voc_rl.data.vd4rl_npz import open_npz
 from voc_rl.errors import VOCError
+from voc_rl.progress import progress_bar
 
 _HEADLESS = "rows before its first step type 0 belong to no episode"
 
@@ -157,5 +157,5 @@ def write_vd4rl(
             file.create_dataset(name, data=array)
         shape = (len(dataset), *dataset.frame_shape)
         frames = file.create_dataset(FRAMES, shape, np.uint8, chunks=(1, *dataset.frame_shape), compression="gzip")
-        for rows in tqdm(dataset.blocks(), "frames", unit="block", disable=not progress):
+        for rows in progress_bar(dataset.blocks(), desc="frames", unit="block", show=progress):
             frames[rows[0] : rows[-1] + 1] = dataset.frames(rows)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from voc_rl.benchmarks.report_table import OURS, as_number, method, percent, scores
+from voc_rl.reports.table import OURS, as_number, method, percent, scores
 
 TIE = 0.10
 Outcome = Literal["win", "tie", "loss"]

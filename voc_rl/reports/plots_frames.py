@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.plots import WIDTH, Theme, legend, new_figure, style, value_range
-from voc_rl.benchmarks.report_table import method, ordered
+from voc_rl.reports.plots import WIDTH, Theme, legend, new_figure, style, value_range
+from voc_rl.reports.table import method, ordered
 
 Band = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # mean, low, high
 

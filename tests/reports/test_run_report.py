@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from small import SPEC, numbered_frames, toy_dataset, toy_episode
 
-from voc_rl.benchmarks.plots_frames import _squared
-from voc_rl.benchmarks.run_report import _futures, _telling_episode
 from voc_rl.data import Episodes, write_episode
 from voc_rl.plugin import pictures_of
+from voc_rl.reports.plots_frames import _squared
+from voc_rl.reports.run_report import _futures, _telling_episode
 
 END = 7
 

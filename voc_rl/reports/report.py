@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that a person can open anywhere, and its figures as PNGs.
+"""The report of a run: one HTML file that a person can open anywhere.
 
 The file holds everything it shows: styles inline, pictures as data, no scripts. Each picture is there twice,
 for light and for dark displays.
@@ -6,8 +6,9 @@ for light and for dark displays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.plots import LIGHT, Interval, Theme, fitted_png, plot_scatter
-from voc_rl.benchmarks.plots_frames import Band, plot_episode, plot_futures, plot_reconstructions
-from voc_rl.benchmarks.plots_training import plot_codebook, plot_cost, plot_curves
-from voc_rl.benchmarks.report_html import (
+from voc_rl.errors import VOCError
+from voc_rl.reports.page import (
     facts,
     figure,
     headline,
+    in_both_themes,
     score_table,
     standing_table,
     write_page,
 )
-from voc_rl.benchmarks.report_table import as_number, format_markdown, format_table, percent
-from voc_rl.benchmarks.report_text import captions, how_to_read
-from voc_rl.checkpoints import atomic_path
-from voc_rl.errors import VOCError
-
-__all__ = ["FIGURES", "ReportData", "format_markdown", "format_table", "save_figure", "write_report"]
+from voc_rl.reports.plots import Interval, Theme, plot_scatter
+from voc_rl.reports.plots_frames import Band, plot_episode, plot_futures, plot_reconstructions
+from voc_rl.reports.plots_training import plot_codebook, plot_cost, plot_curves
+from voc_rl.reports.table import as_number, percent
+from voc_rl.reports.text import captions, how_to_read
 
 
 @dataclass(frozen=True)
@@ -154,50 +153,32 @@ FIGURES: dict[str, Callable[[ReportData, Theme], Figure | None]] = {
 }
 
 
-def save_figure(path: Path, data: ReportData, figure: str) -> None:
-    """Write one figure of the report as a PNG of less than 300 kB, for a README.
+def write_report(path: Path, data: ReportData) -> dict[str, bytes]:
+    """Write the report as one HTML file, in one step.
 
-    Args:
-        path: the file to write.
-        data: what the report shows.
-        figure: a name in ``FIGURES``.
-
-    Raises:
-        VOCError: the figure is unknown, or the data for it is not there.
+    Returns:
+        name in ``FIGURES`` -> the figure as a PNG for light displays, of less than 300 kB; those alone that were drawn.
     """
-    if figure not in FIGURES:
-        raise VOCError(f"figure {figure!r} is unknown; choose from {', '.join(FIGURES)}.")
-    drawn = FIGURES[figure](data, LIGHT)
-    if drawn is None:
-        raise VOCError(f"figure {figure!r} cannot be drawn: the run recorded no data for it.")
-    png = fitted_png(drawn)
-    with atomic_path(Path(path)) as temporary:
-        temporary.write_bytes(png)
-
-
-def write_report(path: Path, data: ReportData) -> None:
-    """Write the report as one HTML file, in one step."""
     task, gamma = str(data.metrics.get("task", "unknown task")), as_number(data.metrics.get("gamma"))
     discount = f" · discount γ = {gamma:g}" if np.isfinite(gamma) else ""
     title = f"What are the states of {task} worth?"
-    write_page(path, f"voc_rl report{discount}", title, headline(data.metrics), _sections(data))
+    pictures = {name: in_both_themes(partial(draw, data)) for name, draw in FIGURES.items()}
+    write_page(path, f"voc_rl report{discount}", title, headline(data.metrics), _sections(data, pictures))
+    return {name: both[0] for name, both in pictures.items() if both}
 
 
-def _sections(data: ReportData) -> dict[str, str]:
+def _sections(data: ReportData, pictures: Mapping[str, tuple[bytes, bytes] | None]) -> dict[str, str]:
     """Title -> HTML of each section, from top to bottom."""
     words = captions(data.metrics, data.truth, data.intervals, data.covers)
-
-    def drawn(name: str) -> str:
-        return figure(lambda theme: FIGURES[name](data, theme), **words[name])
-
+    shown = {name: figure(both, **words[name]) for name, both in pictures.items()}
     return {
         "Scores": score_table(data.metrics) + standing_table(data.metrics),
-        "Predicted and true values": drawn("scatter"),
-        "Along an episode": drawn("episode"),
-        "Futures": drawn("futures"),
-        "Frames as codes": drawn("reconstructions") + "<br>" + drawn("codebook"),
-        "Training": drawn("curves"),
-        "Time and memory": drawn("cost"),
+        "Predicted and true values": shown["scatter"],
+        "Along an episode": shown["episode"],
+        "Futures": shown["futures"],
+        "Frames as codes": shown["reconstructions"] + "<br>" + shown["codebook"],
+        "Training": shown["curves"],
+        "Time and memory": shown["cost"],
         "How to read the numbers": how_to_read(data.metrics),
         "Settings and versions": facts(data.metrics),
     }

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from voc_rl.benchmarks.report import format_markdown, format_table
-from voc_rl.benchmarks.report_table import COLUMNS, DASH, best_in, ordered
-from voc_rl.benchmarks.report_verdict import compare, judge
+from voc_rl.reports.table import COLUMNS, DASH, best_in, format_table, ordered
+from voc_rl.reports.verdict import compare, judge
 
 NRMSE = {"constant": 0.152, "td": 0.0801, "voc": 0.0652, "mc": 0.0601, "one_step": 0.1203, "voc_head": 0.0588}
 RUN: dict[str, Any] = {
@@ -100,14 +99,6 @@ def test_table_is_aligned_and_ordered() -> None:
     assert notes[0] == "voc       mean reward of sampled futures, divided by 1 − γ"
     assert format_table({"methods": {}}) == "no methods were evaluated"
     assert ordered(["zeta", "constant", "voc", "alpha"]) == ["voc", "alpha", "zeta", "constant"]
-
-
-def test_markdown_marks_the_best() -> None:
-    lines = format_markdown(RUN).splitlines()
-    assert lines[0].startswith("| method | what it is | error | NRMSE |")
-    assert {line.count("|") for line in lines} == {lines[0].count("|")}
-    assert "| **5.9 %** |" in next(line for line in lines if line.startswith("| `voc_head` |"))
-    assert "| 6.5 % |" in next(line for line in lines if line.startswith("| `voc` |"))
 
 
 def test_best_in_a_column() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from voc_rl.benchmarks.ope_report import write_ope_report
 from voc_rl.policy_estimate import COVERS, PolicyEstimate
+from voc_rl.reports.ope_report import write_ope_report
 
 
 def estimate(name: str, value: float, half: float, warning: str = "") -> PolicyEstimate:

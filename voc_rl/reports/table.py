@@ -53,7 +53,7 @@ class Column:
             return DASH
         if self.key == "nrmse":
             return percent(number)
-        if self.key in ("cpu_seconds", "steps"):
+        if self.key == "cpu_seconds":
             return f"{number:,.0f}"
         if self.key in ("error", "spearman", "pearson"):
             return f"{number:.2f}" if abs(number) < 1000 else f"{number:.2g}"
@@ -71,7 +71,6 @@ COLUMNS = (
     Column("spearman", "Spearman", "high"),
     Column("pearson", "Pearson", "high"),
     Column("cpu_seconds", "CPU s", ""),
-    Column("steps", "steps", ""),
 )
 
 
@@ -148,16 +147,3 @@ def format_table(metrics: Mapping[str, Any]) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     notes = [f"{name.ljust(widths[0])}  {method(name).description}" for name in rows if method(name).description]
     return "\n".join([*lines, "", *notes])
-
-
-def format_markdown(metrics: Mapping[str, Any]) -> str:
-    """The table as Markdown, with the best number of each column in bold."""
-    columns, rows = shown_columns(metrics), scores(metrics)
-    best = {c.key: best_in(c, metrics) for c in columns}
-    lines = ["| method | what it is | " + " | ".join(c.heading for c in columns) + " |"]
-    lines.append("|---|---|" + "---:|" * len(columns))
-    for name, row in rows.items():
-        texts = [(c.show(row.get(c.key)), name in best[c.key]) for c in columns]
-        numbers = " | ".join(f"**{text}**" if bold else text for text, bold in texts)
-        lines.append(f"| `{name}` | {method(name).description} | {numbers} |".replace("  ", " "))
-    return "\n".join(lines)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voc_rl.benchmarks.plots import LIGHT, value_range
-from voc_rl.benchmarks.plots_frames import psnr, to_hwc
-from voc_rl.benchmarks.plots_training import (
+from voc_rl.reports.plots import LIGHT, value_range
+from voc_rl.reports.plots_frames import psnr, to_hwc
+from voc_rl.reports.plots_training import (
     curve_series,
     duration,
     memory,
@@ -17,7 +17,7 @@ from voc_rl.benchmarks.plots_training import (
     plot_curves,
     short_count,
 )
-from voc_rl.benchmarks.report_text import share_inside
+from voc_rl.reports.text import share_inside
 
 
 def test_small_numbers_of_figures() -> None:
@@ -38,7 +38,7 @@ def test_curves_of_a_resumed_run_count_a_step_once() -> None:
     rows: list[dict[str, Any]] = [
         {"stage": "td", "step": 0, "loss": 3.0, "note": "start", "lr": 1e-3},
         {"stage": "td", "step": 10, "loss": 2.0},
-        {"stage": "td", "step": 10, "loss": 1.5, "val_loss": None},
+        {"stage": "td", "step": 10, "loss": 1.5, "head": None},
         {"stage": "mc", "step": 0, "loss": float("nan")},
     ]
     series = curve_series(rows)
@@ -47,3 +47,14 @@ def test_curves_of_a_resumed_run_count_a_step_once() -> None:
     same = [{"stage": "one_step", "step": t, "loss": 1.0 / t, "cross_entropy": 1.0 / t, "head": 0.0} for t in (1, 2)]
     assert list(curve_series(same)) == [("one_step", "loss"), ("one_step", "head")]  # no curve is drawn twice
     assert plot_curves([], LIGHT) is None
+
+
+def test_every_stage_and_number_has_a_panel() -> None:
+    rows = [{"stage": stage, "step": t, "loss": 1.0 / t, "val_error": 2.0} for stage in ("mc", "td") for t in (1, 2, 3)]
+    figure = plot_curves(rows, LIGHT)
+    assert figure is not None
+    titles = [(panel.get_title("left"), panel.get_title("right")) for panel in figure.axes]
+    assert titles == [
+        ("Monte-Carlo", "loss"), ("Monte-Carlo", "val error"), ("n-step TD", "loss"), ("n-step TD", "val error"),
+    ]  # fmt: skip
+    assert [panel.lines[0].get_ydata().tolist() for panel in figure.axes[:2]] == [[1.0, 0.5, 1 / 3], [2.0, 2.0, 2.0]]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.report_html import escape
-from voc_rl.benchmarks.report_table import as_number, method, ordered, percent
-from voc_rl.benchmarks.report_verdict import TIE
+from voc_rl.reports.page import escape
+from voc_rl.reports.table import as_number, method, ordered, percent
+from voc_rl.reports.verdict import TIE
 
 # Figure name -> its lead, caption, alternative text, and the words where it cannot be drawn.
 WORDS: dict[str, dict[str, str]] = {

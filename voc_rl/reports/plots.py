@@ -21,10 +21,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from voc_rl.benchmarks.report_table import method, ordered
+from voc_rl.reports.table import method, ordered
 
 Interval = tuple[NDArray[Any], NDArray[Any]]
 WIDTH = 10.0  # inches; all figures of a report are equally wide
+DPI = 150  # of figures that fit into their bytes
 MAX_POINTS = 500
 MAX_BYTES = 295_000  # of one picture
 
@@ -109,7 +110,7 @@ def legend(figure: Figure, handles: list[Any], theme: Theme, **options: Any) -> 
     )
 
 
-def to_png(figure: Figure, dpi: int = 150, colours: int = 256) -> bytes:
+def to_png(figure: Figure, dpi: int, colours: int) -> bytes:
     """A figure as a PNG with a palette, which takes a third of the bytes of a full-colour one."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
@@ -123,7 +124,7 @@ def to_png(figure: Figure, dpi: int = 150, colours: int = 256) -> bytes:
 
 def fitted_png(figure: Figure) -> bytes:
     """A figure as a PNG of at most ``MAX_BYTES``: as sharp as possible, coarser until it fits."""
-    dpi, colours = 150, 256
+    dpi, colours = DPI, 256
     while len(png := to_png(figure, dpi, colours)) > MAX_BYTES and dpi > 30:
         dpi, colours = int(dpi * max(0.5, 0.97 * (MAX_BYTES / len(png)) ** 0.5)), 128
     return png

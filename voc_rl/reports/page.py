@@ -14,9 +14,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from voc_rl.benchmarks.plots import DARK, LIGHT, Theme, fitted_png
-from voc_rl.benchmarks.plots_training import duration, memory
-from voc_rl.benchmarks.report_table import (
+from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import DARK, LIGHT, Theme, fitted_png
+from voc_rl.reports.plots_training import duration, memory
+from voc_rl.reports.table import (
     DASH,
     OURS,
     as_number,
@@ -26,8 +27,7 @@ from voc_rl.benchmarks.report_table import (
     scores,
     shown_columns,
 )
-from voc_rl.benchmarks.report_verdict import TIE, judge, rmse_scores, signed
-from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.verdict import TIE, judge, rmse_scores, signed
 
 SHOWN_ELSEWHERE = frozenset({"methods", "seconds", "cpu_seconds", "peak_memory_bytes", "stage_peak_memory_bytes"})
 
@@ -44,7 +44,7 @@ def slug(title: str) -> str:
 
 def write_page(path: Path, kicker: str, title: str, headline: str, sections: Mapping[str, str]) -> None:
     """Write a report as one HTML file, in one step; ``headline`` and the bodies of ``sections`` are HTML already."""
-    template = resources.files("voc_rl.benchmarks").joinpath("report_template.html").read_text(encoding="utf-8")
+    template = resources.files("voc_rl.reports").joinpath("template.html").read_text(encoding="utf-8")
     text = Template(template).substitute(
         kicker=escape(kicker), title=escape(title), headline=headline, contents=contents(sections),
         sections="\n".join(section(title, body) for title, body in sections.items()),
@@ -144,22 +144,27 @@ def standing_table(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def figure(draw: Callable[[Theme], Figure | None], lead: str, alt: str, caption: str, absent: str) -> str:
-    """A figure in both themes between its lead and its caption, or the words in its place."""
-    light = draw(LIGHT)
-    if light is None:
+def in_both_themes(draw: Callable[[Theme], Figure | None]) -> tuple[bytes, bytes] | None:
+    """A figure as PNGs for light and for dark displays; None where there is nothing to draw."""
+    light, dark = draw(LIGHT), draw(DARK)
+    return None if light is None or dark is None else (fitted_png(light), fitted_png(dark))
+
+
+def figure(pictures: tuple[bytes, bytes] | None, lead: str, alt: str, caption: str, absent: str) -> str:
+    """PNGs for light and for dark displays between their lead and their caption, or the words in their place."""
+    if pictures is None:
         return f'<p class="absent">{escape(absent)}</p>'
-    dark = draw(DARK)
+    light, dark = map(_data_uri, pictures)
     top = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     lines = "<br>".join(escape(line) for line in caption.splitlines())
     bottom = f"<figcaption>{lines}</figcaption>" if lines else ""
-    source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">' if dark is not None else ""
-    picture = f'<picture>{source}<img src="{_data_uri(light)}" alt="{escape(alt)}"></picture>'
+    source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+    picture = f'<picture>{source}<img src="{light}" alt="{escape(alt)}"></picture>'
     return f'{top}<figure><div class="scroll" tabindex="0">{picture}</div>{bottom}</figure>'
 
 
-def _data_uri(drawn: Figure) -> str:
-    return "data:image/png;base64," + base64.b64encode(fitted_png(drawn)).decode("ascii")
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def facts(metrics: Mapping[str, Any]) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from voc_rl.benchmarks.plots import Theme, new_figure, style
-from voc_rl.benchmarks.report_html import escape, figure, write_page
 from voc_rl.policy_estimate import FAR, PolicyEstimate, warnings_of
+from voc_rl.reports.page import escape, figure, in_both_themes, write_page
+from voc_rl.reports.plots import Theme, new_figure, style
 
 # diagnostic -> heading, and what it tells
 SUPPORT = {
@@ -42,7 +42,7 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
     first = estimates[0]
     sections = {
         "Ranking": figure(
-            lambda theme: _intervals(estimates, theme),
+            in_both_themes(lambda theme: _intervals(estimates, theme)),
             "Policies whose intervals overlap are not told apart by these data.",
             "Value of each policy with its interval, best first.",
             f"Points are values, lines {first.level:.0%} intervals of the mean. Grey: the median of the values.",

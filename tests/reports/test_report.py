@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from voc_rl.benchmarks.plots import DARK, LIGHT
-from voc_rl.benchmarks.report import FIGURES, ReportData, save_figure, write_report
 from voc_rl.errors import VOCError
+from voc_rl.reports.plots import DARK, LIGHT, Theme
+from voc_rl.reports.report import FIGURES, ReportData, write_report
+from voc_rl.reports.run_report import write_run_report
 
 NRMSE = {"constant": 0.152, "td": 0.0801, "voc": 0.0652, "mc": 0.0601, "one_step": 0.1203, "voc_head": 0.0588}
 
@@ -81,9 +83,14 @@ def some_data(**changes: Any) -> ReportData:
         originals=frames[:4],
         reconstructions=frames[1:5],
         code_counts=rng.integers(0, 9, (4, 24)),
-        curves=[{"stage": "occupancy", "step": i, "loss": 2 / (i + 1), "val_loss": 3 / (i + 1)} for i in range(9)],
+        curves=[{"stage": "occupancy", "step": i, "loss": 2 / (i + 1), "head": 3 / (i + 1)} for i in range(9)],
     )
     return replace(data, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_figures() -> None:
+    """As sharp as they are for users: pictures are what is tested here."""
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +226,10 @@ def test_a_large_run_stays_below_three_megabytes(tmp_path: Path) -> None:
         reconstructions=noise(12),
         code_counts=rng.integers(0, 99, (75, 1024)),
     )
-    write_report(tmp_path / "r.html", data)
+    pictures = write_report(tmp_path / "r.html", data)
     assert (tmp_path / "r.html").stat().st_size < 3_000_000
-    save_figure(tmp_path / "futures.png", data, "futures")
-    assert (tmp_path / "futures.png").stat().st_size < 300_000
+    assert pictures.keys() == FIGURES.keys()
+    assert max(map(len, pictures.values())) < 300_000
 
 
 def test_missing_parts_are_said_and_nan_is_drawn(tmp_path: Path) -> None:
@@ -232,43 +239,48 @@ def test_missing_parts_are_said_and_nan_is_drawn(tmp_path: Path) -> None:
     assert "No method has a score" in words
     assert words.count("recorded.") == len(FIGURES)
     holes = np.full(60, np.nan)
-    broken = some_data(
-        truth=holes,
-        predictions={"voc": holes},
-        intervals={"voc": (holes, holes)},
-        episode_truth=np.full(30, np.nan),
-    )
+    broken = some_data(**NO_PICTURES | {
+        "truth": holes, "predictions": {"voc": holes}, "intervals": {"voc": (holes, holes)},
+        "episode_truth": np.full(30, np.nan), "episode_values": {"voc": (np.ones(30), np.zeros(30), 2 * np.ones(30))},
+    })  # fmt: skip
     write_report(tmp_path / "nan.html", broken)
 
 
-@pytest.mark.parametrize("name", list(FIGURES))
-def test_figures_are_saved_as_small_pngs(name: str, tmp_path: Path) -> None:
-    save_figure(tmp_path / f"{name}.png", some_data(), name)
-    assert Image.open(tmp_path / f"{name}.png").format == "PNG"
-    assert (tmp_path / f"{name}.png").stat().st_size < 300_000
+def test_files_of_figures_are_the_pictures_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, Theme]] = []
+
+    def counted(name: str, draw: Callable[[ReportData, Theme], Figure | None]) -> Callable[..., Figure | None]:
+        def once(data: ReportData, theme: Theme) -> Figure | None:
+            drawn.append((name, theme))
+            return draw(data, theme)
+
+        return once
+
+    monkeypatch.setattr("voc_rl.reports.plots.DPI", 60)
+    for name, draw in FIGURES.items():
+        monkeypatch.setitem(FIGURES, name, counted(name, draw))
+    shown = {"originals": EMPTY, "reconstructions": EMPTY, "code_counts": EMPTY, "curves": []}
+    write_run_report(tmp_path, some_data(**shown))
+    assert all(drawn.count((name, theme)) == 1 for name in FIGURES for theme in (LIGHT, DARK))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    files = sorted((tmp_path / "figures").iterdir())
+    assert [file.name for file in files] == ["episode.png", "futures.png", "scatter.png"]
+    for file in files:
+        assert f'<img src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"' in text
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda path: save_figure(path, some_data(), "pie"), "figure 'pie' is unknown; choose from scatter"),
-        (lambda path: save_figure(path, some_data(curves=[]), "curves"), "the run recorded no data"),
-        (
-            lambda path: some_data(predictions={"voc": np.zeros(3)}),
-            "predictions of voc has 3 entries; truth has 60",
-        ),
-        (lambda path: some_data(gammas=(0.9,)), "2 contexts and 1 discounts"),
-    ],
-)
-def test_bad_input_is_named(call: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"predictions": {"voc": np.zeros(3)}}, "predictions of voc has 3 entries; truth has 60"),
+    ({"gammas": (0.9,)}, "2 contexts and 1 discounts"),
+])  # fmt: skip
+def test_bad_input_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(VOCError, match=re.escape(words)):
-        call(tmp_path / "x.png")
-    assert list(tmp_path.iterdir()) == []
+        some_data(**changes)
 
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, voc_rl.benchmarks.report; "
+        "import sys, voc_rl.reports.report; "
         "heavy = 'torch mujoco gymnasium dm_control matplotlib.pyplot'; "
         "print([name for name in heavy.split() if name in sys.modules])"
     )

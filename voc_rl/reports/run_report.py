@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from voc_rl.benchmarks.report import ReportData, save_figure, write_report
+from voc_rl.checkpoints import atomic_path
 from voc_rl.model import VOC
 from voc_rl.pipeline import Pipeline
 from voc_rl.plugin import pictures_of
 from voc_rl.quantizers import code_counts
+from voc_rl.reports.report import ReportData, write_report
 from voc_rl.runs import versions
 from voc_rl.values import ValueEstimate, discounted_returns
 
 CONTEXTS = 4
 FUTURES = 5
 PICTURES = 8
-KEPT = ("scatter", "episode", "futures")  # figures that are also written as PNGs
+AS_PNG = {"scatter", "episode", "futures"}  # figures that are also files of their own
 
 
 def report_evaluation(pipeline: Pipeline, metrics: dict[str, Any], samples: int, max_states: int) -> None:
@@ -40,9 +41,10 @@ def report_evaluation(pipeline: Pipeline, metrics: dict[str, Any], samples: int,
 
 def write_run_report(folder: Path, shown: ReportData) -> None:
     """Write report.html, and some of its figures as PNGs, into the folder of a run."""
-    for figure in KEPT:
-        save_figure(folder / "figures" / f"{figure}.png", shown, figure)
-    write_report(folder / "report.html", shown)
+    pictures = write_report(folder / "report.html", shown)
+    for name in AS_PNG & pictures.keys():
+        with atomic_path(folder / "figures" / f"{name}.png") as temporary:
+            temporary.write_bytes(pictures[name])
 
 
 def report_data(

@@ -10,17 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from voc_rl.benchmarks.plots import Theme, legend, new_figure, style
-from voc_rl.benchmarks.report_table import DASH, as_number, method
+from voc_rl.reports.plots import Theme, new_figure, style
+from voc_rl.reports.table import DASH, as_number, method
 
 MAX_TOKENS = 16
 MAX_CURVES = 24
 NOT_CURVES = frozenset({"stage", "step", "time", "seconds", "cpu_seconds", "elapsed", "epoch", "lr", "learning_rate"})
-HELD_OUT = ("val_", "valid_", "eval_", "test_", "held_out_", "heldout_")
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -87,58 +85,38 @@ def curve_series(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Ser
 
 
 def plot_curves(rows: Iterable[Mapping[str, Any]], theme: Theme) -> Figure | None:
-    """Training curves, a panel per stage and number; a held-out number shares its training twin's panel."""
-    series = curve_series(rows)
-    panels_of: dict[tuple[str, str], list[str]] = {}
-    for stage, name in series:
-        base = _training_name(name)
-        twin = base if (stage, base) in series else name
-        panels_of.setdefault((stage, twin), []).append(name)
-    panels_of = dict(list(panels_of.items())[:MAX_CURVES])
-    if not panels_of:
+    """Training curves, a panel per stage and number."""
+    series = list(curve_series(rows).items())[:MAX_CURVES]
+    if not series:
         return None
-    columns = min(4, max(2, len(panels_of)))
-    count = -(-len(panels_of) // columns)
+    columns = min(4, max(2, len(series)))
+    count = -(-len(series) // columns)
     figure = new_figure(0.65 + 1.85 * count, theme, ConstrainedLayoutEngine(hspace=0.08, wspace=0.04))
     panels = figure.subplots(count, columns, squeeze=False).ravel()
-    for panel, ((stage, twin), names) in zip(panels, panels_of.items(), strict=False):
+    for panel, ((stage, name), (steps, values)) in zip(panels, series, strict=False):
         style(panel, theme)
         colour = theme.methods.get(stage, theme.colour("voc"))
-        for name in sorted(names, key=lambda n: n != twin):
-            _curve(panel, series[stage, name], colour if name == twin else theme.text, held_out=name != twin)
+        _curve(panel, steps, values, colour)
         panel.set_title(method(stage).label, color=colour, fontsize=9.5, fontweight="bold", loc="left")
-        panel.set_title(twin.replace("_", " "), color=theme.muted, fontsize=9, loc="right")
-        _curve_scale(panel, np.concatenate([series[stage, name][1] for name in names]))
-    for panel in panels[len(panels_of) :]:
+        panel.set_title(name.replace("_", " "), color=theme.muted, fontsize=9, loc="right")
+        _curve_scale(panel, values)
+    for panel in panels[len(series) :]:
         panel.set_visible(False)
     figure.supxlabel("training step", color=theme.muted, fontsize=9.5)
-    if any(len(names) > 1 for names in panels_of.values()):
-        lines = [
-            Line2D([], [], color=theme.colour("voc"), linewidth=1.6, label="training"),
-            Line2D([], [], color=theme.text, linewidth=1.4, linestyle=(0, (4, 1.5)), label="held out"),
-        ]
-        legend(figure, lines, theme, loc="outside upper left")
     return figure
 
 
-def _training_name(name: str) -> str:
-    """``val_loss`` -> ``loss``: the training number that a held-out one belongs to."""
-    return next((name[len(prefix) :] for prefix in HELD_OUT if name.startswith(prefix)), name)
-
-
-def _curve(panel: Axes, series: Series, colour: str, held_out: bool) -> None:
+def _curve(panel: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], colour: str) -> None:
     """A curve; a long one faint, with its running mean on top."""
-    steps, values = series
-    dashes = (0, (4, 1.5)) if held_out else "-"
     width = len(values) // 25
     if width < 3:
-        panel.plot(steps, values, color=colour, linewidth=1.4, linestyle=dashes)
+        panel.plot(steps, values, color=colour, linewidth=1.4)
         return
     kernel = np.ones(width) / width
     weight = np.convolve(np.ones_like(values), kernel, mode="same")
     panel.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
     smooth = np.convolve(values, kernel, mode="same") / weight
-    panel.plot(steps, smooth, color=colour, linewidth=1.6, linestyle=dashes)
+    panel.plot(steps, smooth, color=colour, linewidth=1.6)
 
 
 def _curve_scale(panel: Axes, values: NDArray[np.float64]) -> None:
