@@ -97,8 +97,11 @@ def device_name(device: torch.device) -> str:
 
 
 def device_of(module: Any) -> torch.device:
-    """Where a module's parameters are."""
-    return next(iter(module.parameters())).device
+    """Where a module's parameters are, or its buffers where it has none; the CPU where it has neither."""
+    for tensors in (module.parameters(), getattr(module, "buffers", tuple)()):
+        for tensor in tensors:
+            return tensor.device
+    return torch.device("cpu")
 
 
 def same_device(one: torch.device, other: torch.device) -> bool:

@@ -156,7 +156,8 @@ def test_published_parts_become_a_voc_as_the_page_says(tmp_path: Path, monkeypat
     torch.save(random_weights(sizes), "vqvae.pth")
     torch.save(gpt2(vocabulary=sizes.codebook_size, positions=150), "gpt.pth")
     monkeypatch.setattr("voc_rl.values.RewardConfig", lambda: RewardConfig(loop=loop(5)))
-    (block,) = blocks("python", page=README.parent / "docs" / "quantizers.md")
+    page = README.parent / "docs" / "quantizers.md"
+    (block,) = [block for block in blocks("python", page=page) if "OccupancyTransformer.from_published" in block]
     found: dict[str, Any] = {}
     exec(compile(block, "quantizers.md", "exec"), found)
     voc, obs = found["voc"], found["episodes"].observations([10])
