@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -118,6 +119,29 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     assert (tmp_path / "voc.safetensors").read_bytes() == before
     main(["tokenize", *shared, "--force"])
     assert "tokenize: done" not in capsys.readouterr().out
+
+
+def test_the_quantizer_of_a_folder_is_taken_as_it_is(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(["train-quantizer", "--data", str(world), "--out", str(first), *SHORT, "--stack", "2"])
+    shared = ["--data", str(world), "--out", str(second), *SHORT, "--quantizer", str(first)]
+    capsys.readouterr()
+    assert f"The quantizer of {first} is trained; go on by tokenize" in refused(capsys, "train-quantizer", *shared)
+    main(["train", *shared])
+    main(["tokenize", *shared])
+    assert "tokenize: done already, skipped" in capsys.readouterr().out
+    weights = (first / "quantizer.safetensors").read_bytes()
+    assert (second / "quantizer.safetensors").read_bytes() == weights
+    assert VOC.load(second).observation_shape == (6, 24, 24)
+    stages = json.loads((second / "config.json").read_text())["stages"]
+    assert stages["train"]["quantizer_weights"] == hashlib.sha256(weights).hexdigest()
+    main(
+        ["train-quantizer", "--data", str(world), "--out", str(first), *SHORT, "--stack", "2", "--seed", "1", "--force"]
+    )
+    capsys.readouterr()
+    assert "(quantizer_weights was " in refused(capsys, "tokenize", *shared)
 
 
 def test_a_run_of_a_range_of_discounts(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:

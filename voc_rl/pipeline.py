@@ -30,7 +30,7 @@ from voc_rl.model import VOC
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
 from voc_rl.runs import RunFolder, fingerprint
 from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes, made_elsewhere, other_evaluation
-from voc_rl.training import VOCConfig, ready_quantizer, train
+from voc_rl.training import VOCConfig, quantizer_of, ready_quantizer, train
 from voc_rl.values import ValueEstimate, check_known, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
@@ -48,6 +48,7 @@ class Pipeline:
         force: stages that are done anew even when they are finished. device: where networks are trained and asked.
         stage: the one whose command this is: a finished one is never done anew with other settings, but for this one
             where it is forced; None: all of them may be.
+        quantizer: the folder of a trained one, which is taken instead of training one; joint training starts from it.
 
     Raises:
         VOCError: a share or data that do not fit, or a finished stage of other settings than those that are given.
@@ -63,6 +64,7 @@ class Pipeline:
     stage: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stack: int = 3
+    quantizer: Path | None = None
     asked: Asked = field(init=False, repr=False)
     _done: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -73,7 +75,10 @@ class Pipeline:
         if frame_bytes(self.dataset) <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
-        self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)
+        self._given, weights = None, None
+        if self.quantizer is not None:
+            self._given, weights = quantizer_of(self.quantizer, self.dataset), _weights_of(self.quantizer)
+        self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config, weights)
         refusal = "" if self.force & {"quantizer", "train"} else made_elsewhere(self.run)
         if not refusal and self.stage is not None:
             refusal = self.asked.refusal(self.run, self.stage, self.stage in self.force)
@@ -87,7 +92,7 @@ class Pipeline:
 
     def _weights(self, name: str) -> str:
         """A hash of a weight file; of several processes all read the one that the first has written."""
-        return hashlib.sha256((self.run.path / f"{name}.safetensors").read_bytes()).hexdigest()
+        return _weights_of(self.run.path, name)
 
     def anew(self, stage: str) -> str:
         """What to say on the command line to have a stage done anew."""
@@ -119,7 +124,7 @@ class Pipeline:
         steps = config.quantizer_training.steps
         with self.run.stage("quantizer", mark, self.asked.settings["quantizer"]):
             quantizer = ready_quantizer(
-                None, self.training, config, self.device, log=self.run.log,
+                self._given, self.training, config, self.device, log=self.run.log,
                 checkpoints=self.run.checkpoints("quantizer", mark, steps, self.anew("quantizer")),
                 progress=self.progress,
             )  # fmt: skip
@@ -160,7 +165,7 @@ class Pipeline:
 
     def _train(self) -> VOC:
         mark, config = self.asked.marks["train"], self.config
-        parts: dict[str, Any] = {}
+        parts: dict[str, Any] = {"quantizer": self._given}
         if config.joint is None:
             parts = {"quantizer": self.train_quantizer(), "tokens": self.tokens_of(self.training)}
             mark = fingerprint(mark, self._weights("quantizer"))
@@ -307,3 +312,8 @@ class Pipeline:
             },
             "seed": self.config.seed,
         }
+
+
+def _weights_of(folder: Path, name: str = "quantizer") -> str:
+    """A hash of a weight file."""
+    return hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()

@@ -15,6 +15,7 @@ import numpy as np
 from voc_rl.checkpoints import few
 from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
+from voc_rl.precision import precision
 from voc_rl.runs import MODEL, RunFolder, fingerprint
 from voc_rl.training import VOCConfig
 
@@ -66,14 +67,21 @@ class Asked:
     marks: dict[str, str]
 
     @classmethod
-    def of(cls, data: str | Path, dataset: Episodes, held_out: float, config: VOCConfig) -> Asked:
-        """``data``: where ``dataset`` is; its content counts, not its place."""
+    def of(
+        cls, data: str | Path, dataset: Episodes, held_out: float, config: VOCConfig, weights: str | None = None
+    ) -> Asked:
+        """``data``: where ``dataset`` is; its content counts, not its place. ``weights``: a hash of those of a
+        quantizer that is taken instead of training one."""
         mark, whole = data_mark(dataset), to_dict(config)
         quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
-        base = fingerprint(mark, dataset.stack, held_out, config.seed, quantizer)
+        unusual = [word for word, usual in ((precision(), "auto"), (weights, None)) if word != usual]
+        base = fingerprint(mark, dataset.stack, held_out, config.seed, quantizer, *unusual)
         joint = () if config.joint is None else (whole["joint"],)
         trained = fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
-        shared = {"data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out}
+        shared = {
+            "data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out,
+            "precision": precision(), "quantizer_weights": weights,
+        }  # fmt: skip
         own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}
         return cls(
             {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},
@@ -95,10 +103,20 @@ class Asked:
                 continue
             anew = f"do it anew by {command_of(name if by_stages else 'train')}, in another --out to keep what is there"
             if found := differences(run.settings(name) or {}, self.settings[name]):
-                return _finished_otherwise(run, name, found, REPLACE if own else f"give the same, or {anew}")
+                advice = REPLACE if own else f"give the same, or {anew}{self._other_discount(run)}"
+                return _finished_otherwise(run, name, found, advice)
             if name == ("quantizer" if by_stages else "train") and run.outdated(name, self.marks[name]):
                 return f"{run.path}: {name} was finished by another version of voc_rl; {REPLACE if own else anew}."
         return ""
+
+    def _other_discount(self, run: RunFolder) -> str:
+        """What else answers where another discount is asked for, in words."""
+        trained, asked = ((run.settings("train") or {}).get("occupancy", {}), self.settings["train"]["occupancy"])
+        before, now = trained.get("gamma"), asked.get("gamma")
+        if before is None or now is None or before == now:
+            return ""
+        sampled = f"; in Python VOC.value(obs, gamma={now}, estimator='sample') asks this one" if now > before else ""
+        return f" (a network trained with --gammas answers for a range of discounts{sampled})"
 
     def _outlived(self, run: RunFolder, stage: str) -> bool:
         """Whether it trained networks on a quantizer that is made anew, or was since: nothing is lost in these."""
