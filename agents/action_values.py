@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows
 from voc_rl.errors import VOCError, check_choice, check_count, check_gamma
 from voc_rl.loop import StepLog
 from voc_rl.model import VOC
@@ -19,8 +19,6 @@ from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
     StitchedChain,
-    StitchedTargets,
-    going_rows,
     hops,
     sample_futures,
     train_policies,
@@ -113,7 +111,7 @@ def train_action_voc(
         dataset.action.shape[1],
     )
     model, trained_head = train_policies(
-        network, head, dataset, codes, features, StitchedTargets(dataset, [chain], gamma), training, config.seed,
+        network, head, dataset, codes, features, [chain], training, config.seed,
         values=values[None], stage="actions", log=log, progress=progress,
     )  # fmt: skip
     reward = fit_reward_head(

@@ -9,7 +9,7 @@ import numpy as np
 
 from voc_rl.agents.drawing import Drawing
 from voc_rl.errors import VOCError, check_positive, check_share
-from voc_rl.policy import BehaviourPolicy, choices_of, epsilon_greedy, memoryless, numbers, observation_of
+from voc_rl.policy import BehaviourPolicy, choices_of, epsilon_greedy, memoryless, named, numbers, observation_of
 
 
 class NoisyPolicy(Drawing):
@@ -34,7 +34,7 @@ class NoisyPolicy(Drawing):
         self.policy, self.sigma, self.epsilon = policy, float(sigma), float(epsilon)
         self.observation = observation_of(policy)
         if choices_of(getattr(policy, "action_space", None)) is not None:
-            raise VOCError(f"{policy!r} chooses between discrete actions; EpsilonGreedy is the noise for those.")
+            raise VOCError(f"{named(policy)} chooses between discrete actions; EpsilonGreedy is the noise for those.")
         self.observation_space = getattr(policy, "observation_space", None)
         self._rng = np.random.default_rng(seed)
 
@@ -101,8 +101,8 @@ class EpsilonGreedy(Drawing):
         choices = choices_of(self.action_space)
         if choices is None:
             raise VOCError(
-                f"{policy!r} has the actions {self.action_space}; a Discrete `action_space` is needed (NoisyPolicy is "
-                "the noise for continuous ones)."
+                f"{named(policy)} has the actions {self.action_space}; a Discrete `action_space` is needed "
+                "(NoisyPolicy is the noise for continuous ones)."
             )
         self._choices, self._rng = choices, np.random.default_rng(seed)
 
@@ -190,7 +190,7 @@ class StickyMixture:
     def __init__(self, policies: Sequence[BehaviourPolicy], switch: float = 0.02) -> None:
         for policy in policies:
             if not isinstance(policy, BehaviourPolicy):
-                raise VOCError(f"{policy!r} cannot be a member; `sample` and `start_episode` are needed.")
+                raise VOCError(f"{named(policy)} cannot be a member; `sample` and `start_episode` are needed.")
         self.observation: Literal["state", "pixels"] = _common_observation(policies)
         check_share(switch, "switch")
         self.policies, self.switch = list(policies), float(switch)

@@ -54,8 +54,8 @@ from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, sav
 from voc_rl.benchmarks.control_table import results_of, table
 from voc_rl.benchmarks.reward_functions import REWARDS, fallen, overturned
 from voc_rl.configs import to_dict
+from voc_rl.data import going_rows
 from voc_rl.errors import VOCError, check_choices
-from voc_rl.occupancy import going_rows
 from voc_rl.pipeline import Say
 from voc_rl.precision import choose_device
 

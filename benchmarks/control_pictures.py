@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from voc_rl.checkpoints import atomic_path
-from voc_rl.reports.plots import MAX_BYTES
+from voc_rl.reports.plots import MAX_BYTES, save
 
 SHEET = 8  # frames of a row
 FILM = ("behaviour", "bc_top10", "mc_awr", "voc_awr")
@@ -21,14 +22,10 @@ FRAME_MS = 80
 
 def save_plot(path: Path, found: Mapping[str, Any]) -> None:
     """Returns by method with their intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     tasks = found["tasks"]
     rows = -(-len(tasks) // 2)
-    figure, axes = plt.subplots(rows, min(len(tasks), 2), figsize=(5.5 * min(len(tasks), 2), 5.5 * rows), squeeze=False)
+    figure = Figure(figsize=(5.5 * min(len(tasks), 2), 5.5 * rows))
+    axes = figure.subplots(rows, min(len(tasks), 2), squeeze=False)
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
     for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
@@ -46,40 +43,27 @@ def save_plot(path: Path, found: Mapping[str, Any]) -> None:
         axis.set_xlabel("return of an episode")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper center", ncols=2)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
-    plt.close(figure)
+    save(path, figure)
 
 
 def save_sheet(path: Path, folder: Path) -> None:
     """Frames of the first episode of some methods, one row each; nothing where none were kept."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     files = sorted(folder.glob("*.npy"))
     if not files:
         return
     rows = [_spread(np.load(file, allow_pickle=False), SHEET) for file in files]
-    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 1.25 * len(rows)), squeeze=False)
+    figure = Figure(figsize=(8, 1.25 * len(rows)))
+    axes = figure.subplots(len(rows), 1, squeeze=False)
     for axis, file, frames in zip(axes[:, 0], files, rows, strict=True):
         axis.imshow(np.concatenate(list(frames.transpose(0, 2, 3, 1)), 1))
         axis.set_title(file.stem.replace("_", ", ", 1), fontsize=7, loc="left", pad=2)
         axis.axis("off")
     figure.tight_layout(pad=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=50)
-    plt.close(figure)
+    save(path, figure)
 
 
 def save_curves(path: Path, found: Mapping[str, Any]) -> None:
     """Returns against steps of the training, of the methods that have a curve; nothing where none has."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     curves = {
         task: {method: own["curve"] for method, own in numbers["methods"].items() if "curve" in own}
         for task, numbers in found["tasks"].items()
@@ -87,7 +71,8 @@ def save_curves(path: Path, found: Mapping[str, Any]) -> None:
     curves = {task: own for task, own in curves.items() if own}
     if not curves:
         return
-    figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 3.8), squeeze=False)
+    figure = Figure(figsize=(5.5 * len(curves), 3.8))
+    axes = figure.subplots(1, len(curves), squeeze=False)
     for axis, (task, own) in zip(axes[0], curves.items(), strict=True):
         for method, curve in own.items():
             axis.plot(curve["steps"], curve["returns"], marker="o", markersize=3, label=method)
@@ -97,9 +82,7 @@ def save_curves(path: Path, found: Mapping[str, Any]) -> None:
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=8)
     figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
-    plt.close(figure)
+    save(path, figure)
 
 
 def save_film(path: Path, folder: Path, tasks: Sequence[str]) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 from voc_rl.benchmarks.ope_scores import policy_scores
 from voc_rl.benchmarks.ope_table import WHAT
 from voc_rl.benchmarks.results import hardware_of, versions_of
-from voc_rl.checkpoints import atomic_path
-from voc_rl.reports.plots import LIGHT, fitted_png, legend, new_figure, style
+from voc_rl.reports.plots import LIGHT, legend, new_figure, save, style
 
 KEPT = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "coverage90")
 ORDER = ("voc", "voc_head", "mfmc", "fqe", "dr", "wis")
@@ -103,5 +102,4 @@ def save_plot(path: Path, found: Mapping[str, Any]) -> None:
         axes.set_title(task, color=LIGHT.text, fontsize=11, fontweight="bold", loc="left")
     panels[0].set_ylabel("MAE of J")
     legend(figure, panels[0].lines, LIGHT, loc="outside upper left")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(fitted_png(figure))
+    save(path, figure)

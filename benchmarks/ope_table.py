@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from voc_rl.benchmarks.ope_scores import paired_difference, policy_scores
 from voc_rl.benchmarks.results import hardware_of, versions_of
-from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import save
 
 Truth = Mapping[tuple[str, float], Mapping[str, float]]
 COLUMNS = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "regret@5", "coverage90")
@@ -165,15 +166,11 @@ def _difference(found: Mapping[str, Any]) -> str:
 def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth, gamma: float) -> None:
     """Estimated against true J of the test policies, with intervals: a row per task, a panel per method; no file where
     none were evaluated."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     chosen = [r for r in records if (r["cell"]["part"], r["cell"]["gamma"]) == ("test", gamma)]
     tasks = list(dict.fromkeys(r["cell"]["task"] for r in chosen))
     if not tasks:
         return
     figure = Figure(figsize=(12, 3.2 * len(tasks)), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(tasks), len(SHOWN), squeeze=False, sharex="row", sharey="row")
     colours = dict(zip(STRATA, ("#1f6fb4", "#d08020", "#2a9a4a"), strict=True))
     for line, task in zip(panels, tasks, strict=True):
@@ -199,5 +196,4 @@ def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth, ga
     for line in panels:
         line[0].set_ylabel("estimated J, 90 % intervals")
     panels[0][0].legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+    save(path, figure)

@@ -29,7 +29,7 @@ from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
 from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, psnr_notes, summary, table
 from voc_rl.benchmarks.results import hardware_of, options, results_folder, versions_of, write_results
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import fingerprint, from_dict, to_dict
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
 from voc_rl.errors import check_choice, check_positive
@@ -45,7 +45,7 @@ from voc_rl.quantizers import (
 )
 from voc_rl.quantizers.vqvae import PrincipalComponents
 from voc_rl.reports.plots_frames import psnr
-from voc_rl.runs import cpu_seconds, fingerprint
+from voc_rl.runs import cpu_seconds
 from voc_rl.sizes import sized
 from voc_rl.training import VOCConfig, fresh_quantizer
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from voc_rl.checkpoints import atomic_path
-from voc_rl.reports.plots import LIGHT, WIDTH, fitted_png, new_figure
+from voc_rl.reports.plots import LIGHT, WIDTH, new_figure, save
 from voc_rl.reports.plots_frames import to_hwc
 
 LABEL, GAP, TITLE = 1.35, 0.04, 0.3  # inches: left of the frames, between them, above a task
@@ -47,5 +46,4 @@ def draw_reconstructions(
                 axes.imshow(to_hwc(frame), extent=(left, left + cell, y + cell, y), interpolation="nearest")
         x += len(next(iter(pictures.values()))) * (cell + GAP) + block_gap
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(fitted_png(figure))
+    save(path, figure)

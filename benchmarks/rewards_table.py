@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from voc_rl.benchmarks.ope_scores import policy_scores
 from voc_rl.benchmarks.results import hardware_of, versions_of
-from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import save
 
 Truth = Mapping[str, Mapping[str, Mapping[str, float]]]  # task -> reward -> policy -> J
 WHAT = {
@@ -123,9 +124,6 @@ def _cell(scored: Mapping[str, float]) -> str:
 
 def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) -> None:
     """Estimated against true J: a row per task, a panel per reward; of the test policies where there are some."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     part = "test" if any(record["cell"]["part"] == "test" for record in records) else "development"
     chosen: dict[tuple[str, str], Mapping[str, Mapping[str, float | None]]] = {}
     for record in records:
@@ -135,7 +133,6 @@ def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) ->
     tasks = list(dict.fromkeys(task for task, _ in chosen))
     width = max((len(truth[task]) for task in tasks), default=1)
     figure = Figure(figsize=(2.6 * width, 2.6 * max(len(tasks), 1)), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(max(len(tasks), 1), width, squeeze=False)
     colours = dict(zip(SHOWN, ("#1f6fb4", "#b03060", "#2a9a4a", "#d08020", "#999999"), strict=True))
     for line, task in zip(panels, tasks, strict=False):
@@ -152,5 +149,4 @@ def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth) ->
     for axes in panels[-1]:
         axes.set_xlabel("true J")
     panels[0][0].legend(fontsize=7)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+    save(path, figure)

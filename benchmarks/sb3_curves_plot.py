@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import save
 
 COLOURS = {"pixels": "#555555", "pixels+shaping": "#d08020", "features": "#1f6fb4", "features+shaping": "#2a9a4a"}
 POINTS = 60
@@ -16,11 +17,7 @@ WINDOW = 16  # episodes behind a point of a curve
 
 def draw_curves(cells: list[dict[str, Any]], labels: dict[str, str], path: Path) -> None:
     """Mean over seeds of the mean return of the last episodes, with its standard error; one panel per axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, column, scale, name in zip(
         figure.subplots(1, 2, sharey=True), (0, 1), (1e3, 60.0), ("thousand agent steps", "CPU minutes"), strict=True
     ):
@@ -36,8 +33,7 @@ def draw_curves(cells: list[dict[str, Any]], labels: dict[str, str], path: Path)
     figure.axes[0].set_ylim(bottom=0)  # of both panels, once all curves are there
     figure.axes[0].set_ylabel(f"return (mean of {WINDOW} episodes), ± standard error over seeds")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=2)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
+    save(path, figure)
 
 
 def curve(runs: list[np.ndarray], column: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

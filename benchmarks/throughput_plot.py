@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from voc_rl.benchmarks.throughput_table import SIZES
-from voc_rl.checkpoints import atomic_path
+from voc_rl.reports.plots import save
 
 COLOURS = {"cpu": "#0072b2", "cuda": "#d55e00"}
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Write a PNG: left the sampler (bars) and the training step (hatched), right the scaling, both logarithmic."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(10, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     devices = [name for name in COLOURS if name in results]
     for i, name in enumerate(devices):
@@ -44,5 +42,4 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4 if axes is right else 2)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
+    save(path, figure)

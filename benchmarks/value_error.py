@@ -27,13 +27,13 @@ from voc_rl.benchmarks.results import options, results_folder, write_results
 from voc_rl.benchmarks.value_error_data import DATA_SEED, Scale, TaskData
 from voc_rl.benchmarks.value_error_plot import draw_errors
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
-from voc_rl.configs import to_dict
+from voc_rl.configs import fingerprint, to_dict
 from voc_rl.errors import check_choice, check_choices, check_positive
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, default_n
 from voc_rl.precision import choose_device, generator_on, keep_freed_memory
 from voc_rl.quantizers import QUANTIZERS, codebook_use
-from voc_rl.runs import cpu_seconds, fingerprint
+from voc_rl.runs import cpu_seconds
 from voc_rl.sizes import with_recipe
 from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import discounted_returns, from_samples, mean_return

@@ -11,8 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS
-from voc_rl.checkpoints import atomic_path
-from voc_rl.reports.plots import LIGHT, fitted_png, legend, new_figure, style
+from voc_rl.reports.plots import LIGHT, legend, new_figure, save, style
 from voc_rl.reports.table import METHODS
 
 HEIGHT, APART, LEAST = 4.2, 0.07, 0.01  # inches; between methods at one discount; smallest error that is drawn
@@ -42,8 +41,7 @@ def draw_errors(tasks: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
         mark: dict[str, Any] = {"marker": OTHER[name], "fillstyle": "none", "linestyle": "none"}
         handles[name] = Line2D([], [], color=LIGHT.muted, label=name, **mark)
     legend(figure, list(handles.values()), LIGHT, loc="upper left", bbox_to_anchor=(0.03, 1.0), columnspacing=1.1)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(fitted_png(figure))
+    save(path, figure)
 
 
 def _line(axes: Axes, method: str, entries: Sequence[Mapping[str, Any]], shift: float) -> None:

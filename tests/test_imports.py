@@ -155,8 +155,8 @@ def test_public_names() -> None:
     )
     first, second = fresh(code).strip().splitlines()
     assert first == (
-        "['VOC', 'Episodes', 'Policy', 'PolicyEstimate', 'VOCConfig', 'VOCValueVectorWrapper', 'VOCValueWrapper', "
-        "'ValueEstimate', 'evaluate_policy', 'train']"
+        "['VOC', 'Episodes', 'Policy', 'PolicyEstimate', 'VOCConfig', 'VOCError', 'VOCValueVectorWrapper', "
+        "'VOCValueWrapper', 'ValueEstimate', 'evaluate_policy', 'train']"
     )
     assert second == "module 'voc_rl' has no attribute 'nothing'"
 

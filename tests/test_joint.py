@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupted import interrupted_at
 from torch import Tensor
 from worlds import exact_values, one_sentence, small_config, write_world
 
@@ -16,7 +17,7 @@ from voc_rl import VOC, Episodes
 from voc_rl.configs import from_dict, to_dict
 from voc_rl.errors import VOCError
 from voc_rl.joint import JointSteps, JointTraining, Vocabulary
-from voc_rl.loop import Checkpoints, LoopConfig, take_steps
+from voc_rl.loop import Checkpoints, LoopConfig
 from voc_rl.occupancy import OccupancyTraining
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.quantizers import Quantizer, tokenize
@@ -215,9 +216,9 @@ def test_a_trained_quantizer_is_where_it_starts(dataset: Episodes, name: str) ->
 
 def assert_resumes(dataset: Episodes, config: VOCConfig, path: Path, stop: int) -> None:
     kept = Checkpoints(path, "a", every=3)
-    take_steps(steps_of(dataset, config)[1], 10**6, "joint", checkpoints=kept, keep_going=lambda step: step < stop)
+    interrupted_at(stop, steps_of(dataset, config)[1], kept)
     assert path.exists()
-    resumed = train(dataset, config, checkpoints=lambda name: kept)
+    resumed = train(dataset, config, checkpoints=lambda stage, built_on: kept)
     assert different(weights(resumed), weights(train(dataset, config))) == []
 
 

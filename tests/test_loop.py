@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 import torch
 from chains import episodes_of, ring, walks
+from interrupted import interrupted_at
 from torch import Tensor, nn
 
 from voc_rl.checkpoints import load_torch_file, save_tensors, save_training_state
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig, make_optimizer, optimise, schedule, step_seed
+from voc_rl.loop import Checkpoints, Descent, LoopConfig, Trainee, make_optimizer, optimise, schedule, step_seed
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining, OccupancyTransformer, ValueHead, train_occupancy
 from voc_rl.occupancy.goals import BatchReturns, Returns
 from voc_rl.occupancy.training import OccupancyTrainee
 
 
-class Line:
+class Line(Trainee):
     """Fits y = 3 x - 1, with noise from the step's generator; remembers the steps it was asked for."""
 
     def __init__(self) -> None:
@@ -82,10 +83,7 @@ def test_weight_decay_on_two_axes_or_more() -> None:
 def test_it_learns_and_logs() -> None:
     line, lines = Line(), []
     config = LoopConfig(steps=320, learning_rate=0.1, weight_decay=0.0)
-    done = optimise(
-        line, config, 0, "line", log=lambda stage, step, numbers: lines.append((stage, step, dict(numbers)))
-    )
-    assert done == 320
+    optimise(line, config, 0, "line", log=lambda stage, step, numbers: lines.append((stage, step, dict(numbers))))
     assert line.steps == line.after == list(range(320))
     assert [step for _, step, _ in lines] == [50, 100, 150, 200, 250, 300, 320]
     assert all(numbers["twice"] == 2 * (step - 1) for _, step, numbers in lines)
@@ -98,7 +96,7 @@ def test_the_rate_follows_the_schedule_and_gradients_are_clipped() -> None:
     """The first step of Adam has the size of its rate, whatever the gradient."""
     line = Line()
     config = LoopConfig(steps=10, learning_rate=0.5, warmup=0.5, weight_decay=0.0)
-    optimise(line, config, 0, "line", keep_going=lambda step: step < 1)
+    Descent(line, config, 0).step(0)
     assert line.weight.detach().abs().item() == pytest.approx(0.5 * schedule(0, config), rel=1e-4)
     assert line.weight.grad is not None
     assert line.bias.grad is not None
@@ -111,13 +109,14 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
     whole, stopped, resumed = Line(), Line(), Line()
     optimise(whole, config, 7, "line")
     checkpoints = Checkpoints(tmp_path / "state.pt", "a", every=10)
-    assert optimise(stopped, config, 7, "line", checkpoints=checkpoints, keep_going=lambda step: step < 37) == 37
-    assert optimise(resumed, config, 7, "line", checkpoints=checkpoints) == 60
+    interrupted_at(37, Descent(stopped, config, 7), checkpoints)
+    assert stopped.steps == list(range(37))
+    optimise(resumed, config, 7, "line", checkpoints=checkpoints)
     assert resumed.steps == list(range(30, 60))  # from the last checkpoint
     assert torch.equal(resumed.weight, whole.weight)
     assert torch.equal(resumed.bias, whole.bias)
     again = Line()
-    assert optimise(again, config, 7, "line", checkpoints=checkpoints) == 60
+    optimise(again, config, 7, "line", checkpoints=checkpoints)
     assert again.steps == []  # nothing left to do, and the result is there
     assert torch.equal(again.weight, whole.weight)
     other = Line()
@@ -125,11 +124,20 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
     assert not torch.equal(other.weight, whole.weight)
 
 
+class Wide(Line):
+    """Another width than the line's, which PyTorch notices."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        nn.Linear(2, 1).load_state_dict(state)
+
+
 def test_another_fingerprint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "a"))
-    with pytest.raises(VOCError, match=r"state\.pt was written by a run with other settings or data; use --force"):
+    with pytest.raises(VOCError, match=r"state\.pt was written by a run with other settings or data; delete it to"):
         optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "b"))
+    with pytest.raises(VOCError, match=r"state\.pt was written by a run with other settings or data; delete it to"):
+        optimise(Wide(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "a"))
     save_training_state(path, {"other": 1})
     with pytest.raises(VOCError, match="other settings or data"):
         optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "a"))
@@ -208,7 +216,7 @@ def test_occupancy_training_resumes_bit_for_bit(tmp_path: Path, stop: int, n: in
     model.fit_features(data[2])
     head.fit_features(data[2])
     trainee = OccupancyTrainee(model, head, *data, config, 5)
-    optimise(trainee, config.loop, 5, "occupancy", checkpoints=checkpoints, keep_going=lambda step: step < stop)
+    interrupted_at(stop, Descent(trainee, config.loop, 5), checkpoints)
     assert load_torch_file(checkpoints.path)["step"] == stop - stop % 11
     assert isinstance(trainee.goals, BatchReturns if n == 1 else Returns)
     if n > 1:

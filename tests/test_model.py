@@ -16,7 +16,7 @@ from worlds import CELLS, SPEC, drift, exact_values, refusal, small_config, writ
 import voc_rl
 from voc_rl import VOC, Episodes, ValueEstimate
 from voc_rl.quantizers import tokenize
-from voc_rl.values import from_samples
+from voc_rl.values import discounted_returns, from_samples
 
 GAMMA = 0.5
 CONFIG = small_config(GAMMA, quantizer=200, steps=300)
@@ -92,6 +92,38 @@ def test_another_reward_is_fitted_to_the_same_model(voc: VOC, world: tuple[Episo
     few = tokenize(voc.quantizer, dataset.subset([0]))
     said = refusal(voc.fit_reward, dataset, lambda e: e.reward, tokens=few)
     assert "60 rows of codes do not fit 720 rows of data" in said
+
+
+@pytest.mark.parametrize("asked", [{}, {"estimator": "sample", "samples": 5}, {"gamma": 0.8, "estimator": "mve"}])
+def test_rows_of_a_dataset_are_valued_block_by_block(
+    voc: VOC, world: tuple[Episodes, np.ndarray], monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    dataset, rows = world[0], np.array([3, 70, 5, 200, 3, 90, 17])
+    expected = voc.value(dataset.observations(rows), level=0.8, common=True, **asked)
+    for at_once in (100, 3):
+        monkeypatch.setattr("voc_rl.model.ROWS_AT_ONCE", at_once)
+        found = voc.value_of_rows(dataset, rows, level=0.8, common=True, **asked)
+        for name in ("mean", "stderr", "low", "high"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
+        assert (found.level, found.covers) == (0.8, expected.covers)
+    one, two = (voc.value_of_rows(dataset, rows, generator=generator(), **asked).mean for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_which_rows_are_valued(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:
+    dataset = world[0]
+    returns, known = discounted_returns(dataset, GAMMA)
+    found = voc.value_of_rows(dataset).mean
+    assert found.shape == (len(dataset),)
+    np.testing.assert_allclose(voc.value_of_rows(dataset, known).mean, found[known], rtol=1e-3, atol=1e-3)
+    assert np.corrcoef(found[known], returns[known])[0, 1] > 0.6
+    assert len(voc.value_of_rows(dataset, [])) == 0
+    assert "There is no row 720" in refusal(voc.value_of_rows, dataset, [720])
+    single = Episodes.open(dataset.paths[0], stack=1)
+    assert "Observations have shape" in refusal(voc.value_of_rows, single)
+    single.spec = replace(single.spec, task="other")
+    with pytest.warns(UserWarning, match="trained with task 'square', this data has 'other'"):
+        refusal(voc.value_of_rows, single)
 
 
 def test_larger_gamma_by_composition(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:

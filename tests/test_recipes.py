@@ -15,7 +15,7 @@ from voc_rl import VOC, Episodes, cli
 from voc_rl.configs import to_dict
 from voc_rl.errors import VOCError
 from voc_rl.joint import JointTraining
-from voc_rl.loop import LoopConfig
+from voc_rl.loop import Descent, LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.pipeline import Pipeline
@@ -135,7 +135,7 @@ def trainee(dataset: Episodes, config: VOCConfig) -> OccupancyTrainee:
 def test_the_loss_is_a_language_models_on_context_and_future(dataset: Episodes, config: VOCConfig) -> None:
     plain = replace(config, network=replace(config.network, dropout=0.0, attention_dropout=0.0))
     own = trainee(dataset, plain)
-    loss, numbers = own.loss(0, torch.Generator().manual_seed(0))
+    loss, numbers = own.loss_of(own.prepare(0, torch.Generator().manual_seed(0)))
     batch = own.stock[0]
     ids = torch.cat([own._codes(batch.rows), batch.futures[:, 0]], 1)
     with torch.no_grad():
@@ -163,13 +163,13 @@ def test_targets_are_noisy_where_dropout_is_left_on(dataset: Episodes, config: V
             one, two = own.target.prefix(codes).last, own.target.prefix(codes).last
         assert torch.equal(one, two) != left_on
         before = torch.get_rng_state()
-        own.loss(0, torch.Generator().manual_seed(0))
+        Descent(own, own.config.loop, 0).step(0)
         assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_step_targets_and_one_future(dataset: Episodes, config: VOCConfig) -> None:
     own = trainee(dataset, config)
-    own.loss(0, torch.Generator().manual_seed(0))
+    own.prepare(0, torch.Generator().manual_seed(0))
     batch = own.stock[0]
     assert len(own.stock) == 1
     assert batch.futures.shape == (64, 1, 2)

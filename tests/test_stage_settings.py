@@ -15,14 +15,16 @@ import pytest
 from test_pipeline import CONFIG, run_all
 from worlds import SPEC, refusal, write_world
 
-from voc_rl import stage_settings
+from voc_rl import VOC
 from voc_rl.checkpoints import load_torch_file, save_training_state
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, mark
+from voc_rl.data.mark import data_mark, frame_bytes
 from voc_rl.joint import JointTraining
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers.training import QuantizerTrainee
 from voc_rl.runs import RunFolder
-from voc_rl.stage_settings import data_mark, differences, frame_bytes
+from voc_rl.stage_settings import differences
+from voc_rl.values import discounted_returns
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,31 @@ def test_scores_are_not_replaced_by_those_of_other_samples(data: Path, done: Pat
         assert files(out) == before
         forced = Pipeline(run, data, CONFIG, stage="evaluate", force=frozenset({"evaluate"}))
         assert forced.evaluate(20, 10)["states"] == 10
+
+
+def of_several(gamma: float, gammas: tuple[float, float] = (0.3, 0.6)) -> Any:
+    return replace(CONFIG, occupancy=replace(CONFIG.occupancy, gamma=gamma, gammas=gammas))
+
+
+def test_a_network_of_several_discounts_is_scored_at_any_of_them(data: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        Pipeline(run, data, of_several(0.4), stage="train").train()
+        before = {name: (tmp_path / name).read_bytes() for name in ("voc.safetensors", "voc.json")}
+        pipeline = Pipeline(run, data, of_several(0.5), stage="evaluate")
+        assert pipeline.evaluate(20, 50)["gamma"] == 0.5
+        rows, truth, estimates, _ = pipeline.answers(20, 50)
+        codes, features = (part[rows] for part in pipeline.tokens_of(pipeline.test))
+        found, (returns, _) = VOC.load(tmp_path), discounted_returns(pipeline.test, 0.5)
+        assert found.gamma == 0.4
+        np.testing.assert_array_equal(truth, returns[rows])
+        np.testing.assert_array_equal(estimates["voc_head"].mean, found.value_of_codes(codes, features, 0.5).mean)
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+        said = refusal(Pipeline(run, data, of_several(0.6), stage="evaluate").evaluate, 20, 50)
+        assert "evaluate is finished with other settings (gamma was 0.5 and is 0.6); --force replaces it" in said
+        forced = Pipeline(run, data, of_several(0.6), stage="evaluate", force=frozenset({"evaluate"}))
+        assert forced.evaluate(20, 50)["gamma"] == 0.6
+        said = refusal(Pipeline, run, data, of_several(0.5, (0.3, 0.5)), stage="evaluate")
+        assert "train is finished with other settings (occupancy.gammas was [0.3, 0.6] and is [0.3, 0.5])" in said
 
 
 def test_networks_of_a_quantizer_that_was_made_anew_need_no_force(data: Path, done: Path, tmp_path: Path) -> None:
@@ -256,7 +283,7 @@ def test_a_frame_that_changed_is_other_data(tmp_path: Path, whole: bool, monkeyp
     write_world(tmp_path / "a", 3, 20)
     plain = Episodes.open(tmp_path / "a")
     if not whole:
-        monkeypatch.setattr(stage_settings, "FRAMES_IN_MEMORY", frame_bytes(plain) - 1)
+        monkeypatch.setattr(mark, "FRAMES_IN_MEMORY", frame_bytes(plain) - 1)
     before = data_mark(plain)
     assert (data_mark(Episodes.open(tmp_path / "a").load_frames()) == before) == whole  # however much memory there is
     noise = np.random.default_rng(0).integers(256, size=(20, *plain.frame_shape), dtype=np.uint8)

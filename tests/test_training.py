@@ -229,6 +229,73 @@ def test_training_logs_every_stage(episodes: Episodes) -> None:
     assert all(np.isfinite(list(numbers.values())).all() for _, _, numbers in lines)
 
 
+@pytest.mark.parametrize("stage", ["quantizer", "occupancy", "joint"])
+def test_the_same_call_goes_on_from_its_checkpoints(episodes: Episodes, tmp_path: Path, stage: str) -> None:
+    config, dataset = small_config(quantizer=60, steps=60), episodes.subset([0, 1])
+    config = replace(config, joint=JointTraining() if stage == "joint" else None)
+    config = replace(config, reward=replace(config.reward, loop=LoopConfig(5)))
+    whole, logged = train(dataset, config), list[tuple[str, int]]()
+
+    def log(name: str, step: int, numbers: object) -> None:
+        logged.append((name, step))
+        if cuts and (name, step) == (stage, 50):
+            raise KeyboardInterrupt
+
+    cuts = True
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, config, checkpoints=str(tmp_path / "kept"), log=log)
+    logged.clear()
+    cuts = False
+    assert equal_states(train(dataset, config, checkpoints=tmp_path / "kept", log=log), whole)
+    assert logged[0] == (stage, 50)  # from step 48, and what comes before it not again
+    logged.clear()
+    assert equal_states(train(dataset, config, checkpoints=tmp_path / "kept", log=log), whole)
+    assert {name for name, _ in logged} <= {"reward", "reward_in_context"}
+
+
+def test_checkpoints_of_another_training_are_refused(episodes: Episodes, tmp_path: Path) -> None:
+    config, dataset, kept = small_config(quantizer=4, steps=4), episodes.subset([0, 1]), tmp_path / "kept"
+    config = replace(config, reward=replace(config.reward, loop=LoopConfig(5)))
+    voc = train(dataset, config, checkpoints=kept)
+    changed = episodes.subset([0, 1])
+    changed.reward[5] += 1
+    others = replace(config, occupancy=replace(config.occupancy, gamma=0.4))
+    for name, asked in (
+        ("quantizer", lambda: train(episodes.subset([0, 2]), config, checkpoints=kept)),
+        ("quantizer", lambda: train(changed, config, checkpoints=kept)),
+        ("quantizer", lambda: train(dataset, replace(config, seed=1), checkpoints=kept)),
+        ("occupancy", lambda: train(dataset, others, checkpoints=kept)),
+        ("occupancy", lambda: train(dataset, config, quantizer=ready_quantizer(None, dataset, replace(config, seed=2)),
+                                    checkpoints=kept)),
+    ):  # fmt: skip
+        said = refusal(asked)
+        assert said == (
+            f"{kept / name}.pt was written by a run with other settings or data; delete it to start anew, or give "
+            "another folder of checkpoints."
+        )
+    codes, features = tokenize(voc.quantizer, dataset)
+    given = {"quantizer": voc.quantizer, "checkpoints": kept}
+    assert equal_states(train(dataset, config, tokens=(codes, features), **given), voc)  # type: ignore[arg-type]
+    assert "occupancy.pt was written by" in refusal(train, dataset, config, tokens=(codes.flip(0), features), **given)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refusal(train, dataset, config, checkpoints=tmp_path / "file")
+    assert refusal(train, dataset, config, checkpoints=3) == (
+        "checkpoints is int; the path of a folder for them is needed."
+    )
+
+
+def test_the_discount_that_is_meant_of_several_changes_no_weights(episodes: Episodes) -> None:
+    config, dataset = small_config(quantizer=4, steps=20), episodes.subset([0, 1])
+    config = replace(config, reward=replace(config.reward, loop=LoopConfig(5)))
+    for joint in (None, JointTraining()):
+        found = []
+        for gamma in (0.4, 0.8):
+            occupancy = replace(config.occupancy, gamma=gamma, gammas=(0.3, 0.8))
+            found.append(train(dataset, replace(config, occupancy=occupancy, joint=joint)))
+        assert equal_states(*found)
+        assert [voc.gamma for voc in found] == [0.4, 0.8]
+
+
 def test_pictures_and_networks_of_one_seed_repeat(episodes: Episodes) -> None:
     config = small_config()
     quantizer = fresh_quantizer(episodes, config)

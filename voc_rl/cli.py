@@ -127,6 +127,8 @@ class Ope:
     """Average over this many rows from all over the episodes; 0: over the first rows of the episodes."""
     quantizer: Path | None = None
     """A run folder whose quantizer sees the frames; default: one is trained on the data."""
+    stack: int | None = None
+    """Frames of an observation; default: those that the quantizer sees, or 3."""
     out: Path | None = None
     """Folder for ope.json (with what was asked, in which versions) and its report ope.html; a run folder will do."""
     seed: int = 0
@@ -154,6 +156,7 @@ class Ope:
         from voc_rl.checkpoints import write_json
         from voc_rl.configs import to_dict
         from voc_rl.conversion import open_with_frames
+        from voc_rl.data import going_rows
         from voc_rl.model_files import check_spec_of
         from voc_rl.policy_estimate import format_estimates
         from voc_rl.policy_evaluation import evaluate_policy
@@ -166,12 +169,17 @@ class Ope:
         from voc_rl.training import VOCConfig
 
         quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
-        stack = 3 if quantizer is None else frames_in_stack(quantizer.observation_shape)
+        seen = None if quantizer is None else frames_in_stack(quantizer.observation_shape)
+        stack = (seen or 3) if self.stack is None else self.stack
+        if stack != (seen or stack):
+            raise VOCError(
+                f"--stack is {stack}, and the quantizer of {self.quantizer} sees {seen} frames; leave it out."
+            )
         dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
         starts = None
         if self.starts:
             check_positive(self.starts, "starts")
-            rows = np.flatnonzero(dataset.steps_left > 0)
+            rows = going_rows(dataset)
             starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
         if self.quantizer is not None:
             check_spec_of(self.quantizer, dataset.spec)

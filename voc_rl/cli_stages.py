@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.errors import VOCError, check_positive
 
 
 def prepare(threads: int | None) -> None:
@@ -66,13 +66,12 @@ class Settings:
     reward_steps: int | None = None
     """Optimiser steps of each of the reward head's two networks; default 800."""
 
-    def pipeline(self, run: Any, stage: str) -> Any:
+    def pipeline(self, run: Any, stage: str, device: Any) -> Any:
         from voc_rl.configs import to_dict
         from voc_rl.joint import JointTraining
         from voc_rl.pipeline import Pipeline
-        from voc_rl.precision import choose_device
         from voc_rl.quantizers import QUANTIZERS
-        from voc_rl.sizes import RECIPES, sized, with_recipe
+        from voc_rl.sizes import sized, with_recipe
 
         given = None if self.quantizer in QUANTIZERS else self._given()
         config = sized(
@@ -83,11 +82,10 @@ class Settings:
         stack = 3
         if given is not None:
             config, stack = replace(config, quantizer_config=to_dict(given.config)), given.observation_shape[0] // 3
-        recipe: Any = check_choice(self.recipe, RECIPES, "recipe")
+        recipe: Any = self.recipe  # with_recipe checks it
         config = replace(config, joint=JointTraining() if self.joint else None)
         config = with_recipe(config, recipe)
         force = frozenset({stage, *({"report"} if stage == "evaluate" else ())} if self.force else ())
-        device = choose_device(self.device)
         say = print if run.writes else lambda line: None
         return Pipeline(
             run, self.data, config, self.held_out, say, progress=True, force=force, stage=stage, device=device,
@@ -115,7 +113,7 @@ class Settings:
         prepare(self.threads)
         device = join(choose_device(self.device))
         with RunFolder(self.out, device_name(device)) as run:
-            pipeline = self.pipeline(run, stage)
+            pipeline = self.pipeline(run, stage, device)
             if listener is not None and run.writes:
                 asked = pipeline.asked
                 run.listeners.append(listener(asked.marks["train"], asked.settings["train"], self.force))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from voc_rl.checkpoints import check_writable, read_json
+from voc_rl.configs import fingerprint
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_minari, write_vd4rl
 from voc_rl.data.border import file_stamp
 from voc_rl.data.convert import SETTINGS, write_folder
@@ -21,7 +22,6 @@ from voc_rl.data.trial import read_in_child, source_files
 from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.progress import progress_bar
-from voc_rl.runs import fingerprint
 
 if TYPE_CHECKING:
     from voc_rl.envs.states import StateCheck

@@ -88,7 +88,7 @@ class Parts:
         """Smallest and largest discount that its network knows; hops reach larger ones."""
         return self.occupancy.config.gammas or (self.gamma, self.gamma)
 
-    def asked_gamma(self, gamma: float | None) -> float:
+    def resolve_gamma(self, gamma: float | None) -> float:
         """The discount that is meant: the model's own where none is asked, and where one differs by rounding alone."""
         return self.gamma if gamma is None else known_gamma(gamma, self.gamma, *self.gammas)
 

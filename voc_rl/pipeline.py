@@ -20,16 +20,19 @@ import torch
 from torch import Tensor
 
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
+from voc_rl.configs import fingerprint
 from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes
 from voc_rl.data.border import machine_memory
+from voc_rl.data.mark import FRAMES_IN_MEMORY, frame_bytes
 from voc_rl.distributed import agreed, gather, ranks
 from voc_rl.errors import VOCError, check_samples
 from voc_rl.loop import step_seed
 from voc_rl.model import VOC
+from voc_rl.model_files import weights_mark
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
-from voc_rl.runs import RunFolder, fingerprint
-from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes, made_elsewhere, other_evaluation
+from voc_rl.runs import RunFolder
+from voc_rl.stage_settings import Asked, command_of, made_elsewhere, other_evaluation
 from voc_rl.training import VOCConfig, quantizer_of, ready_quantizer, train
 from voc_rl.values import ValueEstimate, check_known, discounted_returns, from_samples, mean_return, scores
 
@@ -75,9 +78,8 @@ class Pipeline:
         if frame_bytes(self.dataset) <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
             self.dataset.load_frames()
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
-        self._given, weights = None, None
-        if self.quantizer is not None:
-            self._given, weights = quantizer_of(self.quantizer, self.dataset), _weights_of(self.quantizer)
+        self._given = quantizer_of(self.quantizer, self.dataset)
+        weights = weights_mark(self._given) or None
         self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config, weights)
         refusal = "" if self.force & {"quantizer", "train"} else made_elsewhere(self.run)
         if not refusal and self.stage is not None:
@@ -88,11 +90,18 @@ class Pipeline:
     def mark(self, *parts: Any) -> str:
         """Fingerprint of a later stage: the trained model and ``parts``."""
         self.train()
-        return fingerprint(self.asked.marks["train"], self._weights("quantizer"), self._weights("voc"), *parts)
+        weights = (self._weights("quantizer"), self._weights("voc"))
+        return fingerprint(self.asked.marks["train"], *weights, *self._scored.values(), *parts)
+
+    @property
+    def _scored(self) -> dict[str, float]:
+        """The discount that values are scored at, where the model knows several: its training does not say which."""
+        several = self.config.occupancy.gammas is not None
+        return {"gamma": self.config.occupancy.gamma} if several else {}
 
     def _weights(self, name: str) -> str:
         """A hash of a weight file; of several processes all read the one that the first has written."""
-        return _weights_of(self.run.path, name)
+        return hashlib.sha256((self.run.path / f"{name}.safetensors").read_bytes()).hexdigest()
 
     def anew(self, stage: str) -> str:
         """What to say on the command line to have a stage done anew."""
@@ -173,12 +182,16 @@ class Pipeline:
             for stage in ("quantizer", "train"):
                 self.run.forget(stage)
         if self.skip("train", mark):
-            return VOC.load(self.run.path).to(self.device)
+            voc, gamma = VOC.load(self.run.path).to(self.device), config.occupancy.gamma
+            if voc.gamma == gamma:
+                return voc
+            # one of several discounts, which is another than the one that was meant in training
+            return VOC(voc.quantizer, voc.occupancy, voc.reward_head, voc.value_head, gamma, voc.spec)
         steps = config.occupancy.loop.steps + (0 if config.joint is None else config.quantizer_training.steps)
         with self.run.stage("train", mark, self.asked.settings["train"]):
             voc = train(
                 self.training, config, **parts, device=self.device, log=self.run.log,
-                checkpoints=lambda name: self.run.checkpoints("train", mark, steps, self.anew("train")),
+                checkpoints=lambda stage, built_on: self.run.checkpoints("train", mark, steps, self.anew("train")),
                 progress=self.progress,
             )  # fmt: skip
             if self.run.writes:
@@ -192,9 +205,9 @@ class Pipeline:
             VOCError: no held-out state has a known return (episodes shorter than the horizon), or scores of another
                 evaluation that this command would replace without being forced to.
         """
-        asked = {"samples": samples, "max_states": max_states}
-        own = self.stage == "evaluate" and "evaluate" not in self.force
-        if agreed(bool(refusal := other_evaluation(self.run, asked) if own else "")):
+        asked = {"samples": samples, "max_states": max_states, **self._scored}
+        unforced = self.stage == "evaluate" and "evaluate" not in self.force
+        if agreed(bool(refusal := other_evaluation(self.run, asked) if unforced else "")):
             raise VOCError(refusal)
         _, truth, _, values = self.answers(samples, max_states)
         gamma = self.train().gamma
@@ -214,7 +227,7 @@ class Pipeline:
         values (B,) of each method: those estimates' and the best constant's."""
         rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
         constant = np.full(len(truth), self.constant_value())
-        estimates = self.estimates(rows, {"samples": samples, "max_states": max_states})
+        estimates = self.estimates(rows, {"samples": samples, "max_states": max_states, **self._scored})
         return rows, truth, estimates, {**{name: own.mean for name, own in estimates.items()}, "constant": constant}
 
     def estimates(self, rows: np.ndarray, settings: dict[str, Any]) -> dict[str, ValueEstimate]:
@@ -308,12 +321,7 @@ class Pipeline:
             "quantizer": {
                 "name": self.config.quantizer,
                 "tokens": codes.shape[1],
-                **codebook_use(codes, int(load_quantizer(self.run.path).codebook_size)),
+                **codebook_use(codes, self.train_quantizer().codebook_size),
             },
             "seed": self.config.seed,
         }
-
-
-def _weights_of(folder: Path, name: str = "quantizer") -> str:
-    """A hash of a weight file."""
-    return hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()

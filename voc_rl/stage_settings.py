@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from voc_rl.checkpoints import few
-from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
+from voc_rl.data.mark import data_mark
+from voc_rl.errors import few
 from voc_rl.precision import precision
-from voc_rl.runs import MODEL, RunFolder, fingerprint
-from voc_rl.training import VOCConfig
+from voc_rl.runs import MODEL, RunFolder
+from voc_rl.training import VOCConfig, settings_marks, training_settings
 
-FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames are read from disk, as are those that need too much of the memory
 REPLACE = "--force replaces it, or give another --out"
 NETWORKS = ("network", "occupancy", "reward")  # settings of training by stages that its quantizer does not share
 COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages whose command has another name
@@ -28,31 +23,6 @@ COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages w
 def command_of(stage: str) -> str:
     """The command that does a stage."""
     return f"voc-rl {COMMANDS.get(stage, stage)}"
-
-
-def frame_bytes(dataset: Episodes) -> int:
-    """Bytes of all its frames in memory."""
-    return len(dataset) * math.prod(dataset.frame_shape)
-
-
-def data_mark(dataset: Episodes) -> str:
-    """A short hash of a dataset: its small arrays, how it was made, and its frames.
-
-    Of more than ``FRAMES_IN_MEMORY`` bytes of frames that stay on disk: the first, the middle and the last of each
-    episode, and the sizes of the files, which are compressed. How much memory there is makes no difference.
-    """
-    digest = hashlib.sha256()
-    for array in (dataset.reward, dataset.action, dataset.discount, dataset.step_type):
-        digest.update(array.tobytes())
-    sizes = []
-    if dataset.in_memory or frame_bytes(dataset) <= FRAMES_IN_MEMORY:
-        parts = dataset.blocks()
-    else:
-        parts = [np.unique([dataset.starts, (dataset.starts + dataset.ends - 1) // 2, dataset.ends - 1])]
-        sizes = [path.stat().st_size for path in dataset.paths]
-    for rows in parts:
-        digest.update(dataset.frames(rows).tobytes())
-    return fingerprint(digest.hexdigest(), sizes, dataset.frame_shape, asdict(dataset.spec))
 
 
 @dataclass(frozen=True)
@@ -72,12 +42,8 @@ class Asked:
     ) -> Asked:
         """``data``: where ``dataset`` is; its content counts, not its place. ``weights``: a hash of those of a
         quantizer that is taken instead of training one."""
-        mark, whole = data_mark(dataset), to_dict(config)
-        quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
-        unusual = [word for word, usual in ((precision(), "auto"), (weights, None)) if word != usual]
-        base = fingerprint(mark, dataset.stack, held_out, config.seed, quantizer, *unusual)
-        joint = () if config.joint is None else (whole["joint"],)
-        trained = fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
+        mark, whole = data_mark(dataset), training_settings(config)
+        base, trained = settings_marks(mark, dataset.stack, config, held_out, weights)
         shared = {
             "data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out,
             "precision": precision(), "quantizer_weights": weights,
@@ -86,12 +52,12 @@ class Asked:
         return cls(
             {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},
             # in joint training the quantizer comes out of the training of all
-            {"quantizer": trained if joint else base, "train": trained},
+            {"quantizer": base if config.joint is None else trained, "train": trained},
         )
 
     def refusal(self, run: RunFolder, stage: str, forced: bool = False) -> str:
-        """Why a finished stage is not what a command asks for: the one that it does itself, unless ``forced``, or one
-        that this builds on; else ""."""
+        """An error message if ``stage``, or a stage it builds on, was finished with other settings or by another
+        version; "" if the command may run. ``forced`` exempts ``stage`` itself."""
         finished = [name for name in self.settings if run.settings(name) is not None]
         by_stages = self.settings["train"]["joint"] is None
         source = [] if self._left_alone(run) else finished[:1]  # what the quantizer came out of

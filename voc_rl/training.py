@@ -18,13 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voc_rl.checkpoints import check_writable
+from voc_rl.configs import fingerprint, to_dict
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts, check_reward_sizes
+from voc_rl.data.mark import data_mark
 from voc_rl.errors import VOCError, check_positive, check_seed, check_token_rows
 from voc_rl.joint import JointTraining, train_joint
-from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, kept_every, step_seed
 from voc_rl.model import VOC
-from voc_rl.model_files import check_spec_of
+from voc_rl.model_files import check_spec_of, tensors_mark, weights_mark
 from voc_rl.occupancy import (
     OccupancyConfig,
     OccupancyTraining,
@@ -34,7 +37,7 @@ from voc_rl.occupancy import (
     train_occupancy,
 )
 from voc_rl.occupancy.contexts import check_layers
-from voc_rl.precision import as_device, as_tensor, device_of, same_device, seeded, single_precision
+from voc_rl.precision import as_device, as_tensor, device_of, precision, same_device, seeded, single_precision
 from voc_rl.quantizers import VQVAE, Quantizer, build_quantizer, load_quantizer, tokenize, train_quantizer
 from voc_rl.quantizers.base import check_codes
 from voc_rl.quantizers.registry import known_quantizer
@@ -43,6 +46,8 @@ from voc_rl.values import RewardConfig, fit_reward_head
 
 QuantizerSource = Quantizer | VOC | str | Path
 Tokens = tuple[Tensor | np.ndarray, Tensor | np.ndarray | None]  # codes and features
+# stage, and a hash of the weights and tokens that it builds on -> where its state is kept
+KeptStages = Callable[[str, str], Checkpoints]
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def train(
     tokens: Tokens | None = None,
     device: torch.device | str | None = None,
     log: StepLog | None = None,
-    checkpoints: Callable[[str], Checkpoints] | None = None,
+    checkpoints: str | Path | KeptStages | None = None,
     progress: bool = False,
 ) -> VOC:
     """Train a VOC on logged episodes.
@@ -118,12 +123,14 @@ def train(
             where they are known already; features are None for a quantizer or a network without them.
         device: where it is trained, and where the VOC is then: "auto" (a GPU where there is one), "cpu", "cuda" or a
             device of PyTorch's; None: where ``quantizer`` is, or on the CPU.
-        log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
-        progress: show bars with the time left.
+        log: takes the numbers of a step. checkpoints: a folder, where the states of the networks are kept: the same
+            call goes on from there, to the same bits; other data, settings or tokens are refused. (Pipelines give a
+            function that says where.) progress: show bars with the time left.
 
     Raises:
         VOCError: a dataset or config that is none, tokens without their quantizer, of other rows or in joint training,
-            an untrained quantizer, or data with discounts other than 1 (0 where an episode ends).
+            an untrained quantizer, data with discounts other than 1 (0 where an episode ends), or checkpoints of
+            another training.
     """
     check_dataset(dataset)
     if config is not None and not isinstance(config, VOCConfig):
@@ -134,23 +141,26 @@ def train(
     known = None if tokens is None else known_tokens(tokens, quantizer, dataset, config.network.features)
     if known is not None and config.joint is not None:
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
+    kept = _kept(checkpoints, dataset, config)
     networks = partial(fresh_networks, config=config, ends=bool(dataset.terminal.any()))
     if config.joint is not None:
         start = fresh_quantizer(dataset, config) if quantizer is None else copy.deepcopy(quantizer)
         start = start if device is None else start.to(device)
         quantizer, model, trained_head, codes, features = train_joint(
             start, networks, dataset, config.joint, config.quantizer_training, config.occupancy, config.seed,
-            log=log, checkpoints=checkpoints and checkpoints("joint"), progress=progress,
+            log=log, checkpoints=kept and kept("joint", weights_mark(start)), progress=progress,
         )  # fmt: skip
     else:
         quantizer = ready_quantizer(
             quantizer, dataset, config, device,
-            log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
+            log=log, checkpoints=kept and kept("quantizer", ""), progress=progress,
         )  # fmt: skip
         codes, features = known or tokenize(quantizer, dataset)
+        tensors = {"codes": codes} if features is None else {"codes": codes, "features": features}
+        built_on = weights_mark(quantizer) + tensors_mark(tensors) if kept else ""
         model, trained_head = train_occupancy(
             *networks(quantizer), dataset, codes, features, config.occupancy, config.seed,
-            log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
+            log=log, checkpoints=kept and kept("occupancy", built_on), progress=progress,
         )  # fmt: skip
     # a reward head that reads features beside codes knows one discount
     reads = config.network.features and config.occupancy.gammas is None and features is not None
@@ -160,6 +170,49 @@ def train(
         log=log, progress=progress,
     )  # fmt: skip
     return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
+
+
+def training_settings(config: VOCConfig) -> dict[str, Any]:
+    """A config, JSON-ready, but for what changes no weights: the discount that is meant of several."""
+    settings = to_dict(config)
+    if config.occupancy.gammas is not None:
+        del settings["occupancy"]["gamma"]
+    return settings
+
+
+def settings_marks(
+    data: str, stack: int, config: VOCConfig, held_out: float | None = None, weights: str | None = None
+) -> tuple[str, str]:
+    """Fingerprints of what is asked of the quantizer's training, and of all of it; ``data``: the mark of a dataset.
+
+    ``held_out``: share of the episodes that are not trained on, where training is given the others. ``weights``: a hash
+    of those of a quantizer that is taken instead of training one.
+    """
+    unusual = [word for word, usual in ((precision(), "auto"), (weights, None)) if word != usual]
+    whole = training_settings(config)
+    quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
+    base = fingerprint(data, stack, held_out, config.seed, quantizer, *unusual)
+    joint = () if config.joint is None else (whole["joint"],)
+    return base, fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
+
+
+def _kept(asked: str | Path | KeptStages | None, dataset: Episodes, config: VOCConfig) -> KeptStages | None:
+    """In a folder, a file per stage, which knows data, settings and what the stage builds on."""
+    if asked is None or callable(asked):
+        return asked
+    if not isinstance(asked, (str, Path)):
+        raise VOCError(f"checkpoints is {type(asked).__name__}; the path of a folder for them is needed.")
+    folder = Path(asked)
+    check_writable(folder / "quantizer.pt")
+    base, trained = settings_marks(data_mark(dataset), dataset.stack, config)
+    advice = "delete it to start anew, or give another folder of checkpoints"
+
+    def kept(stage: str, built_on: str) -> Checkpoints:
+        mark = fingerprint(base if stage == "quantizer" else trained, built_on)
+        loop = config.quantizer_training if stage == "quantizer" else config.occupancy.loop
+        return Checkpoints(folder / f"{stage}.pt", mark, kept_every(loop.steps), advice)
+
+    return kept
 
 
 def check_dataset(dataset: Any) -> None:

@@ -19,7 +19,7 @@ from voc_rl.agents import AgentConfig, Cloning, OfflineAgent
 from voc_rl.benchmarks import control, control_data, control_sb3
 from voc_rl.benchmarks.cells import finished
 from voc_rl.benchmarks.control import METHODS, Control
-from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film
+from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, save_plot, save_sheet
 from voc_rl.benchmarks.control_table import WHAT, curve_of, interval_of, results_of, table
 from voc_rl.data import Episodes, write_episode
 from voc_rl.errors import VOCError
@@ -153,6 +153,16 @@ def test_curves_are_means_over_seeds_at_each_step(tmp_path: Path):
     assert Image.open(tmp_path / "curves.png").size[0] > 300
     save_curves(tmp_path / "none.png", results_of(cells[2:], "cpu"))
     assert not (tmp_path / "none.png").exists()
+
+
+def test_pictures_leave_the_plots_of_the_caller_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("matplotlib.use", lambda backend: pytest.fail("another backend"))
+    np.save(tmp_path / "walker-walk_bc.npy", np.full((20, 3, 84, 84), 200, np.uint8))
+    save_sheet(tmp_path / "sheet.png", tmp_path)
+    scores = {"mean": 3.0, "low": 2.0, "high": 4.0}
+    save_plot(tmp_path / "plot.png", {"tasks": {"walker-walk": {"methods": {"bc": scores, "voc_awr": scores}}}})
+    for name in ("sheet.png", "plot.png"):
+        assert Image.open(tmp_path / name).format == "PNG"
 
 
 def test_seeds_finished_under_another_curve_are_not_averaged_with_the_others():

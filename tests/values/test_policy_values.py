@@ -12,7 +12,7 @@ from decisions import END, LAST, UNIFORM, A, Decisions, S, chains_of, decisions,
 from occupancy_table import OccupancyTable
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import (
     Condition,
@@ -20,13 +20,11 @@ from voc_rl.occupancy import (
     OccupancyTraining,
     OccupancyTransformer,
     PolicyTraining,
-    StitchedTargets,
     ValueHead,
-    arrived_rows,
     sample_futures,
     train_policies,
 )
-from voc_rl.values import density, from_samples, from_weights, future_weights, mve
+from voc_rl.values import from_samples, from_weights, future_weights, mve
 
 GAMMA = 0.9
 BOUND = 0.05  # of max V - min V
@@ -51,10 +49,10 @@ def network(gamma: float) -> tuple[OccupancyTransformer, ValueHead]:
     loop = LoopConfig(steps=1800, batch_size=512, learning_rate=1e-2)
     occupancy = OccupancyTraining(gamma=gamma, ema=0.993, futures=6, refill=16, loop=loop)
     training = PolicyTraining(occupancy, action_share=0.2, start_share=0.0)
-    codes, source = torch.from_numpy(states)[:, None], StitchedTargets(dataset, chains, gamma)
+    codes = torch.from_numpy(states)[:, None]
     values = np.stack([chain.values(dataset.reward, gamma) for chain in chains])
     model, head = train_policies(
-        OccupancyTransformer(config), ValueHead(32, hidden=32), dataset, codes, None, source, training, values=values
+        OccupancyTransformer(config), ValueHead(32, hidden=32), dataset, codes, None, chains, training, values=values
     )
     assert head is not None
     return model, head
@@ -83,14 +81,16 @@ def sampled() -> np.ndarray:
 def rows(count: int, seed: int = 0) -> tuple[Tensor, np.ndarray]:
     """Codes (count, 1) and real rewards of rows that were arrived at."""
     _, dataset, states = data()
-    some = np.random.default_rng(seed).choice(arrived_rows(dataset).numpy(), count, replace=False)
+    some = np.random.default_rng(seed).choice(arrived_rows(dataset), count, replace=False)
     return torch.from_numpy(states[some])[:, None], dataset.reward[some]
 
 
 @torch.no_grad()
 def weighted() -> np.ndarray:
     model, _ = network(GAMMA)
-    return density(model, model.prefix(CONTEXT, condition=CONDITION), *rows(20_000), GAMMA).mean
+    codes, rewards = rows(20_000)
+    weights = future_weights(model, model.prefix(CONTEXT, condition=CONDITION), codes)
+    return from_weights(weights, rewards, GAMMA).mean
 
 
 @torch.no_grad()
@@ -196,7 +196,8 @@ def covered(name: str, level: float) -> int:
         for i in range(REPETITIONS):
             codes = rng.choice(S, size=1000, p=law)
             prefix = model.prefix(ASKED_CONTEXT[i : i + 1], condition=ASKED_CONDITION[i : i + 1])
-            one = density(model, prefix, torch.from_numpy(codes)[:, None], rewards[codes], GAMMA, level)
+            weights = future_weights(model, prefix, torch.from_numpy(codes)[:, None])
+            one = from_weights(weights, rewards[codes], GAMMA, level)
             low[i], high[i] = one.low[0], one.high[0]
         return int(((low <= V) & (high >= V)).sum())
     return int(((found.low <= V) & (found.high >= V)).sum())

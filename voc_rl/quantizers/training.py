@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.distributed import average, gather, ranks
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, Trainee, optimise, step_seed
 from voc_rl.precision import autocast, device_of, generator_on, single_precision
 from voc_rl.quantizers.base import Quantizer, check_answers
 
@@ -20,7 +20,7 @@ FITTING_ROWS = 3000
 FITTING_BYTES = 1 << 30  # of their frames: fewer rows where frames are large
 
 
-class QuantizerTrainee:
+class QuantizerTrainee(Trainee):
     """What the loop trains: the quantizer, on observations drawn anew at each step.
 
     Raises:

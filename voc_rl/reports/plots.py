@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from voc_rl.checkpoints import atomic_path
 from voc_rl.reports.table import method, ordered
 
 Interval = tuple[NDArray[Any], NDArray[Any]]
@@ -128,6 +130,13 @@ def fitted_png(figure: Figure) -> bytes:
     while len(png := to_png(figure, dpi, colours)) > MAX_BYTES and dpi > 30:
         dpi, colours = int(dpi * max(0.5, 0.97 * (MAX_BYTES / len(png)) ** 0.5)), 128
     return png
+
+
+def save(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG of at most ``MAX_BYTES``, in one step."""
+    png = fitted_png(figure)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png)
 
 
 def finite(*arrays: NDArray[Any]) -> NDArray[np.float64]:
