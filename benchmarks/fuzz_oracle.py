@@ -82,10 +82,7 @@ def _npz(dataset: Episodes, frames: np.ndarray | None, place: Path) -> str:
                         "action": (dataset.action[start:end], raw["action"]),
                         "reward": (dataset.reward[start:end], raw["reward"]),
                         "discount": (dataset.discount[start:end], raw["discount"]),
-                        "frames": (
-                            frames[start:end] if frames is not None else None,
-                            raw["image"].transpose(0, 3, 1, 2),
-                        ),
+                        "frames": (frames[start:end], raw["image"].transpose(0, 3, 1, 2)),
                     }
                     if not _differing(same):
                         break

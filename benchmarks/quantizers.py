@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor
 
 from voc_rl.agents import load_policy
-from voc_rl.benchmarks.cells import Cell, check_scale, finished, run_cells
+from voc_rl.benchmarks.cells import Cell, finished, hold_settings, run_cells
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
@@ -235,8 +235,7 @@ def main(args: Args) -> dict[str, Any]:
         check_choice(name, QUANTIZERS, "quantizer")
     for count, what in ((len(args.tasks), "tasks"), (len(args.seeds), "seeds")):
         check_positive(count, f"number of {what}")
-    path = args.out / "cells.jsonl"
-    check_scale(path, args.scale)
+    hold_settings(args.out / "settings.json", {"scale": args.scale})
     torch.set_num_threads(1)
     keep_freed_memory()
     bench = Bench(scale, args.out)
@@ -247,6 +246,7 @@ def main(args: Args) -> dict[str, Any]:
         {"task": task, "quantizer": name, "seed": seed, "scale": args.scale, "settings": marks[name]}
         for task, name, seed in wanted
     ]
+    path = args.out / "cells.jsonl"
     run_cells(cells, bench.work, path)
     # of other settings, which a quantizer's size may have had before, nothing is shown
     records = [r for r in finished(path) if r["cell"]["settings"] == marks.get(r["cell"]["quantizer"])]

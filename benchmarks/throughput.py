@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from voc_rl.benchmarks.throughput_plot import draw
 from voc_rl.benchmarks.throughput_table import table
 from voc_rl.checkpoints import read_json
 from voc_rl.errors import VOCError, check_choice, check_choices
+from voc_rl.pipeline import Say
 from voc_rl.precision import choose_device, device_name, keep_freed_memory
 from voc_rl.runs import versions
 
-Say = Callable[[str], None]
 NAME = "throughput"
 PARTS = ("sizes", "scaling", "storage", "memory")
 WHAT = "Sampling and training speed against Hugging Face's GPT-2 as the paper's public code uses it"

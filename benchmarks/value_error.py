@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from voc_rl.benchmarks.baselines import BATCH, Budget, train_critic
-from voc_rl.benchmarks.cells import Cell, check_reach, check_scale, finished, run_cells
+from voc_rl.benchmarks.cells import Cell, check_reach, finished, hold_settings, run_cells
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.quantizers import config_of as quantizer_config
@@ -79,12 +79,12 @@ def main(args: Args) -> dict[str, Any]:
     check_positive(len(args.tasks), "number of tasks")
     check_positive(len(args.seeds), "number of seeds")
     check_reach(gammas, max(scale.gammas), args.scale)
+    hold_settings(args.out / "settings.json", {"scale": args.scale})
     torch.set_num_threads(1)
     keep_freed_memory()
     records, truths = [], {}
     for task in args.tasks:
         path = args.out / task / "cells.jsonl"
-        check_scale(path, args.scale)
         data = TaskData(task, args.out / task, scale, choose_device(args.device))
         truths.update({(task, gamma): data.truth(gamma) for gamma in gammas})
         cells = cells_of(task, args.scale, gammas, args.seeds, args.others)

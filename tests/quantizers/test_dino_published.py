@@ -171,9 +171,9 @@ def test_published_stacks_saves_and_paints(tmp_path: Path) -> None:
     codes = both.encode(obs)
     assert both.n_tokens == 392
     assert torch.equal(codes, torch.cat([single.encode(obs[:, :3]), single.encode(obs[:, 3:])], 1))
+    assert (both.decode(codes) == 128).all()  # plain grey, until they are trained
     # training teaches pictures, and moves no code
     both.initialise(obs, generator())
-    assert (both.decode(codes) == 128).all()  # plain grey, until its pictures are trained
     blank = (both.decode(codes).float() - obs.float()).square().mean()
     trainable = [p for p in both.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trainable) == sum(p.numel() for p in both.painter.parameters())

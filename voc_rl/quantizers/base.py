@@ -198,9 +198,14 @@ def codebook_use(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
     ``codes`` is int (N, n_tokens).
     """
     counts = code_counts(codes, codebook_size)
-    shares = counts / counts.sum(1, keepdims=True)
-    entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
-    return {"use": float((counts.sum(0) > 0).mean()), "perplexity": float(np.exp(entropy).mean())}
+    return {"use": float((counts.sum(0) > 0).mean()), "perplexity": float(np.mean([perplexity(own) for own in counts]))}
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """exp of the entropy of code counts (codebook_size,): how many equally frequent codes would be as diverse; 0 where
+    nothing was counted."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
 
 
 def code_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:
