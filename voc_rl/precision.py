@@ -99,10 +99,10 @@ def device_name(device: torch.device) -> str:
 
 def device_of(module: Any) -> torch.device:
     """Where a module's parameters are, or its buffers where it has none; the CPU where it has neither."""
-    for tensors in (module.parameters(), getattr(module, "buffers", tuple)()):
-        for tensor in tensors:
-            return tensor.device
-    return torch.device("cpu")
+    found = next(iter(module.parameters()), None)
+    if found is None:
+        found = next(iter(module.buffers()), None)
+    return torch.device("cpu") if found is None else found.device
 
 
 def same_device(one: torch.device, other: torch.device) -> bool:

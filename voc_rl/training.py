@@ -143,6 +143,7 @@ def train(
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
     kept = _kept(checkpoints, dataset, config)
     networks = partial(fresh_networks, config=config, ends=bool(dataset.terminal.any()))
+    features: Tensor | None
     if config.joint is not None:
         start = fresh_quantizer(dataset, config) if quantizer is None else copy.deepcopy(quantizer)
         start = start if device is None else start.to(device)
