@@ -64,7 +64,7 @@ def _shard(dataset: Episodes, frames: np.ndarray | None, place: Path) -> str:
     """Every row that was kept is the file's row of that number, frame and all."""
     with h5py.File(next(place.glob("*.hdf5"))) as file:
         raw = {key: file[key][()] for key in file}
-    rows = dataset.source_rows
+    rows = dataset.stored_rows
     columns = [name for name in (*_COLUMNS, "step_type") if getattr(dataset, name) is not None]
     pairs = {name: (getattr(dataset, name), raw[name][rows]) for name in columns}
     return _differing({**pairs, "frames": (frames, raw["observation"][rows])})

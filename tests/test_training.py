@@ -187,7 +187,9 @@ def test_frames_get_a_patch_that_fits_them(tmp_path: Path) -> None:
         for name in ("vqvae", "musik"):
             config = VOCConfig(quantizer=name)
             if patch is None:
-                assert "multiples of 12 are needed, or another `patch`" in refusal(fresh_quantizer, dataset, config)
+                assert "multiples of 12 are needed, or both of 4, 6 or 10 and another `patch`" in refusal(
+                    fresh_quantizer, dataset, config
+                )
                 continue
             assert fresh_quantizer(dataset, config).config.patch == patch
             for sizes in ({"patch": 2}, {"vqvae": VQVAEConfig, "musik": MUSIKConfig}[name](patch=2)):

@@ -28,8 +28,9 @@ def prepare(threads: int | None) -> None:
 class Settings:
     """What the stages of one run share; give the same words to each of them."""
 
-    data: str
-    """A path, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; D4RL's states are drawn into the run folder."""
+    data: tuple[str, ...]
+    """Paths, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; the episodes of several follow one another. D4RL's states
+    are drawn into the run folder."""
     out: Path
     """Run folder."""
     gamma: float = 0.9

@@ -23,10 +23,10 @@ from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import fingerprint
 from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes
-from voc_rl.data.border import machine_memory
-from voc_rl.data.mark import FRAMES_IN_MEMORY, frame_bytes
+from voc_rl.data.places import Places, places_of
 from voc_rl.distributed import agreed, gather, ranks
 from voc_rl.errors import VOCError, check_samples
+from voc_rl.frame_memory import hold_frames
 from voc_rl.loop import step_seed
 from voc_rl.model import VOC
 from voc_rl.model_files import weights_mark
@@ -58,7 +58,7 @@ class Pipeline:
     """
 
     run: RunFolder
-    data: str | Path
+    data: Places
     config: VOCConfig
     held_out: float = 0.2
     say: Say = lambda line: None
@@ -69,18 +69,19 @@ class Pipeline:
     stack: int = 3
     quantizer: Path | None = None
     asked: Asked = field(init=False, repr=False)
+    _places: list[str] = field(init=False, repr=False)
     _done: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise VOCError(f"held_out is {self.held_out}; a share of the episodes between 0 and 1 is needed.")
+        self._places = [str(place) for place in places_of(self.data)]
         self.dataset = open_with_frames(self.data, self.run.path / "drawn", self.stack)
-        if frame_bytes(self.dataset) <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
-            self.dataset.load_frames()
+        hold_frames(self.dataset, self.say)
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
         self._given = quantizer_of(self.quantizer, self.dataset)
         weights = weights_mark(self._given) or None
-        self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config, weights)
+        self.asked = Asked.of(self._places, self.dataset, self.held_out, self.config, weights)
         refusal = "" if self.force & {"quantizer", "train"} else made_elsewhere(self.run)
         if not refusal and self.stage is not None:
             refusal = self.asked.refusal(self.run, self.stage, self.stage in self.force)
@@ -151,7 +152,7 @@ class Pipeline:
         path, quantizer = self.run.path / "tokens.safetensors", self.train_quantizer()
         mark = fingerprint(self.asked.marks["quantizer"], "tokens", self._weights("quantizer"))
         if not self.skip("tokenize", mark, path):
-            with self.run.stage("tokenize", mark, {"data": str(self.data), "seed": self.config.seed}):
+            with self.run.stage("tokenize", mark, {"data": self._places, "seed": self.config.seed}):
                 codes, features = tokenize(quantizer, self.dataset)
                 if self.run.writes:
                     save_tensors(path, {"codes": codes, "features": features})
@@ -308,7 +309,7 @@ class Pipeline:
         codes = self.tokenize()[0].numpy()
         peaks = {name: int(peak) for name, peak in self.run.measured("peak_memory_bytes").items()}
         return {
-            "task": self.dataset.spec.task or Path(self.data).name,
+            "task": self.dataset.spec.task or ", ".join(Path(place).name for place in self._places),
             "gamma": self.config.occupancy.gamma,
             "methods": methods,
             "seconds": self.run.measured("seconds"),

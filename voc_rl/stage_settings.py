@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from voc_rl.data import Episodes
@@ -38,14 +37,14 @@ class Asked:
 
     @classmethod
     def of(
-        cls, data: str | Path, dataset: Episodes, held_out: float, config: VOCConfig, weights: str | None = None
+        cls, data: Sequence[str], dataset: Episodes, held_out: float, config: VOCConfig, weights: str | None = None
     ) -> Asked:
-        """``data``: where ``dataset`` is; its content counts, not its place. ``weights``: a hash of those of a
+        """``data``: where ``dataset`` is; its content counts, not its places. ``weights``: a hash of those of a
         quantizer that is taken instead of training one."""
         mark, whole = data_mark(dataset), training_settings(config)
         base, trained = settings_marks(mark, dataset.stack, config, held_out, weights)
         shared = {
-            "data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out,
+            "data": list(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out,
             "precision": precision(), "quantizer_weights": weights,
         }  # fmt: skip
         own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from worlds import refusal
 
 from voc_rl.agents import EpsilonGreedy, NoisyPolicy
-from voc_rl.agents.loading import Deterministic
+from voc_rl.agents.behaviour import Deterministic
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
 from voc_rl.policy import observation_of

@@ -40,14 +40,14 @@ def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
     parts, actions = zip(*(_read(path, key, codebook_size) for path in dataset.paths), strict=True)
     rows, width = dataset.file_rows, dataset.action.shape[1:]
     same = [len(part) for part in parts] == rows and [part.shape for part in actions] == [(n, *width) for n in rows]
-    if not same or not np.array_equal(np.concatenate(actions)[dataset.source_rows], dataset.action):
+    if not same or not np.array_equal(np.concatenate(actions)[dataset.stored_rows], dataset.action):
         raise VOCError(f"The files of {dataset} hold other rows than when they were opened; open the dataset again.")
     widths = sorted({part.shape[1] for part in parts})
     if len(widths) > 1:
         raise VOCError(
             f"{key} has {' and '.join(map(str, widths))} codes per frame in different files; keep them apart."
         )
-    return np.concatenate(parts)[dataset.source_rows]
+    return np.concatenate(parts)[dataset.stored_rows]
 
 
 def _read(path: Path, key: str, codebook_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -184,7 +184,8 @@ def check_features(quantizer: Quantizer, tokens: tuple[Tensor, Tensor | None] | 
 
 
 def whole_batch(rows: int) -> tuple[int, slice]:
-    """Rows of the batch of which this process has ``rows``, as every other one, and its own place among them.
+    """Size of the global batch, and the slice of it that is this process's, given its local size ``rows`` (the same in
+    every process).
 
     What is drawn for each row is drawn for all of them, so that several processes learn what one would.
     """

@@ -224,7 +224,7 @@ class DINOTokenizer(Quantizer):
     def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """VQ-KD on the newest frame of each observation, plus the pictures' loss; published: the pictures' alone."""
         if self.config.published:
-            pixels = self.decoder_loss(batch, generator)
+            pixels = self.decoder_loss(batch)
             return pixels, {"pixels": pixels.detach()}
         frames = batch[:, -3:]
         patches = self._patches(frames)
@@ -241,7 +241,7 @@ class DINOTokenizer(Quantizer):
         numbers = {"cosine": cosine.detach(), "commitment": commitment.detach(), "pixels": pixels.detach()}
         return cosine + self.config.commitment * commitment + pixels, numbers
 
-    def decoder_loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def decoder_loss(self, batch: Tensor) -> Tensor:
         """Error of the pictures painted from the codes of uint8 (B, 3K, H, W), newest frames; moves no code."""
         frames = batch[:, -3:]
         with torch.no_grad():

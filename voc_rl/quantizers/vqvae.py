@@ -143,8 +143,9 @@ class VQVAE(Quantizer):
         if height % (2 * config.patch) or width % (2 * config.patch):
             raise VOCError(
                 f"Observations of shape {observation_shape} do not fit {self.name} with a patch of {config.patch}; "
-                f"sides that are multiples of {2 * config.patch} are needed, or another `patch` in the quantizer's "
-                "config, or a quantizer that resizes frames (--quantizer dino)."
+                f"sides that are multiples of {2 * config.patch} are needed, or both of 4, 6 or 10 and another `patch` "
+                "(one that fits is chosen where the quantizer's config has none), or a quantizer that resizes frames "
+                "(--quantizer dino)."
             )
         self.observation_shape, self.config = (channels, height, width), config
         self.n_tokens, self.codebook_size = config.n_tokens, math.prod(config.levels)
