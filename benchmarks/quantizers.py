@@ -28,7 +28,7 @@ from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
 from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, psnr_notes, summary, table
-from voc_rl.benchmarks.results import hardware_of, options, versions_of, write_results
+from voc_rl.benchmarks.results import hardware_of, options, results_folder, versions_of, write_results
 from voc_rl.configs import fingerprint, from_dict
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
@@ -86,7 +86,8 @@ class Args:
     seeds: tuple[int, ...] = (0,)
     """Of the quantizers' training; episodes and their split are the same for all."""
     results: Path | None = None
-    """Where quantizers.json, .md and .png go; default: benchmarks/results of the working directory."""
+    """Where quantizers.json, .md and .png go; default: benchmarks/results of the working directory, of scale
+    smoke --out."""
 
 
 @dataclass
@@ -266,7 +267,7 @@ def _write(args: Args, bench: Bench, records: list[dict[str, Any]]) -> dict[str,
         }),
     }  # fmt: skip
     text = table(found)
-    folder = write_results("quantizers", results, text, args.results)
+    folder = write_results("quantizers", results, text, results_folder(args.results, args.scale, args.out))
     pictures = {task: _pictures(bench, task, rows) for task, rows in found.items()}
     draw_reconstructions(pictures, psnr_notes(found), folder / "quantizers.png")
     print(text)

@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from voc_rl.benchmarks.cells import Cell, describe, finished, grid, hold_settings, run_cells
-from voc_rl.benchmarks.results import hardware_of, options, versions_of, write_results
+from voc_rl.benchmarks.results import hardware_of, options, results_folder, versions_of, write_results
 from voc_rl.benchmarks.sb3_curves_plot import draw_curves
 from voc_rl.envs import make_env
 from voc_rl.errors import VOCError, check_choice, check_positive
@@ -64,7 +64,8 @@ class Args:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Which seeds to run."""
     results: Path | None = None
-    """Where sb3_curves.json, .md and .png go; default: benchmarks/results of the working directory."""
+    """Where sb3_curves.json, .md and .png go; default: benchmarks/results of the working directory, of scale
+    smoke --out."""
 
 
 def train_agent(cell: Cell, args: Args) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def main(args: Args) -> dict[str, Any]:
         + options({"task": ((args.task,), (Args.task,))}),
     }  # fmt: skip
     text = table(found, minutes)
-    folder = write_results("sb3_curves", results, text, args.results)
+    folder = write_results("sb3_curves", results, text, results_folder(args.results, args.scale, args.out))
     draw_curves(records, {arm: what for arm, (_, _, what) in ARMS.items()}, folder / "sb3_curves.png")
     print(text)
     return results

@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from voc_rl.benchmarks import throughput_machine as machine
-from voc_rl.benchmarks.results import FOLDER, hardware, options, write_results
+from voc_rl.benchmarks.results import hardware, options, results_folder, write_results
 from voc_rl.benchmarks.throughput_cases import SIZES, Case, Rounds
 from voc_rl.benchmarks.throughput_plot import draw
 from voc_rl.benchmarks.throughput_table import table
@@ -86,7 +86,8 @@ class Args:
     threads: int | None = None
     """For both; default: the number at which the reference is fastest."""
     out: Path | None = None
-    """Where throughput.json, .md and .png go; default: benchmarks/results of the working directory."""
+    """Where throughput.json, .md and .png go; default: benchmarks/results of the working directory, of scale smoke
+    runs/throughput."""
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -192,8 +193,12 @@ def _before(args: Args) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _folder(args: Args) -> Path:
+    return results_folder(args.out, args.scale, Path("runs/throughput"))
+
+
 def _file(args: Args) -> Path:
-    return (args.out or FOLDER) / f"{NAME}.json"
+    return _folder(args) / f"{NAME}.json"
 
 
 def _write(args: Args, device: torch.device, part: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def _write(args: Args, device: torch.device, part: Mapping[str, Any]) -> dict[st
         "command": " and ".join(sorted({p["command"] for p in parts.values()})),
         "hardware": " and ".join(sorted({f"{p['hardware']} ({p['device']})" for p in parts.values()})), **parts,
     }  # fmt: skip
-    folder = write_results(NAME, results, table(results), args.out)
+    folder = write_results(NAME, results, table(results), _folder(args))
     draw(results, folder / f"{NAME}.png")
     return results
 

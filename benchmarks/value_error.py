@@ -23,7 +23,7 @@ from voc_rl.benchmarks.cells import Cell, check_reach, finished, hold_settings, 
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.quantizers import config_of as quantizer_config
-from voc_rl.benchmarks.results import options, write_results
+from voc_rl.benchmarks.results import options, results_folder, write_results
 from voc_rl.benchmarks.value_error_data import DATA_SEED, Scale, TaskData
 from voc_rl.benchmarks.value_error_plot import draw_errors
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
@@ -58,7 +58,7 @@ class Args:
     out: Path = Path("runs/value_error")
     """Folder for episodes, truth, quantizers and finished cells; a folder in it per task."""
     results: Path | None = None
-    """Folder for value_error.json, .md and .png; default benchmarks/results."""
+    """Folder for value_error.json, .md and .png; default benchmarks/results, of scale smoke --out."""
     tasks: tuple[str, ...] = tuple(POLICIES)
     gammas: tuple[float, ...] = ()
     """Discounts; none named: those of the scale."""
@@ -96,7 +96,7 @@ def main(args: Args) -> dict[str, Any]:
         "others": (args.others, default.others),
     })  # fmt: skip
     text = table(results)
-    folder = write_results("value_error", results, text, args.results)
+    folder = write_results("value_error", results, text, results_folder(args.results, args.scale, args.out))
     draw_errors(results["tasks"], folder / "value_error.png")
     print(text)
     return results

@@ -13,6 +13,7 @@ from worlds import refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes, cli
 from voc_rl.errors import VOCError
+from voc_rl.joint import JointTraining
 from voc_rl.loop import Descent, LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.occupancy.training import OccupancyTrainee
@@ -58,8 +59,15 @@ def test_the_papers_numbers_at_every_size(size: str) -> None:
     assert (paper.network.width, paper.network.n_layer) == (ours.network.width, ours.network.n_layer)
     assert (paper.quantizer, paper.quantizer_config) == (ours.quantizer, ours.quantizer_config)
     assert with_recipe(ours, "voc") is ours
+    assert paper.joint is None
+    both = replace(ours, joint=JointTraining())
+    assert with_recipe(both, "paper").joint == JointTraining(warmup=0.0, decay=0.0)
+    assert with_recipe(both, "voc").joint == JointTraining()
     with pytest.raises(VOCError, match=r"Unknown recipe 'best'; accepted: paper, voc\."):
         with_recipe(ours, "best")  # type: ignore[arg-type]
+    longer = sized(size, n=5)
+    assert refusal(with_recipe, longer, "paper") == "n is 5, but the recipe paper has one-step targets; leave n out."
+    assert with_recipe(longer, "voc").occupancy.n == 5
 
 
 def test_sizes_of_quantizers() -> None:

@@ -50,6 +50,10 @@ def other_gamma(config: Any) -> Any:
     return replace(config, occupancy=replace(config.occupancy, gamma=0.4))
 
 
+def larger_gamma(config: Any) -> Any:
+    return replace(config, occupancy=replace(config.occupancy, gamma=0.8))
+
+
 def other_quantizer(config: Any) -> Any:
     return replace(config, quantizer_training=replace(config.quantizer_training, steps=12))
 
@@ -66,6 +70,12 @@ def jointly(config: Any) -> Any:
     ("stage", "change", "words"),
     [
         ("evaluate", other_gamma, "train is finished with other settings (occupancy.gamma was 0.5 and is 0.4)"),
+        (
+            "evaluate",
+            other_gamma,
+            "to keep what is there (a network trained with --gammas answers for a range of discounts).",
+        ),
+        ("evaluate", larger_gamma, "; in Python VOC.value(obs, gamma=0.8, estimator='sample') asks this one)."),
         ("evaluate", other_quantizer, "quantizer is finished with other settings (steps was 10 and is 12)"),
         ("evaluate", other_seed, "quantizer is finished with other settings (seed was 0 and is 1)"),
         ("evaluate", jointly, "quantizer is finished with other settings (joint was None and is {"),
@@ -95,6 +105,19 @@ def test_a_finished_stage_is_not_done_anew_by_the_way(
             if "--force" in words:
                 Pipeline(run, data, change(CONFIG), stage=stage, force=frozenset({stage or ""}))
     assert files(done) == before
+
+
+def test_another_precision_is_another_setting(data: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = Pipeline(RunFolder(done), data, CONFIG).asked.marks
+    monkeypatch.setenv("VOC_RL_PRECISION", "float32")
+    with RunFolder(done) as run:
+        said = refusal(Pipeline, run, data, CONFIG, stage="evaluate")
+        assert (
+            "quantizer is finished with other settings (precision was 'auto' and is 'float32'); give the same" in said
+        )
+        other = Pipeline(run, data, CONFIG).asked
+    assert other.settings["train"]["precision"] == "float32"
+    assert not set(other.marks.values()) & set(marks.values())
 
 
 def test_scores_are_not_replaced_by_those_of_other_samples(data: Path, done: Path, tmp_path: Path) -> None:

@@ -65,6 +65,32 @@ def test_training_takes_a_quantizer_and_tokens(episodes: Episodes) -> None:
     assert "tokenise this dataset" in refusal(train, episodes, config, quantizer=whole.quantizer, tokens=tokens)
 
 
+def test_tokens_are_checked_before_anything_is_trained(episodes: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, dataset = small_config(quantizer=5, steps=5), episodes.subset([0, 1])
+    voc = train(dataset, config)
+    codes, features = tokenize(voc.quantizer, dataset)
+    arrays = train(dataset, config, quantizer=voc.quantizer, tokens=(codes.numpy(), features.numpy()))
+    assert equal_states(voc, arrays)
+    alone = replace(config, network=replace(config.network, features=False))
+    assert (
+        train(dataset, alone, quantizer=voc.quantizer, tokens=(codes.numpy(), None)).occupancy.config.feature_dim == 0
+    )
+    monkeypatch.setattr("voc_rl.loop.Descent.step", None)
+    end = torch.full_like(codes, voc.quantizer.codebook_size)
+    for tokens, said in (
+        ((codes[:, :1], features), f"Codes have shape ({len(dataset)}, 1); 2 tokens per row are needed."),
+        ((codes - 100, features), "is the codebook."),
+        ((end, features), "Codes lie in 12..12; 0..11 is the codebook, and 12 is END, a future"),
+        ((codes.numpy().astype(float), features), "Codes have dtype float64; whole numbers are needed"),
+        (
+            (codes, None),
+            "Tokens lack the features of quantizer vqvae; give those of tokenize(quantizer, dataset), or a",
+        ),
+        ((codes, features[:, 1:]), f"Features have shape ({len(dataset)}, 23); ({len(dataset)}, 24) are needed."),
+    ):
+        assert said in refusal(train, dataset, config, quantizer=voc.quantizer, tokens=tokens)
+
+
 @pytest.mark.parametrize(("name", "gammas"), [("vqvae", None), ("musik", (0.3, 0.8)), ("dino", None), ("vqgan", None)])
 def test_the_default_type_makes_no_difference(
     episodes: Episodes, name: str, gammas: tuple[float, float] | None, tmp_path: Path

@@ -64,6 +64,16 @@ def test_bad_arguments() -> None:
             quantizer.embed(codes)
         with pytest.raises(VOCError, match=said):
             quantizer.decode(codes)
+    for codes, said in [
+        (np.zeros((2, 3), np.int64), r"^Codes are ndarray; a tensor is needed, as torch\.from_numpy makes"),
+        (torch.tensor(3), r"Codes have shape \(\); 3 tokens per row"),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.int64),
+            r"shape \(1, 2, 3\); \(B, n_tokens\) .* give futures\.flatten\(0, 1\)\.$",
+        ),
+    ]:
+        with pytest.raises(VOCError, match=said):
+            quantizer.decode(codes)  # type: ignore[arg-type]
     said = refusal(VQVAE, (9, 10, 12), SMALL)
     assert "do not fit vqvae with a patch of 3; sides that are multiples of 6" in said
     assert "another `patch`" in said

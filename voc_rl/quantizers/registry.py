@@ -42,7 +42,10 @@ def known_quantizer(name: str) -> tuple[type[Quantizer], type[Any]]:
             f"Unknown quantizer {name!r}; accepted: {', '.join(sorted(QUANTIZERS))}; one of your own is "
             f"{_entered(name)}."
         )
-    return QUANTIZERS[name]
+    entry = QUANTIZERS[name]
+    if not isinstance(entry, tuple) or len(entry) != 2:
+        raise VOCError(f"QUANTIZERS[{name!r}] is {entry!r}; a quantizer is {_entered(name)}.")
+    return entry
 
 
 def _entered(name: str) -> str:
@@ -54,15 +57,18 @@ def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: 
     """A fresh quantizer; ``config`` is its dataclass, a mapping for it, or None for the defaults.
 
     Raises:
-        VOCError: an unknown name, unknown config keys, or frames that do not fit.
+        VOCError: an unknown name, unknown config keys, frames that do not fit, or a class that calls itself otherwise.
     """
     cls, config_cls = known_quantizer(name)
     if not isinstance(config, config_cls):
         config = from_dict(config_cls, {} if config is None else config, f"config of quantizer {name}")
-    return cls(observation_shape, config)
+    quantizer = cls(observation_shape, config)
+    if quantizer.name != name:  # by which its files would be read
+        raise VOCError(f"QUANTIZERS[{name!r}] calls itself {quantizer.name!r}; its `name` has to be {name!r}.")
+    return quantizer
 
 
-def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
+def save_quantizer(quantizer: Quantizer, folder: str | Path) -> None:
     """Write quantizer.json and quantizer.safetensors into ``folder``.
 
     Raises:
@@ -85,7 +91,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
 
 @seeded(torch.device("cpu"), 0)  # weights that are read are not drawn from the caller's random numbers before
 @single_precision()
-def load_quantizer(folder: Path) -> Quantizer:
+def load_quantizer(folder: str | Path) -> Quantizer:
     """Read a quantizer that ``save_quantizer`` wrote, in eval mode, on the CPU.
 
     Raises:

@@ -34,6 +34,7 @@ from voc_rl.quantizers.base import (
     Quantizer,
     check_codebook_size,
     check_codes,
+    check_rows_of_codes,
     frames_in_stack,
     scale,
     unscale,
@@ -221,7 +222,9 @@ class VQVAE(Quantizer):
         return self.codebook.indices_to_codes(codes[:, None]).flatten(1).float()
 
     def decode(self, codes: Tensor) -> Tensor:
-        pixels = self.to_pixels(self._cells(self.trunk(self.embed(codes).flatten(1))))
+        vectors = self.embed(codes)
+        check_rows_of_codes(codes)
+        pixels = self.to_pixels(self._cells(self.trunk(vectors.flatten(1))))
         rows, patch = 2 * self.grid[0], self.config.patch
         picture = rearrange(pixels, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=patch, q=patch)
         return unscale(picture.float() + self.mean_picture)
