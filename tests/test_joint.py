@@ -274,25 +274,21 @@ def test_the_config_survives_json() -> None:
 
 
 @pytest.mark.slow
-def test_the_published_vqgan_trains_alone_and_jointly(tmp_path: Path) -> None:
-    """Full width and codebook, 80 pixels to 5 x 5 codes a frame; a few steps of batches of 2."""
+def test_the_published_vqgan_trains(tmp_path: Path) -> None:
+    """Full width and codebook, 80 pixels to 5 x 5 codes a frame; a few joint steps of batches of 2."""
     write_world(tmp_path, episodes=2, rows=8, size=84)
     episodes = Episodes.open(tmp_path).load_frames()
     loop = LoopConfig(steps=3, batch_size=2, learning_rate=1e-4)
     config = replace(
         small_config(0.5, steps=3), quantizer="vqgan", quantizer_config={}, quantizer_training=loop,
-        occupancy=OccupancyTraining(gamma=0.5, loop=loop, refill=1),
+        occupancy=OccupancyTraining(gamma=0.5, loop=loop, refill=1), joint=JointTraining(warmup=0.0),
     )  # fmt: skip
     lines: dict[str, dict[str, float]] = {}
-    for joint, stage in ((None, "quantizer"), (JointTraining(warmup=0.0), "joint")):
-        lines.clear()
-        voc = train(
-            episodes, replace(config, joint=joint), log=lambda stage, _, numbers: lines.update({stage: dict(numbers)})
-        )
-        quantizer = voc.quantizer
-        assert (quantizer.n_tokens, quantizer.codebook_size, quantizer.code_dim) == (75, 1024, 256)
-        assert lines[stage]["pixels"] < 3.0
-        assert np.isfinite(lines["occupancy" if joint is None else "joint"]["cross_entropy"])
-        obs = episodes.observations(np.array([3, 10]))
-        assert np.isfinite(voc.value(obs).mean).all()
-        assert quantizer.decode(voc.sample_futures(obs, 1)[:, 0]).shape == (2, 9, 84, 84)
+    voc = train(episodes, config, log=lambda stage, _, numbers: lines.update({stage: dict(numbers)}))
+    quantizer = voc.quantizer
+    assert (quantizer.n_tokens, quantizer.codebook_size, quantizer.code_dim) == (75, 1024, 256)
+    assert lines["joint"]["pixels"] < 3.0
+    assert np.isfinite(lines["joint"]["cross_entropy"])
+    obs = episodes.observations(np.array([3, 10]))
+    assert np.isfinite(voc.value(obs).mean).all()
+    assert quantizer.decode(voc.sample_futures(obs, 1)[:, 0]).shape == (2, 9, 84, 84)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +68,7 @@ class Settings:
     """Optimiser steps of each of the reward head's two networks; default 800."""
 
     def pipeline(self, run: Any, stage: str, device: Any) -> Any:
-        from voc_rl.configs import to_dict
+
         from voc_rl.joint import JointTraining
         from voc_rl.pipeline import Pipeline
         from voc_rl.quantizers import QUANTIZERS
@@ -82,7 +82,7 @@ class Settings:
         )  # fmt: skip
         stack = 3
         if given is not None:
-            config, stack = replace(config, quantizer_config=to_dict(given.config)), given.observation_shape[0] // 3
+            config, stack = replace(config, quantizer_config=asdict(given.config)), given.observation_shape[0] // 3
         recipe: Any = self.recipe  # with_recipe checks it
         config = replace(config, joint=JointTraining() if self.joint else None)
         config = with_recipe(config, recipe)

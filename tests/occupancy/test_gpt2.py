@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import Payload
 from test_readme import README, blocks
 from torch import Tensor
 from vqgan_layout import PUBLISHED, random_weights
@@ -167,16 +168,6 @@ def test_published_parts_become_a_voc_as_the_page_says(tmp_path: Path, monkeypat
     assert "use estimator='sample'" in refusal(voc.value, obs)
     said = refusal(VOC, voc.quantizer, voc.occupancy, None, None, 0.9, voc.spec)
     assert said == "A VOC needs a reward head; voc_rl.values.fit_reward_head fits one to the rewards of episodes."
-
-
-class Payload:
-    """Would create a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 def without(name: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from chains import occupancy, ring, slow_ring
 from occupancy_table import OccupancyTable
 from scipy import stats
+from small import generator
 from torch import Tensor
 
 from voc_rl.errors import VOCError
@@ -32,10 +33,6 @@ def network(feature_dim: int = 0, seed: int = 0, tokens: int = TOKENS, codes: in
         for parameter in model.parameters():
             parameter.add_(0.25 * torch.randn(parameter.shape))
     return model
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def all_futures(codes: int = CODES, tokens: int = TOKENS) -> Tensor:

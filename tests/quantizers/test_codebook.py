@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small import generator
 
 from voc_rl.quantizers import code_counts, codebook_use, perplexity
 from voc_rl.quantizers.codebook import CosineCodebook, move_unused
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_codebook_finds_directions() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import generator
 from torch import Tensor
 from worlds import refusal, write_world
 
@@ -32,10 +33,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
     folder = tmp_path_factory.mktemp("world")
     write_world(folder, size=SIZE)
     return Episodes.open(folder).load_frames()
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def fresh(seed: int = 0, stack: int = 3, config: DINOConfig = TINY) -> DINOTokenizer:

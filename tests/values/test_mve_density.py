@@ -10,6 +10,7 @@ from decisions import LAST as TERMINAL
 from decisions import UNIFORM, A, decisions
 from decisions import S as STATES
 from occupancy_table import OccupancyTable
+from small import generator
 from torch import Tensor
 
 from voc_rl.errors import VOCError
@@ -19,10 +20,6 @@ from voc_rl.values import ValueEstimate, from_weights, future_weights, mve
 
 S = 12
 REWARD = np.cos(2 * np.pi * np.arange(S) / S) + (np.arange(S) == 7)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def reward_of(table: np.ndarray) -> torch.Tensor:
