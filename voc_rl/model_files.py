@@ -97,9 +97,9 @@ class Parts:
         """Shape of an observation, (3K, H, W)."""
         return self.quantizer.observation_shape
 
-    def check_spec(self, spec: DataSpec) -> None:
-        """Warn where frames were made in another way than those the model was trained on."""
-        _compare_specs(self.spec, spec)
+    def check_spec(self, spec: DataSpec, whose: str = "this data") -> None:
+        """Warn where frames were made in another way than those the model was trained on; ``whose`` they are."""
+        _compare_specs(self.spec, spec, whose)
 
 
 def _check_codes_fit(quantizer: Quantizer, config: OccupancyConfig, where: str) -> None:
@@ -118,12 +118,13 @@ def check_spec_of(folder: str | Path, spec: DataSpec) -> None:
     """
     path = Path(folder) / DESCRIPTION
     if path.exists():
-        _compare_specs(from_dict(DataSpec, read_json(path, "VOC description").get("spec", {}), "spec"), spec)
+        trained = from_dict(DataSpec, read_json(path, "VOC description").get("spec", {}), "spec")
+        _compare_specs(trained, spec, "this data")
 
 
-def _compare_specs(trained: DataSpec, spec: DataSpec) -> None:
+def _compare_specs(trained: DataSpec, spec: DataSpec, whose: str) -> None:
     for name, mine, other in trained.differences(spec):
-        warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=3)
+        warnings.warn(f"The VOC was trained with {name} {mine!r}, {whose} has {other!r}.", stacklevel=3)
 
 
 def save_parts(folder: str | Path, voc: Parts) -> None:

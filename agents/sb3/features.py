@@ -48,9 +48,10 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
 
     Frozen (the default), the VOC is shared by all copies that an algorithm makes (actor, critic, targets), has no
     parameters for an optimiser, a target update or ``load_state_dict`` to touch, and is not in the saved zip, which
-    holds the path and a mark of the weights: with a VOC that was trained anew there, the agent is not loaded.
-    Fine-tuned, every copy has weights of its own; they are trained, averaged and saved with the policy. Either way it
-    stays in evaluation mode, and an orthogonal initialisation (PPO, A2C) leaves it as it is.
+    holds the path and a mark of the weights: with a VOC that was trained anew there, the agent is not loaded. It
+    computes on the CPU, in an agent on a GPU too. Fine-tuned, every copy has weights of its own; they are trained,
+    averaged and saved with the policy. Either way it stays in evaluation mode, and an orthogonal initialisation (PPO,
+    A2C) leaves it as it is.
 
     A run folder that moved is named where the agent is loaded, beside all else that its ``policy_kwargs`` held:
     ``SAC.load("agent.zip", custom_objects={"policy_kwargs": {"features_extractor_class": VOCFeaturesExtractor,
