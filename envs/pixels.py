@@ -9,12 +9,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
+from voc_rl.data import DataSpec
 from voc_rl.envs.gl import prepare_gl
 from voc_rl.envs.render import check_not_forked, note_drawing
 from voc_rl.errors import VOCError, check_positive
 
 
-class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructorArgs):
+class PixelObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Replace observations by the last ``stack`` rendered frames: uint8 (3 * stack, size, size).
 
     Channels come first and the oldest frame comes first. At reset the first frame fills the stack, unless
@@ -27,14 +28,16 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
         env: an environment made with ``render_mode="rgb_array"``.
         size: height and width of the frames; rendered frames of another size are resized.
         stack: number of frames.
+        render_only: False shows a Dict, the frames as "pixels" and the wrapped observation as "state", for agents of
+            the state beside a VOC of the frames (as Gymnasium's ``AddRenderObservation``).
 
     Raises:
         VOCError: ``env`` does not render arrays; no headless OpenGL for a task of MuJoCo, or one in a process that was
             forked from one that had drawn.
     """
 
-    def __init__(self, env: gym.Env, size: int = 84, stack: int = 3) -> None:
-        RecordConstructorArgs.__init__(self, size=size, stack=stack)
+    def __init__(self, env: gym.Env, size: int = 84, stack: int = 3, render_only: bool = True) -> None:
+        RecordConstructorArgs.__init__(self, size=size, stack=stack, render_only=render_only)
         gym.Wrapper.__init__(self, env)
         if env.render_mode != "rgb_array":
             raise VOCError(
@@ -47,16 +50,22 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
         if self._mujoco:  # Gymnasium's tasks choose their OpenGL at the first frame
             prepare_gl()
             check_not_forked()
-        self.size, self.stack = size, stack
-        self.observation_space = gym.spaces.Box(0, 255, (3 * stack, size, size), np.uint8)
-        inner = env.observation_space
+        self.size, self.stack, self.render_only = size, stack, render_only
+        pixels, inner = gym.spaces.Box(0, 255, (3 * stack, size, size), np.uint8), env.observation_space
+        self.observation_space = pixels if render_only else gym.spaces.Dict({"pixels": pixels, "state": inner})
         self._flat = isinstance(inner, gym.spaces.Box) and len(inner.shape) == 1
         self._frames: deque[np.ndarray] = deque(maxlen=stack)
         self._over = False  # the next step only resets
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    @property
+    def data_spec(self) -> DataSpec:
+        """How the frames are made: what the environment says itself, else the id that it was made by."""
+        if self.env.has_wrapper_attr("data_spec"):
+            return self.env.get_wrapper_attr("data_spec")
+        made = self.unwrapped.spec
+        return DataSpec(task=made.id if made is not None else "", size=self.size)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; ``options["frames"]`` fills the stack, the other options go to the environment.
 
         Raises:
@@ -69,17 +78,18 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructor
         observation, info = self.env.reset(seed=seed, options=options)
         self._frames.extend([self._frame()] * self.stack if frames is None else frames)
         self._over = False
-        return self._observation(), self._info(observation, info)
+        return self._seen(observation), self._info(observation, info)
 
-    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment and push its new frame."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._frames.extend([self._frame()] * (self.stack if self._over else 1))
         self._over = bool(terminated or truncated)
-        return self._observation(), reward, terminated, truncated, self._info(observation, info)
+        return self._seen(observation), reward, terminated, truncated, self._info(observation, info)
 
-    def _observation(self) -> np.ndarray:
-        return np.concatenate(list(self._frames))
+    def _seen(self, observation: Any) -> Any:
+        pixels = np.concatenate(list(self._frames))
+        return pixels if self.render_only else {"pixels": pixels, "state": observation}
 
     def _info(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         return {**info, "state": np.array(observation, np.float32)} if self._flat else info

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from voc_rl.data import Episode
+from voc_rl.envs.value_reader import raw_reward
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.policy import BehaviourPolicy, choices_of, in_unit_bounds, numbers, one_hot_rows
 
@@ -19,15 +20,14 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
         env: a Gymnasium environment that shows stacked frames uint8 (3K, H, W), newest last (``PixelObservation``), and
             takes discrete actions (recorded one-hot) or actions in [-1, 1]. Of ``info``, ``state`` (policies of the
             state need it), ``physics`` and ``discount`` (else 0 at a termination and 1 otherwise) are kept where they
-            are given.
+            are given. Rewards are what the environment paid, also where a value wrapper shapes them.
 
     Raises:
         VOCError: other actions or observations, a policy that draws no actions or none of the environment's, no
             ``state`` for one of the state, a reward that is not one number, or a ``state`` or ``physics`` that is no
             vector.
     """
-    space = env.action_space
-    choices = _check_env(env)
+    choices, space = _check_env(env), env.action_space
     check_behaviour(policy)
     env_seed, policy_seed = seed.spawn(2)
     rng = np.random.default_rng(policy_seed)
@@ -46,7 +46,8 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
         played = numbers(action, space) if choices else np.clip(action, -1, 1)
         observation, reward, terminated, truncated, info = env.step(played)
         over, info = terminated or truncated, {"discount": float(not terminated), **info}
-        rows.append(_row(observation, info, action, _reward(reward), log_prob, policy_id, 2 if over else 1))
+        paid = raw_reward(info, _reward(reward))
+        rows.append(_row(observation, info, action, paid, log_prob, policy_id, 2 if over else 1))
     given = [name for name in rows[0] if all(name in row for row in rows)]
     return Episode(**{name: np.stack([row[name] for row in rows]) for name in given})
 
@@ -63,6 +64,8 @@ def check_behaviour(policy: Any) -> None:
 
 def _check_env(env: gym.Env) -> int | None:
     """Refuse what cannot be recorded; how many discrete actions there are, None for continuous ones."""
+    if not isinstance(env, gym.Env):
+        raise VOCError(f"The environment is a {type(env).__name__}; one Gymnasium environment is needed, not several.")
     space, actions = env.observation_space, env.action_space
     frames = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape or ()) == 3
     if not frames or space.shape[0] % 3 or space.shape[2] < min(space.shape[:2]):  # type: ignore[index]

@@ -10,10 +10,20 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from voc_rl.envs.value_overlay import draw_overlay
-from voc_rl.envs.value_reader import RAW, Mode, Observe, Reading, ValueReader, ValueSettings, raw_reward
+from voc_rl.envs.value_reader import (
+    RAW,
+    Mode,
+    Observe,
+    Reading,
+    ValueReader,
+    ValueSettings,
+    check_kind,
+    raw_reward,
+    warn_of,
+)
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
-from voc_rl.plugin import Seen
+from voc_rl.plugin import Seen, pixels_of
 
 
 class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -39,7 +49,8 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
       transition, and its reward stays as it is.
 
     Args:
-        env: an environment with stacked frames uint8 (3K, H, W), such as ``make_env`` and ``PixelObservation`` make.
+        env: an environment with stacked frames uint8 (3K, H, W), such as ``make_env`` and ``PixelObservation`` make,
+            alone or as "pixels" in a Dict, whose other parts stay as they are.
         voc: a run folder (specs, pickles and saved agents then hold its path) or a VOC.
         mode: ``info``, ``observation`` or ``shaping``.
         estimator: ``head`` (one pass), ``sample`` or ``mve`` (``VOC.value``).
@@ -54,12 +65,12 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         overlay: let ``render`` draw the frame, the value curve of the episode and decoded futures.
 
     Raises:
-        VOCError: no VOC, frames of another size or stack, a word that is not accepted, an estimator or discount that
-            the VOC does not have, or ``overlay`` without ``render_mode="rgb_array"``.
+        VOCError: an environment of another kind, no VOC, frames of another size or stack, a word that is not accepted,
+            an estimator or discount that the VOC does not have, or ``overlay`` without ``render_mode="rgb_array"``.
 
     Warns:
         UserWarning: the environment has another task, render profile, camera, action repeat, OpenGL backend or MuJoCo
-            than the VOC's training data, or does not say (no ``data_spec``).
+            than the VOC's training data, or does not say (``data_spec``).
     """
 
     def __init__(
@@ -76,6 +87,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         samples: int = 100,
         overlay: bool = False,
     ) -> None:
+        check_kind(env, gym.Env)
         voc = str(voc) if isinstance(voc, Path) else voc
         RecordConstructorArgs.__init__(
             self, _disable_deepcopy=True, voc=voc, mode=mode, estimator=estimator, gamma=gamma, observe=observe,
@@ -89,8 +101,8 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._overlay = overlay
         if overlay and env.render_mode != "rgb_array":
             raise VOCError(f"The overlay needs render_mode='rgb_array'; this environment has {env.render_mode!r}.")
-        self._reader.warn_of([env.get_wrapper_attr("data_spec")] if env.has_wrapper_attr("data_spec") else [])
-        self._pixels: np.ndarray | None = None
+        warn_of(self.voc, [env.get_wrapper_attr("data_spec")] if env.has_wrapper_attr("data_spec") else [])
+        self._pixels: Any = None
         self._readings: list[Reading] = []
         self._over = False  # the next step only resets
 
@@ -111,7 +123,7 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._readings.clear()
         self._over = False
         reading = self._read(obs)
-        return self._reader.observe_one(obs[None], reading), self._with(info, reading.row(0))
+        return self._reader.observe_one(obs, reading), self._with(info, reading.row(0))
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment and read where it arrived."""
@@ -127,18 +139,18 @@ class VOCValueWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             if not self._over:
                 reward = float(self._reader.shaped(reward, terminated, reading.value, before.value)[0])
         self._over = bool(terminated or truncated)
-        return self._reader.observe_one(obs[None], reading), reward, terminated, truncated, self._with(info, shown)
+        return self._reader.observe_one(obs, reading), reward, terminated, truncated, self._with(info, shown)
 
     @staticmethod
     def _with(info: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
         return {**info, "voc": {**info.get("voc", {}), **shown}}  # a wrapper inside may have shaped the reward
 
-    def _read(self, obs: np.ndarray) -> Reading:
-        reading = self._reader.read(obs[None])
+    def _read(self, obs: Any) -> Reading:
+        self._pixels = pixels_of(obs)
+        reading = self._reader.read(self._pixels[None])
         if not self._overlay:
             self._readings.clear()  # the curve is the only thing that needs more than the last one
         self._readings.append(reading)
-        self._pixels = obs
         return reading
 
     def render(self) -> Any:

@@ -24,6 +24,7 @@ from voc_rl.plugin import (
     codes_size,
     feature_size,
     open_voc,
+    pixels_of,
     vectors_of_codes,
 )
 
@@ -61,6 +62,11 @@ class ValueSettings:
         check_choice(self.features, (*FEATURES, "codes"), "kind of features")
         if self.mode != "observation" and (self.observe, self.features) != ("value", "context"):
             raise VOCError("observe and features say what observations show; they need mode='observation'.")
+        if self.observe == "value" and self.features != "context":
+            raise VOCError(
+                f"features={self.features!r} are not shown with observe='value'; use observe='features' (beside the "
+                "frames) or 'features_only'."
+            )
         if self.mode == "shaping" and self.gamma is None:
             raise VOCError("mode 'shaping' needs gamma, the discount of the agent that learns from the shaped rewards.")
         ordinary = self.mode == "shaping" and self.gamma == 1  # of agents whose episodes terminate
@@ -100,6 +106,19 @@ class Reading:
         return {name: float(column[i]) if column.ndim == 1 else column[i] for name, column in self.columns().items()}
 
 
+def check_kind(env: Any, kind: type) -> None:
+    """Refuse an environment of another kind than a value wrapper wraps.
+
+    Raises:
+        VOCError: another kind; names the wrapper of each.
+    """
+    if not isinstance(env, kind):
+        raise VOCError(
+            f"The environment is a {type(env).__name__}; VOCValueWrapper wraps one Gymnasium environment, "
+            "VOCValueVectorWrapper Gymnasium's vector environments and VecVOCValue those of Stable-Baselines3."
+        )
+
+
 def raw_reward(info: Mapping[str, Any], reward: Any) -> float:
     """What the environment paid, also where a wrapper inside has shaped it."""
     return float(info.get("voc", {}).get(RAW, reward))
@@ -117,7 +136,7 @@ class ValueReader:
         self._source = voc
         self.voc = open_voc(voc)
         self.settings = settings
-        check_space(space, self.voc.observation_shape, "The environment's")
+        check_space(pixels_of(space), self.voc.observation_shape, "The environment's")
         # in mode "shaping" gamma is the agent's, and the potential is the value at the model's own discount
         self._value_gamma = None if settings.mode == "shaping" else settings.gamma
         self.read(np.zeros((1, *self.voc.observation_shape), np.uint8))  # refuses here what it could refuse at a step
@@ -133,14 +152,12 @@ class ValueReader:
         if "voc" not in state:
             self.voc = open_voc(self._source)
 
-    def _space(self, pixels: gym.Space[Any]) -> gym.Space[Any]:
-        settings = self.settings
-        if settings.mode != "observation":
-            return pixels
-        extra = gym.spaces.Box(-np.inf, np.inf, (1 if settings.observe == "value" else self._width(),), np.float32)
-        if settings.observe == "features_only":
-            return extra
-        return gym.spaces.Dict({"pixels": pixels, settings.observe: extra})
+    def _space(self, space: gym.Space[Any]) -> gym.Space[Any]:
+        if self.settings.mode != "observation":
+            return space
+        width = 1 if self.settings.observe == "value" else self._width()
+        shown = self._shown(space, gym.spaces.Box(-np.inf, np.inf, (width,), np.float32))
+        return gym.spaces.Dict(shown) if isinstance(shown, dict) else shown
 
     def _width(self) -> int:
         kind = self.settings.features
@@ -169,21 +186,30 @@ class ValueReader:
         gamma = voc.gamma if self._value_gamma is None else self._value_gamma
         return Reading(estimate.mean, estimate.stderr, estimate.low, estimate.high, gamma, features, successor, futures)
 
-    def observe(self, obs: np.ndarray, reading: Reading) -> Any:
-        """What the agent sees of observations (n, ...), still as a batch."""
-        settings = self.settings
-        if settings.mode != "observation":
+    def observe(self, obs: Any, reading: Reading) -> Any:
+        """What the agent sees of a batch of n observations, the first n of a reading."""
+        if self.settings.mode != "observation":
             return obs
-        if settings.observe == "value":
-            return {"pixels": obs, "value": reading.value[:, None].astype(np.float32)}
-        if settings.observe == "features":
-            return {"pixels": obs, "features": reading.features}
+        return self._shown(obs, self._extra(reading)[: len(pixels_of(obs))])
+
+    def observe_one(self, obs: Any, reading: Reading, row: int = 0) -> Any:
+        """What the agent sees of one observation, which is a row of a reading."""
+        return obs if self.settings.mode != "observation" else self._shown(obs, self._extra(reading)[row])
+
+    def _extra(self, reading: Reading) -> np.ndarray:
+        """What mode "observation" adds, float32 (n, D)."""
+        if self.settings.observe == "value":
+            return reading.value[:, None].astype(np.float32)
+        assert reading.features is not None  # read in this mode
         return reading.features
 
-    def observe_one(self, obs: np.ndarray, reading: Reading, i: int = 0) -> Any:
-        """What the agent sees of row ``i``."""
-        seen = self.observe(obs, reading)
-        return {name: part[i] for name, part in seen.items()} if isinstance(seen, dict) else seen[i]
+    def _shown(self, seen: Any, extra: Any) -> Any:
+        """Observations, or their space, with what mode "observation" adds; ``features_only`` leaves the frames out."""
+        parts = dict(seen) if isinstance(seen, Mapping) else {"pixels": seen}
+        if self.settings.observe == "features_only":
+            del parts["pixels"]
+        name = "value" if self.settings.observe == "value" else "features"
+        return {**parts, name: extra} if parts else extra
 
     def shaped(self, reward: Any, terminated: Any, arrived: np.ndarray, before: np.ndarray) -> np.ndarray:
         """r + gamma Phi(s') - Phi(s) (Ng et al. 1999), Phi = 0 after a termination; the agent's gamma."""
@@ -191,17 +217,22 @@ class ValueReader:
         assert gamma is not None  # checked by the settings
         return np.asarray(reward, np.float64) + gamma * np.where(terminated, 0.0, arrived) - before
 
-    def warn_of(self, specs: Iterable[DataSpec]) -> None:
-        """Warn where frames are made in another way than those the VOC was trained on.
 
-        Of an environment that does not say how (no specs), once, if the VOC's training data did.
-        """
-        specs, mine = set(specs), self.voc.spec
-        for spec in specs:
-            self.voc.check_spec(spec)
-        if not specs and mine.task and mine.render:
-            warnings.warn(
-                "Cannot tell how the environment's frames are made, as it has no data_spec; the VOC was trained with "
-                f"task {mine.task!r}, render {mine.render!r}, camera {mine.camera}: compare its frames with the data.",
-                stacklevel=3,
-            )
+def warn_of(voc: VOC, specs: Iterable[DataSpec]) -> None:
+    """Warn where environments make frames in another way than those that a VOC was trained on.
+
+    Of environments that do not say of which task they are or how they draw (no specs), once, if the VOC's training
+    data did.
+    """
+    mine, unsaid = voc.spec, False
+    for spec in set(specs) or {DataSpec()}:
+        voc.check_spec(spec, "the environment")
+        quiet = bool((mine.task and not spec.task) or (mine.render and not spec.render))
+        unsaid = unsaid or (quiet and not mine.differences(spec))
+    if unsaid:
+        drawn = f", render {mine.render!r}, camera {mine.camera}" if mine.render else ""
+        warnings.warn(
+            "Cannot tell how the environment's frames are made, as its data_spec does not say; the VOC was trained "
+            f"with task {mine.task!r}{drawn}: compare its frames with the data.",
+            stacklevel=3,
+        )

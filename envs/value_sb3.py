@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from voc_rl.envs.value_reader import RAW, Mode, Observe, ValueReader, ValueSettings, raw_reward
+from voc_rl.envs.value_reader import RAW, Mode, Observe, ValueReader, ValueSettings, check_kind, raw_reward, warn_of
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
-from voc_rl.plugin import Seen
+from voc_rl.plugin import Seen, pixels_of
 from voc_rl.policy import attributes_of, value_settings_of
 
 try:
@@ -49,13 +49,14 @@ class VecVOCValue(VecEnvWrapper):
         futures: int = 0,
         samples: int = 100,
     ) -> None:
+        check_kind(venv, VecEnv)
         settings = ValueSettings(mode, estimator, gamma, observe, features, successor_features, futures, samples)
         normalize = unwrap_vec_normalize(venv)
         if mode == "shaping" and normalize is not None and normalize.norm_reward:
             raise VOCError("VecNormalize scales the rewards before they are shaped; put it around the shaping.")
         self._reader = ValueReader(voc, venv.observation_space, settings)
         super().__init__(venv, self._reader.observation_space)
-        self._reader.warn_of(attributes_of(venv, "data_spec"))
+        warn_of(self.voc, attributes_of(venv, "data_spec"))
         self._potential = np.zeros(venv.num_envs)
 
     @property
@@ -70,8 +71,8 @@ class VecVOCValue(VecEnvWrapper):
 
     def reset(self) -> Any:
         """Reset all environments and read their first observations; ``reset_infos`` holds the values."""
-        obs = _pixels(self.venv.reset())
-        reading = self._reader.read(obs)
+        obs = self.venv.reset()
+        reading = self._reader.read(pixels_of(obs))
         self._potential = reading.value
         self.reset_infos = [
             {**info, "voc": {**info.get("voc", {}), **reading.row(i)}} for i, info in enumerate(self.venv.reset_infos)
@@ -82,9 +83,8 @@ class VecVOCValue(VecEnvWrapper):
         """Read where all environments arrived, and where ended episodes did, in one call."""
         obs, rewards, dones, infos = self.venv.step_wait()
         n, finals = self.num_envs, np.flatnonzero(dones)
-        last = [infos[i]["terminal_observation"][None] for i in finals]
-        pixels = np.concatenate([_pixels(obs), *last])
-        reading = self._reader.read(pixels)
+        last = [pixels_of(infos[i]["terminal_observation"])[None] for i in finals]
+        reading = self._reader.read(np.concatenate([pixels_of(obs), *last]))
         arrived = reading.value[:n].copy()
         arrived[finals] = reading.value[n:]
         shown = [reading.row(i) for i in range(n)]
@@ -97,14 +97,6 @@ class VecVOCValue(VecEnvWrapper):
         self._potential = reading.value[:n]
         infos = [{**info, "voc": {**info.get("voc", {}), **shown[i]}} for i, info in enumerate(infos)]
         for row, i in enumerate(finals.tolist(), n):
-            infos[i]["terminal_observation"] = self._reader.observe_one(pixels, reading, row)
+            infos[i]["terminal_observation"] = self._reader.observe_one(infos[i]["terminal_observation"], reading, row)
             infos[i]["terminal_voc"] = reading.row(row)
-        seen = self._reader.observe(pixels, reading)
-        seen = {name: part[:n] for name, part in seen.items()} if isinstance(seen, dict) else seen[:n]
-        return seen, np.asarray(shaped, np.float32), dones, infos
-
-
-def _pixels(obs: Any) -> np.ndarray:
-    if not isinstance(obs, np.ndarray):
-        raise VOCError(f"The environment returns {type(obs).__name__} observations; frames as one array are needed.")
-    return obs
+        return self._reader.observe(obs, reading), np.asarray(shaped, np.float32), dones, infos

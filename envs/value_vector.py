@@ -9,9 +9,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from voc_rl.envs.value_reader import RAW, Mode, Observe, Reading, ValueReader, ValueSettings
+from voc_rl.envs.value_reader import RAW, Mode, Observe, Reading, ValueReader, ValueSettings, check_kind, warn_of
 from voc_rl.model import VOC, Estimator
-from voc_rl.plugin import Seen
+from voc_rl.plugin import Seen, pixels_of
 
 
 class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -42,6 +42,7 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         futures: int = 0,
         samples: int = 100,
     ) -> None:
+        check_kind(env, VectorEnv)
         super().__init__(env)
         settings = ValueSettings(mode, estimator, gamma, observe, features, successor_features, futures, samples)
         self._reader = ValueReader(voc, env.single_observation_space, settings)
@@ -50,7 +51,7 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         self._autoreset = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         call = getattr(env.unwrapped, "call", None)  # environments that are not made of single ones have none
         specs = call("data_spec") if call is not None and all(call("has_wrapper_attr", "data_spec")) else []
-        self._reader.warn_of(specs)
+        warn_of(self.voc, specs)
         self._potential = np.zeros(env.num_envs)
         self._over = np.zeros(env.num_envs, bool)  # episodes whose next step only resets
 
@@ -65,7 +66,7 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         """Reset all environments, or those of ``options["reset_mask"]``, and read where they stand."""
         mask = (options or {}).get("reset_mask")  # the environment takes it out of the options
         obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        reading = self._reader.read(obs)
+        reading = self._reader.read(pixels_of(obs))
         chosen = np.ones(self.num_envs, bool) if mask is None else mask
         self._potential = np.where(chosen, reading.value, self._potential)
         self._over &= ~chosen
@@ -76,44 +77,36 @@ class VOCValueVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         obs, rewards, terminations, truncations, infos = self.env.step(actions)
         n, done = self.num_envs, np.flatnonzero(terminations | truncations)
         finals = done if self._autoreset == AutoresetMode.SAME_STEP else done[:0]
-        reading = self._reader.read(np.concatenate([obs, *(infos["final_obs"][i][None] for i in finals)]))
-        now = _rows(reading, slice(0, n))
-        arrived = now.value.copy()
+        last = [pixels_of(infos["final_obs"][i])[None] for i in finals]
+        reading = self._reader.read(np.concatenate([pixels_of(obs), *last]))
+        now = reading.value[:n]
+        arrived = now.copy()
         arrived[finals] = reading.value[n:]
-        columns = now.columns()
+        columns = {name: column[:n] for name, column in reading.columns().items()}
         if self._reader.settings.mode == "shaping":
             columns[RAW] = _raw_rewards(infos, rewards)
             shaped = self._reader.shaped(rewards, terminations, arrived, self._potential)
             rewards = np.where(self._over, rewards, shaped)
         if len(finals):
-            infos = self._with_finals(infos, finals, _rows(reading, slice(n, None)))
-        self._potential = now.value
+            infos = self._with_finals(infos, finals, reading)
+        self._potential = now
         if self._autoreset == AutoresetMode.NEXT_STEP:
             self._over = terminations | truncations
-        everyone = np.ones(n, bool)
-        return (
-            self._reader.observe(obs, now),
-            rewards,
-            terminations,
-            truncations,
-            self._with_columns(infos, columns, everyone),
-        )
+        infos = self._with_columns(infos, columns, np.ones(n, bool))
+        return self._reader.observe(obs, reading), rewards, terminations, truncations, infos
 
-    def _with_finals(self, infos: dict[str, Any], finals: np.ndarray, last: Reading) -> dict[str, Any]:
-        """What ended episodes last looked like, as an agent would see it, with their values."""
-        seen = np.full(self.num_envs, None, object)
-        for row, i in enumerate(finals):
-            seen[i] = self._reader.observe_one(infos["final_obs"][i][None], _rows(last, [row]))
-        mask = np.isin(np.arange(self.num_envs), finals)
+    def _with_finals(self, infos: dict[str, Any], finals: np.ndarray, reading: Reading) -> dict[str, Any]:
+        """What ended episodes last looked like, as an agent would see it, with their values: rows n and on."""
+        n = self.num_envs
+        seen = np.full(n, None, object)
+        for row, i in enumerate(finals, n):
+            seen[i] = self._reader.observe_one(infos["final_obs"][i], reading, row)
         spread = {}
-        for name, column in last.columns().items():
-            spread[name] = np.zeros((self.num_envs, *column.shape[1:]), column.dtype)
-            spread[name][finals] = column
-        return {
-            **infos,
-            "final_obs": seen,
-            "final_info": self._with_columns(infos.get("final_info", {}), spread, mask),
-        }
+        for name, column in reading.columns().items():
+            spread[name] = np.zeros((n, *column.shape[1:]), column.dtype)
+            spread[name][finals] = column[n:]
+        shown = self._with_columns(infos.get("final_info", {}), spread, np.isin(np.arange(n), finals))
+        return {**infos, "final_obs": seen, "final_info": shown}
 
     @staticmethod
     def _with_columns(infos: dict[str, Any], columns: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
@@ -129,12 +122,3 @@ def _raw_rewards(infos: dict[str, Any], rewards: np.ndarray) -> np.ndarray:
         if RAW in shown:
             raw = np.where(shown[f"_{RAW}"], shown[RAW], raw)
     return raw
-
-
-def _rows(reading: Reading, rows: Any) -> Reading:
-    """Some rows of a reading."""
-    parts: dict[str, Any] = {
-        name: None if (column := getattr(reading, name)) is None else column[rows]
-        for name in ("value", "stderr", "low", "high", "features", "successor_features", "futures")
-    }
-    return Reading(gamma=reading.gamma, **parts)

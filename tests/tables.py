@@ -50,7 +50,7 @@ class TableVOC:
         self.values, self.gamma, self.spec = np.asarray(values, float), 0.9, DataSpec()
         self.observation_shape = SHAPE
         self.asked: list[int] = []
-        self.check_spec = lambda spec: None
+        self.check_spec = lambda *asked: None
 
     def context(self, obs: np.ndarray) -> tuple[np.ndarray, None]:
         """The states that frames name."""

@@ -73,9 +73,9 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
     printed = capsys.readouterr().out
     kept = json.loads((folder / "found/ope.json").read_text())
     assert kept["asked"] == {
-        "data": "data", "policy": ["mine:left", "mine:right"], "gamma": GAMMA, "estimator": "stitch", "reward": reward,
-        "deterministic": reward is not None, "starts": 0, "quantizer": "run", "out": "found", "stack": None, "seed": 3,
-        "device": "auto", "threads": 1,
+        "data": ["data"], "policy": ["mine:left", "mine:right"], "gamma": GAMMA, "estimator": "stitch",
+        "reward": reward, "deterministic": reward is not None, "starts": 0, "quantizer": "run", "out": "found",
+        "stack": None, "seed": 3, "device": "auto", "threads": 1,
     }  # fmt: skip
     assert {"python", "torch"} <= kept["versions"].keys()
     data = Episodes.open(folder / "data")

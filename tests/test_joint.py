@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from worlds import exact_values, one_sentence, small_config, write_world
 
 from voc_rl import VOC, Episodes
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.errors import VOCError
 from voc_rl.joint import JointSteps, JointTraining, Vocabulary
 from voc_rl.loop import Checkpoints, LoopConfig
@@ -270,7 +270,7 @@ def test_what_is_refused(dataset: Episodes) -> None:
 
 def test_the_config_survives_json() -> None:
     for config in (VOCConfig(), VOCConfig(joint=JointTraining(warmup=0.1))):
-        assert from_dict(VOCConfig, to_dict(config)) == config
+        assert from_dict(VOCConfig, asdict(config)) == config
 
 
 @pytest.mark.slow

@@ -120,11 +120,20 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
     assert not torch.equal(other.weight, whole.weight)
 
 
+class Wide(Line):
+    """Another width than the line's, which PyTorch notices."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        nn.Linear(2, 1).load_state_dict(state)
+
+
 def test_another_fingerprint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "a"))
     with pytest.raises(VOCError, match=r"state\.pt was written by a run with other settings or data; delete it to"):
         optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "b"))
+    with pytest.raises(VOCError, match=r"state\.pt was written by a run with other settings or data; delete it to"):
+        optimise(Wide(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "a"))
     save_training_state(path, {"other": 1})
     with pytest.raises(VOCError, match="other settings or data"):
         optimise(Line(), LoopConfig(steps=5), 0, "line", checkpoints=Checkpoints(path, "a"))

@@ -6,12 +6,15 @@ import re
 import shlex
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tyro
 from worlds import loop
 
 from voc_rl import Episodes, cli
+from voc_rl.policy import observation_of
 
 README = Path(__file__).parents[1] / "README.md"
 POLICIES = README.parent / "docs" / "policy_evaluation.md"
@@ -56,6 +59,23 @@ def test_frames_of_ones_own_are_written_as_the_page_says(tmp_path: Path, monkeyp
     (block,) = [block for block in blocks("python", page=page) if "write_episode(" in block]
     exec(compile(block, page.name, "exec"), {})
     assert len(Episodes.open("runs/own")) == 21
+
+
+def test_an_agent_that_learned_under_vecnormalize_is_shown_what_it_knows() -> None:
+    (block,) = [block for block in blocks("python", page=POLICIES) if "class Normalized" in block]
+    found: dict[str, Any] = {}
+    exec(compile(block, POLICIES.name, "exec"), found)
+    policy, statistics, rng = found["policy"], found["statistics"], np.random.default_rng(0)
+    statistics.obs_rms.update(5 + 3 * rng.normal(size=(100, *statistics.observation_space.shape)))
+    states = rng.normal(size=(4, 17)).astype(np.float32)
+    seen = statistics.normalize_obs(states)
+    assert np.abs(seen - states).max() > 1
+    (actions, _), (known, _) = (
+        policy.predict(states, deterministic=True),
+        found["agent"].predict(seen, deterministic=True),
+    )
+    np.testing.assert_array_equal(actions, known)
+    assert observation_of(policy) == "state"
 
 
 def test_the_readme_shows_commands_and_code() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from worlds import refusal, small_config
 
 from voc_rl import VOC, Episodes, cli
-from voc_rl.configs import to_dict
 from voc_rl.errors import VOCError
+from voc_rl.joint import JointTraining
 from voc_rl.loop import Descent, LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.occupancy.training import OccupancyTrainee
@@ -52,8 +52,15 @@ def test_the_papers_numbers_at_every_size(size: str) -> None:
     assert (paper.network.width, paper.network.n_layer) == (ours.network.width, ours.network.n_layer)
     assert (paper.quantizer, paper.quantizer_config) == (ours.quantizer, ours.quantizer_config)
     assert with_recipe(ours, "voc") is ours
+    assert paper.joint is None
+    both = replace(ours, joint=JointTraining())
+    assert with_recipe(both, "paper").joint == JointTraining(warmup=0.0, decay=0.0)
+    assert with_recipe(both, "voc").joint == JointTraining()
     with pytest.raises(VOCError, match=r"Unknown recipe 'best'; accepted: paper, voc\."):
         with_recipe(ours, "best")  # type: ignore[arg-type]
+    longer = sized(size, n=5)
+    assert refusal(with_recipe, longer, "paper") == "n is 5, but the recipe paper has one-step targets; leave n out."
+    assert with_recipe(longer, "voc").occupancy.n == 5
 
 
 def test_sizes_of_quantizers() -> None:
@@ -84,9 +91,9 @@ def test_sizes_of_quantizers() -> None:
 @pytest.mark.parametrize("size", sorted(SIZES))
 @pytest.mark.parametrize("quantizer", ["vqvae", "dino"])
 def test_a_config_that_is_changed_in_place_changes_no_size(size: str, quantizer: str) -> None:
-    found, before = sized(size, quantizer), to_dict(sized(size, quantizer))
+    found, before = sized(size, quantizer), asdict(sized(size, quantizer))
     found.quantizer_config["hidden"] = 999
-    assert to_dict(sized(size, quantizer)) == before
+    assert asdict(sized(size, quantizer)) == before
 
 
 def test_settings_leave_the_tuned_loops_of_a_size() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import sys
 from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
@@ -28,6 +29,24 @@ def brought(name: str) -> set[str]:
     return {asked for asked, _ in seen}
 
 
+def of_extra(extra: str) -> set[str]:
+    """Distributions that an extra of voc_rl names, those of the extras that it refers to among them."""
+    found: set[str] = set()
+    for needed in map(Requirement, requires("voc_rl") or []):
+        if needed.marker is not None and needed.marker.evaluate({"extra": extra}):
+            own = canonicalize_name(needed.name) == "voc-rl"
+            found |= set().union(*map(of_extra, needed.extras)) if own else {canonicalize_name(needed.name)}
+    return found
+
+
+def test_all_and_dev_bring_the_other_extras() -> None:
+    """But for d4rl, which is asked for by name alone."""
+    asked = {"sb3", "minari", "wandb", "video", "hub"}
+    assert of_extra("all") == set().union(*map(of_extra, asked))
+    assert "stable-baselines3" in of_extra("all")
+    assert of_extra("dev") >= of_extra("all") | of_extra("benchmarks") | {"pytest", "mypy"}
+
+
 def test_gymnasiums_mujoco_tasks_need_no_extra() -> None:
     """D4RL's states are drawn in them."""
     found = find_spec("gymnasium.envs.mujoco")
@@ -44,3 +63,12 @@ def test_gymnasiums_mujoco_tasks_need_no_extra() -> None:
     needed = {canonicalize_name(where[module][0]) for module in modules - sys.stdlib_module_names}
     assert needed >= {"mujoco", "imageio"}
     assert needed <= brought("voc_rl")
+
+
+def test_extras_hold_what_agents_log_with() -> None:
+    """Stable-Baselines3 takes tensorboard_log, and brings no tensorboard."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    extras = {name: set(lines.split()) for name, lines in setup["options.extras_require"].items()}
+    assert any(line.startswith("tensorboard") for line in extras["sb3"])
+    assert extras["sb3"] <= extras["dev"] & extras["all"]

@@ -65,6 +65,32 @@ def test_training_takes_a_quantizer_and_tokens(episodes: Episodes) -> None:
     assert "tokenise this dataset" in refusal(train, episodes, config, quantizer=whole.quantizer, tokens=tokens)
 
 
+def test_tokens_are_checked_before_anything_is_trained(episodes: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, dataset = small_config(quantizer=5, steps=5), episodes.subset([0, 1])
+    voc = train(dataset, config)
+    codes, features = tokenize(voc.quantizer, dataset)
+    arrays = train(dataset, config, quantizer=voc.quantizer, tokens=(codes.numpy(), features.numpy()))
+    assert equal_states(voc, arrays)
+    alone = replace(config, network=replace(config.network, features=False))
+    assert (
+        train(dataset, alone, quantizer=voc.quantizer, tokens=(codes.numpy(), None)).occupancy.config.feature_dim == 0
+    )
+    monkeypatch.setattr("voc_rl.loop.Descent.step", None)
+    end = torch.full_like(codes, voc.quantizer.codebook_size)
+    for tokens, said in (
+        ((codes[:, :1], features), f"Codes have shape ({len(dataset)}, 1); 2 tokens per row are needed."),
+        ((codes - 100, features), "is the codebook."),
+        ((end, features), "Codes lie in 12..12; 0..11 is the codebook, and 12 is END, a future"),
+        ((codes.numpy().astype(float), features), "Codes have dtype float64; whole numbers are needed"),
+        (
+            (codes, None),
+            "Tokens lack the features of quantizer vqvae; give those of tokenize(quantizer, dataset), or a",
+        ),
+        ((codes, features[:, 1:]), f"Features have shape ({len(dataset)}, 23); ({len(dataset)}, 24) are needed."),
+    ):
+        assert said in refusal(train, dataset, config, quantizer=voc.quantizer, tokens=tokens)
+
+
 @pytest.mark.parametrize(("name", "gammas"), [("vqvae", None), ("musik", (0.3, 0.8)), ("dino", None), ("vqgan", None)])
 def test_the_default_type_makes_no_difference(
     episodes: Episodes, name: str, gammas: tuple[float, float] | None, tmp_path: Path
@@ -161,7 +187,9 @@ def test_frames_get_a_patch_that_fits_them(tmp_path: Path) -> None:
         for name in ("vqvae", "musik"):
             config = VOCConfig(quantizer=name)
             if patch is None:
-                assert "multiples of 12 are needed, or another `patch`" in refusal(fresh_quantizer, dataset, config)
+                assert "multiples of 12 are needed, or both of 4, 6 or 10 and another `patch`" in refusal(
+                    fresh_quantizer, dataset, config
+                )
                 continue
             assert fresh_quantizer(dataset, config).config.patch == patch
             for sizes in ({"patch": 2}, {"vqvae": VQVAEConfig, "musik": MUSIKConfig}[name](patch=2)):
@@ -210,16 +238,16 @@ def test_the_same_call_goes_on_from_its_checkpoints(episodes: Episodes, tmp_path
     config = replace(config, reward=replace(config.reward, loop=LoopConfig(5)))
     whole, logged = train(dataset, config), list[tuple[str, int]]()
 
-    def log(name: str, step: int, numbers: object) -> None:
-        logged.append((name, step))
-        if cuts and (name, step) == (stage, 50):
+    def log(stage: str, step: int, numbers: object) -> None:
+        logged.append((stage, step))
+        if (stage, step) == cut:
             raise KeyboardInterrupt
 
-    cuts = True
+    cut: tuple[str, int] | None = (stage, 50)
     with pytest.raises(KeyboardInterrupt):
         train(dataset, config, checkpoints=str(tmp_path / "kept"), log=log)
     logged.clear()
-    cuts = False
+    cut = None
     assert equal_states(train(dataset, config, checkpoints=tmp_path / "kept", log=log), whole)
     assert logged[0] == (stage, 50)  # from step 48, and what comes before it not again
     logged.clear()

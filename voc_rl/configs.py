@@ -14,11 +14,6 @@ from voc_rl.errors import VOCError
 Config = TypeVar("Config")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass (nested ones too) as a JSON-ready dictionary."""
-    return dataclasses.asdict(config)
-
-
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config") -> Config:
     """Build ``cls`` from ``values``; nested dataclasses from nested mappings.
 

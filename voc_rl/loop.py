@@ -295,9 +295,13 @@ def _resume(work: Steps, checkpoints: Checkpoints) -> int:
     if not checkpoints.path.exists():
         return 0
     state = load_torch_file(checkpoints.path)
+    other = f"{checkpoints.path} was written by a run with other settings or data; {checkpoints.advice}."
     if not isinstance(state, dict) or state.get("fingerprint") != checkpoints.fingerprint:
-        raise VOCError(f"{checkpoints.path} was written by a run with other settings or data; {checkpoints.advice}.")
-    work.load_state(state)
+        raise VOCError(other)
+    try:
+        work.load_state(state)
+    except (RuntimeError, ValueError, KeyError) as error:  # other networks, under a fingerprint of the caller's own
+        raise VOCError(other) from error
     return int(state["step"])
 
 

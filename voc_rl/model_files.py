@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_gamma, known_gamma
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead
@@ -97,9 +97,9 @@ class Parts:
         """Shape of an observation, (3K, H, W)."""
         return self.quantizer.observation_shape
 
-    def check_spec(self, spec: DataSpec) -> None:
-        """Warn where frames were made in another way than those the model was trained on."""
-        _compare_specs(self.spec, spec)
+    def check_spec(self, spec: DataSpec, whose: str = "this data") -> None:
+        """Warn where frames were made in another way than those the model was trained on; ``whose`` they are."""
+        _compare_specs(self.spec, spec, whose)
 
 
 def _check_codes_fit(quantizer: Quantizer, config: OccupancyConfig, where: str) -> None:
@@ -118,12 +118,13 @@ def check_spec_of(folder: str | Path, spec: DataSpec) -> None:
     """
     path = Path(folder) / DESCRIPTION
     if path.exists():
-        _compare_specs(from_dict(DataSpec, read_json(path, "VOC description").get("spec", {}), "spec"), spec)
+        trained = from_dict(DataSpec, read_json(path, "VOC description").get("spec", {}), "spec")
+        _compare_specs(trained, spec, "this data")
 
 
-def _compare_specs(trained: DataSpec, spec: DataSpec) -> None:
+def _compare_specs(trained: DataSpec, spec: DataSpec, whose: str) -> None:
     for name, mine, other in trained.differences(spec):
-        warnings.warn(f"The VOC was trained with {name} {mine!r}, this data has {other!r}.", stacklevel=3)
+        warnings.warn(f"The VOC was trained with {name} {mine!r}, {whose} has {other!r}.", stacklevel=3)
 
 
 def save_parts(folder: str | Path, voc: Parts) -> None:
@@ -142,8 +143,8 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
         "weights": (mark := tensors_mark(tensors)),
         "discounts": _discounts_mark(mark, voc.gamma, voc.occupancy.config.gammas),
         "spec": asdict(voc.spec),
-        "occupancy": to_dict(voc.occupancy.config),
-        "reward": to_dict(voc.reward_head.config),
+        "occupancy": asdict(voc.occupancy.config),
+        "reward": asdict(voc.reward_head.config),
         "reward_features": voc.reward_head.feature_dim,
         "value": None if head is None else {"hidden": head.hidden, "members": head.members},
     }

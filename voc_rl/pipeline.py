@@ -23,16 +23,17 @@ from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import fingerprint
 from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes
-from voc_rl.data.border import machine_memory
-from voc_rl.data.mark import FRAMES_IN_MEMORY, frame_bytes
+from voc_rl.data.places import Places, places_of
 from voc_rl.distributed import agreed, gather, ranks
 from voc_rl.errors import VOCError, check_samples
+from voc_rl.frame_memory import hold_frames
 from voc_rl.loop import step_seed
 from voc_rl.model import VOC
+from voc_rl.model_files import weights_mark
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
 from voc_rl.runs import RunFolder
 from voc_rl.stage_settings import Asked, command_of, made_elsewhere, other_evaluation
-from voc_rl.training import VOCConfig, ready_quantizer, train
+from voc_rl.training import VOCConfig, quantizer_of, ready_quantizer, train
 from voc_rl.values import ValueEstimate, check_known, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
@@ -50,13 +51,14 @@ class Pipeline:
         force: stages that are done anew even when they are finished. device: where networks are trained and asked.
         stage: the one whose command this is: a finished one is never done anew with other settings, but for this one
             where it is forced; None: all of them may be.
+        quantizer: the folder of a trained one, which is taken instead of training one; joint training starts from it.
 
     Raises:
         VOCError: a share or data that do not fit, or a finished stage of other settings than those that are given.
     """
 
     run: RunFolder
-    data: str | Path
+    data: Places
     config: VOCConfig
     held_out: float = 0.2
     say: Say = lambda line: None
@@ -65,17 +67,21 @@ class Pipeline:
     stage: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stack: int = 3
+    quantizer: Path | None = None
     asked: Asked = field(init=False, repr=False)
+    _places: list[str] = field(init=False, repr=False)
     _done: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise VOCError(f"held_out is {self.held_out}; a share of the episodes between 0 and 1 is needed.")
+        self._places = [str(place) for place in places_of(self.data)]
         self.dataset = open_with_frames(self.data, self.run.path / "drawn", self.stack)
-        if frame_bytes(self.dataset) <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
-            self.dataset.load_frames()
+        hold_frames(self.dataset, self.say)
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
-        self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)
+        self._given = quantizer_of(self.quantizer, self.dataset)
+        weights = weights_mark(self._given) or None
+        self.asked = Asked.of(self._places, self.dataset, self.held_out, self.config, weights)
         refusal = "" if self.force & {"quantizer", "train"} else made_elsewhere(self.run)
         if not refusal and self.stage is not None:
             refusal = self.asked.refusal(self.run, self.stage, self.stage in self.force)
@@ -128,7 +134,7 @@ class Pipeline:
         steps = config.quantizer_training.steps
         with self.run.stage("quantizer", mark, self.asked.settings["quantizer"]):
             quantizer = ready_quantizer(
-                None, self.training, config, self.device, log=self.run.log,
+                self._given, self.training, config, self.device, log=self.run.log,
                 checkpoints=self.run.checkpoints("quantizer", mark, steps, self.anew("quantizer")),
                 progress=self.progress,
             )  # fmt: skip
@@ -146,7 +152,7 @@ class Pipeline:
         path, quantizer = self.run.path / "tokens.safetensors", self.train_quantizer()
         mark = fingerprint(self.asked.marks["quantizer"], "tokens", self._weights("quantizer"))
         if not self.skip("tokenize", mark, path):
-            with self.run.stage("tokenize", mark, {"data": str(self.data), "seed": self.config.seed}):
+            with self.run.stage("tokenize", mark, {"data": self._places, "seed": self.config.seed}):
                 codes, features = tokenize(quantizer, self.dataset)
                 if self.run.writes:
                     save_tensors(path, {"codes": codes, "features": features})
@@ -169,7 +175,7 @@ class Pipeline:
 
     def _train(self) -> VOC:
         mark, config = self.asked.marks["train"], self.config
-        parts: dict[str, Any] = {}
+        parts: dict[str, Any] = {"quantizer": self._given}
         if config.joint is None:
             parts = {"quantizer": self.train_quantizer(), "tokens": self.tokens_of(self.training)}
             mark = fingerprint(mark, self._weights("quantizer"))
@@ -303,7 +309,7 @@ class Pipeline:
         codes = self.tokenize()[0].numpy()
         peaks = {name: int(peak) for name, peak in self.run.measured("peak_memory_bytes").items()}
         return {
-            "task": self.dataset.spec.task or Path(self.data).name,
+            "task": self.dataset.spec.task or ", ".join(Path(place).name for place in self._places),
             "gamma": self.config.occupancy.gamma,
             "methods": methods,
             "seconds": self.run.measured("seconds"),

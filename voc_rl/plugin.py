@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,12 @@ def _load(folder: Path, changed: tuple[int, ...]) -> VOC:
         return VOC.load(folder)
 
 
+def pixels_of(seen: Any) -> Any:
+    """The frames of an observation, of a batch of them or of their space: what a Dict has under "pixels", else all."""
+    named = isinstance(seen, Mapping) and "pixels" in set(seen)  # `in` of a space asks for its members
+    return seen["pixels"] if named else seen
+
+
 def check_space(space: Any, shape: tuple[int, int, int], whose: str) -> None:
     """An observation space (a Gymnasium ``Box``) of uint8 frames of ``shape`` (3K, H, W).
 
@@ -70,7 +77,12 @@ def check_space(space: Any, shape: tuple[int, int, int], whose: str) -> None:
     elif found == (height, width, channels):
         hint = "put the channels first"
     elif len(found or ()) == 1 and np.issubdtype(space.dtype, np.floating):
-        hint += " of an environment that renders, and a value wrapper has to show features='codes' or the frames too"
+        hint += (
+            " of an environment that renders (render_only=False keeps the state beside them), and a value wrapper has "
+            "to show features='codes' or the frames too"
+        )
+    elif isinstance(space, Mapping):
+        hint += ", with render_only=False beside what else is observed, and those in a Dict are read under 'pixels'"
     raise VOCError(
         f"{whose} observations are {f'{space.dtype} {found}' if found else space}, but this VOC reads uint8 {shape} "
         f"frames; {hint}."

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from voc_rl.data import Episodes
 from voc_rl.data.mark import data_mark
 from voc_rl.errors import few
+from voc_rl.precision import precision
 from voc_rl.runs import MODEL, RunFolder
 from voc_rl.training import VOCConfig, settings_marks, training_settings
 
@@ -36,11 +36,17 @@ class Asked:
     marks: dict[str, str]
 
     @classmethod
-    def of(cls, data: str | Path, dataset: Episodes, held_out: float, config: VOCConfig) -> Asked:
-        """``data``: where ``dataset`` is; its content counts, not its place."""
+    def of(
+        cls, data: Sequence[str], dataset: Episodes, held_out: float, config: VOCConfig, weights: str | None = None
+    ) -> Asked:
+        """``data``: where ``dataset`` is; its content counts, not its places. ``weights``: a hash of those of a
+        quantizer that is taken instead of training one."""
         mark, whole = data_mark(dataset), training_settings(config)
-        base, trained = settings_marks(mark, dataset.stack, config, held_out)
-        shared = {"data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out}
+        base, trained = settings_marks(mark, dataset.stack, config, held_out, weights)
+        shared = {
+            "data": list(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out,
+            "precision": precision(), "quantizer_weights": weights,
+        }  # fmt: skip
         own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}
         return cls(
             {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},
@@ -62,10 +68,20 @@ class Asked:
                 continue
             anew = f"do it anew by {command_of(name if by_stages else 'train')}, in another --out to keep what is there"
             if found := differences(run.settings(name) or {}, self.settings[name]):
-                return _finished_otherwise(run, name, found, REPLACE if own else f"give the same, or {anew}")
+                advice = REPLACE if own else f"give the same, or {anew}{self._other_discount(run)}"
+                return _finished_otherwise(run, name, found, advice)
             if name == ("quantizer" if by_stages else "train") and run.outdated(name, self.marks[name]):
                 return f"{run.path}: {name} was finished by another version of voc_rl; {REPLACE if own else anew}."
         return ""
+
+    def _other_discount(self, run: RunFolder) -> str:
+        """What else answers where another discount is asked for, in words."""
+        trained, asked = ((run.settings("train") or {}).get("occupancy", {}), self.settings["train"]["occupancy"])
+        before, now = trained.get("gamma"), asked.get("gamma")
+        if before is None or now is None or before == now:
+            return ""
+        sampled = f"; in Python VOC.value(obs, gamma={now}, estimator='sample') asks this one" if now > before else ""
+        return f" (a network trained with --gammas answers for a range of discounts{sampled})"
 
     def _outlived(self, run: RunFolder, stage: str) -> bool:
         """Whether it trained networks on a quantizer that is made anew, or was since: nothing is lost in these."""

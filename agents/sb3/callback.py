@@ -10,6 +10,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from voc_rl.agents.sb3.checks import warn_of_shaped_returns
 from voc_rl.agents.sb3.traces import Ended, ValueTraces, calibration
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC, Estimator
@@ -41,6 +42,10 @@ class VOCValueCallback(BaseCallback):
     Raises:
         VOCError: no VOC, or (when learning starts) observations that hold no frames the VOC can read, or a place
             inside another callback.
+
+    Warns:
+        UserWarning: another task or other frames than those of the VOC's training data, or a Monitor that logs shaped
+            returns.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class VOCValueCallback(BaseCallback):
         self._check_place()
         env = self.training_env
         assert isinstance(env, VecEnv)
+        warn_of_shaped_returns(env)
         self._traces = ValueTraces(self._voc, env, self._estimator)
         last: Any = self.model._last_obs
         self._traces.start(last)

@@ -20,8 +20,8 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor
 
 from voc_rl.agents.action_values import ActionValues
+from voc_rl.agents.sb3.checks import check_actions, check_own_codes, check_raw_rewards, check_specs, check_unshaped
 from voc_rl.agents.sb3.features import open_path
-from voc_rl.agents.sb3.traces import check_actions, check_own_codes, check_raw_rewards, check_specs, check_unshaped
 from voc_rl.errors import VOCError, known_gamma
 from voc_rl.model import VOC
 from voc_rl.model_files import weights_mark

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Dict
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
@@ -45,33 +46,66 @@ def evaluate_policy_value(
 
     Args:
         model: a policy, or a Stable-Baselines3 agent. voc: a run folder or a VOC.
-        env: where it acts; None is the environment of a Stable-Baselines3 agent, which is reset.
+        env: where it acts; None is the environment of a Stable-Baselines3 agent, which is reset. Of a Dict with
+            "pixels", which the VOC reads, an agent of one part is shown that part: one of the flat state acts in
+            ``PixelObservation(env, render_only=False)``.
         n_eval_episodes: how many; split evenly among environments, so that short ones are not preferred.
         deterministic: as in ``predict``. estimator: ``head`` or ``sample``.
 
     Raises:
-        VOCError: no environment, observations without frames that the VOC can read, or episodes shorter than the
-            horizon of the VOC's discount.
+        VOCError: no ``predict``, no environment or one of another kind, observations without frames that the VOC can
+            read or without what the agent sees, or episodes shorter than the horizon of the VOC's discount.
     """
+    if not callable(getattr(model, "predict", None)):
+        raise VOCError(f"{model!r} is no policy; an agent, or an object with its `predict`, is needed.")
     agent: Any = model
     own: Any = getattr(agent, "get_env", lambda: None)()
     env = own if env is None else env
     if env is None:
         raise VOCError("The agent has no environment; pass env, one with the VOC's frames.")
+    if not isinstance(env, VecEnv | gym.Env):
+        raise VOCError(
+            f"env is a {type(env).__name__}; one Gymnasium environment or a VecEnv of Stable-Baselines3 "
+            "(make_vec_env) is needed."
+        )
     env = BaseAlgorithm._wrap_env(env, monitor_wrapper=False)  # as the agent's own: channels come first
     check_positive(n_eval_episodes, "n_eval_episodes")
     voc = open_voc(voc)
     traces = ValueTraces(voc, env, estimator)
     normalize = unwrap_vec_normalize(env)
     with _at_rest(normalize):
-        returns, episodes = _play(model, env, traces, n_eval_episodes, deterministic)
-    if env is own:  # a later learn() goes on from a reset, not from the observation before this
-        agent._last_obs = env.reset()
-        agent._last_episode_starts = np.ones(env.num_envs, bool)
-        if normalize is not None:  # what the replay buffer of an off-policy agent stores
+        returns, episodes = _play(model, env, traces, _shown(model, env), n_eval_episodes, deterministic)
+    if own is not None and _inner(env) & _inner(own):  # a later learn() goes on from a reset, not from before this
+        agent._last_obs = own.reset()
+        agent._last_episode_starts = np.ones(own.num_envs, bool)
+        if (normalize := unwrap_vec_normalize(own)) is not None:  # what the replay buffer of an off-policy agent stores
             agent._last_original_obs = normalize.get_original_obs()
     found = calibration(traces.known(episodes))
     return PolicyValue(**found.__dict__, gamma=voc.gamma, episode_return=float(np.mean(returns)))
+
+
+def _shown(model: Any, env: VecEnv) -> Callable[[Any], Any]:
+    """What of an environment's observations a policy is shown: of a Dict the part that it was made for, else all."""
+    space, kind = env.observation_space, getattr(model, "observation", None)
+    made = getattr(model, "observation_space", None)
+    if made is None and kind is None:  # it does not say
+        return lambda obs: obs
+    if isinstance(space, Dict) and not isinstance(made, Dict):
+        shape = getattr(made, "shape", None)
+        for name, part in space.items():
+            if name == kind or (shape is not None and part.shape == shape):
+                return lambda obs: obs[name]
+    elif kind != "state" and (made is None or made.shape == space.shape):
+        return lambda obs: obs
+    raise VOCError(
+        f"The agent sees {made or kind}, and the environment shows {space}; PixelObservation(env, render_only=False) "
+        "shows the state beside the frames."
+    )
+
+
+def _inner(env: VecEnv) -> set[int]:
+    """Which environments are inside, whatever wraps them; of processes, the vector of them."""
+    return {id(getattr(one, "unwrapped", one)) for one in getattr(env.unwrapped, "envs", [env.unwrapped])}
 
 
 @contextmanager
@@ -88,7 +122,12 @@ def _at_rest(normalize: VecNormalize | None) -> Iterator[None]:
 
 
 def _play(
-    model: Policy | BaseAlgorithm, env: VecEnv, traces: ValueTraces, count: int, deterministic: bool
+    model: Policy | BaseAlgorithm,
+    env: VecEnv,
+    traces: ValueTraces,
+    shown: Callable[[Any], Any],
+    count: int,
+    deterministic: bool,
 ) -> tuple[list[float], list[Ended]]:
     """Returns of ``count`` episodes, and their predicted and realised values; shared out evenly."""
     quota = np.array([(count + i) // env.num_envs for i in range(env.num_envs)])
@@ -97,7 +136,7 @@ def _play(
     starts, state = np.ones(env.num_envs, bool), None
     totals, returns, episodes = np.zeros(env.num_envs), [], []
     while quota.any():
-        actions, state = model.predict(obs, state, starts, deterministic)
+        actions, state = model.predict(shown(obs), state, starts, deterministic)
         obs, rewards, dones, infos = env.step(actions)
         starts = np.asarray(dones, bool)
         totals += traces.raw_rewards(infos, rewards)

@@ -9,13 +9,14 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
 from voc_rl.model_files import weights_mark
-from voc_rl.plugin import Features, check_readable, feature_size, feature_vectors, open_voc, shows_codes
+from voc_rl.plugin import Features, check_readable, feature_size, feature_vectors, open_voc, pixels_of, shows_codes
 
 
 def open_path(voc: Any) -> VOC:
@@ -48,9 +49,10 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
 
     Frozen (the default), the VOC is shared by all copies that an algorithm makes (actor, critic, targets), has no
     parameters for an optimiser, a target update or ``load_state_dict`` to touch, and is not in the saved zip, which
-    holds the path and a mark of the weights: with a VOC that was trained anew there, the agent is not loaded.
-    Fine-tuned, every copy has weights of its own; they are trained, averaged and saved with the policy. Either way it
-    stays in evaluation mode, and an orthogonal initialisation (PPO, A2C) leaves it as it is.
+    holds the path and a mark of the weights: with a VOC that was trained anew there, the agent is not loaded. It
+    computes on the CPU, in an agent on a GPU too. Fine-tuned, every copy has weights of its own; they are trained,
+    averaged and saved with the policy. Either way it stays in evaluation mode, and an orthogonal initialisation (PPO,
+    A2C) leaves it as it is.
 
     A run folder that moved is named where the agent is loaded, beside all else that its ``policy_kwargs`` held:
     ``SAC.load("agent.zip", custom_objects={"policy_kwargs": {"features_extractor_class": VOCFeaturesExtractor,
@@ -62,7 +64,8 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: uint8 (3K, H, W), channels first, the size and stack of the VOC's frames; or what a value
             wrapper shows with ``features="codes"``, which a replay buffer keeps in an 80th of the memory, and of
-            which features are made in a fraction of the time.
+            which features are made in a fraction of the time; or a Dict with either as "pixels" (``MultiInputPolicy``),
+            whose other parts follow the features as they are.
         voc: a run folder, as a path, so that saved agents stay small.
         features: ``context``, ``tokens`` or ``successor`` (``voc_rl.plugin.feature_vectors``).
         frozen: keep the VOC as it is. False trains what the features come from: the occupancy network (``context``)
@@ -85,13 +88,17 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         normalized: bool = True,
     ) -> None:
         model = open_path(voc)
-        check_readable(observation_space, model, "The policy's")
+        frames = pixels_of(observation_space)
+        check_readable(frames, model, "The policy's")
         if features == "successor" and not frozen:
             raise VOCError("features 'successor' are sampled and cannot be trained; use frozen=True.")
-        of_codes = shows_codes(observation_space, model)
+        of_codes = shows_codes(frames, model)
         if of_codes and features == "tokens" and not frozen:
             raise VOCError("features 'tokens' of codes cannot be trained, only those of frames; use frozen=True.")
-        super().__init__(observation_space, feature_size(model, features))
+        parts = dict(observation_space) if isinstance(observation_space, gym.spaces.Dict) else {}
+        beside = {name: get_flattened_obs_dim(part) for name, part in parts.items() if name != "pixels"}
+        super().__init__(observation_space, feature_size(model, features) + sum(beside.values()))
+        self._beside = tuple(beside)  # names of what a Dict shows beside the frames
         self._codes = of_codes
         self.features, self.frozen, self.normalized = features, frozen, normalized
         behind = [model.quantizer] if features == "tokens" else [model.quantizer, model.occupancy]
@@ -111,9 +118,10 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
         """The VOC behind the features."""
         return self._voc[0]
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Frames (B, 3K, H, W), uint8 or float (``normalized``), or their codes -> float32 (B, D)."""
-        frames = (observations if self._codes else self._as_uint8(observations)).cpu()
+    def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
+        """Frames (B, 3K, H, W), uint8 or float (``normalized``), or their codes, or a Dict -> float32 (B, D)."""
+        seen = pixels_of(observations)
+        frames = (seen if self._codes else self._as_uint8(seen)).cpu()
         if self.frozen:
             with torch.no_grad():
                 vectors = feature_vectors(self.voc, frames, self.features)
@@ -121,7 +129,8 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
             if next(self.trained.parameters()).device.type != "cpu":
                 raise VOCError("A VOC is fine-tuned on the CPU only; give the agent device='cpu', or use frozen=True.")
             vectors = feature_vectors(self.voc, frames, self.features)
-        return vectors.to(observations.device)
+        beside = [observations[name].float().flatten(1) for name in self._beside]
+        return torch.cat([vectors.to(seen.device), *beside], 1)
 
     def _as_uint8(self, observations: Tensor) -> Tensor:
         if observations.dtype == torch.uint8:

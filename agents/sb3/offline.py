@@ -13,20 +13,21 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import configure_logger, polyak_update
-from stable_baselines3.common.vec_env import VecEnv
 
 from voc_rl.agents.offline import check_continuous
+from voc_rl.agents.sb3.checks import check_actions, check_logged, check_own_codes, check_statistics
 from voc_rl.agents.sb3.critic import VOCCritic
 from voc_rl.agents.sb3.features import VOCFeaturesExtractor
-from voc_rl.agents.sb3.traces import check_actions, check_own_codes
 from voc_rl.data import DataSpec, Episodes
+from voc_rl.data.border import machine_memory
 from voc_rl.data.spec import SPEC_NAMES
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC
 from voc_rl.plugin import codes_as_vectors, shows_codes
-from voc_rl.policy import attributes_of, choices_of, one_hot_rows, value_settings_of
+from voc_rl.policy import attributes_of, choices_of, one_hot_rows
 from voc_rl.progress import progress_bar
 from voc_rl.quantizers import tokenize
+from voc_rl.training import check_dataset
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
 _RATES = 100  # how often a schedule of the learning rate is read
@@ -47,22 +48,25 @@ def fill_replay_buffer(model: OffPolicyAlgorithm, dataset: Episodes, say: Callab
     Raises:
         VOCError: an agent without a plain replay buffer, other spaces than the data's, an environment that shows codes
             of another VOC, or values or features of one, or that shapes rewards, actions outside [-1, 1], a
-            ``VecNormalize`` without statistics, or too little room in the buffer or in memory.
+            ``VecNormalize`` without statistics, episodes that are in the buffer already, or too little room there or in
+            memory.
 
     Warns:
-        UserWarning: an environment of another task or other frames than the data's, or codes of frames that were made
-            in another way than those the VOC was trained on.
+        UserWarning: an environment of another task or other frames than the data's, or data of another task or other
+            frames than those that the agent's VOC was trained on.
     """
     buffer = _plain_buffer(model)
     _check_steps(buffer)
-    _check_statistics(model)
-    _check_wrappers(model.get_env())
+    check_statistics(model.get_vec_normalize_env())
+    check_logged(model.get_env())
+    check_dataset(dataset)
     _compare_specs(model, dataset.spec)
     taken = _actions(model, dataset)
     read = _reader(model, dataset)
     rows = np.flatnonzero(dataset.steps_left > 0)
     rows = rows[: len(rows) // buffer.n_envs * buffer.n_envs]  # whole buffer rows only
     filled = buffer.size() * buffer.n_envs
+    _check_new(buffer, rows, dataset.reward[rows + 1], taken[rows + 1], read)
     room = buffer.buffer_size * buffer.n_envs - filled
     if len(rows) > room:
         raise VOCError(
@@ -96,6 +100,7 @@ def train_offline(
     batch_size: int | None = None,
     *,
     log_every: int = 1000,
+    callback: Callable[[OffPolicyAlgorithm, int], object] | None = None,
     progress: bool = True,
     say: Callable[[str], None] | None = print,
 ) -> OffPolicyAlgorithm:
@@ -105,15 +110,18 @@ def train_offline(
     where the data do not contradict them, they believe in actions that nobody tried. ``VOCCritic`` with ``bc_alpha``
     stays near. The ``target_update_interval`` of DQN counts gradient steps here, as nothing is played. A schedule of
     the learning rate is read a hundred times, and a loss is the mean since it was read last, or since DQN's target
-    moved.
+    moved. Each call runs a schedule from its start to its end: to look at the agent in between, use ``callback``.
 
     ``model.learning_starts`` becomes 0: the random steps that a later ``learn`` would begin with are there to fill the
     replay buffer. DQN explores by its own schedule then (``exploration_initial_eps``); here its rate stays.
 
     Args:
-        model: SAC, TD3, DDPG, DQN or ``VOCCritic``. dataset: fills its replay buffer; None: it is filled already.
+        model: SAC, TD3, DDPG, DQN or ``VOCCritic``.
+        dataset: fills its replay buffer; None: it is filled already, as where these episodes were trained on before.
         steps: gradient steps. batch_size: None is the agent's own.
-        log_every: gradient steps between two dumps of its logger. progress: show a bar with the time left.
+        log_every: gradient steps between two dumps of its logger, which count on from call to call.
+        callback: called after each dump with the agent and the gradient steps that it has taken in all.
+        progress: show a bar with the time left.
         say: as in ``fill_replay_buffer``.
 
     Raises:
@@ -123,17 +131,24 @@ def train_offline(
     check_positive(log_every, "log_every")
     buffer = _plain_buffer(model)
     _check_learns_in_train(model)
+    if not hasattr(model, "_logger"):  # before the buffer takes its time: it may lack tensorboard
+        # not set_logger, which would keep a later learn() from making its own
+        model._logger = configure_logger(model.verbose, model.tensorboard_log, "offline")
     if dataset is not None:
         fill_replay_buffer(model, dataset, say)
     if buffer.size() == 0:
         raise VOCError("The replay buffer is empty; pass a dataset, or fill it with fill_replay_buffer first.")
-    if not hasattr(model, "_logger"):
-        # not set_logger, which would keep a later learn() from making its own
-        model._logger = configure_logger(model.verbose, model.tensorboard_log, "offline")
+    model.learning_starts = 0
+    done = 0
     with progress_bar(desc="offline", unit="step", total=steps, show=progress) as bar:
         for some in _take_steps(model, steps, batch_size or model.batch_size, log_every):
             bar.update(some)
-    model.learning_starts = 0
+            done += some
+            if done % log_every == 0 or done == steps:
+                model.logger.record("time/gradient_steps", model._n_updates)
+                model.logger.dump(model._n_updates)
+                if callback is not None:
+                    callback(model, model._n_updates)
     return model
 
 
@@ -154,9 +169,6 @@ def _take_steps(model: OffPolicyAlgorithm, steps: int, batch_size: int, log_ever
             _move_target(model)
         done += some
         yield some
-        if done % log_every == 0 or done == steps:
-            model.logger.record("time/gradient_steps", done)
-            model.logger.dump(done)
 
 
 def _check_learns_in_train(model: OffPolicyAlgorithm) -> None:
@@ -194,44 +206,28 @@ def _plain_buffer(model: Any) -> ReplayBuffer:
     return buffer
 
 
+def _check_new(
+    buffer: ReplayBuffer, rows: np.ndarray, rewards: np.ndarray, actions: np.ndarray,
+    read: Callable[[np.ndarray], np.ndarray],
+) -> None:  # fmt: skip
+    """Refuse transitions that the buffer begins or ends with already; rows (N,), their rewards and actions (N, ...)."""
+    count, held = len(rows) // buffer.n_envs, buffer.size()
+    for first in {0, held - count} if 0 < count <= held else ():
+        stored = slice(first, first + count)
+        numbers = zip((buffer.rewards, buffer.actions), (rewards, actions), strict=True)
+        if not all(np.array_equal(array[stored].ravel(), given.ravel()) for array, given in numbers):
+            continue
+        shown = read(rows[: _AT_ONCE * buffer.n_envs])
+        if np.array_equal(buffer.observations[stored][:_AT_ONCE].ravel(), shown.ravel()):
+            raise VOCError("These episodes are in the replay buffer already; pass dataset=None to train on with them.")
+
+
 def _check_steps(buffer: ReplayBuffer) -> None:
     steps = getattr(buffer, "n_steps", 1)
     if steps > 1 and buffer.n_envs > 1:
         raise VOCError(
             f"n_steps={steps} needs an agent with one environment, not {buffer.n_envs}: logged steps are dealt to the "
             "environments in turn, so that the next one of an environment is not the next in time."
-        )
-
-
-def _check_statistics(model: OffPolicyAlgorithm) -> None:
-    """Logged rows are stored as they are; what samples them scales them by statistics of what the agent has seen."""
-    normalize = model.get_vec_normalize_env()
-    if normalize is None:
-        return
-    counts = []
-    if normalize.norm_obs:
-        found = normalize.obs_rms
-        counts += [part.count for part in (found.values() if isinstance(found, dict) else [found])]
-    if normalize.norm_reward:
-        counts.append(normalize.ret_rms.count)
-    if counts and min(counts) < 1:
-        raise VOCError(
-            "The agent's VecNormalize has no statistics yet, so it would cut logged numbers at its clip; load those of "
-            "an earlier run, or leave it out."
-        )
-
-
-def _check_wrappers(env: VecEnv | None) -> None:
-    """Logged rows hold what environments show and pay without a VOC."""
-    settings = value_settings_of(env)
-    if any(own.mode == "shaping" for own in settings):
-        raise VOCError(
-            "The agent's environment shapes rewards, and the data hold raw ones; use mode='info', or leave these data."
-        )
-    if any(own.mode == "observation" and own.features != "codes" for own in settings):
-        raise VOCError(
-            "The agent observes a value wrapper's values or features, which the data do not hold; show it "
-            "features='codes', observe='features_only' (VOCFeaturesExtractor reads them), or frames."
         )
 
 
@@ -244,10 +240,11 @@ def _compare_specs(model: OffPolicyAlgorithm, logged: DataSpec) -> None:
 
 
 def _reader(model: OffPolicyAlgorithm, dataset: Episodes) -> Callable[[np.ndarray], np.ndarray]:
-    space = model.observation_space
+    space, voc = model.observation_space, _voc_of(model)
+    if voc is not None:
+        voc.check_spec(dataset.spec)
     if space.shape == dataset.observation_shape and space.dtype == np.uint8:
         return dataset.observations
-    voc = _reads_codes(model)
     if voc is not None and shows_codes(space, voc):
         if (env := model.get_env()) is not None:
             check_own_codes(env, voc)
@@ -278,8 +275,8 @@ def _actions(model: OffPolicyAlgorithm, dataset: Episodes) -> np.ndarray:
     return dataset.action.argmax(1)
 
 
-def _reads_codes(model: OffPolicyAlgorithm) -> VOC | None:
-    """The VOC that an agent reads codes with: that of its policy's eyes, or of its critic, where policies do not."""
+def _voc_of(model: OffPolicyAlgorithm) -> VOC | None:
+    """The VOC that an agent reads frames or codes with: that of its policy's eyes, or of its critic."""
     acts = getattr(model.policy, "actor", None) or getattr(model.policy, "q_net", None)
     eyes = getattr(acts, "features_extractor", None)
     if isinstance(eyes, VOCFeaturesExtractor):
@@ -288,7 +285,6 @@ def _reads_codes(model: OffPolicyAlgorithm) -> VOC | None:
 
 
 def _codes(voc: VOC, dataset: Episodes) -> np.ndarray:
-    voc.check_spec(dataset.spec)
     codes, features = tokenize(voc.quantizer, dataset)
     return codes_as_vectors(codes, features if voc.occupancy.config.feature_dim else None).numpy()
 
@@ -309,7 +305,10 @@ def _state_memory(buffer: ReplayBuffer, transitions: int, say: Callable[[str], N
 
 
 def _free_memory() -> int | None:
-    """Bytes that can still be had, where Linux says so; what caches would give back counts."""
+    """Bytes that can still be had, where Linux says so; what caches would give back counts.
+
+    Never more than the control group of a container or a batch job may have.
+    """
     path = Path("/proc/meminfo")
     found = re.search(r"MemAvailable: +(\d+) kB", path.read_text()) if path.exists() else None
-    return int(found[1]) * 1024 if found else None
+    return min(int(found[1]) * 1024, machine_memory()) if found else None

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from voc_rl.envs import VecVOCValue
-from voc_rl.envs.value_reader import RAW, raw_reward
+from voc_rl.agents.sb3.checks import check_own_codes, check_specs
+from voc_rl.envs.value_reader import raw_reward
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
-from voc_rl.model_files import weights_mark
-from voc_rl.plugin import check_readable, read, shows_codes
-from voc_rl.policy import attributes_of, in_unit_bounds
+from voc_rl.plugin import check_readable, pixels_of, read
 from voc_rl.values import completed, horizon, known_rows, returns_to_go
 
 
@@ -65,7 +62,7 @@ class ValueTraces:
 
     def __init__(self, voc: VOC, env: VecEnv, estimator: Estimator) -> None:
         self.voc, self.estimator = voc, estimator
-        self._pixels_key = _pixels_key(env, voc)
+        check_readable(pixels_of(env.observation_space), voc, "The environment's")
         check_specs(env, voc)
         check_own_codes(env, voc)
         normalize = unwrap_vec_normalize(env)
@@ -76,7 +73,7 @@ class ValueTraces:
 
     def start(self, obs: Any) -> None:
         """Begin with the observations of a reset."""
-        for trace, value in zip(self._values, self._read(self._frames(obs)), strict=True):
+        for trace, value in zip(self._values, self._read(pixels_of(obs)), strict=True):
             trace[:] = [float(value)]
         for rewards in self._rewards:
             rewards[:] = [0.0]
@@ -91,8 +88,8 @@ class ValueTraces:
             the episodes that ended.
         """
         finals = np.flatnonzero(dones)
-        last = [self._frames(infos[i]["terminal_observation"])[None] for i in finals]
-        values = self._read(np.concatenate([self._frames(obs), *last]))
+        last = [pixels_of(infos[i]["terminal_observation"])[None] for i in finals]
+        values = self._read(np.concatenate([pixels_of(obs), *last]))
         now, arrived = values[: len(dones)], values[: len(dones)].copy()
         terminated = dones & ~np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         arrived[finals] = values[len(dones) :]
@@ -128,76 +125,8 @@ class ValueTraces:
         rewards = rewards if self._scaled is None else self._scaled.get_original_reward()
         return np.array([raw_reward(info, r) for info, r in zip(infos, rewards, strict=True)])
 
-    def _frames(self, obs: Any) -> np.ndarray:
-        return obs if self._pixels_key is None else obs[self._pixels_key]
-
     def _read(self, frames: np.ndarray) -> np.ndarray:
         return self.voc.value_of_codes(*read(self.voc, frames), estimator=self.estimator, common=True).mean
-
-
-def check_unshaped(infos: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse rewards that a VOC wrapper shaped.
-
-    Raises:
-        VOCError: there are some.
-    """
-    if any(RAW in info.get("voc", {}) for info in infos):
-        raise VOCError("The environment shapes the rewards, which Q_voc does not count; use mode='info'.")
-
-
-def check_specs(env: VecEnv, voc: VOC) -> None:
-    """Warn where environments make frames in another way than those the VOC was trained on."""
-    for spec in set(attributes_of(env, "data_spec")):
-        voc.check_spec(spec)
-
-
-def check_own_codes(env: VecEnv, voc: VOC) -> None:
-    """Refuse observations of codes that are not those of the VOC's quantizer, or that are scaled.
-
-    Raises:
-        VOCError: there are some.
-    """
-    space = env.observation_space
-    if not shows_codes(space.spaces.get("pixels") if isinstance(space, Dict) else space, voc):
-        return
-    normalize = unwrap_vec_normalize(env)
-    if normalize is not None and normalize.norm_obs:
-        raise VOCError("VecNormalize scales the codes in the observations, which then are none; use norm_obs=False.")
-    wrapped = unwrap_vec_wrapper(env, VecVOCValue)
-    shown = [wrapped.voc] if wrapped is not None else env.get_attr("voc") if env.has_attr("voc") else []
-    if any(weights_mark(other.quantizer) != weights_mark(voc.quantizer) for other in shown):
-        raise VOCError("The environment shows codes of another VOC's quantizer; wrap it with the VOC that is asked.")
-
-
-def check_actions(space: Space[Any], size: int, holder: str) -> None:
-    """Refuse actions other than Box(-1, 1, (size,)), which is what ``holder`` ("the data hold") has.
-
-    Raises:
-        VOCError: another space.
-    """
-    if not (isinstance(space, Box) and space.shape == (size,) and in_unit_bounds(space)):
-        raise VOCError(f"The agent's actions are {space}; {holder} Box(-1.0, 1.0, ({size},), float32).")
-
-
-def check_raw_rewards(env: VecEnv) -> None:
-    """Refuse rewards in other units than the VOC's.
-
-    Raises:
-        VOCError: normalised rewards.
-    """
-    normalize = unwrap_vec_normalize(env)
-    if isinstance(normalize, VecNormalize) and normalize.norm_reward:
-        raise VOCError("VecNormalize scales the rewards, which Q_voc does not; use norm_reward=False.")
-
-
-def _pixels_key(env: VecEnv, voc: VOC) -> str | None:
-    """Where the frames are in an observation: None where they, or their codes, are all of it."""
-    space = env.observation_space
-    if isinstance(space, Dict) and "pixels" in space.spaces:
-        check_readable(space["pixels"], voc, "The environment's")
-        return "pixels"
-    check_readable(space, voc, "The environment's")
-    return None
 
 
 def calibration(episodes: list[tuple[np.ndarray, np.ndarray]]) -> Calibration:

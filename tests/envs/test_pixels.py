@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from voc_rl.data import DataSpec
 from voc_rl.envs import PixelObservation
 from voc_rl.errors import VOCError
 
@@ -124,6 +125,24 @@ def test_flat_observations_are_kept_as_state():
     assert "state" not in PixelObservation(Counter(flat=False), size=8).reset()[1]
 
 
+def test_the_state_may_stay_beside_the_frames():
+    env = PixelObservation(Counter(flat=False), size=8, stack=3, render_only=False)
+    for observation, at in ((env.reset()[0], 0), (env.step(0)[0], 1)):
+        assert env.observation_space.contains(observation)
+        assert shown(observation["pixels"]) == [0, 0, at]
+        np.testing.assert_array_equal(observation["state"], np.full((2, 2), float(at)))
+
+
+def test_it_says_of_which_task_frames_are():
+    gym.register("voc_rl_test/Counter-v0", Counter)
+    made = gym.make("voc_rl_test/Counter-v0", render_mode="rgb_array")
+    del gym.registry["voc_rl_test/Counter-v0"]
+    assert PixelObservation(made, size=8).data_spec == DataSpec(task="voc_rl_test/Counter-v0", size=8)
+    made.unwrapped.data_spec = own = DataSpec(task="own", render="mine")
+    assert PixelObservation(made, size=8).data_spec == own
+    assert PixelObservation(Counter(), size=8).data_spec == DataSpec(size=8)  # not made by an id
+
+
 def test_frames_of_another_size_are_resized():
     env = PixelObservation(Counter(height=20), size=12, stack=2)
     env.reset()
@@ -145,7 +164,9 @@ def test_environment_that_renders_no_arrays_is_refused():
 
 def test_spec_holds_the_arguments():
     gym.register("voc_rl_test/Counter-v0", Counter)
-    env = PixelObservation(gym.make("voc_rl_test/Counter-v0", render_mode="rgb_array"), size=10, stack=2)
+    env = PixelObservation(
+        gym.make("voc_rl_test/Counter-v0", render_mode="rgb_array"), size=10, stack=2, render_only=False
+    )
     again = gym.make(env.spec)
     assert again.observation_space == env.observation_space
     assert again.spec == env.spec

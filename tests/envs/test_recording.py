@@ -5,11 +5,13 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tables import TableVOC
 from worlds import refusal
 
 from voc_rl.agents import EpsilonGreedy, NoisyPolicy, StickyMixture
 from voc_rl.data import DataSpec, Episodes, write_episode
-from voc_rl.envs import PixelObservation, record_episode
+from voc_rl.envs import PixelObservation, VOCValueWrapper, record_episode
 from voc_rl.errors import VOCError
 
 
@@ -29,6 +31,15 @@ def test_an_episode_of_any_environment(tmp_path):
         assert not episode.action[0].any()
         write_episode(tmp_path / f"{seed}.hdf5", episode, DataSpec(task="ramp"))
     assert Episodes.open(tmp_path).terminal.tolist() == [False] * 4 + [True] + [False] * 4
+
+
+def test_what_the_environment_paid_is_recorded_where_a_wrapper_shapes_it():
+    voc = TableVOC(np.random.default_rng(0).normal(size=99))
+    voc.observation_shape = (3, 16, 16)
+    env = VOCValueWrapper(PixelObservation(Ramp(), 16, 1), voc, mode="shaping", gamma=0.9)
+    env.unwrapped.length, env.unwrapped.terminates = 4, True
+    episode = record_episode(env, NoisyPolicy(Steady(), 0.1), np.random.SeedSequence(0))
+    np.testing.assert_array_equal(episode.reward, np.arange(5) / 2)
 
 
 class Steady:
@@ -79,6 +90,8 @@ def test_what_is_no_pixel_environment_of_bounded_actions_is_refused():
         record_episode(PixelObservation(blind, 16), policy, seed)
     with pytest.raises(VOCError, match=r"NoisyPolicy \(EpsilonGreedy, .*\) adds to anything with `predict`"):
         record_episode(PixelObservation(Ramp(), 16), Steady(), seed)
+    with pytest.raises(VOCError, match="is a DummyVecEnv; one Gymnasium environment is needed"):
+        record_episode(DummyVecEnv([lambda: PixelObservation(Ramp(), 16)]), policy, seed)
     for shape in ((16, 16, 3), (84, 84, 9), (4, 16, 16)):  # the channels last; four gray frames
         space = gym.spaces.Box(0, 255, shape, np.uint8)
         other = gym.wrappers.TransformObservation(Ramp(), lambda seen: seen, space)

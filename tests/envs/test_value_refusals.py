@@ -42,13 +42,28 @@ def test_refused_observations(square_voc: Path) -> None:
     mixed = gym.wrappers.TransformObservation(
         square_env(), lambda o: {"a": o}, gym.spaces.Dict({"a": square_env().observation_space})
     )
-    assert "Dict" in refusal(mixed, square_voc)
+    assert "Dict" in (found := refusal(mixed, square_voc))
+    assert "render_only=False" in found
     for made in (
         lambda: VOCValueVectorWrapper(SyncVectorEnv([Square] * 2), square_voc),  # type: ignore[list-item]
         lambda: VecVOCValue(DummyVecEnv([Square] * 2), square_voc),  # type: ignore[list-item]
     ):
         with pytest.raises(VOCError, match=r"float32 \(1,\)"):
             made()
+
+
+@pytest.mark.parametrize("made", [VOCValueWrapper, VOCValueVectorWrapper, VecVOCValue])
+def test_other_kinds_of_environments_are_refused(made: Any, square_voc: Path) -> None:
+    kinds = {
+        VOCValueWrapper: square_env(),
+        VOCValueVectorWrapper: SyncVectorEnv([square_env]),
+        VecVOCValue: DummyVecEnv([square_env]),
+    }
+    for right, env in kinds.items():
+        if right is not made:
+            with pytest.raises(VOCError, match="wraps one Gymnasium environment, VOCValueVectorWrapper") as caught:
+                made(env, square_voc)
+            assert one_sentence(str(caught.value))
 
 
 def test_refused_words_and_discounts(square_voc: Path) -> None:
@@ -66,6 +81,8 @@ def test_refused_words_and_discounts(square_voc: Path) -> None:
     assert "futures is -1" in refusal(env, square_voc, futures=-1)
     for shown in ({"observe": "features_only"}, {"features": "codes"}):
         assert "they need mode='observation'" in refusal(env, square_voc, **shown)
+    unseen = refusal(env, square_voc, mode="observation", features="codes")
+    assert "features='codes' are not shown with observe='value'" in unseen
     assert "samples is 1" in refusal(env, square_voc, estimator="sample", samples=1)
 
 
@@ -108,7 +125,7 @@ def test_other_frames_warn(name: str, value: str, square_voc: Path) -> None:
         lambda: VecVOCValue(DummyVecEnv([lambda: square_env(spec=spec)] * 2), square_voc),
     )
     for make in makers:
-        with pytest.warns(UserWarning, match=f"trained with {name} .*, this data has '{value}'") as caught:
+        with pytest.warns(UserWarning, match=f"trained with {name} .*, the environment has '{value}'") as caught:
             make()
         assert len(caught) == 1
     with warnings.catch_warnings():
@@ -126,8 +143,34 @@ def test_a_wrapper_may_say_how_frames_are_made(square_voc: Path) -> None:
         lambda: VecVOCValue(DummyVecEnv([lambda: Says(square_env())] * 2), square_voc),
     )
     for make in makers:
-        with pytest.warns(UserWarning, match="this data has 'other'"):
+        with pytest.warns(UserWarning, match="the environment has 'other'"):
             make()
+
+
+def test_data_that_say_their_task_alone_are_compared_with_the_id_of_an_environment(square_voc: Path) -> None:
+    """As README records episodes of one's own."""
+    gym.register("voc_rl_test/Square-v0", Square)
+
+    def made() -> gym.Env:
+        env: Any = gym.make("voc_rl_test/Square-v0")
+        del env.unwrapped.data_spec
+        return PixelObservation(env, SIDE, 3)
+
+    makers = (
+        lambda voc: VOCValueWrapper(made(), voc),
+        lambda voc: VOCValueVectorWrapper(SyncVectorEnv([made] * 2), voc),  # type: ignore[list-item]
+        lambda voc: VecVOCValue(DummyVecEnv([made] * 2), voc),
+    )
+    own, other = VOC.load(square_voc), VOC.load(square_voc)
+    own.spec, other.spec = (DataSpec(task=task, action_repeat=1) for task in ("voc_rl_test/Square-v0", "Pendulum-v1"))
+    for make in makers:
+        with pytest.warns(UserWarning, match="with task 'Pendulum-v1', the environment has 'voc_rl_test/Sq") as caught:
+            make(other)
+        assert len(caught) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make(own)
+    del gym.registry["voc_rl_test/Square-v0"]
 
 
 def test_frames_of_unknown_making_warn(square_voc: Path) -> None:
@@ -144,7 +187,9 @@ def test_frames_of_unknown_making_warn(square_voc: Path) -> None:
     users = VOC.load(square_voc)
     users.spec = DataSpec(size=SIDE)  # of data that does not say either
     for make in makers:
-        with pytest.warns(UserWarning, match=r"no data_spec; .* task 'square', render 'fast', camera -1") as caught:
+        with pytest.warns(
+            UserWarning, match=r"data_spec does not say; .* task 'square', render 'fast', camera -1"
+        ) as caught:
             make(square_voc)
         assert len(caught) == 1
         with warnings.catch_warnings():

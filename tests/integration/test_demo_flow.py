@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from worlds import kill_when, numbers
 from voc_rl import VOC, Episodes
 from voc_rl.benchmarks.demo import DemoConfig, run_demo
 from voc_rl.checkpoints import load_torch_file
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
 from voc_rl.quantizers import DINOConfig, VQGANConfig
@@ -49,8 +50,8 @@ PATCHES = {"width": 32, "depth": 1, "heads": 2, "patch": 28, "codebook_size": 16
 QUANTIZERS = {
     "vqvae": (SMALL, 2, 240),
     "musik": ({**SMALL, "negatives": 16}, 2, 240),
-    "dino": (to_dict(DINOConfig.small(**PATCHES, teacher_width=32, teacher_steps=5)), 27, 16),
-    "vqgan": (to_dict(VQGANConfig.small(channels=8, side=16, codebook_size=16)), 3, 16),
+    "dino": (asdict(DINOConfig.small(**PATCHES, teacher_width=32, teacher_steps=5)), 27, 16),
+    "vqgan": (asdict(VQGANConfig.small(channels=8, side=16, codebook_size=16)), 3, 16),
 }
 
 
@@ -139,8 +140,8 @@ def test_another_task_is_kept_out_of_the_folder(finished: tuple[Path, Any]) -> N
 def test_a_demo_killed_three_times_ends_with_the_same_numbers(finished: tuple[Path, Any], tmp_path: Path) -> None:
     _, (_, metrics, _) = finished
     demo = config(TASK)
-    assert from_dict(DemoConfig, json.loads(json.dumps(to_dict(demo)))) == demo
-    command = [sys.executable, "-c", SCRIPT, json.dumps(to_dict(demo)), str(tmp_path)]
+    assert from_dict(DemoConfig, json.loads(json.dumps(asdict(demo)))) == demo
+    command = [sys.executable, "-c", SCRIPT, json.dumps(asdict(demo)), str(tmp_path)]
     kill_when(tmp_path / "data" / "episode_000001.hdf5", command)
     assert len(list((tmp_path / "data").glob("*.hdf5"))) < 5
     kill_when(tmp_path / "checkpoints" / "train.pt", command)

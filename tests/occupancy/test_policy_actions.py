@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from worlds import refusal
 
 from voc_rl.agents import EpsilonGreedy, NoisyPolicy
-from voc_rl.agents.loading import Deterministic
+from voc_rl.agents.behaviour import Deterministic
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
 from voc_rl.policy import observation_of
@@ -285,7 +285,7 @@ def test_networks_act_in_eval_mode_and_are_left_as_they_were(tmp_path: Path, kin
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
     assert modes == [True, True, True, False, True]
-    found = policy_actions([kind(network)], dataset, 3, np.random.default_rng(0)).drawn
+    found = policy_actions([kind(network)], dataset, 3, np.random.default_rng(0))
     assert [module.training for module in network.modules()] == modes
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]), name

@@ -168,6 +168,7 @@ def test_published_stacks_saves_and_paints(tmp_path: Path) -> None:
     codes = both.encode(obs)
     assert both.n_tokens == 392
     assert torch.equal(codes, torch.cat([single.encode(obs[:, :3]), single.encode(obs[:, 3:])], 1))
+    assert (both.decode(codes) == 128).all()  # plain grey, until they are trained
     # training teaches pictures, and moves no code
     both.initialise(obs, generator())
     blank = (both.decode(codes).float() - obs.float()).square().mean()

@@ -11,7 +11,7 @@ import numpy as np
 from voc_rl.configs import fingerprint
 from voc_rl.data.episodes import Episodes
 
-FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames are read from disk, as are those that need too much of the memory
+FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames stay on disk, unless single ones read slowly
 
 
 def frame_bytes(dataset: Episodes) -> int:
@@ -22,14 +22,14 @@ def frame_bytes(dataset: Episodes) -> int:
 def data_mark(dataset: Episodes) -> str:
     """A short hash of a dataset: its small arrays, how it was made, and its frames.
 
-    Of more than ``FRAMES_IN_MEMORY`` bytes of frames that stay on disk: the first, the middle and the last of each
-    episode, and the sizes of the files, which are compressed. How much memory there is makes no difference.
+    Of more than ``FRAMES_IN_MEMORY`` bytes of frames that are on disk: the first, the middle and the last of each
+    episode, and the sizes of the files, which are compressed. Whether they were loaded makes no difference.
     """
     digest = hashlib.sha256()
     for array in (dataset.reward, dataset.action, dataset.discount, dataset.step_type):
         digest.update(array.tobytes())
     sizes = []
-    if dataset.in_memory or frame_bytes(dataset) <= FRAMES_IN_MEMORY:
+    if not dataset.on_disk or frame_bytes(dataset) <= FRAMES_IN_MEMORY:
         parts = dataset.blocks()
     else:
         parts = [np.unique([dataset.starts, (dataset.starts + dataset.ends - 1) // 2, dataset.ends - 1])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from square import square_env
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 from worlds import one_sentence
 
 from voc_rl import VOC
 from voc_rl.agents.sb3 import VecVOCValue, VOCValueCallback
 from voc_rl.agents.sb3.traces import calibration
+from voc_rl.envs import VOCValueWrapper
 from voc_rl.errors import VOCError
 
 VALUES = np.random.default_rng(6).normal(size=STATES)
@@ -101,6 +104,21 @@ def test_shaped_rewards_are_replaced_by_the_raw_ones(algorithm: Any) -> None:
     env = VecVOCValue(corridors(4), voc, mode="shaping", gamma=0.8)
     found = learn(algorithm, env, VOCValueCallback(voc, every=40, episodes=6)).rows("voc/")
     check_rows(found, expected(4, 40, 6))
+
+
+def test_returns_that_a_monitor_logs_are_not_of_shaped_rewards_without_a_word() -> None:
+    voc, shaping = table_voc(VALUES), {"mode": "shaping", "gamma": 0.8}
+    vector: Any = VecVOCValue(corridors(1), voc, **shaping)  # type: ignore[arg-type]
+    for env in (VOCValueWrapper(Corridor(PLAN), voc, **shaping), VecMonitor(vector)):  # type: ignore[arg-type]
+        with pytest.warns(UserWarning, match=r"are of shaped rewards.*VOCValueWrapper\(Monitor\(env\)") as caught:
+            learn(PPO, env, VOCValueCallback(voc), steps=20)  # Stable-Baselines3 puts a Monitor around the first
+        assert len(caught) == 1
+    inside: Any = VOCValueWrapper(Monitor(Corridor(PLAN)), voc, **shaping)  # type: ignore[arg-type]
+    plain: Any = VOCValueWrapper(Corridor(PLAN), voc)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for env in (inside, plain, VecVOCValue(VecMonitor(corridors(1)), voc, **shaping)):  # type: ignore[arg-type]
+            learn(PPO, env, VOCValueCallback(voc), steps=20)
 
 
 def test_frames_beside_values_are_read() -> None:

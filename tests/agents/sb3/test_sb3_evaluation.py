@@ -10,15 +10,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from corridor import GAMMA, PLAN, STATES, Corridor, Walk, mean_of, plan_of, table_voc
-from square import SIDE, square_env
+from gymnasium.vector import SyncVectorEnv
+from square import SIDE, Square, square_env
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from worlds import CELLS, one_sentence, picture
 
 from voc_rl import VOC
 from voc_rl.agents import NoisyPolicy
 from voc_rl.agents.sb3 import PolicyValue, VecVOCValue, VOCFeaturesExtractor, evaluate_policy_value
+from voc_rl.envs import PixelObservation, VOCValueWrapper
 from voc_rl.errors import VOCError
 
 VALUES = np.random.default_rng(6).normal(size=STATES)
@@ -101,7 +104,7 @@ def test_frames_whose_channels_come_last_are_turned_round(square_voc: Path) -> N
 def test_frames_made_in_another_way_are_remarked_on(square_voc: Path) -> None:
     env = make_vec_env(lambda: square_env(12), 1)
     env.envs[0].unwrapped.data_spec = replace(VOC.load(square_voc).spec, task="another", action_repeat=3)
-    with pytest.warns(UserWarning, match="was trained with task 'square', this data has 'another'"):
+    with pytest.warns(UserWarning, match="was trained with task 'square', the environment has 'another'"):
         evaluate(Scripted(1.0), square_voc, env, 2)
 
 
@@ -168,6 +171,70 @@ def test_an_agent_with_an_environment_of_its_own(square_voc: Path) -> None:
     model.learn(16, reset_num_timesteps=False)
 
 
+def test_the_agents_own_environment_as_it_was_given() -> None:
+    """A later learn() goes on from where that environment stands, which another vector of it has played."""
+    env = Corridor(PLAN)
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}, seed=0, device="cpu")
+    model.learn(8)
+    evaluate_policy_value(model, table_voc(VALUES), env, 2)
+    np.testing.assert_array_equal(model._last_obs, env._frame()[None])  # type: ignore[arg-type]
+    assert model._last_episode_starts.all()
+    model.learn(8, reset_num_timesteps=False)
+    before = model._last_obs
+    evaluate_policy_value(model, table_voc(VALUES), Corridor(PLAN), 2)  # another one is not the agent's
+    assert model._last_obs is before
+
+
+class Notes(Scripted):
+    """An agent that says what it looks at, and keeps what it was shown."""
+
+    def __init__(self, space: gym.Space[Any] | None, kind: str | None = None) -> None:
+        super().__init__(1.0)
+        self.shown: list[Any] = []
+        if space is not None:
+            self.observation_space = space
+        if kind is not None:
+            self.observation = kind
+
+    def predict(self, obs: Any, *rest: Any) -> Any:
+        self.shown.append(obs)
+        return super().predict(obs, *rest)
+
+
+def test_an_agent_sees_the_part_of_a_dict_that_it_was_made_for(square_voc: Path) -> None:
+    def both() -> gym.Env:
+        return PixelObservation(Square(), SIDE, 3, render_only=False)
+
+    state, pixels, whole = Square().observation_space, square_env().observation_space, both().observation_space
+    expected = evaluate(Scripted(1.0), square_voc, make_vec_env(square_env, 2, seed=3), 4)
+    for agent, shape in (
+        (Notes(state), (2, 1)), (Notes(None, "state"), (2, 1)), (Notes(pixels), (2, 9, SIDE, SIDE)),
+        (Notes(whole), None),
+    ):  # fmt: skip
+        assert evaluate(agent, square_voc, make_vec_env(both, 2, seed=3), 4) == expected
+        assert all(isinstance(obs, dict) if shape is None else obs.shape == shape for obs in agent.shown)
+    for agent in (Notes(state), Notes(None, "state")):
+        with pytest.raises(
+            VOCError, match=r"the environment shows Box.*; PixelObservation\(env, render_only=False\)"
+        ) as no:
+            evaluate(agent, square_voc, square_env(), 2)
+        assert one_sentence(str(no.value))
+
+
+def test_an_agent_of_the_state_learns_from_what_a_voc_of_frames_pays(square_voc: Path) -> None:
+    """As docs/wrappers_and_agents.md shows; its log holds the returns that the environment pays."""
+    inner = Square()
+    both = PixelObservation(Monitor(inner), SIDE, 3, render_only=False)
+    shaped = VOCValueWrapper(both, square_voc, mode="shaping", gamma=0.9)
+    env: Any = gym.wrappers.TransformObservation(shaped, lambda seen: seen["state"], inner.observation_space)
+    model = PPO("MlpPolicy", env, n_steps=24, batch_size=24, n_epochs=1, seed=0, device="cpu").learn(24)
+    assert model.ep_info_buffer is not None
+    assert {float(ended["r"]) for ended in model.ep_info_buffer} <= {0.0, 1.0, 2.0, 3.0}
+    assert len(np.unique(model.rollout_buffer.rewards)) > 3
+    found = evaluate(model, square_voc, PixelObservation(inner, SIDE, 3, render_only=False), 2)
+    assert found.episodes == 2
+
+
 def test_an_agent_on_normalised_observations_is_not_changed(square_voc: Path) -> None:
     inner = VecVOCValue(make_vec_env(square_env, 2, seed=0), square_voc, mode="observation")
     env = VecNormalize(inner, norm_reward=False, norm_obs_keys=["value"])
@@ -210,6 +277,8 @@ def test_what_cannot_be_evaluated_is_refused(square_voc: Path) -> None:
         (Scripted(env=blind), square_voc, None, "a value wrapper has to show features='codes'"),
         (Scripted(), square_voc, DummyVecEnv([lambda: gym.make("Pendulum-v1")]), "float32 (3,)"),
         (Scripted(), square_voc / "nothing", corridors([PLAN]), "holds no VOC"),
+        (Scripted(), voc, SyncVectorEnv([lambda: Corridor(PLAN)]), "env is a SyncVectorEnv; one Gymnasium environment"),
+        (lambda obs: obs, voc, corridors([PLAN]), "is no policy; an agent, or an object with its `predict`"),
     ):
         with pytest.raises(VOCError) as refusal:
             evaluate(model, asked, env, 2)

@@ -10,12 +10,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from square import SIDE, square_env
+from square import SIDE, Square, square_env
+from stable_baselines3 import PPO
 from worlds import one_sentence
 
 from voc_rl import VOC
 from voc_rl.agents.sb3 import VOCFeaturesExtractor
 from voc_rl.agents.sb3 import features as module
+from voc_rl.envs import PixelObservation
 from voc_rl.errors import VOCError
 from voc_rl.plugin import FEATURES, codes_as_vectors, codes_size, feature_size, feature_vectors, read
 
@@ -52,6 +54,20 @@ def test_features_are_those_of_the_voc(kind: Any, square_voc: Path, frames: torc
     few = torch.cat([extractor(frames[i : i + 4] / 255) for i in range(0, len(frames), 4)])
     torch.testing.assert_close(alone, few, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone, exact, atol=0.05, rtol=0)  # large batches are multiplied in bfloat16
+
+
+def test_what_a_dict_shows_beside_frames_follows_their_features(square_voc: Path, frames: torch.Tensor) -> None:
+    space = gym.spaces.Dict({"at": gym.spaces.Box(-9, 9, (2, 2)), "pixels": SPACE, "kind": gym.spaces.Discrete(3)})
+    extractor, at = VOCFeaturesExtractor(space, square_voc), torch.arange(64.0).reshape(16, 2, 2)
+    kind = torch.eye(3)[torch.arange(16) % 3]  # as a policy shows a number
+    found = extractor({"at": at, "pixels": frames / 255, "kind": kind})
+    assert extractor.features_dim == found.shape[1]
+    exact = torch.cat([VOCFeaturesExtractor(SPACE, square_voc)(frames / 255), at.flatten(1), kind], 1)
+    assert torch.equal(found, exact)
+    env = PixelObservation(Square(), SIDE, 3, render_only=False)
+    eyes = {"features_extractor_class": VOCFeaturesExtractor, "features_extractor_kwargs": {"voc": square_voc}}
+    model = PPO("MultiInputPolicy", env, policy_kwargs=eyes, n_steps=8, batch_size=8, seed=0, device="cpu").learn(8)
+    assert model.predict(env.reset(seed=0)[0])[0].shape == (1,)
 
 
 def test_frames_that_were_divided_are_not_taken_for_whole_ones(square_voc: Path, frames: torch.Tensor) -> None:
@@ -191,7 +207,7 @@ def box(shape: tuple[int, ...], dtype: Any = np.uint8) -> gym.spaces.Box:
         (box((3, SIDE, SIDE)), f"uint8 (3, {SIDE}, {SIDE}), but this VOC reads uint8 {SHAPE}"),
         (box(SHAPE, np.float32), f"float32 {SHAPE}, but this VOC reads uint8"),
         (box((4,), np.float32), "float32 (4,), but"),
-        (gym.spaces.Dict({"pixels": SPACE}), "Dict('pixels': Box"),
+        (gym.spaces.Dict({"frames": SPACE}), "Dict('frames': Box"),
         (gym.spaces.Discrete(4), "Discrete(4), but"),
     ],
 )

@@ -18,6 +18,7 @@ from worlds import one_sentence
 
 from voc_rl.agents.sb3 import fill_replay_buffer, offline, train_offline
 from voc_rl.data import Episodes, write_episode
+from voc_rl.data.border import machine_memory
 from voc_rl.errors import VOCError
 
 SIDE = 10  # of frames whose channels are the shortest axis, or Stable-Baselines3 turns them round
@@ -26,6 +27,7 @@ TRANSITIONS = sum(LENGTHS) - len(LENGTHS)
 PIXELS = gym.spaces.Box(0, 255, (9, SIDE, SIDE), np.uint8)
 STATE = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+MORE = 1000.0
 
 
 class Blank(gym.Env[Any, Any]):
@@ -58,6 +60,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
         episode = toy_episode(i, rows, i in TERMINATED, numbered_frames(40 * i, rows, SIDE, SIDE))
         write_episode(folder / f"episode_{i:03d}.hdf5", episode, SPEC)
     return Episodes.open(folder)
+
+
+def richer(dataset: Episodes) -> Episodes:
+    """The same episodes, but for ``MORE`` reward at each step."""
+    other = dataset.subset(range(len(LENGTHS)))
+    other.reward = other.reward + np.float32(MORE)
+    return other
 
 
 class Transition(NamedTuple):
@@ -101,13 +110,14 @@ def test_every_transition_lands_once_and_whole(
     model = agent(space=PIXELS if pixels else STATE, envs=envs)
     kept = TRANSITIONS // envs * envs
     assert (TRANSITIONS, kept) == (19, 19 if envs == 1 else 16)
+    lots = [dataset, richer(dataset)]
     for lot in range(2):  # the second lot comes behind the first
-        assert fill_replay_buffer(model, dataset, say=None) == kept
+        assert fill_replay_buffer(model, lots[lot], say=None) == kept
         assert model.replay_buffer.size() * envs == (lot + 1) * kept
         for k in range(kept):
-            for found, exact in zip(
-                stored(model.replay_buffer, lot * kept + k), EXPECTED[k].numbers(pixels), strict=True
-            ):
+            numbers = list(EXPECTED[k].numbers(pixels))
+            numbers[3] += lot * MORE
+            for found, exact in zip(stored(model.replay_buffer, lot * kept + k), numbers, strict=True):
                 np.testing.assert_array_equal(found, exact)
     assert not model.replay_buffer.rewards[model.replay_buffer.size() :].any()
 
@@ -183,7 +193,13 @@ def test_memory_is_said_and_held_against_what_is_free(
 
 def test_free_memory_is_what_the_system_says() -> None:
     free = offline._free_memory()
-    assert free is None or free == pytest.approx(psutil.virtual_memory().available, rel=0.3)
+    known = min(psutil.virtual_memory().available, machine_memory())
+    assert free is None or free == pytest.approx(known, rel=0.3)
+
+
+def test_free_memory_is_no_more_than_a_container_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "machine_memory", lambda: 1000)
+    assert offline._free_memory() in (None, 1000)
 
 
 def test_the_buffer_has_to_be_large_enough(dataset: Episodes) -> None:
@@ -198,7 +214,7 @@ def test_the_buffer_has_to_be_large_enough(dataset: Episodes) -> None:
     ):  # fmt: skip
         before = model.replay_buffer.rewards.copy()
         with pytest.raises(VOCError) as refusal:
-            fill_replay_buffer(model, dataset)
+            fill_replay_buffer(model, richer(dataset))
         assert f"free {free}; make the agent with buffer_size={enough} or more" in str(refusal.value)
         assert one_sentence(str(refusal.value))
         np.testing.assert_array_equal(model.replay_buffer.rewards, before)

@@ -14,7 +14,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from worlds import refusal
 
-from voc_rl.agents.sb3 import fill_replay_buffer
+from voc_rl.agents.sb3 import VOCFeaturesExtractor, fill_replay_buffer
 from voc_rl.data import Episodes
 from voc_rl.envs import VOCValueWrapper
 from voc_rl.envs.value_sb3 import VecVOCValue
@@ -87,6 +87,15 @@ def test_data_of_another_environment_are_warned_of(dataset: Episodes) -> None:
     said = [str(w.message) for w in caught]
     assert f"The data were logged with task {dataset.spec.task!r}, the environment has 'triangle'." in said
     assert len(said) == len(dataset.spec.differences(other))
+
+
+def test_data_of_another_task_than_the_vocs_are_warned_of(square_voc: Path, dataset: Episodes) -> None:
+    """Of an agent that sees frames through it."""
+    eyes = {"features_extractor_class": VOCFeaturesExtractor, "features_extractor_kwargs": {"voc": square_voc}}
+    other = dataset.subset(range(2))
+    other.spec = replace(dataset.spec, task="triangle")
+    with pytest.warns(UserWarning, match="The VOC was trained with task 'square', this data has 'triangle'"):
+        fill_replay_buffer(agent(square_env(), policy_kwargs=eyes), other, say=None)
 
 
 def test_what_was_played_before_does_not_go_on_in_the_data(dataset: Episodes) -> None:

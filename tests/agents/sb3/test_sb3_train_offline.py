@@ -83,9 +83,13 @@ def test_what_is_logged_and_how_the_learning_rate_falls(chain: Path, monkeypatch
         assert row["train/learning_rate"] == pytest.approx(1e-3 * (1 - (step - 1) / 25))
         assert np.isfinite([row["train/actor_loss"], row["train/critic_loss"]]).all()
     assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 25)
-    train_offline(model, None, 3, batch_size=16, progress=False)  # goes on, from the full rate again
+    told: list[tuple[Any, int]] = []
+    # goes on, from the full rate again
+    train_offline(model, None, 3, batch_size=16, log_every=2, callback=lambda *now: told.append(now), progress=False)
     assert asked[25:] == [(1, 16)] * 3
+    assert [(step, row["time/gradient_steps"]) for step, row in log.dumps[3:]] == [(27, 27), (28, 28)]
     assert log.dumps[-1][1]["train/n_updates"] == 28
+    assert told == [(model, 27), (model, 28)]
     assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 3)
 
 
@@ -160,7 +164,39 @@ def test_what_was_learned_offline_is_played_from_the_first_step_on(chain: Path) 
     np.testing.assert_allclose(played.actions, np.broadcast_to(expected, (20, 1)), atol=1e-6)
 
 
+def test_episodes_that_the_buffer_holds_are_not_added_again(chain: Path) -> None:
+    """Where they came first, and where the agent had played before."""
+    dataset = Episodes.open(chain)
+    for played in (0, 3):
+        model = agent(learning_starts=100)
+        if played:
+            model.learn(played)
+        train_offline(model, dataset, 2, progress=False, say=None)
+        held = model.replay_buffer.size()
+        with pytest.raises(VOCError, match="are in the replay buffer already; pass dataset=None") as refusal:
+            train_offline(model, dataset, 2, progress=False, say=None)
+        assert one_sentence(str(refusal.value))
+        assert model.replay_buffer.size() == held
+        model.learn(3) if not played else None
+        with pytest.raises(VOCError, match="already"):
+            fill_replay_buffer(model, dataset)
+        fill_replay_buffer(model, dataset.subset(range(20, 40)), None)  # which it neither begins nor ends with
+
+
+def test_a_logger_that_cannot_be_made_costs_no_time(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*settings: Any) -> None:
+        raise ImportError("no tensorboard")
+
+    model = agent()
+    monkeypatch.setattr("voc_rl.agents.sb3.offline.configure_logger", fails)
+    with pytest.raises(ImportError, match="no tensorboard"):
+        train_offline(model, Episodes.open(chain), 5, progress=False)
+    assert model.replay_buffer.size() == 0
+
+
 def test_nothing_to_train_on_is_refused(chain: Path) -> None:
+    with pytest.raises(VOCError, match=r"The dataset is str; Episodes are needed: voc_rl.Episodes.open\(path\)"):
+        train_offline(agent(), str(chain), 5, progress=False)  # type: ignore[arg-type]
     with pytest.raises(VOCError, match="The replay buffer is empty") as refusal:
         train_offline(agent(), None, 5, progress=False)
     assert one_sentence(str(refusal.value))
