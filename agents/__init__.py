@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from voc_rl.agents.actors import GaussianActor as GaussianActor
     from voc_rl.agents.actors import load_policy as load_policy
     from voc_rl.agents.actors import shipped_policies as shipped_policies
+    from voc_rl.agents.behaviour import Deterministic as Deterministic
     from voc_rl.agents.behaviour import EpsilonGreedy as EpsilonGreedy
     from voc_rl.agents.behaviour import NoisyPolicy as NoisyPolicy
     from voc_rl.agents.behaviour import StepMixture as StepMixture
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from voc_rl.agents.improvement import ImprovementConfig as ImprovementConfig
     from voc_rl.agents.improvement import policy_voc as policy_voc
     from voc_rl.agents.improvement import weighted_clone as weighted_clone
-    from voc_rl.agents.loading import Deterministic as Deterministic
     from voc_rl.agents.loading import callable_of as callable_of
     from voc_rl.agents.loading import policy_of as policy_of
     from voc_rl.agents.objectives import TD3BC as TD3BC
@@ -54,7 +54,7 @@ _HOME = {
     "NoisyPolicy": "behaviour",
     "StepMixture": "behaviour",
     "StickyMixture": "behaviour",
-    "Deterministic": "loading",
+    "Deterministic": "behaviour",
     "load_policy": "actors",
     "callable_of": "loading",
     "policy_of": "loading",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows
 from voc_rl.errors import VOCError, check_choice, check_count, check_gamma
 from voc_rl.loop import StepLog
 from voc_rl.model import VOC
@@ -19,8 +19,6 @@ from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
     StitchedChain,
-    StitchedTargets,
-    going_rows,
     hops,
     sample_futures,
     train_policies,
@@ -113,7 +111,7 @@ def train_action_voc(
         dataset.action.shape[1],
     )
     model, trained_head = train_policies(
-        network, head, dataset, codes, features, StitchedTargets(dataset, [chain], gamma), training, config.seed,
+        network, head, dataset, codes, features, [chain], training, config.seed,
         values=values[None], stage="actions", log=log, progress=progress,
     )  # fmt: skip
     reward = fit_reward_head(
@@ -217,20 +215,19 @@ class ActionValues:
 class RollOutScores:
     """Scores of actions by a one-step model (a VOC with action input and discount 0), rolled out step by step.
 
-    After the action the model goes on as the data's policy did. ``steps`` observations of each of ``paths`` paths are
-    sampled: steps x paths is what ``ActionValues`` calls samples, at equal compute.
+    After the action the model goes on as the data's policy did. ``steps`` observations of one path are sampled: as many
+    as what ``ActionValues`` calls samples, at equal compute.
 
     Raises:
-        VOCError: another VOC, gamma outside [0, 1), or no steps or paths.
+        VOCError: another VOC, gamma outside [0, 1), or no steps.
     """
 
-    def __init__(self, voc: VOC, gamma: float, steps: int = 16, paths: int = 1, seed: int = 0) -> None:
+    def __init__(self, voc: VOC, gamma: float, steps: int = 16, seed: int = 0) -> None:
         if not voc.occupancy.config.action_dim or voc.gamma != 0.0:
             raise VOCError("Roll-outs need a VOC with action input that was trained for gamma 0, the next observation.")
         check_gamma(gamma)
         check_count(steps, "steps")
-        check_count(paths, "paths")
-        self.voc, self.weights, self.paths, self.seed = voc, gamma ** np.arange(steps), paths, seed
+        self.voc, self.weights, self.seed = voc, gamma ** np.arange(steps), seed
 
     @torch.no_grad()
     def __call__(self, codes: Tensor, features: Tensor | None, actions: Tensor) -> Tensor:
@@ -241,7 +238,7 @@ class RollOutScores:
         generator = generator_on(device, self.seed)
         total = torch.zeros(B * M, device=device)
         with autocast(device):
-            paths = hops(model, contexts, seen, self.paths, len(self.weights), generator, True, condition)
+            paths = hops(model, contexts, seen, 1, len(self.weights), generator, True, condition)
             for weight, states in zip(self.weights / self.weights.sum(), paths, strict=True):
                 total += float(weight) * self.voc.rewards(states).mean(1)
         return total.view(B, M)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import log_ndtr
 
-from voc_rl.agents.drawing import Drawing
+from voc_rl.agents.stochastic import StochasticPolicy
 from voc_rl.errors import VOCError
 
 SHIPPED = Path(__file__).parent / "policies"
@@ -18,7 +18,7 @@ _PARTS = ("layers.0", "layers.1", "mu", "log_std")
 _LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
-class GaussianActor(Drawing):
+class GaussianActor(StochasticPolicy):
     """Soft actor-critic's actor: a = tanh(u), u ~ N(mean(s), exp(log_std(s))^2).
 
         h = relu(layers.0 s); h = relu(layers.1 h); mean = mu h; log_std = clip(log_std h, -20, 2)
@@ -69,9 +69,6 @@ class GaussianActor(Drawing):
         """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""
         mean, std = self.distribution(observation)
         return np.tanh(mean + std * rng.standard_normal((count, *mean.shape))).astype(np.float32)
-
-    def start_episode(self, rng: np.random.Generator) -> None:
-        """Nothing to draw: every step is the same actor's."""
 
     def sample(self, observation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, int]:
         """An action float32 (A,) at one state, its ``log_prob``, and the policy id 0."""

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from voc_rl.agents.drawing import Drawing
+from voc_rl.agents.stochastic import StochasticPolicy
 from voc_rl.errors import VOCError, check_positive, check_share
-from voc_rl.policy import BehaviourPolicy, choices_of, epsilon_greedy, memoryless, numbers, observation_of
+from voc_rl.policy import BehaviourPolicy, choices_of, epsilon_greedy, memoryless, named, numbers, observation_of
 
 
-class NoisyPolicy(Drawing):
+class NoisyPolicy(StochasticPolicy):
     """A policy with noise: (1 - epsilon) N(a*(s), sigma^2 I) + epsilon Uniform[-1, 1]^A, before clipping.
 
     a*(s) is the wrapped policy's deterministic action. The choice between the two parts falls once per step,
@@ -34,7 +34,7 @@ class NoisyPolicy(Drawing):
         self.policy, self.sigma, self.epsilon = policy, float(sigma), float(epsilon)
         self.observation = observation_of(policy)
         if choices_of(getattr(policy, "action_space", None)) is not None:
-            raise VOCError(f"{policy!r} chooses between discrete actions; EpsilonGreedy is the noise for those.")
+            raise VOCError(f"{named(policy)} chooses between discrete actions; EpsilonGreedy is the noise for those.")
         self.observation_space = getattr(policy, "observation_space", None)
         self._rng = np.random.default_rng(seed)
 
@@ -49,9 +49,6 @@ class NoisyPolicy(Drawing):
         """``count`` draws, float32 (count, A) or (count, B, A), of one pass."""
         mean = self.mode(observation)
         return self._draw(np.broadcast_to(mean, (count, *mean.shape)), rng)
-
-    def start_episode(self, rng: np.random.Generator) -> None:
-        """Nothing to draw: every step is the same policy's."""
 
     def sample(self, observation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, int]:
         """The unclipped action float32 (A,) at one observation, its log-density, and the policy id 0."""
@@ -78,7 +75,30 @@ class NoisyPolicy(Drawing):
             return np.logaddexp(np.log1p(-self.epsilon) + gaussian, np.log(self.epsilon) + uniform)
 
 
-class EpsilonGreedy(Drawing):
+class Deterministic:
+    """A policy without its noise."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.observation = policy, observation_of(policy)
+        self.observation_space = getattr(policy, "observation_space", None)
+        self.action_space = getattr(policy, "action_space", None)
+
+    def __repr__(self) -> str:
+        return f"Deterministic({self.policy!r})"
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """The wrapped policy's deterministic actions."""
+        return self.policy.predict(observation, state, episode_start, deterministic=True)
+
+    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """The same actions ``count`` times, (count, A) or (count, B, A)."""
+        actions = np.asarray(memoryless(self.policy, observation, deterministic=True))
+        return np.broadcast_to(actions, (count, *actions.shape))
+
+
+class EpsilonGreedy(StochasticPolicy):
     """A policy of discrete actions with noise: its deterministic action, or with chance ``epsilon`` any, all alike.
 
     ``predict`` gives numbers, as the wrapped policy's does; ``draws`` and ``sample`` give one-hot rows, as in data.
@@ -101,8 +121,8 @@ class EpsilonGreedy(Drawing):
         choices = choices_of(self.action_space)
         if choices is None:
             raise VOCError(
-                f"{policy!r} has the actions {self.action_space}; a Discrete `action_space` is needed (NoisyPolicy is "
-                "the noise for continuous ones)."
+                f"{named(policy)} has the actions {self.action_space}; a Discrete `action_space` is needed "
+                "(NoisyPolicy is the noise for continuous ones)."
             )
         self._choices, self._rng = choices, np.random.default_rng(seed)
 
@@ -124,9 +144,6 @@ class EpsilonGreedy(Drawing):
         """``count`` draws, one-hot float32 (count, n) or (count, B, n), of one pass."""
         return epsilon_greedy(self.mode(observation), self.epsilon, count, rng)
 
-    def start_episode(self, rng: np.random.Generator) -> None:
-        """Nothing to draw: every step is the same policy's."""
-
     def sample(self, observation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, int]:
         """The one-hot action float32 (n,) at one observation, its log-probability, and the policy id 0."""
         action = self.draw(observation, rng)
@@ -139,7 +156,7 @@ class EpsilonGreedy(Drawing):
             return np.log((1.0 - self.epsilon) * chosen + self.epsilon / self._choices)
 
 
-class StepMixture(Drawing):
+class StepMixture(StochasticPolicy):
     """A Markov mixture: at every step one of several policies, drawn anew, acts.
 
     Its density is the mean of the members' densities, unlike that of ``StickyMixture``, whose member stays.
@@ -190,7 +207,7 @@ class StickyMixture:
     def __init__(self, policies: Sequence[BehaviourPolicy], switch: float = 0.02) -> None:
         for policy in policies:
             if not isinstance(policy, BehaviourPolicy):
-                raise VOCError(f"{policy!r} cannot be a member; `sample` and `start_episode` are needed.")
+                raise VOCError(f"{named(policy)} cannot be a member; `sample` and `start_episode` are needed.")
         self.observation: Literal["state", "pixels"] = _common_observation(policies)
         check_share(switch, "switch")
         self.policies, self.switch = list(policies), float(switch)

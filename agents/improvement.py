@@ -13,17 +13,15 @@ from torch import Tensor
 from voc_rl.agents.action_values import ROWS_AT_ONCE, ActionValues, action_training, train_action_voc
 from voc_rl.agents.objectives import Cloning, advantage_weights, linear_residual, trace_advantages
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows, taken_actions
 from voc_rl.errors import VOCError, check_choice, check_positive, check_token_rows
 from voc_rl.model import VOC
 from voc_rl.occupancy import (
     PolicyTraining,
     StitchedChain,
     find_candidates,
-    going_rows,
     policy_actions,
     stitch,
-    taken_actions,
 )
 from voc_rl.precision import device_of
 from voc_rl.training import VOCConfig
@@ -122,7 +120,7 @@ def policy_voc(
     check_token_rows(*tokens, len(dataset))
     config = config or ImprovementConfig()
     rng = np.random.default_rng([seed, 89])
-    drawn = policy_actions([agent], dataset, config.draws, rng).drawn[0]
+    drawn = policy_actions([agent], dataset, config.draws, rng)[0]
     candidates = find_candidates(dataset, tokens[1].to(device_of(voc.occupancy)))
     chain: StitchedChain = stitch(candidates, drawn, dataset.terminal, rng)
     networks = replace(config.voc, seed=seed)

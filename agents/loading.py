@@ -11,13 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from voc_rl.agents.actors import GaussianActor, load_policy
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.errors import VOCError
-from voc_rl.policy import memoryless, observation_of
+from voc_rl.policy import observation_of
 
 # what Stable-Baselines3 calls the tensors of a SAC actor with two hidden layers, and what we call them
 _SAC = {
@@ -26,29 +25,6 @@ _SAC = {
     "actor.mu": "mu",
     "actor.log_std": "log_std",
 }
-
-
-class Deterministic:
-    """A policy without its noise."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.observation = policy, observation_of(policy)
-        self.observation_space = getattr(policy, "observation_space", None)
-        self.action_space = getattr(policy, "action_space", None)
-
-    def __repr__(self) -> str:
-        return f"Deterministic({self.policy!r})"
-
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[np.ndarray, Any]:
-        """The wrapped policy's deterministic actions."""
-        return self.policy.predict(observation, state, episode_start, deterministic=True)
-
-    def draws(self, observation: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """The same actions ``count`` times, (count, A) or (count, B, A)."""
-        actions = np.asarray(memoryless(self.policy, observation, deterministic=True))
-        return np.broadcast_to(actions, (count, *actions.shape))
 
 
 def policy_of(name: str) -> Any:

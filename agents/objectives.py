@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from voc_rl.agents.networks import Critic
 from voc_rl.agents.views import View
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows
 from voc_rl.errors import VOCError, check_at_least, check_gamma, check_positive, check_share
-from voc_rl.loop import step_seed
-from voc_rl.occupancy import going_rows, n_step_returns
+from voc_rl.loop import Trainee, step_seed
+from voc_rl.occupancy import n_step_returns
 from voc_rl.precision import device_of, seeded
 
 LARGEST_WEIGHT = 20.0
@@ -108,23 +108,12 @@ def _penalty(seen: np.ndarray) -> np.ndarray:
     return np.diag(np.append(np.full(seen.shape[1] - 1, RIDGE), 0.0))
 
 
-class _Trainee:
+class _Trainee(Trainee):
     def __init__(self, agent: Any, view: View) -> None:
         self.agent, self.view, self.seed = agent, view, agent.seed
-        self.modules: dict[str, nn.Module] = {"networks": agent.networks}
 
     def parameters(self) -> list[nn.Parameter]:
-        return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
-
-    def after_step(self, step: int) -> None:
-        pass
-
-    def state(self) -> dict[str, Any]:
-        return {name: dict(module.state_dict()) for name, module in self.modules.items()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        for name, module in self.modules.items():
-            module.load_state_dict(state[name])
+        return [p for p in self.agent.networks.parameters() if p.requires_grad]
 
     def _rng(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, step, 79])
@@ -180,11 +169,13 @@ class TD3BC(_Trainee):
         with seeded(torch.device("cpu"), step_seed(self.seed, 83)):
             self.critic = Critic(agent.encoder.width, agent.action_size, agent.config.width).to(device)
         self.slow = copy.deepcopy(self.critic).requires_grad_(False)
-        self.modules |= {"critic": self.critic, "slow": self.slow}
         returns = n_step_returns(view.dataset, agent.config.gamma, n)
         self.later = returns.bootstrap
         self.reward = torch.from_numpy(returns.partial).to(device)
         self.discount = torch.from_numpy(returns.weight).to(device)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*super().parameters(), *self.critic.parameters()]
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         view, actor = self.view, self.agent.actor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from voc_rl.agents.drawing import Drawing
 from voc_rl.agents.networks import Actor, ConvEncoder, FrozenEncoder
+from voc_rl.agents.stochastic import StochasticPolicy
+from voc_rl.agents.views import view_of
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, write_json
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.data import Episodes
 from voc_rl.errors import (
     VOCError,
@@ -85,7 +86,7 @@ def check_continuous(dataset: Episodes) -> None:
         )
 
 
-class OfflineAgent(Drawing):
+class OfflineAgent(StochasticPolicy):
     """An actor that sees frames: Stable-Baselines3's ``predict``, so that everything that takes policies takes it.
 
     Args:
@@ -171,8 +172,6 @@ class OfflineAgent(Drawing):
             VOCError: a dataset of other frames or of other than continuous actions, or without a step; tokens of other
                 rows; ``seen`` where the agent has no frozen convolutions, or of another shape.
         """
-        from voc_rl.agents.views import view_of
-
         if dataset.observation_shape != self.observation_shape:
             raise VOCError(
                 f"The data's frames are {dataset.observation_shape}; the agent sees {self.observation_shape}."
@@ -225,7 +224,7 @@ class OfflineAgent(Drawing):
         save_tensors(folder / "agent.safetensors", own)
         description = {
             "observation_shape": list(self.observation_shape), "action_size": self.action_size, "name": self.name,
-            "seed": self.seed, "frozen": self._frozen, "config": to_dict(self.config),
+            "seed": self.seed, "frozen": self._frozen, "config": asdict(self.config),
             "quantizer": self._quantizer_mark(), "weights": tensors_mark(own),
         }  # fmt: skip
         write_json(folder / "agent.json", description)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from voc_rl.agents.networks import ConvEncoder, FrozenEncoder
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows, taken_actions
 from voc_rl.errors import check_token_rows
-from voc_rl.occupancy import going_rows, taken_actions
 from voc_rl.precision import device_of
 from voc_rl.quantizers import tokenize
 from voc_rl.quantizers.shift import random_shift

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from voc_rl.benchmarks.cells import Cell, finished, hold_settings, run_cells
 from voc_rl.benchmarks.ope_protocol import TASKS
-from voc_rl.benchmarks.results import options, write_results
+from voc_rl.benchmarks.results import options, results_folder, write_results
 from voc_rl.distributed import alone, join, meet, ranks
 from voc_rl.errors import VOCError, check_choices
 from voc_rl.precision import choose_device
@@ -40,7 +40,7 @@ class CellBenchmark(ABC):
     out: Path = Path("runs/ope")
     """Folder for data, truth and finished cells."""
     results: Path | None = None
-    """Folder for table and plot; default benchmarks/results."""
+    """Folder for table and plot; default benchmarks/results, of scale smoke --out."""
     tasks: tuple[str, ...] = TASKS
     methods: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -74,7 +74,7 @@ class CellBenchmark(ABC):
         found["command"] += options(self._said())
         if ranks().first:
             table = self.table(found)
-            folder = write_results(self.name, found, table, self.results)
+            folder = write_results(self.name, found, table, results_folder(self.results, self.scale, self.out))
             self.draw(folder / f"{self.name}.png", records, found)
             print(table)
         return found

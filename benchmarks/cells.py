@@ -170,17 +170,6 @@ def finished(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def check_scale(path: Path, scale: str) -> None:
-    """Refuse a file that holds cells of another scale (a cell's key ``scale``): their data lie beside it.
-
-    Raises:
-        VOCError: there are such cells.
-    """
-    others = {str(record["cell"].get("scale")) for record in finished(path)} - {scale}
-    if others:
-        raise VOCError(f"{path} holds cells of scale {', '.join(sorted(others))}; choose another --out.")
-
-
 def hold_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Keep the settings behind a folder's data, models and cells in a JSON file; refuse a folder that has others.
 

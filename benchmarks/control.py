@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
@@ -53,9 +53,8 @@ from voc_rl.benchmarks.control_data import (
 from voc_rl.benchmarks.control_pictures import FILM, save_curves, save_film, save_plot, save_sheet
 from voc_rl.benchmarks.control_table import results_of, table
 from voc_rl.benchmarks.reward_functions import REWARDS, fallen, overturned
-from voc_rl.configs import to_dict
+from voc_rl.data import going_rows
 from voc_rl.errors import VOCError, check_choices
-from voc_rl.occupancy import going_rows
 from voc_rl.pipeline import Say
 from voc_rl.precision import choose_device
 
@@ -105,6 +104,7 @@ class Control(CellBenchmark):
     """Returns of policies that were learned from logged pixels."""
 
     name, file = "control", "cells.jsonl"
+    table = staticmethod(table)
 
     out: Path = Path("runs/control")
     """Folder for data, models and finished cells."""
@@ -129,7 +129,7 @@ class Control(CellBenchmark):
         made: dict[str, Any] = {"agents": agent_config(scale.agent)}
         for model, gamma in VOCS.items():
             made[f"{model}_training"], made[f"{model}_networks"] = voc_training(scale, gamma)
-        return {"scale": self.scale, **to_dict(scale), **{name: to_dict(own) for name, own in made.items()}}
+        return {"scale": self.scale, **asdict(scale), **{name: asdict(own) for name, own in made.items()}}
 
     def data(self, task: str, mix: str = "mixed") -> ControlData:
         return control_data(task, mix, self.out, SCALES[self.scale])
@@ -158,9 +158,6 @@ class Control(CellBenchmark):
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return results_of(records, self.scale, self.models(say=lambda line: None))
-
-    def table(self, found: Mapping[str, Any]) -> str:
-        return table(found)
 
     def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
         save_plot(path, found)

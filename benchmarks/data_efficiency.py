@@ -86,6 +86,7 @@ class DataEfficiency(CellBenchmark):
     """Errors of policy evaluation against the number of episodes."""
 
     name, file = "data_efficiency", "data_efficiency.jsonl"
+    table = staticmethod(table)
 
     methods: tuple[str, ...] = METHODS
     seeds: int = 1
@@ -109,9 +110,6 @@ class DataEfficiency(CellBenchmark):
             data = self.data(task)
             truth[task] = {name: data.true_j(gamma)[name] for name in data.targets(False)}
         return results_of(records, truth, self.scale, gamma, scale.episodes)
-
-    def table(self, found: Mapping[str, Any]) -> str:
-        return table(found)
 
     def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
         save_plot(path, found)

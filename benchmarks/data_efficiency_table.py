@@ -13,7 +13,7 @@ from voc_rl.benchmarks.ope_table import WHAT
 from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.reports.plots import LIGHT, legend, new_figure, save, style
 
-KEPT = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "coverage90")
+SCORES = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "coverage90")
 ORDER = ("voc", "voc_head", "mfmc", "fqe", "dr", "wis")
 COLOURS = ("#1f6fb4", "#5aa7e0", "#2a9a4a", "#d08020", "#a05030", "#999999")
 
@@ -39,7 +39,7 @@ def results_of(
                 method: [
                     {
                         "share": share, "episodes": max(round(share * count), 1), "seeds": len(seeds),
-                        **{key: float(np.mean([s[key] for s in seeds])) for key in KEPT},
+                        **{key: float(np.mean([s[key] for s in seeds])) for key in SCORES},
                     }
                     for share, seeds in sorted(by_share.items())
                 ]

@@ -22,7 +22,7 @@ from voc_rl.benchmarks.control import NEEDS, SAMPLES, SCALES, policy_of
 from voc_rl.benchmarks.control_data import ControlData, control_data, make_model
 from voc_rl.benchmarks.control_table import WHAT
 from voc_rl.benchmarks.ope_protocol import TASKS
-from voc_rl.benchmarks.results import hardware, options, write_results
+from voc_rl.benchmarks.results import hardware, options, results_folder, write_results
 from voc_rl.benchmarks.throughput_machine import spread
 from voc_rl.errors import check_choice, check_positive
 from voc_rl.precision import choose_device, device_name
@@ -52,7 +52,8 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are."""
     results: Path | None = None
-    """Where decision_time.json and .md go; default: benchmarks/results of the working directory."""
+    """Where decision_time.json and .md go; default: benchmarks/results of the working directory, of scale
+    smoke --out."""
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def main(args: Args) -> dict[str, Any]:
         }),
     }  # fmt: skip
     text = table(found)
-    write_results("decision_time", found, text, args.results)
+    write_results("decision_time", found, text, results_folder(args.results, args.scale, args.out))
     print(text)
     return found
 

@@ -19,6 +19,7 @@ from voc_rl.agents import load_policy
 from voc_rl.benchmarks.baselines import Budget, train_critic
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.checkpoints import write_json
+from voc_rl.configs import fingerprint
 from voc_rl.envs import collect
 from voc_rl.envs.collection import same_settings
 from voc_rl.errors import VOCError, check_choice, check_positive
@@ -27,7 +28,7 @@ from voc_rl.pipeline import Pipeline, Say
 from voc_rl.precision import device_name
 from voc_rl.reports.run_report import report_data, write_run_report
 from voc_rl.reports.table import format_table
-from voc_rl.runs import RunFolder, fingerprint
+from voc_rl.runs import RunFolder
 from voc_rl.stage_settings import made_elsewhere
 from voc_rl.training import VOCConfig
 from voc_rl.values import ValueEstimate, scores

@@ -64,7 +64,7 @@ def _shard(dataset: Episodes, frames: np.ndarray | None, place: Path) -> str:
     """Every row that was kept is the file's row of that number, frame and all."""
     with h5py.File(next(place.glob("*.hdf5"))) as file:
         raw = {key: file[key][()] for key in file}
-    rows = dataset.source_rows
+    rows = dataset.stored_rows
     columns = [name for name in (*_COLUMNS, "step_type") if getattr(dataset, name) is not None]
     pairs = {name: (getattr(dataset, name), raw[name][rows]) for name in columns}
     return _differing({**pairs, "frames": (frames, raw["observation"][rows])})
@@ -82,10 +82,7 @@ def _npz(dataset: Episodes, frames: np.ndarray | None, place: Path) -> str:
                         "action": (dataset.action[start:end], raw["action"]),
                         "reward": (dataset.reward[start:end], raw["reward"]),
                         "discount": (dataset.discount[start:end], raw["discount"]),
-                        "frames": (
-                            frames[start:end] if frames is not None else None,
-                            raw["image"].transpose(0, 3, 1, 2),
-                        ),
+                        "frames": (frames[start:end], raw["image"].transpose(0, 3, 1, 2)),
                     }
                     if not _differing(same):
                         break

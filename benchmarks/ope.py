@@ -8,7 +8,7 @@ Cells (task, discount, method, part, seed) are kept as they finish; the same com
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from voc_rl.benchmarks.ope_baselines import BASELINES, Estimates, effective_star
 from voc_rl.benchmarks.ope_data import R_MAX, Scale, TaskData, task_data
 from voc_rl.benchmarks.ope_protocol import SIXTEEN, Target
 from voc_rl.benchmarks.ope_table import results_of, save_plot, table
-from voc_rl.configs import to_dict
 from voc_rl.errors import check_choices
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, OccupancyTransformer, PolicyTraining, hops
@@ -63,6 +62,7 @@ class OPE(CellBenchmark):
     """Policy evaluation against the truth and baselines."""
 
     name, file = "ope", "cells.jsonl"
+    table = staticmethod(table)
 
     methods: tuple[str, ...] = METHODS
     """Also: voc_warm, voc_alone."""
@@ -96,9 +96,6 @@ class OPE(CellBenchmark):
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return results_of(records, self.truth(records), self.scale)
 
-    def table(self, found: Mapping[str, Any]) -> str:
-        return table(found)
-
     def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
         save_plot(path, records, self.truth(records), records[0]["cell"]["gamma"])
 
@@ -131,8 +128,8 @@ def estimates_of(
 def settings_of(scale: str) -> dict[str, Any]:
     """What the folder of a scale was made with; the benchmarks that share it share this too."""
     network = SCALES[scale].network
-    configs = {f"config_{gamma:g}": to_dict(_config(scale, gamma, 0, network)) for gamma in (*SCALES[scale].gammas, 0)}
-    return {"scale": scale, **to_dict(SCALES[scale]), **configs}
+    configs = {f"config_{gamma:g}": asdict(_config(scale, gamma, 0, network)) for gamma in (*SCALES[scale].gammas, 0)}
+    return {"scale": scale, **asdict(SCALES[scale]), **configs}
 
 
 def _config(scale: str, gamma: float, seed: int, steps: int) -> EvaluationConfig:

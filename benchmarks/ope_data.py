@@ -15,7 +15,7 @@ from voc_rl.benchmarks.ope_protocol import EIGHT, Protocol, Target
 from voc_rl.checkpoints import load_tensors, save_tensors
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
-from voc_rl.envs.truth import roll_outs
+from voc_rl.envs.roll_outs import roll_outs
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
 from voc_rl.sizes import sized
 from voc_rl.training import fresh_quantizer

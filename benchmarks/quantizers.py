@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ import tyro
 from torch import Tensor
 
 from voc_rl.agents import load_policy
-from voc_rl.benchmarks.cells import Cell, check_scale, finished, run_cells
+from voc_rl.benchmarks.cells import Cell, finished, hold_settings, run_cells
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.probes import probe, probe_targets, probed_rows
 from voc_rl.benchmarks.quantizers_plot import draw_reconstructions
 from voc_rl.benchmarks.quantizers_table import FRAMES, ORDER, psnr_notes, summary, table
-from voc_rl.benchmarks.results import hardware_of, options, versions_of, write_results
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.benchmarks.results import hardware_of, options, results_folder, versions_of, write_results
+from voc_rl.configs import fingerprint, from_dict
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
 from voc_rl.errors import check_choice, check_positive
@@ -45,7 +45,7 @@ from voc_rl.quantizers import (
 )
 from voc_rl.quantizers.vqvae import PrincipalComponents
 from voc_rl.reports.plots_frames import psnr
-from voc_rl.runs import cpu_seconds, fingerprint
+from voc_rl.runs import cpu_seconds
 from voc_rl.sizes import sized
 from voc_rl.training import VOCConfig, fresh_quantizer
 
@@ -86,7 +86,8 @@ class Args:
     seeds: tuple[int, ...] = (0,)
     """Of the quantizers' training; episodes and their split are the same for all."""
     results: Path | None = None
-    """Where quantizers.json, .md and .png go; default: benchmarks/results of the working directory."""
+    """Where quantizers.json, .md and .png go; default: benchmarks/results of the working directory, of scale
+    smoke --out."""
 
 
 @dataclass
@@ -234,18 +235,18 @@ def main(args: Args) -> dict[str, Any]:
         check_choice(name, QUANTIZERS, "quantizer")
     for count, what in ((len(args.tasks), "tasks"), (len(args.seeds), "seeds")):
         check_positive(count, f"number of {what}")
-    path = args.out / "cells.jsonl"
-    check_scale(path, args.scale)
+    hold_settings(args.out / "settings.json", {"scale": args.scale})
     torch.set_num_threads(1)
     keep_freed_memory()
     bench = Bench(scale, args.out)
-    marks = {name: fingerprint(_settings(name, scale)) for name in QUANTIZERS} | {FRAMES: fingerprint(to_dict(scale))}
+    marks = {name: fingerprint(_settings(name, scale)) for name in QUANTIZERS} | {FRAMES: fingerprint(asdict(scale))}
     wanted = [(task, FRAMES, 0) for task in args.tasks]
     wanted += [(task, name, seed) for seed in args.seeds for task in args.tasks for name in args.quantizers]
     cells = [
         {"task": task, "quantizer": name, "seed": seed, "scale": args.scale, "settings": marks[name]}
         for task, name, seed in wanted
     ]
+    path = args.out / "cells.jsonl"
     run_cells(cells, bench.work, path)
     # of other settings, which a quantizer's size may have had before, nothing is shown
     records = [r for r in finished(path) if r["cell"]["settings"] == marks.get(r["cell"]["quantizer"])]
@@ -266,7 +267,7 @@ def _write(args: Args, bench: Bench, records: list[dict[str, Any]]) -> dict[str,
         }),
     }  # fmt: skip
     text = table(found)
-    folder = write_results("quantizers", results, text, args.results)
+    folder = write_results("quantizers", results, text, results_folder(args.results, args.scale, args.out))
     pictures = {task: _pictures(bench, task, rows) for task, rows in found.items()}
     draw_reconstructions(pictures, psnr_notes(found), folder / "quantizers.png")
     print(text)
@@ -291,7 +292,7 @@ def _settings(name: str, scale: Scale) -> dict[str, Any]:
     """What a quantizer is made and trained with, for the results and to tell cells apart."""
     config = config_of(name, scale.steps)
     sizes = from_dict(QUANTIZERS[name][1], config.quantizer_config)  # with its defaults
-    return {"sizes": to_dict(sizes), "training": to_dict(config.quantizer_training)}
+    return {"sizes": asdict(sizes), "training": asdict(config.quantizer_training)}
 
 
 if __name__ == "__main__":

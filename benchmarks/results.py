@@ -16,6 +16,14 @@ from voc_rl.runs import versions
 FOLDER = Path("benchmarks/results")
 
 
+def results_folder(chosen: Path | None, scale: str, out: Path) -> Path:
+    """Where results go: ``chosen``, else benchmarks/results of the working directory.
+
+    Those of scale ``smoke`` go to ``out``: they only show that it runs, and would replace the committed ones.
+    """
+    return chosen or (out if scale == "smoke" else FOLDER)
+
+
 def write_results(name: str, results: dict[str, Any], table: str, folder: Path | None = None) -> Path:
     """Write results and their table; returns the folder (default: benchmarks/results of the working directory)."""
     folder = folder or FOLDER

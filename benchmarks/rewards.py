@@ -42,6 +42,7 @@ class Rewards(CellBenchmark):
     """Values of policies under new rewards, against true roll-outs."""
 
     name, file = "rewards", "rewards.jsonl"
+    table = staticmethod(table)
 
     methods: tuple[str, ...] = METHODS
     parts: tuple[str, ...] = PARTS
@@ -69,9 +70,6 @@ class Rewards(CellBenchmark):
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return results_of(records, self.truth(records), self.scale, self.gamma)
-
-    def table(self, found: Mapping[str, Any]) -> str:
-        return table(found)
 
     def draw(self, path: Path, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
         save_plot(path, records, self.truth(records))

@@ -24,7 +24,7 @@ WHAT = {
     "fqe_all": "fitted Q evaluation with an output per reward: knows them before it is trained",
     "median": "median of the logged policies' true J (an oracle helps)",
 }
-KEPT = ("mae", "bias", "spearman", "regret@1")
+SCORES = ("mae", "bias", "spearman", "regret@1")
 SHOWN = ("voc", "voc_corrected", "voc_density", "sf_td", "fqe_all")
 
 
@@ -70,13 +70,13 @@ def _of_reward(
                 own = {name: true[name] for name in answered}
                 rng = np.random.default_rng([record["cell"]["seed"], 53])
                 scores = policy_scores(answered, own, answered, answered, rng)
-                scored |= {key: scores[key] for key in KEPT}
+                scored |= {key: scores[key] for key in SCORES}
             methods[method].append(scored)
     middle = float(np.median([value for name, value in true.items() if name.startswith("logged")]))
     own = {name: true[name] for name in names}
     flat = dict.fromkeys(own, middle)
     scores = policy_scores(flat, own, flat, flat, np.random.default_rng(53))
-    methods["median"] = [{"answered": 1.0, **{key: scores[key] for key in KEPT}}]
+    methods["median"] = [{"answered": 1.0, **{key: scores[key] for key in SCORES}}]
     return {
         "range": float(np.ptp(list(own.values()))), "policies": len(own),
         "methods": {method: _mean(seeds) for method, seeds in methods.items()},
@@ -84,7 +84,7 @@ def _of_reward(
 
 
 def _mean(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    keys = [key for key in ("answered", *KEPT) if all(key in s for s in seeds)]
+    keys = [key for key in ("answered", *SCORES) if all(key in s for s in seeds)]
     return {"seeds": len(seeds), **{key: float(np.mean([s[key] for s in seeds])) for key in keys}}
 
 

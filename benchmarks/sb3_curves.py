@@ -4,35 +4,34 @@
 
 Four arms with the same settings: frames through the policy's own convolutions, or VOC features instead of frames;
 each with the environment's reward, or shaped by the VOC's values. Every arm and seed gets the same CPU time. A
-finished arm and seed is kept in its own file and skipped, so an interrupted benchmark goes on where it was.
+finished arm and seed is kept and skipped, so an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import tyro
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv
-from tqdm import tqdm
 
-from voc_rl.benchmarks.cells import hold_settings
-from voc_rl.benchmarks.results import hardware, hardware_of, options, versions_of, write_results
+from voc_rl.benchmarks.cells import Cell, describe, finished, grid, hold_settings, run_cells
+from voc_rl.benchmarks.results import hardware_of, options, results_folder, versions_of, write_results
 from voc_rl.benchmarks.sb3_curves_plot import draw_curves
-from voc_rl.checkpoints import read_json, write_json
-from voc_rl.envs import VecVOCValue, make_env
-from voc_rl.errors import check_choice, check_positive
+from voc_rl.envs import make_env
+from voc_rl.errors import VOCError, check_choice, check_positive
 from voc_rl.model_files import weights_mark
 from voc_rl.plugin import open_voc
-from voc_rl.runs import versions
+from voc_rl.progress import progress_bar
+
+if TYPE_CHECKING:  # which not every installation has
+    from stable_baselines3.common.vec_env import VecEnv
 
 # arm -> (VOC features instead of frames, rewards shaped by the VOC), and what it is
 ARMS = {
@@ -57,7 +56,7 @@ class Args:
     scale: str = "cpu"
     """smoke (seconds) or cpu."""
     out: Path = Path("runs/sb3_curves")
-    """Where finished arms and seeds are kept; those of another VOC, task or setting are refused there."""
+    """Where finished arms and seeds are kept; those of another VOC, task, scale or setting are refused there."""
     task: str = "walker-walk"
     """A dm_control task, the VOC's own."""
     arms: tuple[str, ...] = tuple(ARMS)
@@ -65,47 +64,44 @@ class Args:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Which seeds to run."""
     results: Path | None = None
-    """Where sb3_curves.json, .md and .png go; default: benchmarks/results of the working directory."""
+    """Where sb3_curves.json, .md and .png go; default: benchmarks/results of the working directory, of scale
+    smoke --out."""
 
 
-class _Episodes(BaseCallback):
-    """Keeps (environment steps, CPU seconds, raw return) of every finished episode; stops when the time is up."""
+def train_agent(cell: Cell, args: Args) -> dict[str, Any]:
+    """Train the agent of an arm and seed for its CPU time: its steps, and [steps, CPU seconds, raw return] of every
+    episode."""
+    from stable_baselines3 import PPO
 
-    def __init__(self, seconds: float, bar: tqdm[Any]) -> None:
-        super().__init__()
-        self.seconds, self.bar = seconds, bar
-        self.rows: list[list[float]] = []
-
-    def _on_training_start(self) -> None:
-        self.started = time.process_time()
-
-    def _on_step(self) -> bool:
-        used = time.process_time() - self.started
-        for info in self.locals["infos"]:
-            if "episode" in info:  # of the Monitor, inside the shaping
-                self.rows.append([self.num_timesteps, round(used, 2), float(info["episode"]["r"])])
-        self.bar.update(min(used, self.seconds) - self.bar.n)
-        return used < self.seconds
-
-
-def run_cell(arm: str, seed: int, args: Args) -> dict[str, Any]:
-    """Train one agent for its CPU time."""
     minutes, limit = SCALES[args.scale]
-    env = agent_env(arm, args.task, args.voc, seed, limit)
-    policy = "MlpPolicy" if ARMS[arm][0] else "CnnPolicy"
-    with tqdm(
-        total=60 * minutes, desc=f"{arm}, seed {seed}", unit="s", bar_format="{l_bar}{bar}| {remaining} left"
-    ) as bar:
-        episodes = _Episodes(60 * minutes, bar)
-        model = PPO(policy, env, seed=seed, device="cpu", **PPO_SETTINGS)
-        model.learn(10**9, callback=episodes)
+    env = agent_env(cell["arm"], args.task, args.voc, cell["seed"], limit)
+    model = PPO(
+        "MlpPolicy" if ARMS[cell["arm"]][0] else "CnnPolicy", env, seed=cell["seed"], device="cpu", **PPO_SETTINGS
+    )
+    episodes: list[list[float]] = []
+    with progress_bar(desc=describe(cell), unit="s", total=round(60 * minutes)) as bar:
+        started = time.process_time()
+
+        def in_time(found: dict[str, Any], _: dict[str, Any]) -> bool:
+            """After every step: keep the episodes that ended; whether there is time left."""
+            used = time.process_time() - started
+            for info in found["infos"]:
+                if "episode" in info:  # of the Monitor, inside the shaping
+                    episodes.append([model.num_timesteps, round(used, 2), float(info["episode"]["r"])])
+            bar.update(int(used) - bar.n)
+            return used < 60 * minutes
+
+        model.learn(10**9, callback=in_time)
     env.close()
-    found = {"arm": arm, "seed": seed, "steps": model.num_timesteps, "episodes": episodes.rows}
-    return {**found, "hardware": hardware(), "versions": versions()}
+    return {"steps": model.num_timesteps, "episodes": episodes}
 
 
 def agent_env(arm: str, task: str, voc: Path, seed: int, limit: int | None = None) -> VecEnv:
     """What the agent of an arm sees and is paid."""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from voc_rl.envs import VecVOCValue
+
     features, shaping, _ = ARMS[arm]
     # environment i is seeded with the seed plus i: far apart, so that no two seeds share starts
     env = make_vec_env(partial(make_env, task, max_episode_steps=limit), ENVS, seed=1000 * seed)
@@ -116,11 +112,11 @@ def agent_env(arm: str, task: str, voc: Path, seed: int, limit: int | None = Non
     return env
 
 
-def summary(cells: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Per arm: steps, and the mean return of each seed's last episodes with its standard error over seeds."""
     found = {}
     for arm in ARMS:
-        own = [cell for cell in cells if cell["arm"] == arm and cell["episodes"]]
+        own = [r["result"] for r in records if r["cell"]["arm"] == arm and r["result"]["episodes"]]
         if not own:
             continue
         last = np.array([np.mean([row[2] for row in cell["episodes"][-LAST:]]) for cell in own])
@@ -154,6 +150,8 @@ def table(found: dict[str, dict[str, Any]], minutes: float) -> str:
 
 def main(args: Args) -> dict[str, Any]:
     """Run what is not finished; write table and picture of all that is."""
+    if find_spec("stable_baselines3") is None:
+        raise VOCError("The agents need Stable-Baselines3; pip install 'voc_rl[sb3]'.")
     check_choice(args.scale, SCALES, "scale")
     for arm in args.arms:
         check_choice(arm, ARMS, "arm")
@@ -161,29 +159,25 @@ def main(args: Args) -> dict[str, Any]:
     voc = open_voc(args.voc)
     mark = weights_mark(voc.quantizer, voc.occupancy, voc.reward_head, voc.value_head)
     torch.set_num_threads(1)
-    hold_settings(args.out / f"{args.scale}.settings.json", {
-        "task": args.task, "voc": mark, "voc_gamma": voc.gamma, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
-        "cpu_minutes and steps": SCALES[args.scale],
+    minutes, limit = SCALES[args.scale]
+    hold_settings(args.out / "settings.json", {
+        "scale": args.scale, "task": args.task, "voc": mark, "voc_gamma": voc.gamma,
+        "ppo": {**PPO_SETTINGS, "n_envs": ENVS}, "cpu_minutes": minutes, "max_episode_steps": limit,
     })  # fmt: skip
-    for seed in args.seeds:
-        for arm in args.arms:
-            path = args.out / args.scale / f"{arm}_{seed}.json"
-            if path.exists():
-                print(f"{arm}, seed {seed}: done already, skipped")
-            else:
-                write_json(path, run_cell(arm, seed, args))
-    cells = [read_json(path) for path in sorted((args.out / args.scale).glob("*.json"))]
-    found, minutes = summary(cells), SCALES[args.scale][0]
+    path = args.out / "cells.jsonl"
+    run_cells(grid(seed=args.seeds, arm=args.arms), partial(train_agent, args=args), path)
+    records = sorted(finished(path), key=lambda record: record["cell"]["seed"])
+    found = summary(records)
     results = {
         "what": f"PPO on {args.task} from pixels, with and without VOC features and shaping: raw returns of episodes",
         "scale": args.scale, "cpu_minutes": minutes, "task": args.task, "ppo": {**PPO_SETTINGS, "n_envs": ENVS},
-        "voc_gamma": voc.gamma, "arms": found, "hardware": hardware_of(cells), "versions": versions_of(cells),
+        "voc_gamma": voc.gamma, "arms": found, "hardware": hardware_of(records), "versions": versions_of(records),
         "command": f"python -m voc_rl.benchmarks.sb3_curves --voc {args.voc} --scale {args.scale}"
         + options({"task": ((args.task,), (Args.task,))}),
     }  # fmt: skip
     text = table(found, minutes)
-    folder = write_results("sb3_curves", results, text, args.results)
-    draw_curves(cells, {arm: what for arm, (_, _, what) in ARMS.items()}, folder / "sb3_curves.png")
+    folder = write_results("sb3_curves", results, text, results_folder(args.results, args.scale, args.out))
+    draw_curves(records, {arm: what for arm, (_, _, what) in ARMS.items()}, folder / "sb3_curves.png")
     print(text)
     return results
 

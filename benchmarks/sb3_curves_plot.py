@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ POINTS = 60
 WINDOW = 16  # episodes behind a point of a curve
 
 
-def draw_curves(cells: list[dict[str, Any]], labels: dict[str, str], path: Path) -> None:
+def draw_curves(records: Sequence[Mapping[str, Any]], labels: Mapping[str, str], path: Path) -> None:
     """Mean over seeds of the mean return of the last episodes, with its standard error; one panel per axis."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axes, column, scale, name in zip(
         figure.subplots(1, 2, sharey=True), (0, 1), (1e3, 60.0), ("thousand agent steps", "CPU minutes"), strict=True
     ):
         for arm, label in labels.items():
-            own = [np.array(cell["episodes"]) for cell in cells if cell["arm"] == arm and cell["episodes"]]
+            done = [record["result"]["episodes"] for record in records if record["cell"]["arm"] == arm]
+            own = [np.array(episodes) for episodes in done if episodes]
             if not own:
                 continue
             grid, mean, error = curve(own, column)

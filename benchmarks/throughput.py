@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,16 @@ import torch
 import tyro
 
 from voc_rl.benchmarks import throughput_machine as machine
-from voc_rl.benchmarks.results import FOLDER, hardware, options, write_results
+from voc_rl.benchmarks.results import hardware, options, results_folder, write_results
 from voc_rl.benchmarks.throughput_cases import SIZES, Case, Rounds
 from voc_rl.benchmarks.throughput_plot import draw
 from voc_rl.benchmarks.throughput_table import table
 from voc_rl.checkpoints import read_json
 from voc_rl.errors import VOCError, check_choice, check_choices
+from voc_rl.pipeline import Say
 from voc_rl.precision import choose_device, device_name, keep_freed_memory
 from voc_rl.runs import versions
 
-Say = Callable[[str], None]
 NAME = "throughput"
 PARTS = ("sizes", "scaling", "storage", "memory")
 WHAT = "Sampling and training speed against Hugging Face's GPT-2 as the paper's public code uses it"
@@ -86,7 +86,8 @@ class Args:
     threads: int | None = None
     """For both; default: the number at which the reference is fastest."""
     out: Path | None = None
-    """Where throughput.json, .md and .png go; default: benchmarks/results of the working directory."""
+    """Where throughput.json, .md and .png go; default: benchmarks/results of the working directory, of scale smoke
+    runs/throughput."""
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -192,8 +193,12 @@ def _before(args: Args) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _folder(args: Args) -> Path:
+    return results_folder(args.out, args.scale, Path("runs/throughput"))
+
+
 def _file(args: Args) -> Path:
-    return (args.out or FOLDER) / f"{NAME}.json"
+    return _folder(args) / f"{NAME}.json"
 
 
 def _write(args: Args, device: torch.device, part: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def _write(args: Args, device: torch.device, part: Mapping[str, Any]) -> dict[st
         "command": " and ".join(sorted({p["command"] for p in parts.values()})),
         "hardware": " and ".join(sorted({f"{p['hardware']} ({p['device']})" for p in parts.values()})), **parts,
     }  # fmt: skip
-    folder = write_results(NAME, results, table(results), args.out)
+    folder = write_results(NAME, results, table(results), _folder(args))
     draw(results, folder / f"{NAME}.png")
     return results
 

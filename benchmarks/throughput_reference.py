@@ -49,7 +49,8 @@ class Reference:
         """Our network with the same weights, through the file that the public code would have saved."""
         path = folder / "gpt2.pt"
         torch.save(self.model.state_dict(), path)
-        model = OccupancyTransformer.from_published(path, self.config.n_head, self.config.n_tokens)
+        # of all codes, as our own models sample; the reference takes the 50 likeliest, as the public code does
+        model = OccupancyTransformer.from_published(path, self.config.n_head, self.config.n_tokens, top_k=None)
         return model.to(self.device)
 
     @torch.no_grad()

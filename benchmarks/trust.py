@@ -23,8 +23,8 @@ from voc_rl.benchmarks.cells import Cell, run_cells
 from voc_rl.benchmarks.fuzz_readers import fuzz_readers
 from voc_rl.benchmarks.results import hardware_of, options, versions_of, write_results
 from voc_rl.benchmarks.trust_kills import JOBS, KILLS_IN_A_ROW, kill_and_resume, references
+from voc_rl.configs import fingerprint
 from voc_rl.errors import VOCError, check_choices
-from voc_rl.runs import fingerprint
 
 MUTATIONS_AT_ONCE = 500
 WRONG = ("crashes", "hangs", "silent_misreads", "unequal_resumes", "partial_files")

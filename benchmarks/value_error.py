@@ -10,7 +10,7 @@ read the table: docs/value_error.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,21 +19,21 @@ import torch
 import tyro
 
 from voc_rl.benchmarks.baselines import BATCH, Budget, train_critic
-from voc_rl.benchmarks.cells import Cell, check_reach, check_scale, finished, run_cells
+from voc_rl.benchmarks.cells import Cell, check_reach, finished, hold_settings, run_cells
 from voc_rl.benchmarks.demo import POLICIES
 from voc_rl.benchmarks.one_step import roll_out, train_one_step
 from voc_rl.benchmarks.quantizers import config_of as quantizer_config
-from voc_rl.benchmarks.results import options, write_results
+from voc_rl.benchmarks.results import options, results_folder, write_results
 from voc_rl.benchmarks.value_error_data import DATA_SEED, Scale, TaskData
 from voc_rl.benchmarks.value_error_plot import draw_errors
 from voc_rl.benchmarks.value_error_table import BASE, PIXELS, results_of, table
-from voc_rl.configs import to_dict
+from voc_rl.configs import fingerprint
 from voc_rl.errors import check_choice, check_choices, check_positive
 from voc_rl.model import VOC
 from voc_rl.occupancy import OccupancyTransformer, default_n
 from voc_rl.precision import choose_device, generator_on, keep_freed_memory
 from voc_rl.quantizers import QUANTIZERS, codebook_use
-from voc_rl.runs import cpu_seconds, fingerprint
+from voc_rl.runs import cpu_seconds
 from voc_rl.sizes import with_recipe
 from voc_rl.training import VOCConfig, ready_quantizer, train
 from voc_rl.values import discounted_returns, from_samples, mean_return
@@ -58,7 +58,7 @@ class Args:
     out: Path = Path("runs/value_error")
     """Folder for episodes, truth, quantizers and finished cells; a folder in it per task."""
     results: Path | None = None
-    """Folder for value_error.json, .md and .png; default benchmarks/results."""
+    """Folder for value_error.json, .md and .png; default benchmarks/results, of scale smoke --out."""
     tasks: tuple[str, ...] = tuple(POLICIES)
     gammas: tuple[float, ...] = ()
     """Discounts; none named: those of the scale."""
@@ -79,12 +79,12 @@ def main(args: Args) -> dict[str, Any]:
     check_positive(len(args.tasks), "number of tasks")
     check_positive(len(args.seeds), "number of seeds")
     check_reach(gammas, max(scale.gammas), args.scale)
+    hold_settings(args.out / "settings.json", {"scale": args.scale})
     torch.set_num_threads(1)
     keep_freed_memory()
     records, truths = [], {}
     for task in args.tasks:
         path = args.out / task / "cells.jsonl"
-        check_scale(path, args.scale)
         data = TaskData(task, args.out / task, scale, choose_device(args.device))
         truths.update({(task, gamma): data.truth(gamma) for gamma in gammas})
         cells = cells_of(task, args.scale, gammas, args.seeds, args.others)
@@ -96,7 +96,7 @@ def main(args: Args) -> dict[str, Any]:
         "others": (args.others, default.others),
     })  # fmt: skip
     text = table(results)
-    folder = write_results("value_error", results, text, args.results)
+    folder = write_results("value_error", results, text, results_folder(args.results, args.scale, args.out))
     draw_errors(results["tasks"], folder / "value_error.png")
     print(text)
     return results
@@ -241,8 +241,8 @@ def _name(cell: Cell) -> str:
 
 def _settings(quantizer: str, scale: Scale) -> dict[str, Any]:
     """What tells the cells of a quantizer from those of other sizes, schedules and data."""
-    config = to_dict(config_of(quantizer, 0.0, scale))
-    return {"scale": to_dict(scale), "config": config, "policies": POLICIES, "data_seed": DATA_SEED}
+    config = asdict(config_of(quantizer, 0.0, scale))
+    return {"scale": asdict(scale), "config": config, "policies": POLICIES, "data_seed": DATA_SEED}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from voc_rl.benchmarks.ope_data import discounted_mean
 from voc_rl.benchmarks.quantizers import spread_rows
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
-from voc_rl.envs.truth import roll_outs
+from voc_rl.envs.roll_outs import roll_outs
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer, tokenize
 from voc_rl.values import horizon
 

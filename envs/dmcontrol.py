@@ -14,7 +14,7 @@ from gymnasium.utils import EzPickle
 
 from voc_rl.data import DataSpec
 from voc_rl.envs.gl import import_suite, quiet_models
-from voc_rl.envs.render import FrameRenderer, backend, versions
+from voc_rl.envs.render import FrameRenderer, simulator_versions
 from voc_rl.errors import VOCError, check_positive
 
 _UNBOUNDED = 1e9  # lqr states its unlimited forces as +-1e10; they are not rescaled
@@ -103,9 +103,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
     @property
     def rendering(self) -> dict[str, Any]:
         """What frames are made with: size, render, camera, backend, versions of mujoco and dm_control."""
-        own = self._renderer
-        described = {"size": own.size, "render": own.profile, "camera": own.camera, "backend": backend()}
-        return {**described, **versions()}
+        return self._renderer.making
 
     @property
     def data_spec(self) -> DataSpec:
@@ -208,7 +206,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         if vector.shape != (size,):
             raise VOCError(
                 f"options['physics'] has shape {vector.shape}; ({size},) is needed, info['physics'] of "
-                f"{self.task} under MuJoCo {versions()['mujoco']}."
+                f"{self.task} under MuJoCo {simulator_versions()['mujoco']}."
             )
         if not np.isfinite(vector).all():
             raise VOCError("options['physics'] holds NaN or infinite numbers; finite ones are needed.")

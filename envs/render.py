@@ -55,6 +55,12 @@ class FrameRenderer:
             visual.quality.offsamples = 0
             visual.quality.shadowsize = 0
 
+    @property
+    def making(self) -> dict[str, Any]:
+        """How frames are made, by names of ``DataSpec``: size, render, camera, backend, versions of the simulator."""
+        own = {"size": self.size, "render": self.profile, "camera": self.camera, "backend": backend()}
+        return {**own, **simulator_versions()}
+
     def render(self) -> np.ndarray:
         """The present frame, uint8 (size, size, 3).
 
@@ -107,6 +113,6 @@ def backend() -> str:
     return str(_render.BACKEND or "none")
 
 
-def versions() -> dict[str, str]:
+def simulator_versions() -> dict[str, str]:
     """Versions of what makes the frames: ``mujoco`` and ``dm_control``."""
     return {"mujoco": version("mujoco"), "dm_control": version("dm-control")}

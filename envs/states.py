@@ -13,7 +13,7 @@ import numpy as np
 from voc_rl.data import DataSpec, Episode, Episodes
 from voc_rl.data.border import TO_FILES, check_memory
 from voc_rl.envs.gl import import_suite, quiet_models
-from voc_rl.envs.render import FrameRenderer, backend, versions
+from voc_rl.envs.render import FrameRenderer
 from voc_rl.errors import VOCError
 from voc_rl.progress import progress_bar
 
@@ -60,13 +60,12 @@ class StateRenderer:
 
     Args:
         task: HalfCheetah-v5 or Walker2d-v5. size: height and width of a frame, in pixels.
-        render: the profile of ``voc_rl.envs.render``.
 
     Raises:
-        VOCError: another task, an unknown profile, or no headless OpenGL.
+        VOCError: another task, or no headless OpenGL.
     """
 
-    def __init__(self, task: str, size: int = 84, render: str = "fast") -> None:
+    def __init__(self, task: str, size: int = 84) -> None:
         if task not in MODELS:
             raise VOCError(f"States of {task} cannot be drawn; only those of {' and '.join(MODELS)} can.")
         import_suite()  # chooses the OpenGL first
@@ -77,15 +76,12 @@ class StateRenderer:
         self.positions, self.velocities, self.actions = self._env.model.nq, self._env.model.nv, self._env.model.nu
         with quiet_models():
             self._picture = Physics.from_xml_path(self._env.fullpath)  # the same model, drawn as our own tasks are
-        self._renderer = FrameRenderer(self._picture, size, _CAMERA, render)
+        self._renderer = FrameRenderer(self._picture, size, _CAMERA, "fast")
 
     @property
     def spec(self) -> DataSpec:
         """How its frames are made."""
-        return DataSpec(
-            task=self.task, size=self._renderer.size, action_repeat=1, render=self._renderer.profile, camera=_CAMERA,
-            backend=backend(), mujoco=versions()["mujoco"], dm_control=versions()["dm_control"],
-        )  # fmt: skip
+        return DataSpec(task=self.task, action_repeat=1, **self._renderer.making)
 
     def frame(self, physics: np.ndarray) -> np.ndarray:
         """The frame of a state (nq + nv,), uint8 (3, size, size)."""

@@ -8,8 +8,8 @@ import numpy as np
 from chains import episodes_of
 from tables import random_table
 
-from voc_rl.data import Episodes
-from voc_rl.occupancy import PolicyActions, StitchedChain, taken_actions
+from voc_rl.data import Episodes, taken_actions
+from voc_rl.occupancy import StitchedChain
 
 S, A, LAST = 10, 3, 9  # states, actions, the terminal state
 END = S
@@ -100,11 +100,11 @@ def choose(odds: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray
     return (rng.random((len(odds), draws, 1)) > odds.cumsum(1)[:, None]).sum(2).clip(max=odds.shape[1] - 1)
 
 
-def actions_of(process: Decisions, states: np.ndarray, draws: int, seed: int = 0) -> PolicyActions:
-    """What the three policies do at each row."""
+def actions_of(process: Decisions, states: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+    """What the three policies do at each row, float32 (3, N, draws, A)."""
     rng = np.random.default_rng(seed)
     drawn = [choose(policy[states], draws, rng) for policy in process.policies]
-    return PolicyActions(np.eye(A, dtype=np.float32)[np.stack(drawn)])
+    return np.eye(A, dtype=np.float32)[np.stack(drawn)]
 
 
 def exact_shares(process: Decisions, states: np.ndarray) -> np.ndarray:

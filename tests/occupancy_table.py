@@ -17,8 +17,10 @@ class OccupancyTable(torch.nn.Module):
     """One token a state; tables (P, S, S or S + 1) of the law of the future given policy and state, END last.
 
     acted: (P, S, A, S + 1), the same given the first action too, which conditions tell one-hot. null: (S,), the law
-    without context.
+    without context. It is sampled by the slow path (``drops``).
     """
+
+    drops, memory = True, None
 
     def __init__(self, tables: np.ndarray, acted: np.ndarray | None = None, null: np.ndarray | None = None) -> None:
         super().__init__()
@@ -26,6 +28,7 @@ class OccupancyTable(torch.nn.Module):
         self.config = OccupancyConfig(states, 1, width=4, null_context=null is not None)
         self.tables, self.null = _log(tables, states), None if null is None else _log(null[None], states)
         self.acted = None if acted is None else _log(acted, states)
+        self.codes = torch.nn.Embedding(1, 4)  # where the network is, and its type of number
 
     @property
     def network(self) -> OccupancyTransformer:

@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
 from voc_rl.data import DataSpec, Episode, Episodes, write_episode
 from voc_rl.data.hdf5 import FIRST, LAST, MID
@@ -14,6 +15,21 @@ from voc_rl.data.hdf5 import FIRST, LAST, MID
 SPEC = DataSpec(task="toy", size=2, action_repeat=2, render="fast")
 LENGTHS = (7, 2, 9)  # rows of the episodes that tests/data opens
 SIDE = 12  # pixels of the frames of squares
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator of this seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
 
 
 def numbered_frames(first: int, rows: int, height: int = 2, width: int = 2) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import Payload
 from torch import nn
 from worlds import one_sentence, refusal
 
@@ -167,16 +168,6 @@ def test_training_state(tmp_path: Path) -> None:
     assert torch.equal(loaded["x"], state["x"])
     assert torch.equal(loaded["deep"][0]["a"], torch.arange(3))
     assert loaded["deep"][0]["word"] == "b"
-
-
-class Payload:
-    """Runs code when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])

@@ -21,6 +21,7 @@ from voc_rl import VOC, Episodes
 from voc_rl.benchmarks import demo
 from voc_rl.cli import main
 from voc_rl.cli_data import Info
+from voc_rl.model_files import weights_mark
 from voc_rl.runs import RunFolder
 from voc_rl.wandb_log import wandb_listener
 
@@ -118,6 +119,29 @@ def test_stages_of_a_synthetic_run(capsys: pytest.CaptureFixture[str], world: Pa
     assert (tmp_path / "voc.safetensors").read_bytes() == before
     main(["tokenize", *shared, "--force"])
     assert "tokenize: done" not in capsys.readouterr().out
+
+
+def test_the_quantizer_of_a_folder_is_taken_as_it_is(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(["train-quantizer", "--data", str(world), "--out", str(first), *SHORT, "--stack", "2"])
+    shared = ["--data", str(world), "--out", str(second), *SHORT, "--quantizer", str(first)]
+    capsys.readouterr()
+    assert f"The quantizer of {first} is trained; go on by tokenize" in refused(capsys, "train-quantizer", *shared)
+    main(["train", *shared])
+    main(["tokenize", *shared])
+    assert "tokenize: done already, skipped" in capsys.readouterr().out
+    assert (second / "quantizer.safetensors").read_bytes() == (first / "quantizer.safetensors").read_bytes()
+    voc = VOC.load(second)
+    assert voc.observation_shape == (6, 24, 24)
+    stages = json.loads((second / "config.json").read_text())["stages"]
+    assert stages["train"]["quantizer_weights"] == weights_mark(voc.quantizer)
+    main(
+        ["train-quantizer", "--data", str(world), "--out", str(first), *SHORT, "--stack", "2", "--seed", "1", "--force"]
+    )
+    capsys.readouterr()
+    assert "(quantizer_weights was " in refused(capsys, "tokenize", *shared)
 
 
 def test_a_run_of_a_range_of_discounts(capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -356,6 +358,34 @@ def test_commands_train_on_every_format(capsys: pytest.CaptureFixture[str], tmp_
     with pytest.raises(SystemExit):
         main(["train-quantizer", "--data", f"d4rl:{tmp_path / 'walker2d-y.hdf5'}", "--out", str(out), *SHORT])
     assert "walker2d-x.hdf5, not from d4rl:" in capsys.readouterr().err
+
+
+def test_commands_train_on_several_places(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Two files of D4RL's, each drawn into a folder of its own, and pictures of the same size."""
+    states, rng = d4rl_arrays((20, 22)), np.random.default_rng(0)
+    states |= {
+        "actions": np.zeros((42, 6)),
+        **{key: 0.1 * rng.normal(size=(42, 9)) for key in ("infos/qpos", "infos/qvel")},
+    }
+    for name in ("x", "y"):
+        write_d4rl(tmp_path / f"walker2d-{name}.hdf5", states)
+    wide = {"action": np.zeros((8, 6), np.float32), "unclipped_action": None}
+    write_84px(tmp_path / "z.hdf5", [replace(toy_episode(0, 8, frames=noise(0, 8, 84)), **wide)])
+    asked = [f"d4rl:{tmp_path / f'walker2d-{name}.hdf5'}" for name in ("x", "y")] + [f"vd4rl:{tmp_path / 'z.hdf5'}"]
+    command = ["train-quantizer", "--data", *asked, "--out", str(tmp_path / "run"), *SHORT]
+    for _ in range(2):
+        main(command)
+    assert "quantizer: done already, skipped" in capsys.readouterr().out
+    for folder, name in (("drawn", "x"), ("drawn_1", "y")):
+        assert f"walker2d-{name}" in json.loads((tmp_path / "run" / folder / "convert.json").read_text())["source"]
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["stages"]["quantizer"]
+    assert kept["data"] == asked
+    dataset = open_with_frames(asked, tmp_path / "run" / "drawn")
+    assert (dataset.ends - dataset.starts).tolist() == [21, 23, 21, 23, 8]
+    np.testing.assert_array_equal(dataset.frames(np.arange(88, 96)), noise(0, 8, 84))
+    with pytest.raises(SystemExit):
+        main([*command[:2], asked[1], asked[0], *command[4:]])
+    assert "drawn was drawn from d4rl:" in capsys.readouterr().err
 
 
 def noise(seed: int, rows: int, size: int = 24) -> np.ndarray:

@@ -35,6 +35,13 @@ def column(episodes):
     return (episodes.state[:, 0] == {PAYING}).astype(float)
 
 
+class Eyes:
+    observation = "pixels"
+
+    def predict(self, observation, deterministic=False):
+        raise TypeError("of nothing\\nat all")
+
+
 def short(episodes):
     return np.zeros(3)
 """
@@ -66,9 +73,9 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
     printed = capsys.readouterr().out
     kept = json.loads((folder / "found/ope.json").read_text())
     assert kept["asked"] == {
-        "data": "data", "policy": ["mine:left", "mine:right"], "gamma": GAMMA, "estimator": "stitch", "reward": reward,
-        "deterministic": reward is not None, "starts": 0, "quantizer": "run", "out": "found", "seed": 3,
-        "device": "auto", "threads": 1,
+        "data": ["data"], "policy": ["mine:left", "mine:right"], "gamma": GAMMA, "estimator": "stitch",
+        "reward": reward, "deterministic": reward is not None, "starts": 0, "quantizer": "run", "out": "found",
+        "stack": None, "seed": 3, "device": "auto", "threads": 1,
     }  # fmt: skip
     assert {"python", "torch"} <= kept["versions"].keys()
     data = Episodes.open(folder / "data")
@@ -95,6 +102,20 @@ def test_rewards_that_do_not_fit_are_refused(
     assert "'mine:nothing' names no module:callable" in refused(capsys, *asked, "--reward", "mine:nothing")
     own = refused(capsys, *asked, "--reward", "mine:column", "--estimator", "head")
     assert "knows the data's reward" in own
+
+
+def test_a_policy_that_fails_is_refused_in_one_sentence_at_the_stack_that_was_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    asked = ["ope", "--data", "data", "--policy", "mine:Eyes", "--threads", "1"]
+    run = ["--quantizer", "run"]
+    for more, stack in (([], 3), (["--stack", "2"], 2), (run, 1), ([*run, "--stack", "1"], 1)):
+        said = refused(capsys, *asked, *more)
+        assert f" could not act on uint8 (1024, {3 * stack}, 24, 24), stack {stack} (TypeError: of nothing); " in said
+    said = refused(capsys, *asked, *run, "--stack", "2")
+    assert said.endswith("--stack is 2, and the quantizer of run sees 1 frames; leave it out.")
+    assert "stack is 0" in refused(capsys, *asked, "--stack", "0")
 
 
 def test_a_quantizer_of_another_task_is_warned_of(

@@ -91,7 +91,10 @@ def test_bad_demos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (["--gamma", "1.0"], "gamma is 1.0"),
         (["--gamma", "-0.5"], "gamma is -0.5"),
         (["--size", "giant"], "small, tiny"),
-        (["--quantizer", "magic"], "Unknown quantizer 'magic'; accepted: dino, musik, vqgan, vqvae"),
+        (
+            ["--quantizer", "magic"],
+            "Unknown quantizer 'magic'; accepted: dino, musik, vqgan, vqvae, or the folder of a trained one",
+        ),
         (["--held-out", "1"], "held_out is 1"),
         (["--n", "0"], "n is 0"),
         (["--steps", "0"], "steps is 0"),

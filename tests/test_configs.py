@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from worlds import refusal
 
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_observations, check_positive
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyConfig, OccupancyTraining
@@ -41,7 +41,7 @@ class Outer:
 
 def test_nested_and_tuples_survive_json() -> None:
     config = Outer("a", Inner(7, (5, 5, 3)), 0.5)
-    again = from_dict(Outer, json.loads(json.dumps(to_dict(config))))
+    again = from_dict(Outer, json.loads(json.dumps(asdict(config))))
     assert again == config
     assert isinstance(again.inner, Inner)
     assert again.inner.levels == (5, 5, 3)
@@ -59,7 +59,7 @@ def test_nested_and_tuples_survive_json() -> None:
     ],
 )
 def test_our_own_configs_survive_json(config: Any) -> None:
-    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(type(config), json.loads(json.dumps(asdict(config)))) == config
 
 
 @pytest.mark.parametrize(

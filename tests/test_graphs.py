@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from interrupted import interrupted_at
 from test_loop import Line, assert_same, chain_data, everything, training
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -72,7 +73,7 @@ def test_weights_after_training_in_parts_and_a_resume(tmp_path: Path) -> None:
     optimise(whole, config.loop, 5, "occupancy", log=lambda stage, step, numbers: seen.append(numbers))
     kept = Checkpoints(tmp_path / "state.pt", "a", every=7)
     loop = in_parts(config, 4).loop
-    optimise(trainee(in_parts(config, 4)), loop, 5, "occupancy", checkpoints=kept, keep_going=lambda step: step < 16)
+    interrupted_at(16, Descent(trainee(in_parts(config, 4)), loop, 5), kept)
     optimise(
         other, loop, 5, "occupancy", checkpoints=kept, log=lambda stage, step, numbers: seen.append(numbers)
     )  # fmt: skip

@@ -79,7 +79,7 @@ def test_addresses_are_kept_once_downloaded(
     server: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, asked = server
-    monkeypatch.setitem(hub.FILES, "dino", hub.Published("a file", url=f"{address}/there.pth"))
+    monkeypatch.setitem(hub.FILES, "dino", hub.Published(url=f"{address}/there.pth"))
     for _ in range(2):
         path = hub.download("dino", tmp_path / "models")
         assert path == tmp_path / "models/there.pth"
@@ -94,8 +94,8 @@ def test_failures_are_one_sentence_and_leave_nothing(
         raise OSError("no route to host\nand a long story")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    monkeypatch.setitem(hub.FILES, "dino", hub.Published("a file", url=f"{server[0]}/missing.pth"))
-    monkeypatch.setitem(hub.FILES, "vqgan", hub.Published("a file", url=f"{server[0]}/cut.pth"))
+    monkeypatch.setitem(hub.FILES, "dino", hub.Published(url=f"{server[0]}/missing.pth"))
+    monkeypatch.setitem(hub.FILES, "vqgan", hub.Published(url=f"{server[0]}/cut.pth"))
     for name, words in (
         ("dino", "404"), ("vqgan", "7 of 1000000 bytes came"), ("walker_vqvae", "(no route to host)"),
         ("beit", "Unknown published file 'beit'"),
@@ -111,7 +111,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(hub, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/slow.pth"
-        monkeypatch.setitem(hub.FILES, "dino", hub.Published("a file", url=address))
+        monkeypatch.setitem(hub.FILES, "dino", hub.Published(url=address))
         assert "slow.pth could not be downloaded (timed out)." in refusal(hub.download, "dino", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

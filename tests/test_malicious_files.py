@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import toy_dataset
+from small import Payload, toy_dataset
 
 from voc_rl import VOC
 from voc_rl.agents import load_policy, policy_of
@@ -22,16 +22,6 @@ from voc_rl.data import load_dataset, read_latents, write_latents, write_minari
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import OccupancyTransformer
 from voc_rl.quantizers import VQVAE, DINOTokenizer, build_quantizer, load_quantizer, save_quantizer
-
-
-class Payload:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 def in_torch_file(payload: Payload) -> bytes:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from chains import values
+from small import generator
 from worlds import CELLS, SPEC, drift, exact_values, refusal, small_config, write_world
 
 import voc_rl
 from voc_rl import VOC, Episodes, ValueEstimate
 from voc_rl.quantizers import tokenize
-from voc_rl.values import from_samples
+from voc_rl.values import discounted_returns, from_samples
 
 GAMMA = 0.5
 CONFIG = small_config(GAMMA, quantizer=200, steps=300)
@@ -43,10 +44,6 @@ def saved(voc: VOC, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def obs(world: tuple[Episodes, np.ndarray]) -> np.ndarray:
     return world[0].observations(np.arange(5, 29))
-
-
-def generator(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # --- values
@@ -94,6 +91,38 @@ def test_another_reward_is_fitted_to_the_same_model(voc: VOC, world: tuple[Episo
     assert "60 rows of codes do not fit 720 rows of data" in said
 
 
+@pytest.mark.parametrize("asked", [{}, {"estimator": "sample", "samples": 5}, {"gamma": 0.8, "estimator": "mve"}])
+def test_rows_of_a_dataset_are_valued_block_by_block(
+    voc: VOC, world: tuple[Episodes, np.ndarray], monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    dataset, rows = world[0], np.array([3, 70, 5, 200, 3, 90, 17])
+    expected = voc.value(dataset.observations(rows), level=0.8, common=True, **asked)
+    for at_once in (100, 3):
+        monkeypatch.setattr("voc_rl.model.ROWS_AT_ONCE", at_once)
+        found = voc.value_of_rows(dataset, rows, level=0.8, common=True, **asked)
+        for name in ("mean", "stderr", "low", "high"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
+        assert (found.level, found.covers) == (0.8, expected.covers)
+    one, two = (voc.value_of_rows(dataset, rows, generator=generator(), **asked).mean for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_which_rows_are_valued(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:
+    dataset = world[0]
+    returns, known = discounted_returns(dataset, GAMMA)
+    found = voc.value_of_rows(dataset).mean
+    assert found.shape == (len(dataset),)
+    np.testing.assert_allclose(voc.value_of_rows(dataset, known).mean, found[known], rtol=1e-3, atol=1e-3)
+    assert np.corrcoef(found[known], returns[known])[0, 1] > 0.6
+    assert len(voc.value_of_rows(dataset, [])) == 0
+    assert "There is no row 720" in refusal(voc.value_of_rows, dataset, [720])
+    single = Episodes.open(dataset.paths[0], stack=1)
+    assert "Observations have shape" in refusal(voc.value_of_rows, single)
+    single.spec = replace(single.spec, task="other")
+    with pytest.warns(UserWarning, match="trained with task 'square', this data has 'other'"):
+        refusal(voc.value_of_rows, single)
+
+
 def test_larger_gamma_by_composition(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:
     dataset, columns = world
     rows = np.arange(200)
@@ -133,7 +162,7 @@ def test_mirrored_frames_are_copied(voc: VOC, obs: np.ndarray) -> None:
 @pytest.mark.parametrize("estimator", ["head", "sample", "mve"])
 @pytest.mark.parametrize("gamma", [np.float32(GAMMA + 4e-8), GAMMA + 1e-15, GAMMA - 1e-15])
 def test_a_discount_off_by_rounding_is_the_own_one(voc: VOC, obs: np.ndarray, estimator: Any, gamma: float) -> None:
-    asked, own = (voc.value(obs, g, estimator, samples=5, generator=generator()) for g in (gamma, None))
+    asked, own = (voc.value(obs, g, estimator, samples=5, generator=generator(3)) for g in (gamma, None))
     np.testing.assert_array_equal(asked.mean, own.mean)
     assert torch.equal(voc.sample_futures(obs, 3, gamma), voc.sample_futures(obs, 3))
 
@@ -155,8 +184,8 @@ def test_stored_tokens_have_the_values_of_live_observations(voc: VOC, world: tup
     np.testing.assert_array_equal(voc.tokens(live), codes[rows].long().numpy())
     stored = voc.value_of_codes(codes[rows], features[rows])
     np.testing.assert_allclose(voc.value(live).mean, stored.mean, rtol=1e-6)
-    stored = voc.value_of_codes(codes[rows], features[rows], estimator="sample", generator=generator())
-    sampled = voc.value(live, estimator="sample", generator=generator())
+    stored = voc.value_of_codes(codes[rows], features[rows], estimator="sample", generator=generator(3))
+    sampled = voc.value(live, estimator="sample", generator=generator(3))
     np.testing.assert_allclose(sampled.mean, stored.mean, rtol=1e-6)
     # one by one as in a batch
     alone = np.concatenate([voc.value(live[i : i + 1]).mean for i in range(5)])
@@ -164,7 +193,7 @@ def test_stored_tokens_have_the_values_of_live_observations(voc: VOC, world: tup
 
 
 def test_futures_and_tokens(voc: VOC, obs: np.ndarray) -> None:
-    futures = voc.sample_futures(obs, 7, generator=generator())
+    futures = voc.sample_futures(obs, 7, generator=generator(3))
     assert futures.shape == (len(obs), 7, voc.quantizer.n_tokens)
     assert futures.dtype == torch.int64
     assert int(futures.max()) <= voc.occupancy.config.end_code
@@ -182,14 +211,14 @@ def test_rewards_are_read_with_the_features_of_the_state_one_hop_behind(voc: VOC
     own, (codes, features) = VOC.load(saved), voc.context(obs)
 
     def values(gamma: float, known: torch.Tensor | None) -> np.ndarray:
-        futures = own.futures_of_codes(codes, features, 20, gamma, generator())
+        futures = own.futures_of_codes(codes, features, 20, gamma, generator(3))
         return from_samples(own.rewards(futures, known).numpy(), gamma).mean
 
     asked = {"samples": 20, "estimator": "sample"}
-    near = voc.value(obs, generator=generator(), **asked).mean  # type: ignore[arg-type]
+    near = voc.value(obs, generator=generator(3), **asked).mean  # type: ignore[arg-type]
     np.testing.assert_array_equal(near, values(GAMMA, features))
     assert np.abs(near - values(GAMMA, None)).max() > 1e-3
-    far = voc.value(obs, gamma=0.8, generator=generator(), **asked).mean  # type: ignore[arg-type]
+    far = voc.value(obs, gamma=0.8, generator=generator(3), **asked).mean  # type: ignore[arg-type]
     np.testing.assert_array_equal(far, values(0.8, None))
     for odd in (features[:3], features[:, 1:]):
         futures = own.futures_of_codes(codes, features, 2)
@@ -212,13 +241,13 @@ def test_successor_features_of_a_linear_reward(voc: VOC, saved: Path, obs: np.nd
     own = VOC.load(saved)
     weights = torch.linspace(-1, 2, own.quantizer.n_tokens * own.quantizer.code_dim)
     linear_reward(own, weights)
-    psi = own.successor_features(obs, samples=64, generator=generator())
+    psi = own.successor_features(obs, samples=64, generator=generator(3))
     assert psi.shape == (len(obs), len(weights))
-    value = own.value(obs, estimator="sample", samples=64, generator=generator())
+    value = own.value(obs, estimator="sample", samples=64, generator=generator(3))
     np.testing.assert_allclose(psi @ weights.numpy(), value.mean, rtol=1e-4, atol=1e-5)
     assert np.ptp(value.mean) > 0.05
-    psi = own.successor_features(obs, 64, 0.8, generator())
-    value = own.value(obs, 0.8, "sample", samples=64, generator=generator())
+    psi = own.successor_features(obs, 64, 0.8, generator(3))
+    value = own.value(obs, 0.8, "sample", samples=64, generator=generator(3))
     np.testing.assert_allclose(psi @ weights.numpy(), value.mean, rtol=1e-4, atol=1e-5)
     assert "not for 0.3" in refusal(own.successor_features, obs, gamma=0.3)
 
@@ -227,7 +256,7 @@ def test_an_end_counts_nothing(voc: VOC, saved: Path, obs: np.ndarray, monkeypat
     own = VOC.load(saved)
     weights = torch.linspace(-1, 2, own.quantizer.n_tokens * own.quantizer.code_dim)
     linear_reward(own, weights)
-    futures = own.sample_futures(obs, 60, generator=generator())
+    futures = own.sample_futures(obs, 60, generator=generator(3))
     ended = futures.clone()
     ended[:, ::2] = own.occupancy.config.end_code
     monkeypatch.setattr(own, "futures_of_codes", lambda *args, **kwargs: ended)

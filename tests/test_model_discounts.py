@@ -12,7 +12,7 @@ from worlds import CELLS, exact_values, loop, refusal, small_config, write_world
 
 import voc_rl
 from voc_rl import VOC, Episodes, ValueEstimate
-from voc_rl.occupancy import arrived_rows
+from voc_rl.data import arrived_rows
 from voc_rl.plugin import vectors_of_codes
 
 RANGE = (0.3, 0.8)
@@ -65,7 +65,7 @@ def test_values_at_every_discount(voc: VOC, world: tuple[Episodes, np.ndarray], 
     obs = dataset.observations(rows)
     if estimator == "density":
         arrived = arrived_rows(dataset)
-        codes = voc.context(dataset.observations(arrived.numpy()))[0]
+        codes = voc.context(dataset.observations(arrived))[0]
         found = voc.density_value(obs, codes, dataset.reward[arrived], gamma=gamma)
     else:
         found = voc.value(obs, gamma, estimator, samples=200)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_the_own_discount_is_the_default(voc: VOC, world: tuple[Episodes, np.nda
         vectors = vectors_of_codes(voc, codes, features, "context")
         assert 4 * (vectors - own).abs().mean() < (vectors - other).abs().mean()  # but for precision
     for gamma in (None, 0.3, 0.8):
-        own = voc.asked_gamma(gamma)
+        own = voc.resolve_gamma(gamma)
         vectors = voc.quantizer.embed(voc.sample_futures(obs, 3, gamma)).flatten(2).mean(1) / (1 - own)
         np.testing.assert_allclose(voc.successor_features(obs, 3, gamma), vectors, rtol=1e-5)
 
@@ -100,6 +100,14 @@ def test_beyond_the_range_by_hops_from_its_end(voc: VOC, world: tuple[Episodes, 
     print(f"{estimator} at gamma 0.9: {error}")
     assert error.pop(0.9) < 0.2
     assert min(error.values()) > 0.5
+
+
+def test_rows_of_a_dataset_without_features(voc: VOC, world: tuple[Episodes, np.ndarray]) -> None:
+    rows = np.arange(20)
+    for estimator in ("head", "sample"):
+        found = voc.value_of_rows(world[0], rows, 0.8, estimator, 10)  # type: ignore[arg-type]
+        expected = voc.value(world[0].observations(rows), 0.8, estimator, 10)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found.mean, expected.mean)
 
 
 def test_it_is_saved(voc: VOC, world: tuple[Episodes, np.ndarray], tmp_path: Path) -> None:
@@ -116,8 +124,9 @@ def test_a_discount_that_is_not_known(voc: VOC, world: tuple[Episodes, np.ndarra
     for end in RANGE:  # but for rounding
         for gamma in (end - 1e-15, end + 1e-15):
             np.testing.assert_array_equal(voc.value(obs, gamma).mean, voc.value(obs, end).mean)
-    assert "knows gamma 0.3 to 0.8 only, not 0.9" in refusal(voc.value, obs, 0.9)
-    assert "knows gamma 0.3 to 0.8 only, not 0.2" in refusal(voc.value, obs, 0.2)
+    assert "knows gamma 0.3 to 0.8 only, not 0.9; use estimator='sample'" in refusal(voc.value, obs, 0.9)
+    said = refusal(voc.value, obs, 0.2)  # which no estimator reaches
+    assert said.endswith("knows gamma 0.3 to 0.8 only, not 0.2; train with a smaller gamma, or a range of gammas.")
     for ask in (lambda gamma: voc.sample_futures(obs, 2, gamma), lambda gamma: voc.value(obs, gamma, "mve")):
         assert "gamma 0.3 to 0.8 and larger ones, not for 0.2" in refusal(ask, 0.2)
         assert "gamma is 1.0" in refusal(ask, 1.0)

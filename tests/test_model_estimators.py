@@ -11,8 +11,8 @@ from worlds import CELLS, exact_values, small_config, write_world
 
 import voc_rl
 from voc_rl import VOC, Episodes
+from voc_rl.data import arrived_rows
 from voc_rl.errors import VOCError
-from voc_rl.occupancy import arrived_rows
 
 GAMMA = 0.5
 World = tuple[Episodes, np.ndarray, VOC]
@@ -60,7 +60,7 @@ def test_density_values(world: World) -> None:
     dataset, columns, voc = world
     rows = arrived_rows(dataset)
     with torch.no_grad():
-        codes = torch.cat([voc.context(dataset.observations(some.numpy()))[0] for some in rows.split(256)])
+        codes = torch.cat([voc.context(dataset.observations(some))[0] for some in np.array_split(rows, 10)])
     rewards, episodes = dataset.reward[rows], dataset.episode[rows]
     obs = dataset.observations(np.arange(100))
     found = voc.density_value(obs, codes, rewards, groups=episodes)
@@ -80,7 +80,7 @@ def test_the_null_context_is_the_law_of_the_data(world: World) -> None:
     """Codes of the four columns: as likely without context as they are frequent."""
     dataset, _, voc = world
     rows = arrived_rows(dataset)
-    codes = voc.context(dataset.observations(rows.numpy()))[0].long()
+    codes = voc.context(dataset.observations(rows))[0].long()
     kinds, count = codes.unique(dim=0, return_counts=True)
     prefix = voc.occupancy.prefix_of_nothing()
     found = voc_rl.occupancy.log_probabilities(voc.occupancy, prefix, kinds[None])[0].exp()

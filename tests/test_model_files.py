@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import generator
 from worlds import SPEC, refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes, model_files
@@ -47,28 +48,24 @@ def obs(dataset: Episodes) -> np.ndarray:
     return dataset.observations(np.arange(5, 29))
 
 
-def generator(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def test_saved_and_loaded_is_the_same(voc: VOC, saved: Path, obs: np.ndarray) -> None:
     other = VOC.load(saved)
     assert (other.gamma, other.spec) == (voc.gamma, voc.spec) == (GAMMA, SPEC)
     for estimator in ("head", "sample"):
         a, b = (
-            v.value(obs, estimator=estimator, generator=generator())  # type: ignore[arg-type]
+            v.value(obs, estimator=estimator, generator=generator(3))  # type: ignore[arg-type]
             for v in (voc, other)
         )
         for name in ("mean", "stderr", "low", "high"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     np.testing.assert_array_equal(
-        voc.value(obs, 0.8, "sample", generator=generator()).mean,
-        other.value(obs, 0.8, "sample", generator=generator()).mean,
+        voc.value(obs, 0.8, "sample", generator=generator(3)).mean,
+        other.value(obs, 0.8, "sample", generator=generator(3)).mean,
     )
     np.testing.assert_array_equal(voc.tokens(obs), other.tokens(obs))
     np.testing.assert_array_equal(
-        voc.successor_features(obs, 20, generator=generator()),
-        other.successor_features(obs, 20, generator=generator()),
+        voc.successor_features(obs, 20, generator=generator(3)),
+        other.successor_features(obs, 20, generator=generator(3)),
     )
     modules = (other.quantizer, other.occupancy, other.reward_head, other.value_head)
     assert not any(module.training for module in modules if module is not None)

@@ -10,14 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from worlds import SPEC, loop, one_sentence, small_config, write_world
 
-from voc_rl import VOC, Episodes, pipeline
+from voc_rl import VOC, Episodes, frame_memory, pipeline
 from voc_rl.checkpoints import load_tensors
-from voc_rl.data import DataSpec
+from voc_rl.data import DataSpec, write_vd4rl
 from voc_rl.errors import VOCError
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers import tokenize
@@ -49,6 +50,27 @@ def run_all(out: Path, data: Path, config: Any = CONFIG, **options: Any) -> tupl
     return said, metrics
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run with every stage done, to be copied, and its metrics."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    said, metrics = run_all(folder, data)
+    assert said == []
+    return folder, metrics
+
+
+@pytest.fixture
+def out(finished: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A copy of that folder, to do with as a test likes."""
+    return shutil.copytree(finished[0], tmp_path / "out")
+
+
+@pytest.fixture
+def first(finished: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of that run."""
+    return finished[1]
+
+
 def times(out: Path) -> dict[str, Any]:
     """What tells that a stage was done again: its record with its seconds (to a microsecond), and its files' times."""
     records = json.loads((out / "stages.json").read_text())
@@ -67,24 +89,22 @@ def redone_anew(said: list[str]) -> set[str]:
     return {line.split(":")[0] for line in said if "with other data, settings or weights; done anew" in line}
 
 
-def test_metrics(tmp_path: Path, data: Path) -> None:
-    said, metrics = run_all(tmp_path, data)
-    assert said == []
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert metrics["task"] == "square"
-    assert metrics["gamma"] == 0.5
-    assert set(metrics["methods"]) == {"voc", "voc_head", "constant"}
-    assert all(set(scores) == METHOD for scores in metrics["methods"].values())
-    assert set(metrics["seconds"]) == {"quantizer", "tokenize", "train", "evaluate"}
-    assert metrics["peak_memory_bytes"] == max(metrics["stage_peak_memory_bytes"].values())
-    assert metrics["episodes"] == {"training": 5, "held_out": 1}
-    assert metrics["states"] == 23  # 30 rows, less those whose return is cut: .5^7 < .01
-    assert metrics["r_max"] == 1.0
-    assert metrics["quantizer"]["name"] == "vqvae"
-    curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+def test_metrics(out: Path, first: dict[str, Any]) -> None:
+    assert json.loads((out / "metrics.json").read_text()) == first
+    assert first["task"] == "square"
+    assert first["gamma"] == 0.5
+    assert set(first["methods"]) == {"voc", "voc_head", "constant"}
+    assert all(set(scores) == METHOD for scores in first["methods"].values())
+    assert set(first["seconds"]) == {"quantizer", "tokenize", "train", "evaluate"}
+    assert first["peak_memory_bytes"] == max(first["stage_peak_memory_bytes"].values())
+    assert first["episodes"] == {"training": 5, "held_out": 1}
+    assert first["states"] == 23  # 30 rows, less those whose return is cut: .5^7 < .01
+    assert first["r_max"] == 1.0
+    assert first["quantizer"]["name"] == "vqvae"
+    curve = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curve] == [10, 10, 10, 10]
     assert {row["stage"] for row in curve} == {"quantizer", "occupancy", "reward", "reward_in_context"}
-    assert VOC.load(tmp_path).spec == SPEC
+    assert VOC.load(out).spec == SPEC
 
 
 @pytest.mark.parametrize(("repeat", "largest", "r_max"), [(2, 1.9, 2.0), (1, 12.0, 12.0), (1, -3.0, 3.0), (0, 0, 1e-6)])
@@ -103,9 +123,8 @@ def test_a_run_has_one_number_of_frames_per_observation(tmp_path: Path, data: Pa
         assert "(stack was 1 and is 3)" in refused(lambda: Pipeline(run, data, CONFIG, stage="tokenize"))
 
 
-def test_a_model_that_no_command_made_is_not_written_over(tmp_path: Path, data: Path) -> None:
-    run_all(tmp_path / "run", data)
-    voc = VOC.load(tmp_path / "run")
+def test_a_model_that_no_command_made_is_not_written_over(tmp_path: Path, out: Path, data: Path) -> None:
+    voc = VOC.load(out)
     voc.save(tmp_path / "saved")
     before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} | {".lock": b""}
     with RunFolder(tmp_path / "saved") as run:
@@ -117,26 +136,24 @@ def test_a_model_that_no_command_made_is_not_written_over(tmp_path: Path, data: 
         assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
         for stage in ("quantizer", "train"):
             Pipeline(run, data, CONFIG, force=frozenset({stage}))
-    with RunFolder(tmp_path / "run") as run:
+    with RunFolder(out) as run:
         Pipeline(run, data, CONFIG)
 
 
-def test_what_is_done_is_skipped(tmp_path: Path, data: Path) -> None:
-    _, first = run_all(tmp_path, data)
-    before = times(tmp_path)
-    said, second = run_all(tmp_path, data)
+def test_what_is_done_is_skipped(out: Path, first: dict[str, Any], data: Path) -> None:
+    before = times(out)
+    said, second = run_all(out, data)
     assert skipped(said) == ["quantizer", "tokenize", "train", "evaluate"]
-    assert changed(before, times(tmp_path)) == set()
+    assert changed(before, times(out)) == set()
     assert second == first
 
 
 @pytest.mark.parametrize("stage", list(FILES))
-def test_force_does_exactly_that_stage(tmp_path: Path, data: Path, stage: str) -> None:
-    _, first = run_all(tmp_path, data)
-    before = times(tmp_path)
-    said, second = run_all(tmp_path, data, force=frozenset({stage}))
+def test_force_does_exactly_that_stage(out: Path, first: dict[str, Any], data: Path, stage: str) -> None:
+    before = times(out)
+    said, second = run_all(out, data, force=frozenset({stage}))
     assert skipped(said) == [name for name in FILES if name != stage]
-    assert changed(before, times(tmp_path)) == {stage}
+    assert changed(before, times(out)) == {stage}
     assert second["methods"] == first["methods"]  # one seed, one result
 
 
@@ -154,20 +171,18 @@ def test_force_does_exactly_that_stage(tmp_path: Path, data: Path, stage: str) -
     ],
 )
 def test_another_setting_redoes_what_follows(
-    tmp_path: Path, data: Path, change: Callable[[Any], Any], redone: set[str]
+    out: Path, data: Path, change: Callable[[Any], Any], redone: set[str]
 ) -> None:
-    run_all(tmp_path, data)
-    before = times(tmp_path)
-    said, _ = run_all(tmp_path, data, change(CONFIG))
-    assert changed(before, times(tmp_path)) == redone
+    before = times(out)
+    said, _ = run_all(out, data, change(CONFIG))
+    assert changed(before, times(out)) == redone
     assert set(skipped(said)) == set(FILES) - redone
     assert redone_anew(said) == redone
-    assert run_all(tmp_path, data, change(CONFIG))[0] != []  # and is remembered
+    assert run_all(out, data, change(CONFIG))[0] != []  # and is remembered
 
 
-def test_other_held_out_episodes_redo_everything(tmp_path: Path, data: Path) -> None:
-    run_all(tmp_path, data)
-    said, metrics = run_all(tmp_path, data, held_out=0.4)
+def test_other_held_out_episodes_redo_everything(out: Path, data: Path) -> None:
+    said, metrics = run_all(out, data, held_out=0.4)
     assert skipped(said) == []
     assert redone_anew(said) == set(FILES)
     assert metrics["episodes"] == {"training": 4, "held_out": 2}
@@ -188,11 +203,10 @@ def test_data_that_changed_redo_everything_and_say_so(tmp_path: Path) -> None:
     [("quantizer", "ready_quantizer", {"tokenize", "train", "evaluate"}), ("train", "train", {"evaluate"})],
 )
 def test_other_weights_of_the_same_settings_redo_what_follows(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stage: str, function: str, redone: set[str]
+    out: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stage: str, function: str, redone: set[str]
 ) -> None:
     """As another number of threads or another device trains them."""
-    run_all(tmp_path, data)
-    before = times(tmp_path)
+    before = times(out)
     trained = getattr(pipeline, function)
 
     def otherwise(*arguments: Any, **options: Any) -> Any:
@@ -201,25 +215,24 @@ def test_other_weights_of_the_same_settings_redo_what_follows(
             next((found if stage == "quantizer" else found.reward_head).parameters()).mul_(1.01)
         return found
 
-    with monkeypatch.context() as patch, RunFolder(tmp_path) as run:
+    with monkeypatch.context() as patch, RunFolder(out) as run:
         patch.setattr(pipeline, function, otherwise)
         forced = Pipeline(run, data, CONFIG, force=frozenset({stage}))
         forced.train_quantizer() if stage == "quantizer" else forced.train()
-    said, _ = run_all(tmp_path, data)
+    said, _ = run_all(out, data)
     assert redone_anew(said) == redone
     assert set(skipped(said)) == set(FILES) - redone
-    assert changed(before, times(tmp_path)) == {stage, *redone}
-    codes, features = tokenize(VOC.load(tmp_path).quantizer, Episodes.open(data))
-    stored = load_tensors(tmp_path / "tokens.safetensors")
+    assert changed(before, times(out)) == {stage, *redone}
+    codes, features = tokenize(VOC.load(out).quantizer, Episodes.open(data))
+    stored = load_tensors(out / "tokens.safetensors")
     assert torch.equal(stored["codes"], codes)
     assert torch.equal(stored["features"], features)
-    assert set(skipped(run_all(tmp_path, data)[0])) == set(FILES)
+    assert set(skipped(run_all(out, data)[0])) == set(FILES)
 
 
-def test_evaluation_of_other_samples_is_done_again(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_of_other_samples_is_done_again(out: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after a cut between the new estimates and their scores, when the old scores must not pass for theirs."""
-    run_all(tmp_path, data)
-    shutil.copytree(tmp_path, uncut := tmp_path.with_name(f"{tmp_path.name}_uncut"))
+    shutil.copytree(out, uncut := out.with_name(f"{out.name}_uncut"))
     write = pipeline.write_json
 
     def cut(path: Path, value: Any) -> None:
@@ -227,25 +240,24 @@ def test_evaluation_of_other_samples_is_done_again(tmp_path: Path, data: Path, m
             raise KeyboardInterrupt
         write(path, value)
 
-    with monkeypatch.context() as patch, RunFolder(tmp_path) as run, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, RunFolder(out) as run, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "write_json", cut)
         Pipeline(run, data, CONFIG).evaluate(samples=20, max_states=10)
     found = []
-    for folder in (tmp_path, uncut):
+    for folder in (out, uncut):
         with RunFolder(folder) as run:
             found.append(Pipeline(run, data, CONFIG).evaluate(samples=20, max_states=10))
     assert [metrics["states"] for metrics in found] == [10, 10]
     assert found[0]["methods"] == found[1]["methods"]
 
 
-def test_a_stage_whose_file_is_gone_is_done_again(tmp_path: Path, data: Path) -> None:
-    _, first = run_all(tmp_path, data)
+def test_a_stage_whose_file_is_gone_is_done_again(out: Path, first: dict[str, Any], data: Path) -> None:
     for gone, stage in (("tokens.safetensors", "tokenize"), ("estimates/evaluate.safetensors", "evaluate")):
-        (tmp_path / gone).unlink()
-        said, again = run_all(tmp_path, data)
+        (out / gone).unlink()
+        said, again = run_all(out, data)
         assert skipped(said) == [name for name in FILES if name != stage]
         assert again["methods"] == first["methods"]
-        assert (tmp_path / gone).exists()
+        assert (out / gone).exists()
 
 
 def test_truth_and_constant_are_those_of_the_data(tmp_path: Path, data: Path) -> None:
@@ -267,6 +279,18 @@ def test_truth_and_constant_are_those_of_the_data(tmp_path: Path, data: Path) ->
         everything = pipeline.tokenize()
         assert torch.equal(codes, everything[0][pipeline.test.source_rows])
         assert len(features) == len(pipeline.test)
+
+
+def test_codes_are_those_of_the_same_rows_where_malformed_episodes_were_left_out(tmp_path: Path, data: Path) -> None:
+    write_vd4rl(tmp_path / "shards" / "0.hdf5", Episodes.open(data))
+    with h5py.File(tmp_path / "shards" / "0.hdf5", "a") as file:
+        file["reward"][35] = np.nan  # of the second episode
+    with RunFolder(tmp_path / "run") as run:
+        with pytest.warns(UserWarning, match="1 malformed"):
+            pipeline = Pipeline(run, f"vd4rl:{tmp_path / 'shards'}", CONFIG, held_out=0.4)
+        quantizer = pipeline.train_quantizer()
+        for part in (pipeline.training, pipeline.test):
+            torch.testing.assert_close(pipeline.tokens_of(part), tokenize(quantizer, part))
 
 
 def refused(call: Callable[[], Any]) -> str:
@@ -297,17 +321,40 @@ def test_frames_are_loaded_where_they_take_a_quarter_of_the_memory(
     """Else they stay in their files: training has to do with what memory there is."""
     size = 6 * 30 * 3 * 24 * 24
     for memory, most, held in ((4 * size, size, True), (4 * size - 1, size, False), (4 * size, size - 1, False)):
-        monkeypatch.setattr(pipeline, "machine_memory", lambda memory=memory: memory)
-        monkeypatch.setattr(pipeline, "FRAMES_IN_MEMORY", most)
+        monkeypatch.setattr(frame_memory, "machine_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(frame_memory, "FRAMES_IN_MEMORY", most)
+        said: list[str] = []
         with RunFolder(tmp_path) as run:
-            assert (Pipeline(run, data, CONFIG).dataset._store.memory is not None) == held
+            assert Pipeline(run, data, CONFIG, say=said.append).dataset.in_memory == held
+        assert said == []  # a frame of ours is read by itself
 
 
-def test_tokens_of_other_rows_are_refused(tmp_path: Path, data: Path) -> None:
-    run_all(tmp_path, data)
+@pytest.mark.parametrize(("memory", "held"), [(4, True), (3.99, False)])
+def test_many_frames_of_large_chunks_are_loaded_or_said_to_be_slow(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, memory: float, held: bool
+) -> None:
+    """As in V-D4RL's own shards, one place of two."""
+    write_vd4rl(tmp_path / "a.hdf5", Episodes.open(data).subset([0, 1]))
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        frames = file["observation"][()]
+        del file["observation"]
+        file.create_dataset("observation", data=frames, chunks=(20, 1, 12, 12), compression="gzip")
+    size = 8 * 30 * 3 * 24 * 24
+    monkeypatch.setattr(frame_memory, "machine_memory", lambda: int(memory * size))
+    monkeypatch.setattr(frame_memory, "FRAMES_IN_MEMORY", size - 1)
+    said: list[str] = []
+    with RunFolder(tmp_path / "run") as run:
+        dataset = Pipeline(run, (data, f"vd4rl:{tmp_path / 'a.hdf5'}"), CONFIG, say=said.append).dataset
+    assert (dataset.in_memory, dataset.reads_slowly) == (held, not held)
+    assert ["and are loaded once" in line for line in said] == [held]
+    assert ["are read slowly; `voc-rl data convert` makes" in line for line in said] == [not held]
+    np.testing.assert_array_equal(dataset.frames(np.arange(180, 240)), frames)
+
+
+def test_tokens_of_other_rows_are_refused(out: Path, data: Path) -> None:
     from voc_rl.checkpoints import save_tensors
 
-    tensors = load_tensors(tmp_path / "tokens.safetensors")
-    save_tensors(tmp_path / "tokens.safetensors", {name: t[:-1] for name, t in tensors.items()})
-    with RunFolder(tmp_path) as run:
+    tensors = load_tensors(out / "tokens.safetensors")
+    save_tensors(out / "tokens.safetensors", {name: t[:-1] for name, t in tensors.items()})
+    with RunFolder(out) as run:
         assert "tokenise it again" in refused(Pipeline(run, data, CONFIG).tokenize)

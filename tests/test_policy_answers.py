@@ -34,10 +34,10 @@ def evaluator(data: Episodes) -> PolicyEvaluator:
     voc = voc_rl.VOCConfig(
         quantizer_config={"n_tokens": 2, "components": 8, "hidden": 64, "decoder_width": 8},
         quantizer_training=loop,
-        network=NetworkSize(null_context=True, head_members=0),
+        network=NetworkSize(n_head=2, width=64, null_context=True, head_members=0),
     )
     training = PolicyTraining(occupancy=OccupancyTraining(loop=loop))
-    config = EvaluationConfig(StitchingConfig(replicates=2), training=training, voc=voc)
+    config = EvaluationConfig(StitchingConfig(replicates=2), training=training, voc=voc, density_rows=500)
     policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
     return PolicyEvaluator(data, policies, GAMMA, np.arange(0, len(data), 17), config)
 

@@ -189,8 +189,8 @@ def test_jumps_are_looked_at_where_they_are_made() -> None:
     arrival = np.minimum(np.arange(400) + 1, 399)[:, None]
     distance = np.tile(np.array([3.0, 1, 1, 100], np.float32), 100)[:, None]
     chains._chains["best", 0] = StitchedChain(arrival, distance, dataset.terminal)
-    chains.actions.drawn[:] = 0.0
-    chains.actions.drawn[:, ::4, :, 0] = 1.0  # what nobody did at a first row
+    chains.actions[:] = 0.0
+    chains.actions[:, ::4, :, 0] = 1.0  # what nobody did at a first row
     for gamma, first in ((0.0, 1.0), (0.5, 4 / 7)):  # (1 - gamma) gamma^k over the three rows
         found = chains.diagnostics("best", dataset.reward, gamma)
         assert found["match_distance"] == pytest.approx(3 * first + 1 - first, abs=0.06)

@@ -40,12 +40,12 @@ def evaluator(data: Episodes) -> PolicyEvaluator:
     loop = LoopConfig(steps=1000, batch_size=64, learning_rate=3e-3)  # with 600 some seeds take left for either
     training = PolicyTraining(occupancy=OccupancyTraining(feature_noise=0.05, loop=loop))
     voc = replace(
-        QUANTIZED, network=NetworkSize(null_context=True),
+        QUANTIZED, network=NetworkSize(n_head=2, width=64, null_context=True),
         reward=RewardConfig(hidden=32, bins=21, loop=LoopConfig(steps=200, batch_size=128, learning_rate=3e-3)),
     )  # fmt: skip
     critic = FQEConfig(LoopConfig(steps=400, batch_size=128, learning_rate=3e-3), width=64)
     stitching = StitchingConfig(draws=8)
-    config = EvaluationConfig(stitching, critic=critic, training=training, voc=voc, samples=200)
+    config = EvaluationConfig(stitching, critic=critic, training=training, voc=voc, samples=200, density_rows=700)
     policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
     starts = np.flatnonzero(np.arange(len(data)) % 17 == 0)
     return PolicyEvaluator(data, policies, GAMMA, starts, config)

@@ -62,6 +62,20 @@ def test_processors_without_bfloat16_compute_in_float32(monkeypatch: pytest.Monk
     has_bfloat16.cache_clear()
 
 
+def test_the_environment_asks_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: True)
+    a, b = torch.randn(16, 8), torch.randn(8, 8)
+    for word, dtype in (("float32", torch.float32), ("auto", torch.bfloat16), (None, torch.bfloat16)):
+        monkeypatch.delenv("VOC_RL_PRECISION", raising=False)
+        if word is not None:
+            monkeypatch.setenv("VOC_RL_PRECISION", word)
+        with autocast(CPU):
+            assert (a @ b).dtype == dtype
+    monkeypatch.setenv("VOC_RL_PRECISION", "bf16")
+    with pytest.raises(VOCError, match=r"^Unknown VOC_RL_PRECISION 'bf16'; accepted: auto, float32\.$"):
+        autocast(CPU)
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device() == choose_device("cpu") == torch.device("cpu")
@@ -82,6 +96,8 @@ def test_devices_as_users_name_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (as_device("auto"), as_device("cpu")) == (torch.device("cuda"), CPU)
     with pytest.raises(VOCError, match=r"^device is 'tpu'; 'auto', 'cpu', 'cuda' or a name like 'cuda:1' is needed\.$"):
         as_device("tpu")
+    with pytest.raises(VOCError, match=r"^device is torch\.bfloat16; 'auto', 'cpu', 'cuda' or a name like 'cuda:1' is"):
+        as_device(torch.bfloat16)  # type: ignore[arg-type]
     with pytest.raises(VOCError, match=r"^device is 'cuda:2', but PyTorch finds 2 GPU\(s\) here; use 'auto'"):
         as_device("cuda:2")
     for absent in ("mps", torch.device("mps", 0)):

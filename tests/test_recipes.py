@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from worlds import refusal, small_config, write_world
 
 from voc_rl import VOC, Episodes, cli
-from voc_rl.configs import to_dict
 from voc_rl.errors import VOCError
-from voc_rl.loop import LoopConfig
+from voc_rl.joint import JointTraining
+from voc_rl.loop import Descent, LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.pipeline import Pipeline
@@ -59,8 +59,15 @@ def test_the_papers_numbers_at_every_size(size: str) -> None:
     assert (paper.network.width, paper.network.n_layer) == (ours.network.width, ours.network.n_layer)
     assert (paper.quantizer, paper.quantizer_config) == (ours.quantizer, ours.quantizer_config)
     assert with_recipe(ours, "voc") is ours
+    assert paper.joint is None
+    both = replace(ours, joint=JointTraining())
+    assert with_recipe(both, "paper").joint == JointTraining(warmup=0.0, decay=0.0)
+    assert with_recipe(both, "voc").joint == JointTraining()
     with pytest.raises(VOCError, match=r"Unknown recipe 'best'; accepted: paper, voc\."):
         with_recipe(ours, "best")  # type: ignore[arg-type]
+    longer = sized(size, n=5)
+    assert refusal(with_recipe, longer, "paper") == "n is 5, but the recipe paper has one-step targets; leave n out."
+    assert with_recipe(longer, "voc").occupancy.n == 5
 
 
 def test_sizes_of_quantizers() -> None:
@@ -91,9 +98,9 @@ def test_sizes_of_quantizers() -> None:
 @pytest.mark.parametrize("size", sorted(SIZES))
 @pytest.mark.parametrize("quantizer", ["vqvae", "dino"])
 def test_a_config_that_is_changed_in_place_changes_no_size(size: str, quantizer: str) -> None:
-    found, before = sized(size, quantizer), to_dict(sized(size, quantizer))
+    found, before = sized(size, quantizer), asdict(sized(size, quantizer))
     found.quantizer_config["hidden"] = 999
-    assert to_dict(sized(size, quantizer)) == before
+    assert asdict(sized(size, quantizer)) == before
 
 
 def test_settings_leave_the_tuned_loops_of_a_size() -> None:
@@ -127,7 +134,7 @@ def trainee(dataset: Episodes, config: VOCConfig) -> OccupancyTrainee:
 def test_the_loss_is_a_language_models_on_context_and_future(dataset: Episodes, config: VOCConfig) -> None:
     plain = replace(config, network=replace(config.network, dropout=0.0, attention_dropout=0.0))
     own = trainee(dataset, plain)
-    loss, numbers = own.loss(0, torch.Generator().manual_seed(0))
+    loss, numbers = own.loss_of(own.prepare(0, torch.Generator().manual_seed(0)))
     batch = own.stock[0]
     ids = torch.cat([own._codes(batch.rows), batch.futures[:, 0]], 1)
     with torch.no_grad():
@@ -155,13 +162,13 @@ def test_targets_are_noisy_where_dropout_is_left_on(dataset: Episodes, config: V
             one, two = own.target.prefix(codes).last, own.target.prefix(codes).last
         assert torch.equal(one, two) != left_on
         before = torch.get_rng_state()
-        own.loss(0, torch.Generator().manual_seed(0))
+        Descent(own, own.config.loop, 0).step(0)
         assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_step_targets_and_one_future(dataset: Episodes, config: VOCConfig) -> None:
     own = trainee(dataset, config)
-    own.loss(0, torch.Generator().manual_seed(0))
+    own.prepare(0, torch.Generator().manual_seed(0))
     batch = own.stock[0]
     assert len(own.stock) == 1
     assert batch.futures.shape == (64, 1, 2)

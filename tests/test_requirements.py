@@ -29,6 +29,24 @@ def brought(name: str) -> set[str]:
     return {asked for asked, _ in seen}
 
 
+def of_extra(extra: str) -> set[str]:
+    """Distributions that an extra of voc_rl names, those of the extras that it refers to among them."""
+    found: set[str] = set()
+    for needed in map(Requirement, requires("voc_rl") or []):
+        if needed.marker is not None and needed.marker.evaluate({"extra": extra}):
+            own = canonicalize_name(needed.name) == "voc-rl"
+            found |= set().union(*map(of_extra, needed.extras)) if own else {canonicalize_name(needed.name)}
+    return found
+
+
+def test_all_and_dev_bring_the_other_extras() -> None:
+    """But for d4rl, which is asked for by name alone."""
+    asked = {"sb3", "minari", "wandb", "video", "hub"}
+    assert of_extra("all") == set().union(*map(of_extra, asked))
+    assert "stable-baselines3" in of_extra("all")
+    assert of_extra("dev") >= of_extra("all") | of_extra("benchmarks") | {"pytest", "mypy"}
+
+
 def test_gymnasiums_mujoco_tasks_need_no_extra() -> None:
     """D4RL's states are drawn in them."""
     found = find_spec("gymnasium.envs.mujoco")

@@ -14,8 +14,9 @@ import pytest
 from worlds import COMMAND, one_sentence
 
 from voc_rl import runs
+from voc_rl.configs import fingerprint
 from voc_rl.errors import VOCError
-from voc_rl.runs import RunFolder, fingerprint, versions
+from voc_rl.runs import RunFolder, versions
 
 HOLDER = """
 import sys, time

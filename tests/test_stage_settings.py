@@ -15,14 +15,16 @@ import pytest
 from test_pipeline import CONFIG, run_all
 from worlds import SPEC, refusal, write_world
 
-from voc_rl import stage_settings
+from voc_rl import VOC
 from voc_rl.checkpoints import load_torch_file, save_training_state
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, load_dataset, mark
+from voc_rl.data.mark import data_mark, frame_bytes
 from voc_rl.joint import JointTraining
 from voc_rl.pipeline import Pipeline
 from voc_rl.quantizers.training import QuantizerTrainee
 from voc_rl.runs import RunFolder
-from voc_rl.stage_settings import data_mark, differences, frame_bytes
+from voc_rl.stage_settings import differences
+from voc_rl.values import discounted_returns
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,10 @@ def other_gamma(config: Any) -> Any:
     return replace(config, occupancy=replace(config.occupancy, gamma=0.4))
 
 
+def larger_gamma(config: Any) -> Any:
+    return replace(config, occupancy=replace(config.occupancy, gamma=0.8))
+
+
 def other_quantizer(config: Any) -> Any:
     return replace(config, quantizer_training=replace(config.quantizer_training, steps=12))
 
@@ -64,6 +70,12 @@ def jointly(config: Any) -> Any:
     ("stage", "change", "words"),
     [
         ("evaluate", other_gamma, "train is finished with other settings (occupancy.gamma was 0.5 and is 0.4)"),
+        (
+            "evaluate",
+            other_gamma,
+            "to keep what is there (a network trained with --gammas answers for a range of discounts).",
+        ),
+        ("evaluate", larger_gamma, "; in Python VOC.value(obs, gamma=0.8, estimator='sample') asks this one)."),
         ("evaluate", other_quantizer, "quantizer is finished with other settings (steps was 10 and is 12)"),
         ("evaluate", other_seed, "quantizer is finished with other settings (seed was 0 and is 1)"),
         ("evaluate", jointly, "quantizer is finished with other settings (joint was None and is {"),
@@ -95,6 +107,19 @@ def test_a_finished_stage_is_not_done_anew_by_the_way(
     assert files(done) == before
 
 
+def test_another_precision_is_another_setting(data: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = Pipeline(RunFolder(done), data, CONFIG).asked.marks
+    monkeypatch.setenv("VOC_RL_PRECISION", "float32")
+    with RunFolder(done) as run:
+        said = refusal(Pipeline, run, data, CONFIG, stage="evaluate")
+        assert (
+            "quantizer is finished with other settings (precision was 'auto' and is 'float32'); give the same" in said
+        )
+        other = Pipeline(run, data, CONFIG).asked
+    assert other.settings["train"]["precision"] == "float32"
+    assert not set(other.marks.values()) & set(marks.values())
+
+
 def test_scores_are_not_replaced_by_those_of_other_samples(data: Path, done: Path, tmp_path: Path) -> None:
     out = shutil.copytree(done, tmp_path / "run")
     before = files(out)
@@ -107,6 +132,31 @@ def test_scores_are_not_replaced_by_those_of_other_samples(data: Path, done: Pat
         assert files(out) == before
         forced = Pipeline(run, data, CONFIG, stage="evaluate", force=frozenset({"evaluate"}))
         assert forced.evaluate(20, 10)["states"] == 10
+
+
+def of_several(gamma: float, gammas: tuple[float, float] = (0.3, 0.6)) -> Any:
+    return replace(CONFIG, occupancy=replace(CONFIG.occupancy, gamma=gamma, gammas=gammas))
+
+
+def test_a_network_of_several_discounts_is_scored_at_any_of_them(data: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        Pipeline(run, data, of_several(0.4), stage="train").train()
+        before = {name: (tmp_path / name).read_bytes() for name in ("voc.safetensors", "voc.json")}
+        pipeline = Pipeline(run, data, of_several(0.5), stage="evaluate")
+        assert pipeline.evaluate(20, 50)["gamma"] == 0.5
+        rows, truth, estimates, _ = pipeline.answers(20, 50)
+        codes, features = (part[rows] for part in pipeline.tokens_of(pipeline.test))
+        found, (returns, _) = VOC.load(tmp_path), discounted_returns(pipeline.test, 0.5)
+        assert found.gamma == 0.4
+        np.testing.assert_array_equal(truth, returns[rows])
+        np.testing.assert_array_equal(estimates["voc_head"].mean, found.value_of_codes(codes, features, 0.5).mean)
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+        said = refusal(Pipeline(run, data, of_several(0.6), stage="evaluate").evaluate, 20, 50)
+        assert "evaluate is finished with other settings (gamma was 0.5 and is 0.6); --force replaces it" in said
+        forced = Pipeline(run, data, of_several(0.6), stage="evaluate", force=frozenset({"evaluate"}))
+        assert forced.evaluate(20, 50)["gamma"] == 0.6
+        said = refusal(Pipeline, run, data, of_several(0.5, (0.3, 0.5)), stage="evaluate")
+        assert "train is finished with other settings (occupancy.gammas was [0.3, 0.6] and is [0.3, 0.5])" in said
 
 
 def test_networks_of_a_quantizer_that_was_made_anew_need_no_force(data: Path, done: Path, tmp_path: Path) -> None:
@@ -233,9 +283,9 @@ def test_a_frame_that_changed_is_other_data(tmp_path: Path, whole: bool, monkeyp
     write_world(tmp_path / "a", 3, 20)
     plain = Episodes.open(tmp_path / "a")
     if not whole:
-        monkeypatch.setattr(stage_settings, "FRAMES_IN_MEMORY", frame_bytes(plain) - 1)
+        monkeypatch.setattr(mark, "FRAMES_IN_MEMORY", frame_bytes(plain) - 1)
     before = data_mark(plain)
-    assert (data_mark(Episodes.open(tmp_path / "a").load_frames()) == before) == whole  # however much memory there is
+    assert data_mark(Episodes.open(tmp_path / "a").load_frames()) == before  # however much memory there is
     noise = np.random.default_rng(0).integers(256, size=(20, *plain.frame_shape), dtype=np.uint8)
     for row in (0, 9, 19, 3):
         shutil.copytree(tmp_path / "a", copy := tmp_path / str(row))
@@ -244,6 +294,15 @@ def test_a_frame_that_changed_is_other_data(tmp_path: Path, whole: bool, monkeyp
             changed = 255 - opened["observation"][row] if whole or row != 3 else noise[row]
             opened["observation"][row] = changed
         assert data_mark(Episodes.open(copy)) != before, row
+
+
+def test_the_order_of_places_is_one_of_rows(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        write_world(tmp_path / name, 3, 20, seed=seed)
+    orders = [[tmp_path / "a", tmp_path / "b"], [tmp_path / "b", tmp_path / "a"], [tmp_path / "a"]]
+    marks = [data_mark(load_dataset(places)) for places in orders]
+    assert len(set(marks)) == 3
+    assert data_mark(Episodes.open(orders[0])) == marks[0]  # the same rows, however they were joined
 
 
 def test_a_run_of_another_version_is_not_trained_over(data: Path, done: Path, tmp_path: Path) -> None:

@@ -65,6 +65,32 @@ def test_training_takes_a_quantizer_and_tokens(episodes: Episodes) -> None:
     assert "tokenise this dataset" in refusal(train, episodes, config, quantizer=whole.quantizer, tokens=tokens)
 
 
+def test_tokens_are_checked_before_anything_is_trained(episodes: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, dataset = small_config(quantizer=5, steps=5), episodes.subset([0, 1])
+    voc = train(dataset, config)
+    codes, features = tokenize(voc.quantizer, dataset)
+    arrays = train(dataset, config, quantizer=voc.quantizer, tokens=(codes.numpy(), features.numpy()))
+    assert equal_states(voc, arrays)
+    alone = replace(config, network=replace(config.network, features=False))
+    assert (
+        train(dataset, alone, quantizer=voc.quantizer, tokens=(codes.numpy(), None)).occupancy.config.feature_dim == 0
+    )
+    monkeypatch.setattr("voc_rl.loop.Descent.step", None)
+    end = torch.full_like(codes, voc.quantizer.codebook_size)
+    for tokens, said in (
+        ((codes[:, :1], features), f"Codes have shape ({len(dataset)}, 1); 2 tokens per row are needed."),
+        ((codes - 100, features), "is the codebook."),
+        ((end, features), "Codes lie in 12..12; 0..11 is the codebook, and 12 is END, a future"),
+        ((codes.numpy().astype(float), features), "Codes have dtype float64; whole numbers are needed"),
+        (
+            (codes, None),
+            "Tokens lack the features of quantizer vqvae; give those of tokenize(quantizer, dataset), or a",
+        ),
+        ((codes, features[:, 1:]), f"Features have shape ({len(dataset)}, 23); ({len(dataset)}, 24) are needed."),
+    ):
+        assert said in refusal(train, dataset, config, quantizer=voc.quantizer, tokens=tokens)
+
+
 @pytest.mark.parametrize(("name", "gammas"), [("vqvae", None), ("musik", (0.3, 0.8)), ("dino", None), ("vqgan", None)])
 def test_the_default_type_makes_no_difference(
     episodes: Episodes, name: str, gammas: tuple[float, float] | None, tmp_path: Path
@@ -161,7 +187,9 @@ def test_frames_get_a_patch_that_fits_them(tmp_path: Path) -> None:
         for name in ("vqvae", "musik"):
             config = VOCConfig(quantizer=name)
             if patch is None:
-                assert "multiples of 12 are needed, or another `patch`" in refusal(fresh_quantizer, dataset, config)
+                assert "multiples of 12 are needed, or both of 4, 6 or 10 and another `patch`" in refusal(
+                    fresh_quantizer, dataset, config
+                )
                 continue
             assert fresh_quantizer(dataset, config).config.patch == patch
             for sizes in ({"patch": 2}, {"vqvae": VQVAEConfig, "musik": MUSIKConfig}[name](patch=2)):
@@ -201,6 +229,73 @@ def test_training_logs_every_stage(episodes: Episodes) -> None:
     assert {stage for stage, _, _ in lines} == {"quantizer", "occupancy", "reward", "reward_in_context"}
     assert [step for stage, step, _ in lines if stage == "quantizer"] == [50, 60]
     assert all(np.isfinite(list(numbers.values())).all() for _, _, numbers in lines)
+
+
+@pytest.mark.parametrize("stage", ["quantizer", "occupancy", "joint"])
+def test_the_same_call_goes_on_from_its_checkpoints(episodes: Episodes, tmp_path: Path, stage: str) -> None:
+    config, dataset = small_config(quantizer=60, steps=60), episodes.subset([0, 1])
+    config = replace(config, joint=JointTraining() if stage == "joint" else None)
+    config = replace(config, reward=replace(config.reward, loop=LoopConfig(5)))
+    whole, logged = train(dataset, config), list[tuple[str, int]]()
+
+    def log(stage: str, step: int, numbers: object) -> None:
+        logged.append((stage, step))
+        if (stage, step) == cut:
+            raise KeyboardInterrupt
+
+    cut: tuple[str, int] | None = (stage, 50)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, config, checkpoints=str(tmp_path / "kept"), log=log)
+    logged.clear()
+    cut = None
+    assert equal_states(train(dataset, config, checkpoints=tmp_path / "kept", log=log), whole)
+    assert logged[0] == (stage, 50)  # from step 48, and what comes before it not again
+    logged.clear()
+    assert equal_states(train(dataset, config, checkpoints=tmp_path / "kept", log=log), whole)
+    assert {name for name, _ in logged} <= {"reward", "reward_in_context"}
+
+
+def test_checkpoints_of_another_training_are_refused(episodes: Episodes, tmp_path: Path) -> None:
+    config, dataset, kept = small_config(quantizer=4, steps=4), episodes.subset([0, 1]), tmp_path / "kept"
+    config = replace(config, reward=replace(config.reward, loop=LoopConfig(5)))
+    voc = train(dataset, config, checkpoints=kept)
+    changed = episodes.subset([0, 1])
+    changed.reward[5] += 1
+    others = replace(config, occupancy=replace(config.occupancy, gamma=0.4))
+    for name, asked in (
+        ("quantizer", lambda: train(episodes.subset([0, 2]), config, checkpoints=kept)),
+        ("quantizer", lambda: train(changed, config, checkpoints=kept)),
+        ("quantizer", lambda: train(dataset, replace(config, seed=1), checkpoints=kept)),
+        ("occupancy", lambda: train(dataset, others, checkpoints=kept)),
+        ("occupancy", lambda: train(dataset, config, quantizer=ready_quantizer(None, dataset, replace(config, seed=2)),
+                                    checkpoints=kept)),
+    ):  # fmt: skip
+        said = refusal(asked)
+        assert said == (
+            f"{kept / name}.pt was written by a run with other settings or data; delete it to start anew, or give "
+            "another folder of checkpoints."
+        )
+    codes, features = tokenize(voc.quantizer, dataset)
+    given = {"quantizer": voc.quantizer, "checkpoints": kept}
+    assert equal_states(train(dataset, config, tokens=(codes, features), **given), voc)  # type: ignore[arg-type]
+    assert "occupancy.pt was written by" in refusal(train, dataset, config, tokens=(codes.flip(0), features), **given)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refusal(train, dataset, config, checkpoints=tmp_path / "file")
+    assert refusal(train, dataset, config, checkpoints=3) == (
+        "checkpoints is int; the path of a folder for them is needed."
+    )
+
+
+def test_the_discount_that_is_meant_of_several_changes_no_weights(episodes: Episodes) -> None:
+    config, dataset = small_config(quantizer=4, steps=20), episodes.subset([0, 1])
+    config = replace(config, reward=replace(config.reward, loop=LoopConfig(5)))
+    for joint in (None, JointTraining()):
+        found = []
+        for gamma in (0.4, 0.8):
+            occupancy = replace(config.occupancy, gamma=gamma, gammas=(0.3, 0.8))
+            found.append(train(dataset, replace(config, occupancy=occupancy, joint=joint)))
+        assert equal_states(*found)
+        assert [voc.gamma for voc in found] == [0.4, 0.8]
 
 
 def test_pictures_and_networks_of_one_seed_repeat(episodes: Episodes) -> None:

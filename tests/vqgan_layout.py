@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from small import generator
 from torch import Tensor
 
 from voc_rl.quantizers.vqgan import VQGAN, VQGANConfig
@@ -23,10 +24,6 @@ PUBLISHED = {
     "five levels": VQGANConfig(4, (1, 1, 2, 2, 4), 2, (4,), 8, 64, 8),
 }
 State = dict[str, Tensor]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def published_layout(config: VQGANConfig) -> dict[str, tuple[int, ...]]:

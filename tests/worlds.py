@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,14 @@ def small_config(gamma: float = 0.5, quantizer: int = 60, steps: int = 60, seed:
         reward=RewardConfig(hidden=32, bins=11, loop=loop(300, batch_size=128)),
         seed=seed,
     )  # fmt: skip
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The scores of metrics.json, without the seconds."""
+    return {
+        name: {key: value for key, value in scores.items() if key != "cpu_seconds"}
+        for name, scores in metrics["methods"].items()
+    }
 
 
 def one_sentence(text: str) -> bool:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, few, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,13 +211,6 @@ def load_state_dict(module: Any, tensors: Mapping[str, Tensor], where: str) -> N
     module.load_state_dict(dict(tensors))
 
 
-def few(names: list[str]) -> str:
-    """The first three of some names, and how many more there are; for messages."""
-    if not names:
-        return "nothing"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def save_training_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training state (tensors, numbers, strings, dictionaries, lists) in one step."""
     import torch
@@ -244,6 +237,4 @@ def load_torch_file(path: Path, what: str = "checkpoint") -> Any:
     except pickle.UnpicklingError as error:
         raise VOCError(f"{what} {path} is refused: it is damaged or holds objects other than tensors.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        # PyTorch's own reasons run over several sentences
-        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".") if str(error) else type(error).__name__
-        raise VOCError(f"{what} {path} is not a whole torch file ({reason}).") from error
+        raise VOCError(f"{what} {path} is not a whole torch file ({reason_of(error)}).") from error

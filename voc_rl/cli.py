@@ -8,7 +8,7 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,8 +107,9 @@ class Collect:
 class Ope:
     """What policies are worth on logged episodes: values with intervals, best first."""
 
-    data: str
-    """A path, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; D4RL's states are drawn into --out."""
+    data: tuple[str, ...]
+    """Paths, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; the episodes of several follow one another. D4RL's states
+    are drawn into --out."""
     policy: tuple[str, ...]
     """Policies: a shipped actor, an actor's .safetensors, a SAC .zip of Stable-Baselines3 (one that learned under
     VecNormalize: by module:callable), the folder of a saved OfflineAgent, or module:callable (which runs that module's
@@ -127,6 +128,8 @@ class Ope:
     """Average over this many rows from all over the episodes; 0: over the first rows of the episodes."""
     quantizer: Path | None = None
     """A run folder whose quantizer sees the frames; default: one is trained on the data."""
+    stack: int | None = None
+    """Frames of an observation; default: those that the quantizer sees, or 3."""
     out: Path | None = None
     """Folder for ope.json (with what was asked, in which versions) and its report ope.html; a run folder will do."""
     seed: int = 0
@@ -152,8 +155,9 @@ class Ope:
         import numpy as np
 
         from voc_rl.checkpoints import write_json
-        from voc_rl.configs import to_dict
         from voc_rl.conversion import open_with_frames
+        from voc_rl.data import going_rows
+        from voc_rl.frame_memory import hold_frames
         from voc_rl.model_files import check_spec_of
         from voc_rl.policy_estimate import format_estimates
         from voc_rl.policy_evaluation import evaluate_policy
@@ -166,12 +170,18 @@ class Ope:
         from voc_rl.training import VOCConfig
 
         quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
-        stack = 3 if quantizer is None else frames_in_stack(quantizer.observation_shape)
+        seen = None if quantizer is None else frames_in_stack(quantizer.observation_shape)
+        stack = (seen or 3) if self.stack is None else self.stack
+        if stack != (seen or stack):
+            raise VOCError(
+                f"--stack is {stack}, and the quantizer of {self.quantizer} sees {seen} frames; leave it out."
+            )
         dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
+        hold_frames(dataset, print)
         starts = None
         if self.starts:
             check_positive(self.starts, "starts")
-            rows = np.flatnonzero(dataset.steps_left > 0)
+            rows = going_rows(dataset)
             starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
         if self.quantizer is not None:
             check_spec_of(self.quantizer, dataset.spec)
@@ -182,10 +192,10 @@ class Ope:
         print(format_estimates(estimates))
         if self.out is not None:
             found = [estimate.as_dict() for estimate in estimates]
-            options = {name: str(own) if isinstance(own, Path) else own for name, own in to_dict(self).items()}
+            options = {name: str(own) if isinstance(own, Path) else own for name, own in asdict(self).items()}
             write_json(self.out / "ope.json", {"asked": options, "versions": versions(), "estimates": found})
             asked = "" if self.reward is None else f", rewards of {self.reward}"
-            write_ope_report(self.out / "ope.html", estimates, f"{self.data}: {dataset!r}{asked}")
+            write_ope_report(self.out / "ope.html", estimates, f"{', '.join(self.data)}: {dataset!r}{asked}")
 
 
 Command = (

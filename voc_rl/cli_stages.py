@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from voc_rl.errors import VOCError, check_choice, check_positive
+from voc_rl.errors import VOCError, check_positive
 
 
 def prepare(threads: int | None) -> None:
@@ -28,8 +28,9 @@ def prepare(threads: int | None) -> None:
 class Settings:
     """What the stages of one run share; give the same words to each of them."""
 
-    data: str
-    """A path, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; D4RL's states are drawn into the run folder."""
+    data: tuple[str, ...]
+    """Paths, or FORMAT:PLACE with voc, vd4rl, d4rl or minari; the episodes of several follow one another. D4RL's states
+    are drawn into the run folder."""
     out: Path
     """Run folder."""
     gamma: float = 0.9
@@ -44,9 +45,10 @@ class Settings:
     recipe: str = "voc"
     """voc, or paper: trained and sampled as the paper's public code ran, defects included, as a baseline."""
     quantizer: str = "vqvae"
-    """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch)."""
-    stack: int = 3
-    """Frames of an observation."""
+    """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch); or the
+    folder of a trained one, of a run or of voc_rl.quantizers.save_quantizer, which is taken as it is."""
+    stack: int | None = None
+    """Frames of an observation; default 3, or what the quantizer of a folder reads."""
     held_out: float = 0.2
     """Share of the episodes that is never trained on."""
     seed: int = 0
@@ -65,28 +67,44 @@ class Settings:
     reward_steps: int | None = None
     """Optimiser steps of each of the reward head's two networks; default 800."""
 
-    def pipeline(self, run: Any, stage: str) -> Any:
+    def pipeline(self, run: Any, stage: str, device: Any) -> Any:
+
         from voc_rl.joint import JointTraining
         from voc_rl.pipeline import Pipeline
-        from voc_rl.precision import choose_device
-        from voc_rl.sizes import RECIPES, sized, with_recipe
+        from voc_rl.quantizers import QUANTIZERS
+        from voc_rl.sizes import sized, with_recipe
 
+        given = None if self.quantizer in QUANTIZERS else self._given()
         config = sized(
-            self.size, self.quantizer, gamma=self.gamma, gammas=self.gammas, n=self.n, steps=self.steps,
-            quantizer_steps=self.quantizer_steps, reward_steps=self.reward_steps, seed=self.seed,
+            self.size, self.quantizer if given is None else given.name, gamma=self.gamma, gammas=self.gammas,
+            n=self.n, steps=self.steps, quantizer_steps=self.quantizer_steps, reward_steps=self.reward_steps,
+            seed=self.seed,
         )  # fmt: skip
-        recipe: Any = check_choice(self.recipe, RECIPES, "recipe")
+        stack = 3
+        if given is not None:
+            config, stack = replace(config, quantizer_config=asdict(given.config)), given.observation_shape[0] // 3
+        recipe: Any = self.recipe  # with_recipe checks it
         config = replace(config, joint=JointTraining() if self.joint else None)
-        if recipe == "paper" and self.n not in (None, 1):
-            raise VOCError(f"n is {self.n}, but the recipe paper has one-step targets; leave n out.")
         config = with_recipe(config, recipe)
         force = frozenset({stage, *({"report"} if stage == "evaluate" else ())} if self.force else ())
-        device = choose_device(self.device)
         say = print if run.writes else lambda line: None
         return Pipeline(
             run, self.data, config, self.held_out, say, progress=True, force=force, stage=stage, device=device,
-            stack=self.stack,
+            stack=stack if self.stack is None else self.stack,
+            quantizer=None if given is None else Path(self.quantizer),
         )  # fmt: skip
+
+    def _given(self) -> Any:
+        """The quantizer of a folder, to know what it is."""
+        from voc_rl.quantizers import QUANTIZERS, load_quantizer
+
+        if not (Path(self.quantizer) / "quantizer.json").exists():
+            known = ", ".join(sorted(QUANTIZERS))
+            raise VOCError(
+                f"Unknown quantizer {self.quantizer!r}; accepted: {known}, or the folder of a trained one, with its "
+                "quantizer.json."
+            )
+        return load_quantizer(Path(self.quantizer))
 
     def do(self, stage: str, work: Any, listener: Any = None) -> None:
         from voc_rl.distributed import join
@@ -96,7 +114,7 @@ class Settings:
         prepare(self.threads)
         device = join(choose_device(self.device))
         with RunFolder(self.out, device_name(device)) as run:
-            pipeline = self.pipeline(run, stage)
+            pipeline = self.pipeline(run, stage, device)
             if listener is not None and run.writes:
                 asked = pipeline.asked
                 run.listeners.append(listener(asked.marks["train"], asked.settings["train"], self.force))
@@ -112,6 +130,8 @@ class TrainQuantizer:
     def run(self) -> None:
         if self.settings.joint:
             raise VOCError("Joint training has no stage for the quantizer alone; use voc-rl train --joint.")
+        if (Path(self.settings.quantizer) / "quantizer.json").exists():
+            raise VOCError(f"The quantizer of {self.settings.quantizer} is trained; go on by tokenize or train.")
         self.settings.do("quantizer", lambda pipeline: pipeline.train_quantizer())
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -10,11 +12,6 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from voc_rl.errors import VOCError
 
 Config = TypeVar("Config")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass (nested ones too) as a JSON-ready dictionary."""
-    return dataclasses.asdict(config)
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config") -> Config:
@@ -46,6 +43,11 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
         return cls(**arguments)
     except TypeError as error:
         raise VOCError(f"{where} does not describe a {cls.__name__}: {error}.") from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of JSON-ready values: equal settings give equal words."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _dataclass_in(annotation: Any) -> type[Any] | None:

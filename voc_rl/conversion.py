@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from voc_rl.checkpoints import check_writable, read_json
+from voc_rl.configs import fingerprint
 from voc_rl.data import DataSpec, Episode, Episodes, load_dataset, write_minari, write_vd4rl
 from voc_rl.data.border import file_stamp
 from voc_rl.data.convert import SETTINGS, write_folder
 from voc_rl.data.malformed import with_steps
 from voc_rl.data.minari_data import check_new_minari
+from voc_rl.data.places import Places, places_of
 from voc_rl.data.registry import parse, stream_dataset
 from voc_rl.data.trial import read_in_child, source_files
 from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.progress import progress_bar
-from voc_rl.runs import fingerprint
 
 if TYPE_CHECKING:
     from voc_rl.envs.states import StateCheck
@@ -30,8 +31,10 @@ TARGETS = ("minari", "vd4rl", "voc")
 SIZE = 84  # height and width of drawn frames where none is asked
 
 
-def open_with_frames(source: str | Path, folder: Path | None = None, stack: int = 3) -> Episodes:
+def open_with_frames(source: Places, folder: Path | None = None, stack: int = 3) -> Episodes:
     """Open a dataset of any format to train on its frames. D4RL's states are drawn into ``folder`` first, once.
+
+    Of several places, the second one's are drawn into the folder beside it that ends in ``_1``, and so on.
 
     Args:
         source: as in ``load_dataset``. folder: for what is drawn; a drawing that was cut goes on. Of several processes
@@ -42,6 +45,15 @@ def open_with_frames(source: str | Path, folder: Path | None = None, stack: int 
         VOCError: what ``load_dataset`` and ``convert_dataset`` refuse, states without a ``folder``, or a ``folder``
             that was drawn from something else.
     """
+    return Episodes.join(
+        [
+            _open_place(place, folder.with_name(f"{folder.name}_{number}") if folder and number else folder, stack)
+            for number, place in enumerate(places_of(source))
+        ]
+    )
+
+
+def _open_place(source: str | Path, folder: Path | None, stack: int) -> Episodes:
     name, place = parse(source)
     if name != "d4rl":
         return load_dataset(f"{name}:{place}", stack=stack)

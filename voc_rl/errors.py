@@ -11,6 +11,18 @@ class VOCError(ValueError):
     """Bad input, said in one sentence. The command line prints it and exits with code 2."""
 
 
+def few(names: list[str]) -> str:
+    """The first three of some names, and how many more there are; for messages."""
+    if not names:
+        return "nothing"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def reason_of(error: Exception) -> str:
+    """The first sentence of another library's error, for messages: PyTorch's own run over several."""
+    return str(error).splitlines()[0].split(". ")[0].rstrip(".") if str(error) else type(error).__name__
+
+
 def check_gamma(gamma: float, name: str = "gamma") -> float:
     """A discount in [0, 1)."""
     if not isinstance(gamma, numbers.Real) or not 0.0 <= gamma < 1.0:

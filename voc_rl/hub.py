@@ -27,7 +27,6 @@ PATIENCE = 60  # seconds without a byte after which a server is given up
 class Published:
     """What a name stands for: a file of a Hugging Face repository, a folder of a data set there, or an address."""
 
-    what: str
     repository: str = ""
     file: str = ""
     folder: str = ""
@@ -35,12 +34,15 @@ class Published:
 
 
 FILES: dict[str, Published] = {
-    "walker_vqvae": Published("VQ-VAE fine-tuned on Walker", MODELS, file="walker_vq_vae_model.pth"),
-    "cheetah_vqvae": Published("VQ-VAE fine-tuned on Cheetah", MODELS, file="cheetah_vq_vae_model.pth"),
-    "dino": Published("BEiT-v2's VQ-KD tokenizer", url=BEIT + "vqkd_encoder_base_decoder_1x768x12_dino-663c55d7.pth"),
-    "walker_vqvae_latents": Published("Walker data with vae_latents", DATASETS, folder="walker_train/vq_latents"),
-    "cheetah_vqvae_latents": Published("Cheetah data with vae_latents", DATASETS, folder="cheetah_train/vq_latents"),
-    "cheetah_dino_latents": Published("Cheetah data with dino_latents", DATASETS, folder="cheetah_train/dino_latents"),
+    # VQ-VAEs, fine-tuned on the frames of a task
+    "walker_vqvae": Published(MODELS, file="walker_vq_vae_model.pth"),
+    "cheetah_vqvae": Published(MODELS, file="cheetah_vq_vae_model.pth"),
+    # BEiT-v2's VQ-KD tokenizer
+    "dino": Published(url=BEIT + "vqkd_encoder_base_decoder_1x768x12_dino-663c55d7.pth"),
+    # data sets with vae_latents or dino_latents
+    "walker_vqvae_latents": Published(DATASETS, folder="walker_train/vq_latents"),
+    "cheetah_vqvae_latents": Published(DATASETS, folder="cheetah_train/vq_latents"),
+    "cheetah_dino_latents": Published(DATASETS, folder="cheetah_train/dino_latents"),
 }
 
 

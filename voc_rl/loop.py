@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,22 +66,39 @@ class StepLog(Protocol):
     def __call__(self, stage: str, step: int, numbers: Mapping[str, float]) -> None: ...
 
 
-class Trainee(Protocol):
-    """What the loop trains: parameters, a loss per step, something to do after a step, and extra state to keep."""
+class Learner(ABC):
+    """What the loop trains. Only one that is given checkpoints needs a state."""
 
+    @abstractmethod
     def parameters(self) -> list[nn.Parameter]: ...
+
+    def after_step(self, step: int) -> None:
+        """What is done when the ``step``-th step was taken."""
+        return
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint keeps of it, weights too."""
+        raise NotImplementedError
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class Trainee(Learner):
+    """A learner with a loss for each step."""
+
+    @abstractmethod
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]: ...
-    def after_step(self, step: int) -> None: ...
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-@runtime_checkable
-class PreparedTrainee(Trainee, Protocol):
-    """A trainee whose loss is a function of tensors that are made ready before it: it can be computed in parts, and on
+class PreparedTrainee(Learner):
+    """A learner whose loss is a function of tensors that are made ready before it: it can be computed in parts, and on
     a GPU as one graph (``voc_rl.graphs``)."""
 
+    @abstractmethod
     def prepare(self, step: int, generator: torch.Generator) -> Inputs: ...
+
+    @abstractmethod
     def loss_of(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
@@ -88,13 +106,18 @@ class PreparedTrainee(Trainee, Protocol):
 class Checkpoints:
     """Where a loop keeps its state, every ``every`` steps; ``fingerprint`` must match for a resume.
 
-    anew: what a user says to begin without it, for messages.
+    advice: what to do about a state of another fingerprint, for messages.
     """
 
     path: Path
     fingerprint: str
     every: int = 200
-    anew: str = "--force"
+    advice: str = "delete it to start anew, or keep checkpoints elsewhere"
+
+
+def kept_every(steps: int) -> int:
+    """After how many steps a training of ``steps`` keeps its state: every tenth of it, at most 200 apart."""
+    return min(max(steps // 10, 1), 200)
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -119,7 +142,7 @@ class Steps(Protocol):
 class Descent:
     """AdamW on a trainee, one step at a time: its schedule, its clipping, and its own randomness per step."""
 
-    def __init__(self, trainee: Trainee, config: LoopConfig, seed: int, graphs: bool = True) -> None:
+    def __init__(self, trainee: Trainee | PreparedTrainee, config: LoopConfig, seed: int, graphs: bool = True) -> None:
         """``graphs``: a GPU is given loss and gradients as one graph, where the trainee prepares its inputs.
 
         Raises:
@@ -138,8 +161,8 @@ class Descent:
             group["lr"] = self.config.learning_rate * schedule(step, self.config)
         generator = generator_on(device_of(self.trainee), step_seed(self.seed, step))
         self.optimizer.zero_grad(set_to_none=self._graph is None)  # a graph adds to gradients where they are
-        if self.graphs or self.config.accumulate > 1:
-            numbers = self._in_parts(step, generator)
+        if isinstance(self.trainee, PreparedTrainee):
+            numbers = self._in_parts(self.trainee, step, generator)
         else:
             loss, numbers = self.trainee.loss(step, generator)
             loss.backward()
@@ -150,24 +173,22 @@ class Descent:
         self.trainee.after_step(step)
         return numbers
 
-    def _in_parts(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def _in_parts(self, trainee: PreparedTrainee, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Gradients of a batch, part by part; the means of the parts' numbers."""
-        assert isinstance(self.trainee, PreparedTrainee)
-        inputs, parts = self.trainee.prepare(step, generator), self.config.accumulate
+        inputs, parts = trainee.prepare(step, generator), self.config.accumulate
         size = len(inputs) // parts
-        with seeded(device_of(self.trainee), own_seed(self.seed, step)):  # dropout knows no generator
-            found = [self._add_gradients(inputs[i * size : (i + 1) * size]) for i in range(parts)]
+        with seeded(device_of(trainee), own_seed(self.seed, step)):  # dropout knows no generator
+            found = [self._add_gradients(trainee, inputs[i * size : (i + 1) * size]) for i in range(parts)]
         return {name: torch.stack([numbers[name] for numbers in found]).mean(0) for name in found[0]}
 
-    def _add_gradients(self, inputs: Inputs) -> dict[str, Tensor]:
+    def _add_gradients(self, trainee: PreparedTrainee, inputs: Inputs) -> dict[str, Tensor]:
         """Those of one part, on a GPU by a graph from the first call on; without one where none can be captured."""
-        assert isinstance(self.trainee, PreparedTrainee)
-        scale, loss_of = 1.0 / self.config.accumulate, self.trainee.loss_of
+        scale, loss_of = 1.0 / self.config.accumulate, trainee.loss_of
         if self.graphs and self._graph is None:
-            device = device_of(self.trainee)
+            device = device_of(trainee)
             try:
                 with seeded(device, self.seed):  # what is drawn on the way is drawn again
-                    self._graph = StepGraph(loss_of, self.trainee.parameters(), inputs, scale)
+                    self._graph = StepGraph(loss_of, trainee.parameters(), inputs, scale)
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 warnings.warn(f"No CUDA graph of the training step ({reason}); it runs slower without.", stacklevel=2)
@@ -184,7 +205,7 @@ class Descent:
 
 
 def optimise(
-    trainee: Trainee,
+    trainee: Trainee | PreparedTrainee,
     config: LoopConfig,
     seed: int,
     stage: str,
@@ -192,17 +213,14 @@ def optimise(
     log: StepLog | None = None,
     checkpoints: Checkpoints | None = None,
     progress: bool = False,
-    keep_going: Callable[[int], bool] | None = None,
-) -> int:
-    """Train one network to the end of ``config`` (or until ``keep_going(step)`` says no); the number of steps done.
+) -> None:
+    """Train one network to the end of ``config``.
 
     Raises:
         VOCError: the loss is not finite, or a checkpoint belongs to another configuration.
     """
-    return take_steps(
-        Descent(trainee, config, seed), config.steps, stage,
-        log=log, checkpoints=checkpoints, progress=progress, keep_going=keep_going,
-    )  # fmt: skip
+    work = Descent(trainee, config, seed)
+    take_steps(work, config.steps, stage, log=log, checkpoints=checkpoints, progress=progress)
 
 
 def take_steps(
@@ -213,8 +231,7 @@ def take_steps(
     log: StepLog | None = None,
     checkpoints: Checkpoints | None = None,
     progress: bool = False,
-    keep_going: Callable[[int], bool] | None = None,
-) -> int:
+) -> None:
     """The loop itself: go on from a checkpoint, take the steps, log and keep the state; see ``optimise``.
 
     Of several processes the first one logs and keeps the state (``voc_rl.distributed``).
@@ -223,7 +240,7 @@ def take_steps(
     log, progress = log if first else None, progress and first
     step = _resume(work, checkpoints) if checkpoints else 0
     with progress_bar(desc=stage, unit="step", total=steps, initial=step, show=progress) as bar:
-        while step < steps and (keep_going is None or keep_going(step)):
+        while step < steps:
             numbers = work.step(step)
             step += 1
             bar.update()
@@ -239,7 +256,6 @@ def take_steps(
                 state = {"fingerprint": checkpoints.fingerprint, "step": step, **work.state()}
                 if first:
                     save_training_state(checkpoints.path, state)
-    return step
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
@@ -261,7 +277,7 @@ def schedule(step: int, config: LoopConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(config.steps - warmup, 1)))
 
 
-def _check_parts(trainee: Trainee, config: LoopConfig) -> None:
+def _check_parts(trainee: Learner, config: LoopConfig) -> None:
     if not isinstance(trainee, PreparedTrainee):
         raise VOCError(
             f"accumulate is {config.accumulate}, but of the networks here only the occupancy network's batches can be "
@@ -279,12 +295,13 @@ def _resume(work: Steps, checkpoints: Checkpoints) -> int:
     if not checkpoints.path.exists():
         return 0
     state = load_torch_file(checkpoints.path)
+    other = f"{checkpoints.path} was written by a run with other settings or data; {checkpoints.advice}."
     if not isinstance(state, dict) or state.get("fingerprint") != checkpoints.fingerprint:
-        raise VOCError(
-            f"{checkpoints.path} was written by a run with other settings or data; use {checkpoints.anew} to start "
-            "anew, or another --out."
-        )
-    work.load_state(state)
+        raise VOCError(other)
+    try:
+        work.load_state(state)
+    except (RuntimeError, ValueError, KeyError) as error:  # other networks, under a fingerprint of the caller's own
+        raise VOCError(other) from error
     return int(state["step"])
 
 

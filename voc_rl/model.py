@@ -8,7 +8,7 @@ The quantizer's continuous features of now go beside the codes into all three ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
+from voc_rl.data.rows import chosen
 from voc_rl.errors import (
     VOCError,
     check_choice,
@@ -27,7 +28,7 @@ from voc_rl.errors import (
     check_samples,
 )
 from voc_rl.model_files import Parts, load_parts, save_parts
-from voc_rl.occupancy import Condition, base_gamma, compose, told
+from voc_rl.occupancy import Condition, base_gamma, compose, discount_condition
 from voc_rl.precision import as_tensor, autocast, generator_on
 from voc_rl.quantizers import seen_as_stored, tokenize
 from voc_rl.quantizers.base import check_codes
@@ -35,9 +36,11 @@ from voc_rl.values import (
     RewardConfig,
     ValueEstimate,
     by_head,
-    density,
     fit_reward_head,
     from_samples,
+    from_weights,
+    future_weights,
+    joined,
     mve,
     rewards_of_futures,
     successor_features,
@@ -45,6 +48,7 @@ from voc_rl.values import (
 )
 
 Estimator = Literal["head", "sample", "mve"]
+ROWS_AT_ONCE = 1024  # of a dataset, whose values are asked for together
 
 
 class VOC(Parts):
@@ -55,7 +59,7 @@ class VOC(Parts):
 
     def condition(self, count: int, gamma: float | None = None) -> Condition:
         """The condition that tells the occupancy network a discount (None: the VOC's own) of ``count`` contexts."""
-        return told(self.occupancy, self.gamma if gamma is None else gamma, count)
+        return discount_condition(self.occupancy, self.gamma if gamma is None else gamma, count)
 
     def value(
         self,
@@ -109,7 +113,7 @@ class VOC(Parts):
         """
         check_codes(codes, self.quantizer)
         codes, features = self._here(codes, features)
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         if estimator == "density":
             raise VOCError("A density estimate weighs rows of the data; call density_value(obs, codes, rewards).")
         check_choice(estimator, ("head", "sample", "mve"), "estimator")
@@ -129,6 +133,34 @@ class VOC(Parts):
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
         known = features if gamma == self.gamma else None  # of later hops, or other discounts: by the codes alone
         return from_samples(self.rewards(futures, known).cpu().numpy(), gamma, level)
+
+    def value_of_rows(
+        self,
+        dataset: Episodes,
+        rows: Sequence[int] | np.ndarray | None = None,
+        gamma: float | None = None,
+        estimator: Estimator = "head",
+        samples: int = 100,
+        level: float = 0.9,
+        generator: torch.Generator | None = None,
+        common: bool = False,
+    ) -> ValueEstimate:
+        """``value`` of rows of a dataset, numbers (B,) or a mask bool (N,); None: of all. Frames of only some of them
+        are in memory at a time.
+
+        Raises:
+            VOCError: rows that are not there, frames of another shape, or as ``value`` does.
+        """
+        self.check_spec(dataset.spec)
+        rows = chosen(np.arange(len(dataset)) if rows is None else rows, len(dataset))
+        generator = generator or generator_on(self.device, 0)
+        start, parts = generator.get_state(), []
+        for first in range(0, max(len(rows), 1), ROWS_AT_ONCE):
+            if common:
+                generator.set_state(start)
+            tokens = tokenize(self.quantizer, dataset, rows[first : first + ROWS_AT_ONCE])
+            parts.append(self.value_of_codes(*tokens, gamma, estimator, samples, level, generator, common))
+        return joined(parts)
 
     def _here(self, codes: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Codes int64 and features, where the networks are."""
@@ -158,11 +190,12 @@ class VOC(Parts):
         """
         check_level(level)
         check_codes(codes, self.quantizer)
-        gamma = base_gamma(self.gammas, self.asked_gamma(gamma), hops=False)
+        gamma = base_gamma(self.gammas, self.resolve_gamma(gamma), hops=False)
         context, features = self.context(obs)
         # no autocast: ratios need their digits
         prefix = self.occupancy.prefix(context, features, condition=self.condition(len(context), gamma))
-        return density(self.occupancy, prefix, codes, rewards, gamma, level, groups)
+        weights = future_weights(self.occupancy, prefix, codes)
+        return from_weights(weights, rewards, gamma, level, groups)
 
     def _by_head(self, codes: Tensor, features: Tensor | None, gamma: float, level: float) -> ValueEstimate:
         occupancy, head = self.occupancy, self.value_head
@@ -171,7 +204,8 @@ class VOC(Parts):
         low, high = self.gammas
         if not low <= gamma <= high:
             known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            raise VOCError(f"The value head knows gamma {known} only, not {gamma}; use estimator='sample'.")
+            other = "use estimator='sample'" if gamma > high else "train with a smaller gamma, or a range of gammas"
+            raise VOCError(f"The value head knows gamma {known} only, not {gamma}; {other}.")
         return by_head(occupancy, head, codes, features, self.condition(len(codes), gamma), gamma, level)
 
     def sample_futures(
@@ -203,7 +237,7 @@ class VOC(Parts):
         check_count(n, "n")
         generator = generator or generator_on(self.device, 0)
         codes, features = self._here(codes, features)
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         base = base_gamma(self.gammas, gamma)
         condition = self.condition(len(codes), base)
         with autocast(self.device):
@@ -281,7 +315,7 @@ class VOC(Parts):
         common: bool = False,
     ) -> np.ndarray:
         """``successor_features`` of states that are already codes."""
-        gamma = self.asked_gamma(gamma)
+        gamma = self.resolve_gamma(gamma)
         futures = self.futures_of_codes(codes, features, samples, gamma, generator, common)
         psi = successor_features(futures, self.quantizer.embed, self.occupancy.config.end_code, gamma)
         return psi.cpu().numpy()

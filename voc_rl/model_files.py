@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_gamma, known_gamma
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead
@@ -88,7 +88,7 @@ class Parts:
         """Smallest and largest discount that its network knows; hops reach larger ones."""
         return self.occupancy.config.gammas or (self.gamma, self.gamma)
 
-    def asked_gamma(self, gamma: float | None) -> float:
+    def resolve_gamma(self, gamma: float | None) -> float:
         """The discount that is meant: the model's own where none is asked, and where one differs by rounding alone."""
         return self.gamma if gamma is None else known_gamma(gamma, self.gamma, *self.gammas)
 
@@ -143,8 +143,8 @@ def save_parts(folder: str | Path, voc: Parts) -> None:
         "weights": (mark := tensors_mark(tensors)),
         "discounts": _discounts_mark(mark, voc.gamma, voc.occupancy.config.gammas),
         "spec": asdict(voc.spec),
-        "occupancy": to_dict(voc.occupancy.config),
-        "reward": to_dict(voc.reward_head.config),
+        "occupancy": asdict(voc.occupancy.config),
+        "reward": asdict(voc.reward_head.config),
         "reward_features": voc.reward_head.feature_dim,
         "value": None if head is None else {"hidden": head.hidden, "members": head.members},
     }

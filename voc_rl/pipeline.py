@@ -20,17 +20,20 @@ import torch
 from torch import Tensor
 
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
+from voc_rl.configs import fingerprint
 from voc_rl.conversion import open_with_frames
 from voc_rl.data import Episodes
-from voc_rl.data.border import machine_memory
+from voc_rl.data.places import Places, places_of
 from voc_rl.distributed import agreed, gather, ranks
 from voc_rl.errors import VOCError, check_samples
+from voc_rl.frame_memory import hold_frames
 from voc_rl.loop import step_seed
 from voc_rl.model import VOC
+from voc_rl.model_files import weights_mark
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
-from voc_rl.runs import RunFolder, fingerprint
-from voc_rl.stage_settings import FRAMES_IN_MEMORY, Asked, command_of, frame_bytes, made_elsewhere, other_evaluation
-from voc_rl.training import VOCConfig, ready_quantizer, train
+from voc_rl.runs import RunFolder
+from voc_rl.stage_settings import Asked, command_of, made_elsewhere, other_evaluation
+from voc_rl.training import VOCConfig, quantizer_of, ready_quantizer, train
 from voc_rl.values import ValueEstimate, check_known, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
@@ -48,13 +51,14 @@ class Pipeline:
         force: stages that are done anew even when they are finished. device: where networks are trained and asked.
         stage: the one whose command this is: a finished one is never done anew with other settings, but for this one
             where it is forced; None: all of them may be.
+        quantizer: the folder of a trained one, which is taken instead of training one; joint training starts from it.
 
     Raises:
         VOCError: a share or data that do not fit, or a finished stage of other settings than those that are given.
     """
 
     run: RunFolder
-    data: str | Path
+    data: Places
     config: VOCConfig
     held_out: float = 0.2
     say: Say = lambda line: None
@@ -63,17 +67,21 @@ class Pipeline:
     stage: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stack: int = 3
+    quantizer: Path | None = None
     asked: Asked = field(init=False, repr=False)
+    _places: list[str] = field(init=False, repr=False)
     _done: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise VOCError(f"held_out is {self.held_out}; a share of the episodes between 0 and 1 is needed.")
+        self._places = [str(place) for place in places_of(self.data)]
         self.dataset = open_with_frames(self.data, self.run.path / "drawn", self.stack)
-        if frame_bytes(self.dataset) <= min(FRAMES_IN_MEMORY, machine_memory() // 4):
-            self.dataset.load_frames()
+        hold_frames(self.dataset, self.say)
         self.training, self.test = self.dataset.split(self.held_out, np.random.default_rng([self.config.seed, 7]))
-        self.asked = Asked.of(self.data, self.dataset, self.held_out, self.config)
+        self._given = quantizer_of(self.quantizer, self.dataset)
+        weights = weights_mark(self._given) or None
+        self.asked = Asked.of(self._places, self.dataset, self.held_out, self.config, weights)
         refusal = "" if self.force & {"quantizer", "train"} else made_elsewhere(self.run)
         if not refusal and self.stage is not None:
             refusal = self.asked.refusal(self.run, self.stage, self.stage in self.force)
@@ -83,7 +91,14 @@ class Pipeline:
     def mark(self, *parts: Any) -> str:
         """Fingerprint of a later stage: the trained model and ``parts``."""
         self.train()
-        return fingerprint(self.asked.marks["train"], self._weights("quantizer"), self._weights("voc"), *parts)
+        weights = (self._weights("quantizer"), self._weights("voc"))
+        return fingerprint(self.asked.marks["train"], *weights, *self._scored.values(), *parts)
+
+    @property
+    def _scored(self) -> dict[str, float]:
+        """The discount that values are scored at, where the model knows several: its training does not say which."""
+        several = self.config.occupancy.gammas is not None
+        return {"gamma": self.config.occupancy.gamma} if several else {}
 
     def _weights(self, name: str) -> str:
         """A hash of a weight file; of several processes all read the one that the first has written."""
@@ -119,7 +134,7 @@ class Pipeline:
         steps = config.quantizer_training.steps
         with self.run.stage("quantizer", mark, self.asked.settings["quantizer"]):
             quantizer = ready_quantizer(
-                None, self.training, config, self.device, log=self.run.log,
+                self._given, self.training, config, self.device, log=self.run.log,
                 checkpoints=self.run.checkpoints("quantizer", mark, steps, self.anew("quantizer")),
                 progress=self.progress,
             )  # fmt: skip
@@ -137,7 +152,7 @@ class Pipeline:
         path, quantizer = self.run.path / "tokens.safetensors", self.train_quantizer()
         mark = fingerprint(self.asked.marks["quantizer"], "tokens", self._weights("quantizer"))
         if not self.skip("tokenize", mark, path):
-            with self.run.stage("tokenize", mark, {"data": str(self.data), "seed": self.config.seed}):
+            with self.run.stage("tokenize", mark, {"data": self._places, "seed": self.config.seed}):
                 codes, features = tokenize(quantizer, self.dataset)
                 if self.run.writes:
                     save_tensors(path, {"codes": codes, "features": features})
@@ -160,7 +175,7 @@ class Pipeline:
 
     def _train(self) -> VOC:
         mark, config = self.asked.marks["train"], self.config
-        parts: dict[str, Any] = {}
+        parts: dict[str, Any] = {"quantizer": self._given}
         if config.joint is None:
             parts = {"quantizer": self.train_quantizer(), "tokens": self.tokens_of(self.training)}
             mark = fingerprint(mark, self._weights("quantizer"))
@@ -168,12 +183,16 @@ class Pipeline:
             for stage in ("quantizer", "train"):
                 self.run.forget(stage)
         if self.skip("train", mark):
-            return VOC.load(self.run.path).to(self.device)
+            voc, gamma = VOC.load(self.run.path).to(self.device), config.occupancy.gamma
+            if voc.gamma == gamma:
+                return voc
+            # one of several discounts, which is another than the one that was meant in training
+            return VOC(voc.quantizer, voc.occupancy, voc.reward_head, voc.value_head, gamma, voc.spec)
         steps = config.occupancy.loop.steps + (0 if config.joint is None else config.quantizer_training.steps)
         with self.run.stage("train", mark, self.asked.settings["train"]):
             voc = train(
                 self.training, config, **parts, device=self.device, log=self.run.log,
-                checkpoints=lambda name: self.run.checkpoints("train", mark, steps, self.anew("train")),
+                checkpoints=lambda stage, built_on: self.run.checkpoints("train", mark, steps, self.anew("train")),
                 progress=self.progress,
             )  # fmt: skip
             if self.run.writes:
@@ -187,9 +206,9 @@ class Pipeline:
             VOCError: no held-out state has a known return (episodes shorter than the horizon), or scores of another
                 evaluation that this command would replace without being forced to.
         """
-        asked = {"samples": samples, "max_states": max_states}
-        own = self.stage == "evaluate" and "evaluate" not in self.force
-        if agreed(bool(refusal := other_evaluation(self.run, asked) if own else "")):
+        asked = {"samples": samples, "max_states": max_states, **self._scored}
+        unforced = self.stage == "evaluate" and "evaluate" not in self.force
+        if agreed(bool(refusal := other_evaluation(self.run, asked) if unforced else "")):
             raise VOCError(refusal)
         _, truth, _, values = self.answers(samples, max_states)
         gamma = self.train().gamma
@@ -209,7 +228,7 @@ class Pipeline:
         values (B,) of each method: those estimates' and the best constant's."""
         rows, truth = self.test_states(max_states)  # before training: bad input is refused at once
         constant = np.full(len(truth), self.constant_value())
-        estimates = self.estimates(rows, {"samples": samples, "max_states": max_states})
+        estimates = self.estimates(rows, {"samples": samples, "max_states": max_states, **self._scored})
         return rows, truth, estimates, {**{name: own.mean for name, own in estimates.items()}, "constant": constant}
 
     def estimates(self, rows: np.ndarray, settings: dict[str, Any]) -> dict[str, ValueEstimate]:
@@ -290,7 +309,7 @@ class Pipeline:
         codes = self.tokenize()[0].numpy()
         peaks = {name: int(peak) for name, peak in self.run.measured("peak_memory_bytes").items()}
         return {
-            "task": self.dataset.spec.task or Path(self.data).name,
+            "task": self.dataset.spec.task or ", ".join(Path(place).name for place in self._places),
             "gamma": self.config.occupancy.gamma,
             "methods": methods,
             "seconds": self.run.measured("seconds"),
@@ -303,7 +322,7 @@ class Pipeline:
             "quantizer": {
                 "name": self.config.quantizer,
                 "tokens": codes.shape[1],
-                **codebook_use(codes, int(load_quantizer(self.run.path).codebook_size)),
+                **codebook_use(codes, self.train_quantizer().codebook_size),
             },
             "seed": self.config.seed,
         }

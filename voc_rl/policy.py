@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, reason_of
+
+PREDICT = "predict(observation, state=None, episode_start=None, deterministic=False)"
 
 
 @runtime_checkable
@@ -41,11 +46,11 @@ def observation_of(policy: Any) -> Literal["state", "pixels"]:
     (states) or one of three dimensions (frames).
 
     Raises:
-        VOCError: no ``predict``, neither tells, actions of other bounds than [-1, 1], or observations that a
-            ``VecNormalize`` has to normalise first.
+        VOCError: no ``predict``, neither tells, ``Dict`` observations, actions of other bounds than [-1, 1], or
+            observations that a ``VecNormalize`` has to normalise first.
     """
     if not callable(getattr(policy, "predict", None)):
-        raise VOCError(f"{policy!r} is no policy; `predict` and `observation` ('state' or 'pixels') are needed.")
+        raise VOCError(f"{named(policy)} is no policy; `predict` and `observation` ('state' or 'pixels') are needed.")
     _check_scales(policy)
     kind = getattr(policy, "observation", None)
     if kind is None:
@@ -55,7 +60,44 @@ def observation_of(policy: Any) -> Literal["state", "pixels"]:
         return "state"
     if kind == "pixels":
         return "pixels"
-    raise VOCError(f"{policy!r} says that it observes {kind!r}; its `observation` has to be 'state' or 'pixels'.")
+    if kind is None:
+        raise VOCError(f"{named(policy)} has no attribute `observation`; give it one, 'state' or 'pixels'.")
+    raise VOCError(f"{named(policy)} says that it observes {kind!r}; its `observation` has to be 'state' or 'pixels'.")
+
+
+def named(policy: Any) -> str:
+    """What messages call a policy: its ``repr``, or its type where that takes several lines, as a network's."""
+    words = repr(policy)
+    return type(policy).__name__ if "\n" in words else words
+
+
+@contextmanager
+def asking(policy: Any, observation: np.ndarray, method: str = PREDICT) -> Iterator[None]:
+    """For a block that calls ``method`` of a policy: without gradients, and as it acts. Networks that it is, or that
+    are its attributes, are in eval mode meanwhile: with dropout on it would be another policy, and statistics of
+    batches would move.
+
+    Raises:
+        VOCError: in place of any error of the policy's own.
+    """
+    parts = [part for part in (policy, *getattr(policy, "__dict__", {}).values()) if isinstance(part, torch.nn.Module)]
+    before = [(module, module.training) for part in parts for module in part.modules()]
+    try:
+        for part in parts:
+            part.eval()
+        with torch.no_grad():
+            yield
+    except VOCError:
+        raise
+    except Exception as error:  # what is wrong with code of the user's own, only that says
+        stack = f", stack {observation.shape[-3] // 3}" if observation.ndim > 2 else ""
+        raise VOCError(
+            f"{named(policy)} could not act on {observation.dtype} {observation.shape}{stack} "
+            f"({type(error).__name__}: {reason_of(error)}); {method} is needed."
+        ) from error
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def in_unit_bounds(space: Any) -> bool:
@@ -87,22 +129,30 @@ def _check_scales(policy: Any) -> None:
     """Refuse agents whose numbers are not the data's: these hold actions in [-1, 1] and observations as they are."""
     if not in_unit_bounds(space := getattr(policy, "action_space", None)):
         raise VOCError(
-            f"{policy!r} acts in {space}, and data hold actions in [-1, 1]; give an object whose `predict` rescales "
-            "them to that."
+            f"{named(policy)} acts in {space}, and data hold actions in [-1, 1]; give an object whose `predict` "
+            "rescales them to that."
         )
     normalised = getattr(policy, "get_vec_normalize_env", lambda: None)()
     if getattr(normalised, "norm_obs", False):
         raise VOCError(
-            f"{policy!r} learned under VecNormalize, which data do not go through; give an object whose `predict` "
-            "normalises first (VecNormalize.normalize_obs)."
+            f"{named(policy)} learned under VecNormalize, which data do not go through; give an object whose "
+            "`predict` normalises first (VecNormalize.normalize_obs)."
         )
 
 
 def _check_shown(policy: Any) -> None:
-    """Refuse agents that observe what a VOC says of frames: of the same width, it would be taken for states."""
+    """Refuse agents of ``Dict`` observations, and those that observe what a VOC says of frames: of the same width, it
+    would be taken for states."""
+    if parts := getattr(getattr(policy, "observation_space", None), "spaces", None):
+        raise VOCError(
+            f"{named(policy)} observes several things ({', '.join(map(str, parts))}), and Dict observations are not "
+            "supported; let it learn from flat ones (gymnasium.wrappers.FlattenObservation), or give an object with "
+            "`predict` and observation='state' that takes logged states apart."
+        )
     if any(own.mode == "observation" for own in value_settings_of(getattr(policy, "get_env", lambda: None)())):
         raise VOCError(
-            f"{policy!r} observes what a VOC says of frames; give an object whose `predict` takes frames and asks it."
+            f"{named(policy)} observes what a VOC says of frames; give an object whose `predict` takes frames and asks "
+            "it."
         )
 
 
@@ -133,18 +183,21 @@ def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.
     """What ``predict`` gives for observations shown without what came before them; discrete actions as one-hot rows.
 
     Raises:
-        VOCError: a policy that keeps a recurrent state, or answers with something else than actions and state.
+        VOCError: a policy that keeps a recurrent state, answers with something else than actions and state, or fails.
     """
-    found = policy.predict(observation, deterministic=deterministic)
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise VOCError(f"{policy!r} gave no pair of actions and state; its `predict` has to return (actions, None).")
-    if found[1] is not None:
-        raise VOCError(
-            f"{policy!r} keeps a recurrent state; recurrent policies cannot be asked row by row, so give one that acts "
-            "by the observation alone."
-        )
-    space = getattr(policy, "action_space", None)
-    return found[0] if choices_of(space) is None else one_hot(found[0], space)
+    with asking(policy, observation):
+        found = policy.predict(observation, deterministic=deterministic)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise VOCError(
+                f"{named(policy)} gave no pair of actions and state; its `predict` has to return (actions, None)."
+            )
+        if found[1] is not None:
+            raise VOCError(
+                f"{named(policy)} keeps a recurrent state; recurrent policies cannot be asked row by row, so give one "
+                "that acts by the observation alone."
+            )
+        actions, space = np.asarray(found[0]), getattr(policy, "action_space", None)
+        return actions if choices_of(space) is None else one_hot(actions, space)
 
 
 def epsilon_greedy(mode: np.ndarray, epsilon: float, count: int, rng: np.random.Generator) -> np.ndarray:

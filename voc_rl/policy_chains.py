@@ -14,7 +14,7 @@ from torch import Tensor
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
 from voc_rl.errors import VOCError, check_at_least, check_positive
-from voc_rl.occupancy import Candidates, PolicyActions, StitchedChain, find_candidates, policy_actions, stitch
+from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
 from voc_rl.values import FittedQ
 from voc_rl.values.fitted_q import MEMBERS
 
@@ -95,10 +95,10 @@ class PolicyChains:
         self.dataset, self.names, self.starts = dataset, list(policies), starts
         self.config, self.seed, self._features = config, seed, features
         drawn = [
-            policy_actions([policy], dataset, config.draws, self._generator(31, name)).drawn
+            policy_actions([policy], dataset, config.draws, self._generator(31, name))
             for name, policy in policies.items()
         ]
-        self.actions = PolicyActions(np.concatenate(drawn))
+        self.actions = np.concatenate(drawn)
         self._chains: dict[tuple[str, int], StitchedChain] = {}
         self._values: dict[tuple[str, int, float, FittedQ | None], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -163,7 +163,7 @@ class PolicyChains:
         visited = visited[(visited >= 0) & ~terminal[visited]]
         if len(visited) == 0:  # every future came after the end; the steps from the starts are left
             visited = self.starts[~terminal[self.starts]]
-        followed = self.actions.drawn[self.names.index(name)][visited]
+        followed = self.actions[self.names.index(name)][visited]
         taken = self.candidates.taken[chain.arrival[visited] - 1]
         return {
             "match_distance": float(chain.distance[visited].mean()),
@@ -227,7 +227,7 @@ class PolicyChains:
             policy, config = self.names.index(name), self.config
             rng = self._generator(47, name, place)
             self._chains[name, place] = stitch(
-                self.candidates, self.actions.drawn[policy][:, :draws], self.dataset.terminal, rng,
+                self.candidates, self.actions[policy][:, :draws], self.dataset.terminal, rng,
                 config.action_weight, config.bandwidth, allowed,
             )  # fmt: skip
         return self._chains[name, place]

@@ -12,21 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples, known_gamma
-from voc_rl.loop import StepLog
 from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
-    StitchedTargets,
     ValueHead,
-    arrived_rows,
     train_policies,
 )
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
 from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
-from voc_rl.policy_model import Found, PolicyModel, asked_gamma
+from voc_rl.policy_model import PolicyModel, StartValues, base_or_refuse
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
 from voc_rl.training import (
@@ -101,7 +98,6 @@ class PolicyEvaluator:
         tokens: tuple[Tensor, Tensor] | None = None,
         device: torch.device | str | None = None,
         behaviour: OccupancyTransformer | None = None,
-        log: StepLog | None = None,
         progress: bool = False,
     ) -> None:
         check_dataset(dataset)
@@ -121,7 +117,7 @@ class PolicyEvaluator:
             size = replace(size, head_members=0)
         voc = replace(config.voc, network=size, occupancy=occupancy)
         self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
-        self.seed, self.log, self.progress, self._behaviour = config.voc.seed, log, progress, behaviour
+        self.seed, self.progress, self._behaviour = config.voc.seed, progress, behaviour
         there = torch.device("cpu") if quantizer is None else device_of(quantizer)
         self.device, self._tokens, self._quantizer = as_device(device) or there, tokens, quantizer
         check_tokens(tokens, quantizer, dataset)
@@ -139,9 +135,7 @@ class PolicyEvaluator:
     @cached_property
     def quantizer(self) -> Quantizer:
         """The one that was given, or a trained one."""
-        return ready_quantizer(
-            self._quantizer, self.dataset, self.config.voc, self.device, log=self.log, progress=self.progress
-        )
+        return ready_quantizer(self._quantizer, self.dataset, self.config.voc, self.device, progress=self.progress)
 
     @cached_property
     def tokens(self) -> tuple[Tensor, Tensor]:
@@ -174,7 +168,7 @@ class PolicyEvaluator:
         features = principal_components(self.tokens[1], COMPONENTS).cpu().numpy()
         return fitted_q(
             self.dataset, features, self.chains.actions, gamma, self.config.critic, self.seed,
-            *members_of(self.dataset, self.seed, reward), device=self.device, log=self.log, progress=self.progress,
+            *members_of(self.dataset, self.seed, reward), device=self.device, progress=self.progress,
         )  # fmt: skip
 
     @cached_property
@@ -191,8 +185,8 @@ class PolicyEvaluator:
             own = self.dataset.reward
             values = np.stack([self.chains.values(name, own, self.gamma, self.critic) for name in self.policies])
         trained, trained_head = train_policies(
-            network, head, self.dataset, codes, features, StitchedTargets(self.dataset, chains, self.gamma),
-            self.config.training, self.seed, values=values, starts=self.starts, log=self.log, progress=self.progress,
+            network, head, self.dataset, codes, features, chains,
+            self.config.training, self.seed, values=values, starts=self.starts, progress=self.progress,
         )  # fmt: skip
         return PolicyModel(
             trained, trained_head, self.quantizer, self.dataset, self.tokens, list(self.policies), self.starts,
@@ -223,7 +217,7 @@ class PolicyEvaluator:
         """
         voc, codes = self.config.voc, self.tokens[0]
         return fit_reward_head(
-            self.quantizer, codes, self.dataset, reward, voc.reward, voc.seed, log=self.log, progress=self.progress
+            self.quantizer, codes, self.dataset, reward, voc.reward, voc.seed, progress=self.progress
         )
 
     @cached_property
@@ -266,7 +260,7 @@ class PolicyEvaluator:
         self._check_answers(estimator, reward is not None, gamma)
         critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
-        found = Found(float(chained.mean()), 0.0, chained)
+        found = StartValues(float(chained.mean()), 0.0, chained)
         if network := estimator not in ("stitch", "corrected"):
             found = self._by_network(name, estimator, None if reward is None else own, reward_head, gamma)
         # the network learned from the chain: where it says otherwise, one of them is wrong by as much
@@ -302,12 +296,12 @@ class PolicyEvaluator:
             )
         if estimator in ("sample", "mve", "density"):
             gammas = self.config.training.occupancy.gammas or (self.gamma, self.gamma)
-            asked_gamma(gammas, gamma, hops=estimator != "density")
+            base_or_refuse(gammas, gamma, hops=estimator != "density")
 
     def _by_network(
         self, name: str, estimator: PolicyEstimator, reward: np.ndarray | None, reward_head: RewardHead | None,
         gamma: float,
-    ) -> Found:  # fmt: skip
+    ) -> StartValues:  # fmt: skip
         """What the network says, of checked rewards (N,), or of the data's own."""
         if estimator == "head":
             return self.model.by_head(name, gamma)

@@ -9,18 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError
 from voc_rl.loop import step_seed
 from voc_rl.occupancy import (
     Condition,
     OccupancyTransformer,
     ValueHead,
-    arrived_rows,
     base_gamma,
     chance_of_another,
     compose,
-    told,
+    discount_condition,
 )
 from voc_rl.precision import autocast, device_of
 from voc_rl.quantizers import Quantizer
@@ -37,7 +36,7 @@ from voc_rl.values import (
 from voc_rl.values.density import effective_size, too_few
 
 
-def asked_gamma(gammas: tuple[float, float], gamma: float, hops: bool = True) -> float:
+def base_or_refuse(gammas: tuple[float, float], gamma: float, hops: bool = True) -> float:
     """The discount at which a network of the range ``gammas`` is asked about ``gamma``: ``base_gamma``.
 
     Raises:
@@ -52,7 +51,7 @@ def asked_gamma(gammas: tuple[float, float], gamma: float, hops: bool = True) ->
 
 
 @dataclass(frozen=True)
-class Found:
+class StartValues:
     """An estimate of a policy: mean over the starts, its sampling noise, and values float64 (S,) of the starts."""
 
     mean: float
@@ -61,7 +60,7 @@ class Found:
     diagnostics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of_states(cls, found: ValueEstimate) -> Found:
+    def of_states(cls, found: ValueEstimate) -> StartValues:
         """From the values of the starts, whose errors are independent."""
         noise = float(np.sqrt(np.square(found.stderr).mean() / len(found)))
         return cls(float(found.mean.mean()), noise, found.mean)
@@ -119,24 +118,24 @@ class PolicyModel:
         return (
             self.tokens[0][at].to(device).long(),
             features,
-            replace(told(self.network, gamma, len(at)), policy=policy),
+            replace(discount_condition(self.network, gamma, len(at)), policy=policy),
         )
 
-    def by_head(self, name: str, gamma: float) -> Found:
+    def by_head(self, name: str, gamma: float) -> StartValues:
         """The head's values, in one pass."""
         assert self.head is not None
         codes, features, condition = self.contexts(name, self.starts, self._base(gamma, hops=False))
         values = by_head(self.network, self.head, codes, features, condition, gamma).mean
-        return Found(float(values.mean()), 0.0, values)
+        return StartValues(float(values.mean()), 0.0, values)
 
-    def by_samples(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:
+    def by_samples(self, name: str, samples: int, reward: RewardHead, gamma: float) -> StartValues:
         """Mean predicted reward of sampled futures."""
         key = (name, samples, gamma)
         if key not in self._futures:
             self._futures[key] = self.sample_futures(name, self.starts, samples, self._generator(), gamma)
-        return Found.of_states(from_samples(self._rewards(self._futures[key], reward).cpu().numpy(), gamma))
+        return StartValues.of_states(from_samples(self._rewards(self._futures[key], reward).cpu().numpy(), gamma))
 
-    def by_mve(self, name: str, samples: int, reward: RewardHead, gamma: float) -> Found:
+    def by_mve(self, name: str, samples: int, reward: RewardHead, gamma: float) -> StartValues:
         """Predicted rewards of every hop of every path, as many as count (``values.mve``)."""
         base = self._base(gamma)
         codes, features, condition = self.contexts(name, self.starts, base)
@@ -145,9 +144,9 @@ class PolicyModel:
                 self.network, codes, features, lambda futures, _: self._rewards(futures, reward), base, gamma,
                 self._generator(), samples=samples, condition=condition,
             )  # fmt: skip
-        return Found.of_states(found)
+        return StartValues.of_states(found)
 
-    def by_density(self, name: str, rows: int, reward: np.ndarray, gamma: float) -> Found:
+    def by_density(self, name: str, rows: int, reward: np.ndarray, gamma: float) -> StartValues:
         """Real rewards (N,) of logged rows, weighted by how much likelier the policy's mean future makes them.
 
         NaN where the effective sample size is below 50, of the mean future (then the starts have no values either) or
@@ -162,17 +161,17 @@ class PolicyModel:
         some, weights = self._weights[key]
         mean = weights.mean(0, keepdims=True)
         size = float(effective_size(mean)[0])
-        told = {"effective_rows": size}
+        diagnostics = {"effective_rows": size}
         if too_few(size):
-            return Found(np.nan, np.nan, np.full(len(weights), np.nan), told)
+            return StartValues(np.nan, np.nan, np.full(len(weights), np.nan), diagnostics)
         both = np.concatenate([mean, weights])
         found = from_weights(both, reward[some], gamma, groups=self.dataset.episode[some])
-        return Found(float(found.mean[0]), float(found.stderr[0]), found.mean[1:], told)
+        return StartValues(float(found.mean[0]), float(found.stderr[0]), found.mean[1:], diagnostics)
 
     def _row_weights(self, name: str, count: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) that a step arrived at, and their ``future_weights`` (S, n) after each start."""
         codes, features, condition = self.contexts(name, self.starts, gamma)
-        arrived = arrived_rows(self.dataset).numpy()
+        arrived = arrived_rows(self.dataset)
         rng = np.random.default_rng([self.seed, 59])
         rows = rng.choice(arrived, min(count, len(arrived)), replace=False)
         with torch.no_grad():  # no autocast: ratios need their digits
@@ -180,7 +179,7 @@ class PolicyModel:
         return rows, future_weights(self.network, prefix, self.tokens[0][torch.from_numpy(rows)])
 
     def _base(self, gamma: float, hops: bool = True) -> float:
-        return asked_gamma(self.network.config.gammas or (self.gamma, self.gamma), gamma, hops)
+        return base_or_refuse(self.network.config.gammas or (self.gamma, self.gamma), gamma, hops)
 
     def _rewards(self, futures: Tensor, reward: RewardHead) -> Tensor:
         return rewards_of_futures(futures, self.quantizer.embed, reward, self.network.config.end_code)

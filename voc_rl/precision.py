@@ -30,6 +30,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of proces
 
 
 DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -49,7 +50,7 @@ def as_device(device: torch.device | str | None) -> torch.device | None:
     """A device: PyTorch's, the name of one (``cuda:1``), or a word of ``choose_device``; None stays None.
 
     Raises:
-        VOCError: a text that names none, or a device that is not there.
+        VOCError: a text that names none, another type, or a device that is not there.
     """
     if device is None:
         return None
@@ -57,7 +58,7 @@ def as_device(device: torch.device | str | None) -> torch.device | None:
         return choose_device(device)
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # the latter of another type, as a dtype
         raise VOCError(f"device is {device!r}; 'auto', 'cpu', 'cuda' or a name like 'cuda:1' is needed.") from None
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise VOCError(
@@ -97,8 +98,11 @@ def device_name(device: torch.device) -> str:
 
 
 def device_of(module: Any) -> torch.device:
-    """Where a module's parameters are."""
-    return next(iter(module.parameters())).device
+    """Where a module's parameters are, or its buffers where it has none; the CPU where it has neither."""
+    found = next(iter(module.parameters()), None)
+    if found is None:
+        found = next(iter(module.buffers()), None)
+    return torch.device("cpu") if found is None else found.device
 
 
 def same_device(one: torch.device, other: torch.device) -> bool:
@@ -153,12 +157,24 @@ def single_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def precision() -> str:
+    """What the environment variable VOC_RL_PRECISION says: ``float32``, or ``auto`` (as where it says nothing), which
+    is bfloat16 for matrix products where the device is fast at it.
+
+    Raises:
+        VOCError: another word.
+    """
+    return check_choice(os.environ.get("VOC_RL_PRECISION", "auto"), PRECISIONS, "VOC_RL_PRECISION")
+
+
 def autocast(device: torch.device, rows: int | None = None) -> torch.autocast:
-    """Matrix products in bfloat16 where the device is fast at it, everything else in float32.
+    """Matrix products in bfloat16 where ``precision`` lets them be and the device is fast at it, the rest in float32.
 
     On a CPU, a batch of at most ``SMALL_BATCH`` rows stays in float32: for a few rows, casting the weights takes longer
     than multiplying by them.
     """
+    if precision() == "float32":
+        return float32(device)
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.get_device_capability(device)[0] >= 8)
     enabled = has_bfloat16() and (rows is None or rows > SMALL_BATCH)

@@ -11,7 +11,6 @@ figures/        of a report
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import platform
 import resource
@@ -26,7 +25,7 @@ from typing import Any
 from voc_rl.checkpoints import atomic_path, hold_folder, read_json, unwritable, write_json
 from voc_rl.distributed import agreed, ranks
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints
+from voc_rl.loop import Checkpoints, kept_every
 
 PACKAGES = (
     "voc_rl",
@@ -47,11 +46,6 @@ FOLDERS = ("checkpoints", "estimates", "figures")  # a run's own
 MODEL = ("quantizer", "tokenize", "train")  # stages that make the model of a run
 FOUND = ("metrics.json", "report.html", "figures/*.png")  # what was found of it, without a word of which one it was
 NOTE_EVERY = 2.0  # seconds between notes of the time that an unfinished stage has taken
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of JSON-ready values: equal settings give equal words."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class RunFolder:
@@ -124,12 +118,10 @@ class RunFolder:
                 continue
         return rows
 
-    def checkpoints(self, stage: str, mark: str, steps: int, anew: str = Checkpoints.anew) -> Checkpoints:
-        """Where the training of a stage keeps its state: after every tenth of it, at most 200 steps apart.
-
-        ``anew``: what a user says to begin it anew.
-        """
-        return Checkpoints(self._checkpoint(stage), mark, every=min(max(steps // 10, 1), 200), anew=anew)
+    def checkpoints(self, stage: str, fingerprint: str, steps: int, anew: str = "--force") -> Checkpoints:
+        """Where the training of a stage keeps its state. ``anew``: what a user says to begin it anew."""
+        advice = f"use {anew} to start anew, or another --out"
+        return Checkpoints(self._checkpoint(stage), fingerprint, every=kept_every(steps), advice=advice)
 
     def _checkpoint(self, stage: str) -> Path:
         return self.path / "checkpoints" / f"{stage}.pt"
@@ -147,13 +139,13 @@ class RunFolder:
         path = self.path / "config.json"
         return path.exists() and not read_json(path)["stages"].keys().isdisjoint(stages)
 
-    def finished(self, stage: str, mark: str) -> bool:
+    def finished(self, stage: str, fingerprint: str) -> bool:
         """Whether a stage was finished with the same fingerprint."""
-        return agreed(self._stages().get(stage, {}).get("fingerprint") == mark)
+        return agreed(self._stages().get(stage, {}).get("fingerprint") == fingerprint)
 
-    def outdated(self, stage: str, mark: str) -> bool:
+    def outdated(self, stage: str, fingerprint: str) -> bool:
         """Whether a stage was finished with another fingerprint."""
-        return self._stages().get(stage, {}).get("fingerprint", mark) != mark
+        return self._stages().get(stage, {}).get("fingerprint", fingerprint) != fingerprint
 
     def forget(self, stage: str) -> None:
         """Make a stage unfinished: its record, curve and checkpoint go."""
@@ -176,7 +168,7 @@ class RunFolder:
                 temporary.write_text("".join(lines))
 
     @contextmanager
-    def stage(self, name: str, mark: str, settings: Mapping[str, Any], resumes: bool = True) -> Iterator[None]:
+    def stage(self, name: str, fingerprint: str, settings: Mapping[str, Any], resumes: bool = True) -> Iterator[None]:
         """Do a stage: measure it, and when it ends well record it as finished.
 
         Seconds of an interrupted stage and of its resumed rest add up; one that does not resume starts from zero. They
@@ -199,8 +191,8 @@ class RunFolder:
         self._note_settings(name, settings)
         reset_peak_memory()
         before = self._stages().get(f"{name} (unfinished)", {})
-        another = self._checkpoint(name).exists() and before.get("fingerprint") != mark
-        self._clock = clock = _Clock(name, mark, before)
+        another = self._checkpoint(name).exists() and before.get("fingerprint") != fingerprint
+        self._clock = clock = _Clock(name, fingerprint, before)
         try:
             yield
         except BaseException as error:
@@ -241,9 +233,9 @@ class RunFolder:
 class _Clock:
     """Seconds and memory of a stage, on top of what an interrupted part with the same fingerprint took."""
 
-    def __init__(self, name: str, mark: str, before: Mapping[str, Any]) -> None:
-        self.name, self.mark = name, mark
-        self.before = before if before.get("fingerprint") == mark else {}
+    def __init__(self, name: str, fingerprint: str, before: Mapping[str, Any]) -> None:
+        self.name, self.fingerprint = name, fingerprint
+        self.before = before if before.get("fingerprint") == fingerprint else {}
         self.wall, self.cpu = time.perf_counter(), cpu_seconds()
         self.noted = self.wall
 
@@ -253,7 +245,7 @@ class _Clock:
     def record(self) -> dict[str, Any]:
         self.noted = time.perf_counter()
         return {
-            "fingerprint": self.mark,
+            "fingerprint": self.fingerprint,
             "seconds": round(self.before.get("seconds", 0.0) + self.noted - self.wall, 6),
             "cpu_seconds": round(self.before.get("cpu_seconds", 0.0) + cpu_seconds() - self.cpu, 6),
             "peak_memory_bytes": max(self.before.get("peak_memory_bytes", 0), peak_memory_bytes()),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from voc_rl.configs import to_dict
-from voc_rl.errors import check_choice
+from voc_rl.errors import VOCError, check_choice
+from voc_rl.joint import JointTraining
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining
 from voc_rl.quantizers import DINOConfig, VQGANConfig
@@ -43,18 +43,18 @@ _PATCHES = replace(SIZES["tiny"], occupancy=OccupancyTraining(loop=_PATCHES_LOOP
 _TINY = {
     "dino": replace(
         _PATCHES,
-        quantizer_config=to_dict(DINOConfig.small(patch=28, teacher_steps=100)),
+        quantizer_config=asdict(DINOConfig.small(patch=28, teacher_steps=100)),
         quantizer_training=LoopConfig(steps=200, batch_size=128, learning_rate=1.5e-3),
     ),
     "vqgan": replace(
         _PATCHES,
-        quantizer_config=to_dict(VQGANConfig.small(side=48)),
+        quantizer_config=asdict(VQGANConfig.small(side=48)),
         quantizer_training=LoopConfig(steps=150, batch_size=64, learning_rate=1e-3),
     ),
 }
 _SMALL = {
-    "dino": replace(SIZES["small"], quantizer_config=to_dict(DINOConfig.small())),
-    "vqgan": replace(SIZES["small"], quantizer_config=to_dict(VQGANConfig.small())),
+    "dino": replace(SIZES["small"], quantizer_config=asdict(DINOConfig.small())),
+    "vqgan": replace(SIZES["small"], quantizer_config=asdict(VQGANConfig.small())),
 }
 # vqgan: 75 tokens of 1024 codes; dino: 392 of 8192 in the paper's stacks of 2, and 588 in stacks of 3
 _PAPER = {
@@ -124,14 +124,20 @@ def with_recipe(config: VOCConfig, recipe: Recipe) -> VOCConfig:
     The paper: one-step targets, one per context; a target network that averages with decay .9 and keeps its dropout;
     the 50 likeliest codes sampled, in targets and in values; loss on the context's codes too; codes alone as context;
     no value head; AdamW 3e-4 with weight decay .1, no clipping, gradients of two batches of 32 summed (which Adam
-    takes as one batch of 64); dropout .2, in attention .1.
+    takes as one batch of 64); dropout .2, in attention .1. In joint training the network reads the codes of the moving
+    quantizer itself, from the first step.
 
     One difference is left: the public code keeps dropout on while it samples values too, ours samples them without. So
     this baseline is a little stronger than what was published.
+
+    Raises:
+        VOCError: another recipe, or ``paper`` for a config of longer targets.
     """
     check_choice(recipe, RECIPES, "recipe")
     if recipe == "voc":
         return config
+    if config.occupancy.n not in (None, 1):
+        raise VOCError(f"n is {config.occupancy.n}, but the recipe paper has one-step targets; leave n out.")
     loop = replace(
         config.occupancy.loop, batch_size=64, learning_rate=3e-4, weight_decay=0.1, warmup=0.05, betas=(0.9, 0.999),
         clip=1e9,
@@ -141,4 +147,5 @@ def with_recipe(config: VOCConfig, recipe: Recipe) -> VOCConfig:
         context_loss=True, target_dropout=True, top_k=50, loop=loop,
     )  # fmt: skip
     network = replace(config.network, dropout=0.2, attention_dropout=0.1, features=False, head_members=0)
-    return replace(config, occupancy=occupancy, network=network)
+    joint = None if config.joint is None else JointTraining(warmup=0.0, decay=0.0)
+    return replace(config, occupancy=occupancy, network=network, joint=joint)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from voc_rl.checkpoints import few
-from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
-from voc_rl.runs import MODEL, RunFolder, fingerprint
-from voc_rl.training import VOCConfig
+from voc_rl.data.mark import data_mark
+from voc_rl.errors import few
+from voc_rl.precision import precision
+from voc_rl.runs import MODEL, RunFolder
+from voc_rl.training import VOCConfig, settings_marks, training_settings
 
-FRAMES_IN_MEMORY = 2 * 1024**3  # bytes; more frames are read from disk, as are those that need too much of the memory
 REPLACE = "--force replaces it, or give another --out"
 NETWORKS = ("network", "occupancy", "reward")  # settings of training by stages that its quantizer does not share
 COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages whose command has another name
@@ -27,31 +22,6 @@ COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages w
 def command_of(stage: str) -> str:
     """The command that does a stage."""
     return f"voc-rl {COMMANDS.get(stage, stage)}"
-
-
-def frame_bytes(dataset: Episodes) -> int:
-    """Bytes of all its frames in memory."""
-    return len(dataset) * math.prod(dataset.frame_shape)
-
-
-def data_mark(dataset: Episodes) -> str:
-    """A short hash of a dataset: its small arrays, how it was made, and its frames.
-
-    Of more than ``FRAMES_IN_MEMORY`` bytes of frames that stay on disk: the first, the middle and the last of each
-    episode, and the sizes of the files, which are compressed. How much memory there is makes no difference.
-    """
-    digest = hashlib.sha256()
-    for array in (dataset.reward, dataset.action, dataset.discount, dataset.step_type):
-        digest.update(array.tobytes())
-    sizes = []
-    if dataset.in_memory or frame_bytes(dataset) <= FRAMES_IN_MEMORY:
-        parts = dataset.blocks()
-    else:
-        parts = [np.unique([dataset.starts, (dataset.starts + dataset.ends - 1) // 2, dataset.ends - 1])]
-        sizes = [path.stat().st_size for path in dataset.paths]
-    for rows in parts:
-        digest.update(dataset.frames(rows).tobytes())
-    return fingerprint(digest.hexdigest(), sizes, dataset.frame_shape, asdict(dataset.spec))
 
 
 @dataclass(frozen=True)
@@ -66,24 +36,27 @@ class Asked:
     marks: dict[str, str]
 
     @classmethod
-    def of(cls, data: str | Path, dataset: Episodes, held_out: float, config: VOCConfig) -> Asked:
-        """``data``: where ``dataset`` is; its content counts, not its place."""
-        mark, whole = data_mark(dataset), to_dict(config)
-        quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
-        base = fingerprint(mark, dataset.stack, held_out, config.seed, quantizer)
-        joint = () if config.joint is None else (whole["joint"],)
-        trained = fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
-        shared = {"data": str(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out}
+    def of(
+        cls, data: Sequence[str], dataset: Episodes, held_out: float, config: VOCConfig, weights: str | None = None
+    ) -> Asked:
+        """``data``: where ``dataset`` is; its content counts, not its places. ``weights``: a hash of those of a
+        quantizer that is taken instead of training one."""
+        mark, whole = data_mark(dataset), training_settings(config)
+        base, trained = settings_marks(mark, dataset.stack, config, held_out, weights)
+        shared = {
+            "data": list(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out,
+            "precision": precision(), "quantizer_weights": weights,
+        }  # fmt: skip
         own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}
         return cls(
             {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},
             # in joint training the quantizer comes out of the training of all
-            {"quantizer": trained if joint else base, "train": trained},
+            {"quantizer": base if config.joint is None else trained, "train": trained},
         )
 
     def refusal(self, run: RunFolder, stage: str, forced: bool = False) -> str:
-        """Why a finished stage is not what a command asks for: the one that it does itself, unless ``forced``, or one
-        that this builds on; else ""."""
+        """An error message if ``stage``, or a stage it builds on, was finished with other settings or by another
+        version; "" if the command may run. ``forced`` exempts ``stage`` itself."""
         finished = [name for name in self.settings if run.settings(name) is not None]
         by_stages = self.settings["train"]["joint"] is None
         source = [] if self._left_alone(run) else finished[:1]  # what the quantizer came out of
@@ -95,10 +68,20 @@ class Asked:
                 continue
             anew = f"do it anew by {command_of(name if by_stages else 'train')}, in another --out to keep what is there"
             if found := differences(run.settings(name) or {}, self.settings[name]):
-                return _finished_otherwise(run, name, found, REPLACE if own else f"give the same, or {anew}")
+                advice = REPLACE if own else f"give the same, or {anew}{self._other_discount(run)}"
+                return _finished_otherwise(run, name, found, advice)
             if name == ("quantizer" if by_stages else "train") and run.outdated(name, self.marks[name]):
                 return f"{run.path}: {name} was finished by another version of voc_rl; {REPLACE if own else anew}."
         return ""
+
+    def _other_discount(self, run: RunFolder) -> str:
+        """What else answers where another discount is asked for, in words."""
+        trained, asked = ((run.settings("train") or {}).get("occupancy", {}), self.settings["train"]["occupancy"])
+        before, now = trained.get("gamma"), asked.get("gamma")
+        if before is None or now is None or before == now:
+            return ""
+        sampled = f"; in Python VOC.value(obs, gamma={now}, estimator='sample') asks this one" if now > before else ""
+        return f" (a network trained with --gammas answers for a range of discounts{sampled})"
 
     def _outlived(self, run: RunFolder, stage: str) -> bool:
         """Whether it trained networks on a quantizer that is made anew, or was since: nothing is lost in these."""

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from voc_rl.checkpoints import check_writable
+from voc_rl.configs import fingerprint
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts, check_reward_sizes
+from voc_rl.data.mark import data_mark
 from voc_rl.errors import VOCError, check_positive, check_seed, check_token_rows
 from voc_rl.joint import JointTraining, train_joint
-from voc_rl.loop import Checkpoints, LoopConfig, StepLog, step_seed
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, kept_every, step_seed
 from voc_rl.model import VOC
-from voc_rl.model_files import check_spec_of
+from voc_rl.model_files import check_spec_of, tensors_mark, weights_mark
 from voc_rl.occupancy import (
     OccupancyConfig,
     OccupancyTraining,
@@ -33,13 +37,17 @@ from voc_rl.occupancy import (
     train_occupancy,
 )
 from voc_rl.occupancy.contexts import check_layers
-from voc_rl.precision import as_device, device_of, same_device, seeded, single_precision
+from voc_rl.precision import as_device, as_tensor, device_of, precision, same_device, seeded, single_precision
 from voc_rl.quantizers import VQVAE, Quantizer, build_quantizer, load_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers.base import check_codes
 from voc_rl.quantizers.registry import known_quantizer
 from voc_rl.quantizers.vqvae import fitting_patch
 from voc_rl.values import RewardConfig, fit_reward_head
 
 QuantizerSource = Quantizer | VOC | str | Path
+Tokens = tuple[Tensor | np.ndarray, Tensor | np.ndarray | None]  # codes and features
+# stage, and a hash of the weights and tokens that it builds on -> where its state is kept
+KeptStages = Callable[[str, str], Checkpoints]
 
 
 @dataclass(frozen=True)
@@ -98,10 +106,10 @@ def train(
     config: VOCConfig | None = None,
     *,
     quantizer: QuantizerSource | None = None,
-    tokens: tuple[Tensor, Tensor] | None = None,
+    tokens: Tokens | None = None,
     device: torch.device | str | None = None,
     log: StepLog | None = None,
-    checkpoints: Callable[[str], Checkpoints] | None = None,
+    checkpoints: str | Path | KeptStages | None = None,
     progress: bool = False,
 ) -> VOC:
     """Train a VOC on logged episodes.
@@ -111,15 +119,18 @@ def train(
         config: sizes and schedules; None is the default.
         quantizer: a trained one, a VOC, or the folder of either, instead of training one here; in joint training a copy
             of it is what starts.
-        tokens: codes and features of every row of ``dataset`` under that quantizer, where they are known already.
+        tokens: codes int (N, n_tokens) and features (N, feature_dim) of every row of ``dataset`` under that quantizer,
+            where they are known already; features are None for a quantizer or a network without them.
         device: where it is trained, and where the VOC is then: "auto" (a GPU where there is one), "cpu", "cuda" or a
             device of PyTorch's; None: where ``quantizer`` is, or on the CPU.
-        log: takes the numbers of a step. checkpoints: name of a stage -> where its state is kept, for a resume.
-        progress: show bars with the time left.
+        log: takes the numbers of a step. checkpoints: a folder, where the states of the networks are kept: the same
+            call goes on from there, to the same bits; other data, settings or tokens are refused. (Pipelines give a
+            function that says where.) progress: show bars with the time left.
 
     Raises:
         VOCError: a dataset or config that is none, tokens without their quantizer, of other rows or in joint training,
-            an untrained quantizer, or data with discounts other than 1 (0 where an episode ends).
+            an untrained quantizer, data with discounts other than 1 (0 where an episode ends), or checkpoints of
+            another training.
     """
     check_dataset(dataset)
     if config is not None and not isinstance(config, VOCConfig):
@@ -127,35 +138,82 @@ def train(
             f"config is {type(config).__name__}; a VOCConfig is needed, as of voc_rl.sizes.sized('tiny', gamma=0.9)."
         )
     config, device, quantizer = config or VOCConfig(), as_device(device), quantizer_of(quantizer, dataset)
-    check_tokens(tokens, quantizer, dataset)
-    if tokens is not None and config.joint is not None:
+    known = None if tokens is None else known_tokens(tokens, quantizer, dataset, config.network.features)
+    if known is not None and config.joint is not None:
         raise VOCError("Tokens were given to joint training, which makes its own; leave them out.")
+    kept = _kept(checkpoints, dataset, config)
     networks = partial(fresh_networks, config=config, ends=bool(dataset.terminal.any()))
+    features: Tensor | None
     if config.joint is not None:
         start = fresh_quantizer(dataset, config) if quantizer is None else copy.deepcopy(quantizer)
         start = start if device is None else start.to(device)
         quantizer, model, trained_head, codes, features = train_joint(
             start, networks, dataset, config.joint, config.quantizer_training, config.occupancy, config.seed,
-            log=log, checkpoints=checkpoints and checkpoints("joint"), progress=progress,
+            log=log, checkpoints=kept and kept("joint", weights_mark(start)), progress=progress,
         )  # fmt: skip
     else:
         quantizer = ready_quantizer(
             quantizer, dataset, config, device,
-            log=log, checkpoints=checkpoints and checkpoints("quantizer"), progress=progress,
+            log=log, checkpoints=kept and kept("quantizer", ""), progress=progress,
         )  # fmt: skip
-        codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
+        codes, features = known or tokenize(quantizer, dataset)
+        tensors = {"codes": codes} if features is None else {"codes": codes, "features": features}
+        built_on = weights_mark(quantizer) + tensors_mark(tensors) if kept else ""
         model, trained_head = train_occupancy(
             *networks(quantizer), dataset, codes, features, config.occupancy, config.seed,
-            log=log, checkpoints=checkpoints and checkpoints("occupancy"), progress=progress,
+            log=log, checkpoints=kept and kept("occupancy", built_on), progress=progress,
         )  # fmt: skip
     # a reward head that reads features beside codes knows one discount
-    reads = config.network.features and config.occupancy.gammas is None
+    reads = config.network.features and config.occupancy.gammas is None and features is not None
     reward_head = fit_reward_head(
         quantizer, codes, dataset, dataset.reward, config.reward, config.seed,
         features=features if reads else None, gamma=config.occupancy.gamma if reads else None,
         log=log, progress=progress,
     )  # fmt: skip
     return VOC(quantizer, model, reward_head, trained_head, config.occupancy.gamma, dataset.spec)
+
+
+def training_settings(config: VOCConfig) -> dict[str, Any]:
+    """A config, JSON-ready, but for what changes no weights: the discount that is meant of several."""
+    settings = asdict(config)
+    if config.occupancy.gammas is not None:
+        del settings["occupancy"]["gamma"]
+    return settings
+
+
+def settings_marks(
+    data: str, stack: int, config: VOCConfig, held_out: float | None = None, weights: str | None = None
+) -> tuple[str, str]:
+    """Fingerprints of what is asked of the quantizer's training, and of all of it; ``data``: the mark of a dataset.
+
+    ``held_out``: share of the episodes that are not trained on, where training is given the others. ``weights``: a hash
+    of those of a quantizer that is taken instead of training one.
+    """
+    unusual = [word for word, usual in ((precision(), "auto"), (weights, None)) if word != usual]
+    whole = training_settings(config)
+    quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
+    base = fingerprint(data, stack, held_out, config.seed, quantizer, *unusual)
+    joint = () if config.joint is None else (whole["joint"],)
+    return base, fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
+
+
+def _kept(asked: str | Path | KeptStages | None, dataset: Episodes, config: VOCConfig) -> KeptStages | None:
+    """In a folder, a file per stage, which knows data, settings and what the stage builds on."""
+    if asked is None or callable(asked):
+        return asked
+    if not isinstance(asked, (str, Path)):
+        raise VOCError(f"checkpoints is {type(asked).__name__}; the path of a folder for them is needed.")
+    folder = Path(asked)
+    check_writable(folder / "quantizer.pt")
+    base, trained = settings_marks(data_mark(dataset), dataset.stack, config)
+    advice = "delete it to start anew, or give another folder of checkpoints"
+
+    def kept(stage: str, built_on: str) -> Checkpoints:
+        mark = fingerprint(base if stage == "quantizer" else trained, built_on)
+        loop = config.quantizer_training if stage == "quantizer" else config.occupancy.loop
+        return Checkpoints(folder / f"{stage}.pt", mark, kept_every(loop.steps), advice)
+
+    return kept
 
 
 def check_dataset(dataset: Any) -> None:
@@ -191,7 +249,31 @@ def quantizer_of(source: QuantizerSource | None, dataset: Episodes) -> Quantizer
     raise VOCError(f"quantizer is {type(source).__name__}; a quantizer, a VOC or the folder of one is needed.")
 
 
-def check_tokens(tokens: tuple[Tensor, Tensor] | None, quantizer: Quantizer | None, dataset: Episodes) -> None:
+def known_tokens(
+    tokens: Tokens, quantizer: Quantizer | None, dataset: Episodes, needs_features: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Codes and features that were given, as tensors.
+
+    Raises:
+        VOCError: what ``check_tokens`` refuses, codes that are not of the quantizer, or features of another width than
+            its, or none where they are needed.
+    """
+    codes, features = as_tensor(tokens[0]), None if tokens[1] is None else as_tensor(tokens[1])
+    check_tokens((codes, features), quantizer, dataset)
+    assert quantizer is not None
+    check_codes(codes, quantizer)
+    width = quantizer.feature_dim
+    if features is None and needs_features and width:
+        raise VOCError(
+            f"Tokens lack the features of quantizer {quantizer.name}; give those of tokenize(quantizer, dataset), or a "
+            "NetworkSize(features=False) in the config."
+        )
+    if features is not None and features.shape != (len(dataset), width):
+        raise VOCError(f"Features have shape {tuple(features.shape)}; {(len(dataset), width)} are needed.")
+    return codes, features
+
+
+def check_tokens(tokens: tuple[Tensor, Tensor | None] | None, quantizer: Quantizer | None, dataset: Episodes) -> None:
     """Refuse codes and features whose quantizer is not known, or that are not those of the rows of ``dataset``.
 
     Raises:

@@ -129,7 +129,7 @@ class VOCFeaturesExtractor(BaseFeaturesExtractor):
             if next(self.trained.parameters()).device.type != "cpu":
                 raise VOCError("A VOC is fine-tuned on the CPU only; give the agent device='cpu', or use frozen=True.")
             vectors = feature_vectors(self.voc, frames, self.features)
-        beside = [observations[name].float().flatten(1) for name in self._beside]  # type: ignore[call-overload]
+        beside = [observations[name].float().flatten(1) for name in self._beside]
         return torch.cat([vectors.to(seen.device), *beside], 1)
 
     def _as_uint8(self, observations: Tensor) -> Tensor:

@@ -77,7 +77,6 @@ def test_a_voc_with_actions_scores_them_and_bad_input_is_refused_in_a_sentence(t
         RollOutScores(voc, 0.5)
     assert "samples is 0; a whole number above zero is needed" in refusal(ActionValues, voc, "sample", 0)
     assert "steps is 0; a whole number above zero is needed" in refusal(RollOutScores, model, 0.9, 0)
-    assert "paths is 0; a whole number above zero is needed" in refusal(RollOutScores, model, 0.9, paths=0)
     assert "gamma is 1.5; a discount in [0, 1) is needed" in refusal(RollOutScores, model, 1.5)
     with pytest.raises(VOCError, match="data's actions have size 2; the agent's have 3"):
         OfflineAgent(dataset.observation_shape, 3, FEW, voc.quantizer).learn(dataset, Cloning)

@@ -44,7 +44,7 @@ def test_an_agent_looks_at_what_its_space_is(shape, looks_at):
     """As Stable-Baselines3's do, which have a space and no word for it."""
     agent = SimpleNamespace(predict=ACTOR.predict, observation_space=SimpleNamespace(shape=shape))
     if looks_at is None:
-        with pytest.raises(VOCError, match="observes None; its `observation` has to be 'state' or 'pixels'"):
+        with pytest.raises(VOCError, match="has no attribute `observation`; give it one, 'state' or 'pixels'"):
             NoisyPolicy(agent, 0.1)
     else:
         assert NoisyPolicy(agent, 0.1).observation == looks_at

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import Payload
 
 from voc_rl.agents import AgentConfig, Deterministic, OfflineAgent, load_policy, policy_of, shipped_policies
 from voc_rl.errors import VOCError
@@ -52,14 +53,6 @@ def test_the_folder_of_a_saved_agent_is_a_policy(tmp_path: Path) -> None:
     np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[0], agent.predict(obs, deterministic=True)[0])
     with pytest.raises(VOCError, match=r"No policy .* the folder of a saved OfflineAgent serves too\), or cheetah"):
         policy_of(str(tmp_path))
-
-
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return (Path.touch, (self.path,))
 
 
 def test_a_zip_that_holds_code_is_refused_and_runs_none(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from voc_rl.benchmarks.cell_benchmark import CellBenchmark
 from voc_rl.benchmarks.cells import Cell, grid
+from voc_rl.benchmarks.results import results_folder
 from voc_rl.errors import VOCError
 
 EXPONENTS = {"square": 2, "cube": 3}
@@ -74,6 +75,19 @@ def test_a_run_from_cells_to_results(tmp_path: Path) -> None:
     more = Powers("smoke", tmp_path / "out", tmp_path / "results", methods=("cube",), seeds=2).run()
     assert more["powers"] == [8, 8, 27, 27]
     assert (tmp_path / "out/done.jsonl").read_text().splitlines()[:4] == lines  # what is done is not done again
+
+
+def test_a_smoke_run_leaves_committed_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Powers("smoke", tmp_path / "out").run()
+    assert sorted(path.name for path in (tmp_path / "out").glob("powers.*")) == [
+        "powers.json",
+        "powers.md",
+        "powers.png",
+    ]
+    assert not Path("benchmarks").exists()
+    assert results_folder(None, "cpu", tmp_path) == Path("benchmarks/results")
+    assert results_folder(Path("mine"), "smoke", tmp_path) == Path("mine")
 
 
 def test_a_folder_of_other_settings_is_refused_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,5 +174,5 @@ def test_refusals(arguments: dict[str, Any], tmp_path: Path) -> None:
     quantizers.main(Args(**arguments, tasks=TASKS[:1], quantizers=()))
     with pytest.raises(VOCError) as caught:
         quantizers.main(Args(**{**arguments, "scale": "cpu"}))
-    assert str(caught.value) == f"{tmp_path / 'out/cells.jsonl'} holds cells of scale smoke; choose another --out."
+    assert str(caught.value) == f"{tmp_path / 'out'} was made with other settings (scale); choose another --out."
     assert len(Episodes.open(tmp_path / "out/data/walker-walk").starts) == EPISODES

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from square import square_env
+from stable_baselines3.common import env_util
 from worlds import one_sentence
 
 from voc_rl.benchmarks import sb3_curves
+from voc_rl.benchmarks.cells import finished
 from voc_rl.benchmarks.results import hardware
 from voc_rl.benchmarks.sb3_curves_plot import POINTS, curve
 from voc_rl.errors import VOCError
@@ -33,12 +37,14 @@ def arguments(square_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_all_arms_run_and_resume(arguments: dict[str, Any], tmp_path: Path) -> None:
     sb3_curves.main(sb3_curves.Args(**{**arguments, "seeds": (0,), "arms": ("features",)}))
-    kept = tmp_path / "out/smoke/features_0.json"
-    before = kept.read_bytes(), kept.stat().st_mtime_ns
+    kept = finished(tmp_path / "out/cells.jsonl")
+    assert [record["cell"] for record in kept] == [{"seed": 0, "arm": "features"}]
     with pytest.raises(VOCError, match=r"other settings \(task\)"):
         sb3_curves.main(sb3_curves.Args(**{**arguments, "task": "cheetah-run"}))
     results = sb3_curves.main(sb3_curves.Args(**arguments))
-    assert (kept.read_bytes(), kept.stat().st_mtime_ns) == before
+    records = finished(tmp_path / "out/cells.jsonl")
+    assert records[:1] == kept
+    done = {(record["cell"]["arm"], record["cell"]["seed"]): record["result"] for record in records}
     assert results["hardware"] == hardware()
     assert set(results["arms"]) == {"pixels", "pixels+shaping", "features", "features+shaping"}
     assert json.loads((tmp_path / "results/sb3_curves.json").read_text()) == results
@@ -48,8 +54,7 @@ def test_all_arms_run_and_resume(arguments: dict[str, Any], tmp_path: Path) -> N
         assert f"| `{arm}` |" in text
         assert row["seeds"] == 2
         for seed in (0, 1):
-            cell = json.loads((tmp_path / f"out/smoke/{arm}_{seed}.json").read_text())
-            returns = np.array(cell["episodes"])[:, 2]
+            returns = np.array(done[arm, seed]["episodes"])[:, 2]
             # raw returns, also where the agent was paid shaped rewards: an arrival pays 1, and takes two steps or more
             assert set(returns) <= set(np.arange(LIMIT // 4 + 2.0))
             assert row["last_returns"][seed] == pytest.approx(returns[-16:].mean(), abs=0.051)
@@ -58,9 +63,9 @@ def test_all_arms_run_and_resume(arguments: dict[str, Any], tmp_path: Path) -> N
 def test_cells_are_of_one_voc_and_say_which_machine_made_them(
     arguments: dict[str, Any], square_voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sb3_curves, "run_cell", lambda arm, seed, args: {
-        "arm": arm, "seed": seed, "steps": 20, "episodes": [[10, 0.5, 3.0], [20, 1.0, 5.0]], "hardware": f"m {seed}",
-    })  # fmt: skip
+    episodes, machines = [[10, 0.5, 3.0], [20, 1.0, 5.0]], iter(("m 0", "m 1"))
+    monkeypatch.setattr(sb3_curves, "train_agent", lambda cell, args: {"steps": 20, "episodes": episodes})
+    monkeypatch.setattr("voc_rl.benchmarks.cells.hardware", lambda: next(machines))
     voc, some = VOC.load(square_voc), {**arguments, "voc": tmp_path / "voc", "arms": ("pixels",)}
     voc.save(some["voc"])
     results = sb3_curves.main(sb3_curves.Args(**some))
@@ -77,7 +82,7 @@ def test_cells_are_of_one_voc_and_say_which_machine_made_them(
 
 def test_no_two_seeds_share_starts(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    monkeypatch.setattr(sb3_curves, "make_vec_env", lambda make, count, seed: started.extend(range(seed, seed + count)))
+    monkeypatch.setattr(env_util, "make_vec_env", lambda make, count, seed: started.extend(range(seed, seed + count)))
     for seed in (0, 1, 2):
         sb3_curves.agent_env("pixels", "square", arguments["voc"], seed)
     assert len(set(started)) == 3 * sb3_curves.ENVS
@@ -111,6 +116,22 @@ def test_a_curve_is_the_mean_of_the_last_episodes_of_every_run() -> None:
     assert mean[-1] == pytest.approx(np.mean([np.arange(14, 30).mean(), 10 + np.arange(14, 30).mean()]))
     np.testing.assert_allclose(error, 5.0)  # two runs ten apart
     assert (curve([one], 1)[2] == 0).all()
+
+
+def test_without_stable_baselines3_there_is_help_and_one_sentence(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, tyro\n"
+        "sys.modules['stable_baselines3'] = None\n"  # as where it is not installed
+        "from voc_rl.benchmarks.sb3_curves import Args\n"
+        "tyro.cli(Args, args=['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "--voc" in done.stdout, done.stderr
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(VOCError, match=r"need Stable-Baselines3; pip install 'voc_rl\[sb3\]'"):
+        sb3_curves.main(sb3_curves.Args(**arguments))
 
 
 def test_refusals(arguments: dict[str, Any], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from worlds import one_sentence, small_config, write_world
 
 from voc_rl.benchmarks import value_error
-from voc_rl.benchmarks.cells import finished
+from voc_rl.benchmarks.cells import finished, hold_settings
 from voc_rl.benchmarks.kept import kept_arrays
 from voc_rl.benchmarks.value_error import SCALES, Args, Bench, cells_of, config_of
 from voc_rl.benchmarks.value_error_data import TaskData, Truth
@@ -277,6 +277,9 @@ def test_refusals(tmp_path: Path) -> None:
             value_error.main(replace(args, **changed))  # type: ignore[arg-type]
         assert one_sentence(str(caught.value))
     assert list(tmp_path.iterdir()) == []
+    hold_settings(tmp_path / "out/settings.json", {"scale": "cpu"})
+    with pytest.raises(VOCError, match=r"out was made with other settings \(scale\); choose another --out"):
+        value_error.main(args)
 
 
 def _cells(run: dict[str, Any], method: str, quantizer: str = "pixels") -> list[tuple[dict[str, Any], dict[str, Any]]]:

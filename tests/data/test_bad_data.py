@@ -162,11 +162,13 @@ def test_a_group_where_an_array_is_needed(tmp_path: Path) -> None:
     ],
 )
 def test_mixed_folders(tmp_path: Path, changed: dict[str, Any], word: str) -> None:
-    toy_folder(tmp_path, (3, 3))
-    write_episode(str(tmp_path / "z.hdf5"), toy_episode(9, 3), replace(SPEC, **changed))
+    spec = replace(SPEC, camera=0)
+    for name in ("a", "b"):
+        write_episode(tmp_path / f"{name}.hdf5", toy_episode(9, 3), spec)
+    write_episode(str(tmp_path / "z.hdf5"), toy_episode(9, 3), replace(spec, **changed))
     message = refused(tmp_path)
     assert message.startswith(f"{tmp_path / 'z.hdf5'} has {word}")
-    assert "episode_000.hdf5" in message
+    assert "a.hdf5" in message
 
 
 def test_mixed_frame_sizes_and_actions(tmp_path: Path) -> None:
@@ -275,3 +277,11 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch
         write_episode(tmp_path / "new.hdf5", toy_episode(0, 5), SPEC)
     assert [p.name for p in tmp_path.iterdir()] == ["a.hdf5"]
     assert path.read_bytes() == before
+
+
+def test_gray_frames_are_told_how_they_become_three_channels(tmp_path: Path) -> None:
+    gray = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
+    said = refusal(write_episode, tmp_path / "a.hdf5", toy_episode(0, 3, frames=gray), SPEC)
+    assert "of gray ones (T, H, W): np.repeat(frames[:, None], 3, 1)" in said
+    write_episode(tmp_path / "a.hdf5", toy_episode(0, 3, frames=np.repeat(gray[:, None], 3, 1)), SPEC)
+    np.testing.assert_array_equal(Episodes.open(tmp_path).frames(np.arange(3)), np.stack([gray] * 3, 1))

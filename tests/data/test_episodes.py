@@ -276,8 +276,8 @@ def test_several_folders_are_one_dataset(folder: Path, tmp_path: Path) -> None:
     frames = [part.frames(np.arange(len(part))) for part in parts]
     np.testing.assert_array_equal(both.frames(np.arange(25)), np.concatenate(frames))
     np.testing.assert_array_equal(both.load_frames().frames(np.arange(25)), np.concatenate(frames))
-    write_episode(tmp_path / "far" / "0.hdf5", toy_episode(0, 4), replace(SPEC, camera=7))
-    assert f"has camera 7, but {both.paths[0]} has {SPEC.camera}; keep them apart" in refusal(
+    write_episode(tmp_path / "far" / "0.hdf5", toy_episode(0, 4), replace(SPEC, render="faithful"))
+    assert f"has render profile faithful, but {both.paths[0]} has fast; keep them apart" in refusal(
         Episodes.open, [folder, tmp_path / "far"]
     )
     write_v_d4rl(tmp_path / "a" / "1.hdf5", (4,), step_type=np.array([0.0, 1, 1, 1]))

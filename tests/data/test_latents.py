@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from small import toy_dataset, write_v_d4rl
 from worlds import one_sentence, refusal
 
@@ -17,7 +18,7 @@ from voc_rl.errors import VOCError
 
 LENGTHS = (4, 2, 5)
 ROWS = sum(LENGTHS)
-CODES = 10 * np.arange(ROWS)[:, None] + np.arange(3)  # row r holds 10 r, 10 r + 1, 10 r + 2
+CODES = 10 * np.arange(ROWS)[:, None] + np.arange(25) % 3  # row r holds 10 r, 10 r + 1, 10 r + 2, 10 r, ...
 
 
 def latent_file(path: Path, codes: Any = CODES, key: str = "vae_latents") -> Path:
@@ -51,8 +52,8 @@ def test_codes_of_other_rows_than_those_that_were_opened_are_refused(tmp_path: P
     dataset = Episodes.open(tmp_path / "a")
     part = dataset.subset([4, 1])
     longer = toy_dataset(tmp_path / "toy", (7, 2, 4))
-    write_latents(paths[0], longer, np.arange(13)[:, None], "vae_latents")
-    write_latents(paths[1], longer.subset([0, 1]), np.arange(9)[:, None], "vae_latents")
+    write_latents(paths[0], longer, np.zeros((13, 25), int), "vae_latents")
+    write_latents(paths[1], longer.subset([0, 1]), np.zeros((9, 25), int), "vae_latents")
     for opened in (dataset, part):
         assert "hold other rows than when they were opened; open" in refusal(read_latents, opened, "vae_latents", 200)
     for i, path in enumerate(paths):
@@ -70,21 +71,23 @@ def test_stacks_stay_in_their_episode_with_the_oldest_frame_first(tmp_path: Path
     starts = np.repeat([0, 4, 6], LENGTHS)
     expected = [np.concatenate([CODES[max(r - back, start)] for back in (2, 1, 0)]) for r, start in enumerate(starts)]
     np.testing.assert_array_equal(stacked, expected)
+    np.testing.assert_array_equal(stack_latents(dataset, torch.from_numpy(CODES)), expected)
     frames = dataset.observations(np.arange(ROWS))[:, ::3, 0, 0]  # the frame of row r is filled with r
-    np.testing.assert_array_equal(stacked[:, ::3] // 10, frames)
+    np.testing.assert_array_equal(stacked[:, ::25] // 10, frames)
 
 
 @pytest.mark.parametrize("at_once", [3, 1024])
 def test_written_files_have_the_papers_keys(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voc_rl.data.frames._AT_ONCE", at_once * 12)  # bytes, of which a frame has 12
     dataset = toy_dataset(tmp_path / "toy", LENGTHS, terminated=(1,))
-    write_latents(tmp_path / "out.hdf5", dataset, CODES.astype(np.int32), "dino_latents")
+    codes = np.tile(CODES, 8)[:, :196].astype(np.int16)  # as of tokenize
+    write_latents(tmp_path / "out.hdf5", dataset, torch.from_numpy(codes), "dino_latents")
     with h5py.File(tmp_path / "out.hdf5") as file:
         assert set(file) == {"action", "discount", "observation", "reward", "step_type", "dino_latents"}
         assert file["dino_latents"].dtype == np.int64
         assert file["step_type"].dtype == np.float64
     again = Episodes.open(tmp_path / "out.hdf5")
-    np.testing.assert_array_equal(read_latents(again, "dino_latents", 8192), CODES)
+    np.testing.assert_array_equal(read_latents(again, "dino_latents", 8192), codes)
     rows = np.arange(ROWS)
     np.testing.assert_array_equal(again.frames(rows), dataset.frames(rows))
     for name in ("action", "reward", "discount", "step_type", "starts"):
@@ -93,7 +96,7 @@ def test_written_files_have_the_papers_keys(at_once: int, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("codes", "words"), [
-    (CODES[:-1], "has shape (10, 3); one row of codes for each of 11 frames"),
+    (CODES[:-1], "has shape (10, 25); one row of codes for each of 11 frames"),
     (CODES[:, 0], "has shape (11,)"),
     (CODES.astype(float), "has dtype float64"),
     (CODES + 50, "lies in 50..152; 0..149 is the codebook"),
@@ -115,13 +118,18 @@ def test_other_refusals(tmp_path: Path) -> None:
     held = Episodes.from_episodes([plain.whole(0)], plain.spec, tmp_path)  # as of a folder of .npz files
     out = tmp_path / "out.hdf5"
     for call, words in (
-        (lambda: read_latents(dataset, "vae_latents", 200), "has 2 and 3 codes per frame"),
+        (lambda: read_latents(dataset, "vae_latents", 200), "has 2 and 25 codes per frame"),
         (lambda: read_latents(plain, "dino_latents", 200), "has no dino_latents"),
         (lambda: read_latents(held, "vae_latents", 200), "is held in memory and has no latent files; an HDF5 file"),
         (lambda: read_latents(plain, "latents", 200), "accepted: dino_latents, vae_latents"),
-        (lambda: stack_latents(plain, CODES[:5]), "Latents have shape (5, 3)"),
-        (lambda: write_latents(out, plain, CODES[:5], "vae_latents"), "Latents are int64 (5, 3)"),
-        (lambda: write_latents(out, plain, CODES / 2, "vae_latents"), "Latents are float64 (11, 3)"),
+        (lambda: stack_latents(plain, CODES[:5]), "Latents have shape (5, 25)"),
+        (lambda: write_latents(out, plain, CODES[:5], "vae_latents"), "Latents are int64 (5, 25)"),
+        (lambda: write_latents(out, plain, CODES / 2, "vae_latents"), "Latents are float64 (11, 25)"),
+        (
+            lambda: write_latents(out, plain, stack_latents(plain, CODES), "vae_latents"),
+            "75 codes a row; vae_latents has 25",
+        ),
+        (lambda: write_latents(out, plain, CODES, "dino_latents"), "25 codes a row; dino_latents has 196, those of a"),
         (lambda: write_latents(out, plain, CODES, "codes"), "Unknown latent key"),
     ):
         with pytest.raises(VOCError) as caught:

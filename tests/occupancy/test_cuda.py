@@ -129,7 +129,7 @@ def trainee(device: torch.device, count: int = 20, rows: int = 30, end: bool = T
 
 
 def gradients(own: OccupancyTrainee, gen: torch.Generator) -> list[Tensor]:
-    loss, _ = own.loss(0, gen)
+    loss, _ = own.loss_of(own.prepare(0, gen))
     loss.backward()
     return [parameter.grad.cpu() for parameter in own.parameters() if parameter.grad is not None]
 

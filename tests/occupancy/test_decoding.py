@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_sampling import CODES, TOKENS, generator, network
+from small import generator
+from test_sampling import CODES, TOKENS, network
 
 from voc_rl.occupancy import uniforms
 from voc_rl.occupancy.contexts import Cache

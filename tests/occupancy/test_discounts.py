@@ -21,17 +21,16 @@ from voc_rl.occupancy import (
     OccupancyTraining,
     OccupancyTransformer,
     PolicyTraining,
-    StitchedTargets,
     ValueHead,
     base_gamma,
+    discount_condition,
     draw_targets,
     n_step_returns,
-    told,
     train_policies,
 )
 from voc_rl.occupancy.contexts import Prefix
 from voc_rl.occupancy.discounts import AT_END, climb, draw_gammas
-from voc_rl.occupancy.stitching import StitchedChain
+from voc_rl.occupancy.stitching import StitchedChain, draw_along
 from voc_rl.occupancy.training import OccupancyTrainee
 
 RANGE = (0.5, 0.9)
@@ -74,7 +73,7 @@ def test_the_head_knows_every_discount() -> None:
     exact = {gamma: values(ring(), REWARD, gamma) for gamma in ASKED}
     for gamma in ASKED:
         with torch.no_grad():
-            last = model.prefix(torch.arange(S)[:, None], condition=told(model, gamma, S)).last
+            last = model.prefix(torch.arange(S)[:, None], condition=discount_condition(model, gamma, S)).last
             found = head(last).mean(1).double().numpy() / (1 - gamma)
         error = {other: np.abs(found - V).max() / np.ptp(V) for other, V in exact.items()}
         print(f"head at gamma {gamma}: {error[gamma]:.4f} of max V - min V")
@@ -85,8 +84,11 @@ def test_the_head_knows_every_discount() -> None:
 class AnyDiscount(torch.nn.Module):
     """An exact target network: the occupancy of the ring, or END, at the discount that each context is told."""
 
+    drops, memory = True, None  # sampled by the slow path
+
     def __init__(self) -> None:
         super().__init__()
+        self.codes = torch.nn.Embedding(1, 4)  # where the network is, and its type of number
         self.config = OccupancyConfig(S, 1, width=4, gammas=RANGE)
         P = 0.95 * torch.from_numpy(ring())
         self.P = torch.nn.functional.pad(torch.cat([P, torch.full((S, 1), 0.05)], 1), (0, 0, 0, 1))
@@ -169,10 +171,10 @@ def test_every_row_has_its_own_discount() -> None:
     bootstrapped = (targets.bootstrap >= 0).mean(1)  # row 2 has six steps left, 7 one and then its end, 305 three
     np.testing.assert_allclose(bootstrapped, [0.5**4, 0.0, 0.0, 0.8**4, 0.95**3], atol=0.01)
     chain = StitchedChain(np.minimum(np.arange(309)[:, None] + 1, 308), np.zeros((309, 1)), dataset.terminal)
-    nobody, source = np.zeros(5, int), StitchedTargets(dataset, [chain], 0.3)
-    followed = source.draw(nobody, rows, nobody > 0, 40_000, rng, gamma)
+    nobody, arrival = np.zeros(5, int), chain.arrival[None]
+    followed = draw_along(arrival, dataset.terminal, nobody, rows, nobody > 0, 40_000, gamma, rng)
     np.testing.assert_allclose((followed == rows[:, None] + 1).mean(1), 1 - gamma, atol=0.01)
-    own = source.draw(nobody, rows, nobody > 0, 40_000, rng)
+    own = draw_along(arrival, dataset.terminal, nobody, rows, nobody > 0, 40_000, 0.3, rng)
     np.testing.assert_allclose((own == rows[:, None] + 1).mean(1), 0.7, atol=0.01)
     with pytest.raises(VOCError, match="gamma is 1"):
         draw_targets(dataset, rows, np.array([0.5, 0.9, 0.0, 0.8, 1.0]), 4, 1, rng)
@@ -246,6 +248,6 @@ def test_what_does_not_fit_is_refused() -> None:
     chain = StitchedChain(np.ones((len(dataset), 1), int), np.zeros((len(dataset), 1)), dataset.terminal)
     with pytest.raises(VOCError, match="train without one"):
         train_policies(
-            model, ValueHead(16), dataset, codes, None, StitchedTargets(dataset, [chain], 0.7),
+            model, ValueHead(16), dataset, codes, None, [chain],
             replace(PolicyTraining(), occupancy=config), values=np.zeros((1, len(dataset))),
         )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import Payload
 from test_readme import README, blocks
 from torch import Tensor
 from vqgan_layout import PUBLISHED, random_weights
@@ -124,6 +125,22 @@ def test_paper_size(tmp_path: Path) -> None:
     assert drawn.max() < 1024  # END is never sampled
 
 
+def test_futures_are_of_the_50_likeliest_codes_unless_all_are_asked_for(tmp_path: Path) -> None:
+    """As the public code sampled; which codes these are, the formulas say."""
+    tensors = gpt2(vocabulary=200)
+    path, context = written(tmp_path / "gpt.pth", tensors), torch.arange(4)[None]
+    likeliest = set(logits_of(tensors, context, 8)[0, -1].topk(50).indices.tolist())
+    published = OccupancyTransformer.from_published(path, n_tokens=4)
+    every = OccupancyTransformer.from_published(path, n_tokens=4, top_k=None)
+    few, all_codes = (
+        set(sample_futures(model, context, None, 2000, torch.Generator().manual_seed(0))[0, :, 0].tolist())
+        for model in (published, every)
+    )
+    assert few <= likeliest
+    assert len(few) > 25
+    assert not all_codes <= likeliest
+
+
 def test_nested_and_bare_state_dicts(tmp_path: Path) -> None:
     tensors, ids = gpt2(), torch.arange(10)[None]
     bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
@@ -140,7 +157,8 @@ def test_published_parts_become_a_voc_as_the_page_says(tmp_path: Path, monkeypat
     torch.save(random_weights(sizes), "vqvae.pth")
     torch.save(gpt2(vocabulary=sizes.codebook_size, positions=150), "gpt.pth")
     monkeypatch.setattr("voc_rl.values.RewardConfig", lambda: RewardConfig(loop=loop(5)))
-    (block,) = blocks("python", page=README.parent / "docs" / "quantizers.md")
+    page = README.parent / "docs" / "quantizers.md"
+    (block,) = [block for block in blocks("python", page=page) if "OccupancyTransformer.from_published" in block]
     found: dict[str, Any] = {}
     exec(compile(block, "quantizers.md", "exec"), found)
     voc, obs = found["voc"], found["episodes"].observations([10])
@@ -150,16 +168,6 @@ def test_published_parts_become_a_voc_as_the_page_says(tmp_path: Path, monkeypat
     assert "use estimator='sample'" in refusal(voc.value, obs)
     said = refusal(VOC, voc.quantizer, voc.occupancy, None, None, 0.9, voc.spec)
     assert said == "A VOC needs a reward head; voc_rl.values.fit_reward_head fits one to the rewards of episodes."
-
-
-class Payload:
-    """Would create a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 def without(name: str) -> dict[str, Tensor]:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from chains import occupancy, ring, slow_ring
+from occupancy_table import OccupancyTable
 from scipy import stats
+from small import generator
 from torch import Tensor
 
 from voc_rl.errors import VOCError
@@ -31,10 +33,6 @@ def network(feature_dim: int = 0, seed: int = 0, tokens: int = TOKENS, codes: in
         for parameter in model.parameters():
             parameter.add_(0.25 * torch.randn(parameter.shape))
     return model
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def all_futures(codes: int = CODES, tokens: int = TOKENS) -> Tensor:
@@ -234,28 +232,6 @@ def test_the_budget_is_what_decoding_takes() -> None:
     assert caches < bytes_of_state(config, 100, torch.bfloat16) < 1.2 * caches
 
 
-class _Table(torch.nn.Module):
-    """A stand-in for the network: one token per state, and a matrix of next-state probabilities with END last."""
-
-    def __init__(self, matrix: np.ndarray) -> None:
-        super().__init__()
-        self.config = OccupancyConfig(len(matrix), 1, width=4)
-        padded = np.zeros((len(matrix), len(matrix) + 1))
-        padded[:, : matrix.shape[1]] = matrix
-        self.table = torch.from_numpy(padded).log()
-
-    def prefix(self, context: Tensor, features: Tensor | None = None, condition: object = None) -> Prefix:
-        nothing = torch.zeros(len(context), 4, 0, 1)
-        return Prefix([nothing], [nothing], self.table[context[:, 0]])
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-
-def table_model(matrix: np.ndarray) -> OccupancyTransformer:
-    return _Table(matrix)  # type: ignore[return-value]
-
-
 def with_end(P: np.ndarray) -> np.ndarray:
     """The ring, but from state 3 the walk ends with probability .3: (states, states + 1)."""
     Q = np.append(P, np.zeros((len(P), 1)), 1)
@@ -273,7 +249,7 @@ def test_composition_is_exact(
     """Hops of the exact occupancy at gamma give the exact occupancy at gamma'."""
     Q = chain(ring())
     square = Q if Q.shape[1] == len(Q) else np.vstack([Q, np.eye(len(Q) + 1)[-1]])
-    model = table_model(occupancy(square, gamma)[: len(Q)])
+    model = OccupancyTable(occupancy(square, gamma)[None, : len(Q)]).network
     count = 20_000
     futures = compose(model, torch.arange(len(Q))[:, None], None, count, gamma, new_gamma, generator(), common)
     assert futures.shape == (len(Q), count, 1)
@@ -288,7 +264,7 @@ def test_composition_is_exact(
 def test_composition_goes_on_for_as_many_hops_as_are_wanted() -> None:
     """A slow drift from .5 to .99: every third future lies more than 50 hops ahead."""
     exact, count = occupancy(slow_ring(), 0.99), 6000
-    model, context = table_model(occupancy(slow_ring(), 0.5)), torch.tensor([[0], [7]])
+    model, context = OccupancyTable(occupancy(slow_ring(), 0.5)[None]).network, torch.tensor([[0], [7]])
     futures = compose(model, context, None, count, 0.5, 0.99, generator())
     for state, found in zip((0, 7), futures[..., 0].numpy(), strict=True):
         assert stats.chisquare(np.bincount(found, minlength=12), exact[state] * count).pvalue > 1e-3

@@ -19,7 +19,6 @@ from voc_rl.occupancy import (
     OccupancyTraining,
     OccupancyTransformer,
     PolicyTraining,
-    StitchedTargets,
     start_from,
     train_occupancy,
     train_policies,
@@ -136,9 +135,8 @@ def test_a_few_steps_go_further_from_the_behaviour_than_from_nothing() -> None:
         model = fresh(replace(plain, action_dim=A, policies=3))
         if warm:
             start_from(model, behaviour)
-        source = StitchedTargets(dataset, chains, GAMMA)
         settings = PolicyTraining(training(steps, rate), action_share=0.2, start_share=0.0)
-        model, _ = train_policies(model, None, dataset, codes, None, source, settings)
+        model, _ = train_policies(model, None, dataset, codes, None, chains, settings)
         return far(model)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from worlds import refusal
 
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_d4rl
 from voc_rl.data import Episodes, load_dataset, write_episode
-from voc_rl.data.checks import check_dataset
+from voc_rl.data.checks import dataset_remarks
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.quantizers import (
@@ -64,6 +64,16 @@ def test_bad_arguments() -> None:
             quantizer.embed(codes)
         with pytest.raises(VOCError, match=said):
             quantizer.decode(codes)
+    for codes, said in [
+        (np.zeros((2, 3), np.int64), r"^Codes are ndarray; a tensor is needed, as torch\.from_numpy makes"),
+        (torch.tensor(3), r"Codes have shape \(\); 3 tokens per row"),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.int64),
+            r"shape \(1, 2, 3\); \(B, n_tokens\) .* give futures\.flatten\(0, 1\)\.$",
+        ),
+    ]:
+        with pytest.raises(VOCError, match=said):
+            quantizer.decode(codes)  # type: ignore[arg-type]
     said = refusal(VQVAE, (9, 10, 12), SMALL)
     assert "do not fit vqvae with a patch of 3; sides that are multiples of 6" in said
     assert "another `patch`" in said
@@ -114,10 +124,10 @@ def test_one_picture_alone_teaches_nothing(name: str, sizes: dict[str, int]) -> 
     assert "every frame is the same picture" in refusal(fit_quantizer, quantizer, dataset, 0)
     assert not quantizer.initialised
     remark = "Every frame is the same picture, so that no quantizer can be trained on them."
-    assert check_dataset(dataset) == [remark]
+    assert dataset_remarks(dataset) == [remark]
     frames[19, 2, 0, 0] = 8  # one number of one picture
     other = Episodes.from_episodes([toy_episode(0, 20, frames=frames)], SPEC, Path("memory"))
-    assert check_dataset(other) == []
+    assert dataset_remarks(other) == []
 
 
 def test_data_without_frames_teach_nothing(tmp_path: Path) -> None:

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small import generator
 
-from voc_rl.quantizers import code_counts, codebook_use
+from voc_rl.quantizers import code_counts, codebook_use, perplexity
 from voc_rl.quantizers.codebook import CosineCodebook, move_unused
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_codebook_finds_directions() -> None:
@@ -66,5 +63,7 @@ def test_codebook_use() -> None:
     assert codebook_use(one, 4) == pytest.approx({"use": 0.25, "perplexity": 1.0})
     mixed = np.array([[0, 0], [0, 1], [0, 2], [0, 3]])  # perplexities 1 and 4
     assert codebook_use(mixed, 4) == pytest.approx({"use": 1.0, "perplexity": 2.5})
+    assert perplexity(np.array([5, 5, 5, 5, 0])) == pytest.approx(4.0)
+    assert perplexity(np.zeros(3)) == 0.0
     skewed = np.array([[0]] * 3 + [[1]])
     assert codebook_use(skewed, 2)["perplexity"] == pytest.approx(np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import generator
 from torch import Tensor
 from worlds import refusal, write_world
 
@@ -32,10 +33,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
     folder = tmp_path_factory.mktemp("world")
     write_world(folder, size=SIZE)
     return Episodes.open(folder).load_frames()
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def fresh(seed: int = 0, stack: int = 3, config: DINOConfig = TINY) -> DINOTokenizer:
@@ -181,9 +178,9 @@ def test_the_painter_moves_no_code(dataset: Episodes) -> None:
     assert {"encoder.cls_token", "to_code.0.weight", "distillation.to_features.2.bias"} < set(blank)
     assert not any(name.startswith(("teacher", "codebook")) for name in blank)
     quantizer.zero_grad()
-    quantizer.decoder_loss(obs, generator()).backward()
+    quantizer.decoder_loss(obs).backward()
     assert {name.split(".")[0] for name, p in quantizer.named_parameters() if p.grad is not None} == {"painter"}
-    assert quantizer.decoder_loss(obs, generator()).detach() == pytest.approx(
+    assert quantizer.decoder_loss(obs).detach() == pytest.approx(
         float(quantizer.loss(obs, generator())[1]["pixels"]), rel=1e-4
     )
 

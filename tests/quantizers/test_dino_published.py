@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from small import Payload, generator
 from torch import Tensor
 from worlds import one_sentence
 
 from voc_rl.errors import VOCError
 from voc_rl.quantizers import load_quantizer, save_quantizer
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def published(
@@ -171,6 +168,7 @@ def test_published_stacks_saves_and_paints(tmp_path: Path) -> None:
     codes = both.encode(obs)
     assert both.n_tokens == 392
     assert torch.equal(codes, torch.cat([single.encode(obs[:, :3]), single.encode(obs[:, 3:])], 1))
+    assert (both.decode(codes) == 128).all()  # plain grey, until they are trained
     # training teaches pictures, and moves no code
     both.initialise(obs, generator())
     blank = (both.decode(codes).float() - obs.float()).square().mean()
@@ -218,14 +216,6 @@ def test_published_size(tmp_path: Path) -> None:
     assert config == DINOConfig(published=True)
 
 
-class Malicious:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.path,)
-
-
 def test_bad_published_files(tmp_path: Path) -> None:
     good = published(depth=1)
     path = tmp_path / "vqkd.pth"
@@ -261,7 +251,7 @@ def test_bad_published_files(tmp_path: Path) -> None:
 
 
 def test_a_malicious_file_is_refused(tmp_path: Path) -> None:
-    torch.save({"model": published(depth=1), "optimizer": Malicious(tmp_path / "trace")}, tmp_path / "vqkd.pth")
+    torch.save({"model": published(depth=1), "optimizer": Payload(tmp_path / "trace")}, tmp_path / "vqkd.pth")
     with pytest.raises(VOCError, match="refused") as caught:
         DINOTokenizer.from_published(tmp_path / "vqkd.pth", n_head=3)
     assert one_sentence(str(caught.value))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import toy_dataset
+from small import generator, toy_dataset
 from torch import Tensor
 from worlds import CELLS, SPEC, picture, refusal, write_world
 
@@ -25,10 +25,6 @@ SMALL = MUSIKConfig(
     energy_hidden=32,
 )  # fmt: skip
 TINY = dataclasses.replace(SMALL, components=2, patch=1)  # for the numbered pictures of 2 x 2 pixels
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def fresh(config: MUSIKConfig = SMALL, seed: int = 0, size: int = SIZE) -> MUSIK:

@@ -11,7 +11,7 @@ import torch
 from worlds import one_sentence
 
 from voc_rl.errors import VOCError
-from voc_rl.quantizers.published import published_frames, read_published
+from voc_rl.quantizers.published import levels_of_published, published_frames, read_published
 
 
 @pytest.mark.parametrize("side", [80, 224, 84])
@@ -24,6 +24,13 @@ def test_frames_by_hand(side: int) -> None:
     found = published_frames(torch.from_numpy(frames), side)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_levels_come_back_bit_for_bit() -> None:
+    frames = torch.arange(256).to(torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    prepared = published_frames(frames, 16)
+    assert torch.equal(levels_of_published(prepared), frames)
+    assert levels_of_published(prepared + 9).unique().tolist() == [255]
 
 
 def test_bare_and_nested(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ import torch
 from vqgan_layout import TINY
 from worlds import write_world
 
-from voc_rl.configs import to_dict
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import Checkpoints, LoopConfig
@@ -44,7 +44,7 @@ CASES = {
         LoopConfig(60, batch_size=16), 20,
         ("teacher.transformer.pos_embed", "codebook.vectors", "to_code.0.weight"),
     ),
-    "vqgan": Case({**to_dict(TINY), "channels": 4}, LoopConfig(52, batch_size=2), 40, ("encoder.stem.weight",)),
+    "vqgan": Case({**asdict(TINY), "channels": 4}, LoopConfig(52, batch_size=2), 40, ("encoder.stem.weight",)),
 }  # fmt: skip
 
 

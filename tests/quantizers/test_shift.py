@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small import generator
 from worlds import one_sentence
 
 from voc_rl.errors import VOCError
 from voc_rl.quantizers.shift import random_shift
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(rows: int, channels: int, height: int, width: int) -> torch.Tensor:

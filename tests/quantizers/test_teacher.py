@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from small import generator
 from torch import Tensor
 from worlds import one_sentence, picture
 
@@ -16,10 +17,6 @@ from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.teacher import FrameTeacher, TimmTeacher, cosine_distance, train_teacher
 
 SIZE = 24
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")

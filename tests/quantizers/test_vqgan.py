@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import generator
 from torch import Tensor
 from vqgan_layout import (
     PUBLISHED,
     SIZE,
     TINY,
     frames,
-    generator,
     rows_read,
     write_weights,
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import Payload
 from torch import Tensor
 from vqgan_layout import (
     PUBLISHED,
@@ -119,20 +120,10 @@ def refused(path: Path) -> str:
     return text
 
 
-class Evil:
-    """Pickled so that reading it the careless way creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (open, (str(self.path), "w"))
-
-
 @pytest.mark.parametrize("nested", [False, True])
 def test_code_in_a_file_is_never_run(nested: bool, tmp_path: Path) -> None:
     state: dict[str, Any] = dict(random_weights(PUBLISHED["five levels"]))
-    state["encoder.conv_in.weight"] = Evil(tmp_path / "created")
+    state["encoder.conv_in.weight"] = Payload(tmp_path / "created")
     torch.save({"state_dict": state} if nested else state, tmp_path / "evil.pth")
     assert "is refused" in refused(tmp_path / "evil.pth")
     assert not (tmp_path / "created").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SIDE, moving_square, squares
+from small import SIDE, generator, moving_square, squares
 from torch import Tensor
 from worlds import refusal
 
@@ -26,10 +26,6 @@ from voc_rl.quantizers.base import scale, unscale
 from voc_rl.quantizers.vqvae import PrincipalComponents
 
 SMALL = VQVAEConfig(n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")

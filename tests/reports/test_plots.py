@@ -13,7 +13,6 @@ from voc_rl.reports.plots_training import (
     curve_series,
     duration,
     memory,
-    perplexity,
     plot_curves,
     short_count,
 )
@@ -21,8 +20,6 @@ from voc_rl.reports.text import share_inside
 
 
 def test_small_numbers_of_figures() -> None:
-    assert perplexity(np.array([5, 5, 5, 5, 0])) == pytest.approx(4.0)
-    assert perplexity(np.zeros(3)) == 0.0
     assert psnr(np.zeros((3, 2, 2), np.uint8), np.full((3, 2, 2), 255, np.uint8)) == pytest.approx(0.0)
     assert share_inside(np.array([1.0, 2.0, np.nan]), np.zeros(3), np.full(3, 1.5)) == pytest.approx(0.5)
     assert to_hwc(np.arange(9, dtype=np.uint8).reshape(9, 1, 1)).tolist() == [[[6, 7, 8]]]

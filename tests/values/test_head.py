@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from voc_rl.occupancy import OccupancyConfig, OccupancyTransformer, ValueHead
-from voc_rl.occupancy.discounts import told
+from voc_rl.occupancy.discounts import discount_condition
 from voc_rl.values import by_head, tail_by_head
 
 GAMMA = 0.8
@@ -27,7 +27,7 @@ def test_mean_and_spread_of_the_members(feature_dim: int, gammas: tuple[float, f
     model, head = networks(feature_dim, gammas)
     codes = torch.tensor([[0, 1], [4, 2], [3, 3]])
     features = torch.randn(3, feature_dim) if feature_dim else None
-    condition = told(model, GAMMA, 3)
+    condition = discount_condition(model, GAMMA, 3)
     found = by_head(model, head, codes, features, condition, GAMMA, level=0.5)
     with torch.no_grad():
         members = 5 * head(model.prefix(codes, features, condition=condition).last, features).numpy()
@@ -44,7 +44,7 @@ def test_many_states_are_asked_in_parts(
 ) -> None:
     model, head = networks(feature_dim, gammas)
     codes, features = torch.randint(5, (7, 2)), torch.randn(7, feature_dim) if feature_dim else None
-    condition = told(model, GAMMA, 7)
+    condition = discount_condition(model, GAMMA, 7)
     whole = by_head(model, head, codes, features, condition, GAMMA)
     asked: list[int] = []
     last = model.last
@@ -59,7 +59,7 @@ def test_many_states_are_asked_in_parts(
 def test_tails_are_values_of_codes_without_features() -> None:
     model, head = networks(gammas=(0.5, 0.9))
     codes = torch.tensor([[0, 1], [4, 2], [3, 3]])
-    condition = told(model, 0.9, 3)
+    condition = discount_condition(model, 0.9, 3)
     tail = tail_by_head(model, head, 0.95)
     assert tail is not None
     with torch.no_grad():

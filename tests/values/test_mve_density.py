@@ -10,19 +10,16 @@ from decisions import LAST as TERMINAL
 from decisions import UNIFORM, A, decisions
 from decisions import S as STATES
 from occupancy_table import OccupancyTable
+from small import generator
 from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import Condition, OccupancyConfig, OccupancyTransformer, log_probabilities
 from voc_rl.occupancy.sampling import end_probability
-from voc_rl.values import ValueEstimate, density, from_weights, future_weights, mve
+from voc_rl.values import ValueEstimate, from_weights, future_weights, mve
 
 S = 12
 REWARD = np.cos(2 * np.pi * np.arange(S) / S) + (np.arange(S) == 7)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def reward_of(table: np.ndarray) -> torch.Tensor:
@@ -193,7 +190,7 @@ def test_density_values_are_exact() -> None:
     expected = (mu[:, :S] / law)[:, rows]
     expected *= (1 - mu[:, S:]) / expected.sum(1, keepdims=True)
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
-    found = density(model.network, prefix, torch.from_numpy(rows)[:, None], REWARD[rows], gamma)
+    found = from_weights(weights, REWARD[rows], gamma)
     assert np.abs((found.mean - V) / found.stderr).max() < 4.0
     assert np.abs(found.mean - V).max() < 0.05 * np.ptp(V)
     plain = REWARD[rows].mean() / (1 - gamma)  # no weights: the mean of the data
@@ -205,7 +202,7 @@ def test_no_contexts_have_no_density_values() -> None:
     model = OccupancyTable(occupancy(ring(), 0.9)[None], null=np.full(S, 1 / S)).network
     prefix, rows = model.prefix(torch.zeros(0, 1, dtype=torch.long)), torch.arange(60)[:, None] % S
     assert future_weights(model, prefix, rows).shape == (0, 60)
-    assert density(model, prefix, rows, np.zeros(60), 0.9).mean.shape == (0,)
+    assert from_weights(future_weights(model, prefix, rows), np.zeros(60), 0.9).mean.shape == (0,)
 
 
 def test_weights_by_hand() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
-from voc_rl.values.rewards import RewardConfig, RewardHead, fit_reward_head, times_inside, train_reward_head
+from voc_rl.values.rewards import RewardConfig, RewardHead, check_rewards, fit_reward_head, times_inside
 
 
 def head_of(low: float, high: float, bins: int) -> RewardHead:
@@ -45,10 +45,38 @@ def data(count: int = 2000) -> tuple[Tensor, np.ndarray]:
     return vectors, rewards.numpy()
 
 
+class Lookup(torch.nn.Module):
+    """What ``fit_reward_head`` asks of a quantizer of two tokens; remembers how many rows it was asked for."""
+
+    n_tokens = 2
+
+    def __init__(self, vectors: Tensor | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.codebook = torch.nn.Embedding(7, 3) if vectors is None else torch.nn.Embedding.from_pretrained(vectors)
+        self.asked: list[int] = []
+
+    @property
+    def code_dim(self) -> int:
+        return self.codebook.embedding_dim
+
+    def embed(self, codes: Tensor) -> Tensor:
+        self.asked.append(len(codes))
+        return self.codebook(codes)
+
+
+def fitted(vectors: Tensor, rewards: np.ndarray, config: RewardConfig, seed: int = 0) -> RewardHead:
+    """The head for rewards (N,) of arrivals at rows whose codes have vectors (N, 2, code_dim)."""
+    codes = torch.arange(2 * len(vectors)).view(-1, 2)
+    quantizer, dataset = Lookup(vectors.flatten(0, 1)), episodes_of([np.zeros(len(vectors) + 1)], [False])
+    codes, rewards = torch.cat([codes[:1], codes]), np.concatenate([rewards[:1], rewards])  # first rows do not count
+    return fit_reward_head(quantizer, codes, dataset, rewards, config, seed)  # type: ignore[arg-type]
+
+
 def test_it_learns_a_known_function() -> None:
     vectors, rewards = data()
     config = RewardConfig(hidden=64, loop=LoopConfig(steps=400, batch_size=256, learning_rate=3e-3))
-    head = train_reward_head(vectors[:1500], rewards[:1500], config)
+    head = fitted(vectors[:1500], rewards[:1500], config)
     assert not head.training
     assert head.centres[0] == pytest.approx(rewards[:1500].min())
     assert head.centres[-1] == pytest.approx(rewards[:1500].max())
@@ -58,7 +86,7 @@ def test_it_learns_a_known_function() -> None:
     error = np.mean((found.flatten().numpy()[1500:] - rewards[1500:]) ** 2) / rewards[1500:].var()
     print(f"held-out error {error:.4f} of the variance")
     assert error < 0.08
-    tiny = train_reward_head(vectors[:1500], 1e-6 * rewards[:1500], config)  # in another unit
+    tiny = fitted(vectors[:1500], 1e-6 * rewards[:1500], config)  # in another unit
     with torch.no_grad():
         torch.testing.assert_close(tiny(vectors) / 1e-6, head(vectors), atol=1e-3, rtol=0)
     assert found.min() >= head.centres[0] - 1e-5
@@ -67,12 +95,12 @@ def test_it_learns_a_known_function() -> None:
 
 def test_noisy_rewards_give_their_mean() -> None:
     """Cross entropy to two-hot targets: the mean of the rewards of a code, not their mode."""
-    vectors = torch.tensor([[[-1.0]], [[1.0]]]).repeat(2000, 1, 1)
+    vectors = torch.tensor([[[-1.0], [0.0]], [[1.0], [0.0]]]).repeat(2000, 1, 1)
     rng = np.random.default_rng(0)
     rewards = np.where(np.arange(4000) % 2 == 0, rng.random(4000) < 0.2, 2.0 * (rng.random(4000) < 0.7)).astype(float)
     means = [rewards[0::2].mean(), rewards[1::2].mean()]
     config = RewardConfig(hidden=16, loop=LoopConfig(steps=300, batch_size=512, learning_rate=5e-3))
-    found = train_reward_head(vectors, rewards, config)(vectors[:2]).detach()
+    found = fitted(vectors, rewards, config)(vectors[:2]).detach()
     np.testing.assert_allclose(found.numpy(), means, atol=0.04)
 
 
@@ -80,7 +108,7 @@ def test_noisy_rewards_give_their_mean() -> None:
 def test_a_constant_reward(reward: float) -> None:
     vectors, _ = data(50)
     config = RewardConfig(hidden=8, loop=LoopConfig(steps=60, batch_size=32, learning_rate=1e-2))
-    found = train_reward_head(vectors, np.full(50, reward), config)(vectors).detach()
+    found = fitted(vectors, np.full(50, reward), config)(vectors).detach()
     assert found.isfinite().all()
     np.testing.assert_allclose(found.numpy(), reward, atol=2e-3 * max(1.0, abs(reward)))
 
@@ -89,28 +117,12 @@ def test_training_repeats_with_its_seed_alone() -> None:
     vectors, rewards = data(100)
     config = RewardConfig(hidden=8, loop=LoopConfig(steps=5, batch_size=16))
     state = torch.get_rng_state()
-    one = train_reward_head(vectors, rewards, config, seed=1)
+    one = fitted(vectors, rewards, config, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(5)
-    two, other = (train_reward_head(vectors, rewards, config, seed=s) for s in (1, 2))
+    two, other = (fitted(vectors, rewards, config, seed=s) for s in (1, 2))
     assert torch.equal(one.body[0].weight, two.body[0].weight)  # type: ignore[arg-type]
     assert not torch.equal(one.body[0].weight, other.body[0].weight)  # type: ignore[arg-type]
-
-
-class Lookup(torch.nn.Module):
-    """What ``fit_reward_head`` asks of a quantizer; remembers how many rows it was asked for."""
-
-    n_tokens, code_dim = 2, 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.codebook = torch.nn.Embedding(7, 3)
-        self.asked: list[int] = []
-
-    def embed(self, codes: Tensor) -> Tensor:
-        self.asked.append(len(codes))
-        return self.codebook(codes)
 
 
 def test_vectors_of_codes_are_made_by_the_batch() -> None:
@@ -122,7 +134,7 @@ def test_vectors_of_codes_are_made_by_the_batch() -> None:
     found = fit_reward_head(quantizer, codes, dataset, rewards, config, seed=3)  # type: ignore[arg-type]
     assert max(quantizer.asked) == 16
     rows = np.flatnonzero(dataset.step_type > 0)
-    expected = train_reward_head(quantizer.embed(codes[rows].long()).detach(), rewards[rows], config, seed=3)
+    expected = fitted(quantizer.embed(codes[rows].long()).detach(), rewards[rows], config, seed=3)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name
     assert quantizer.codebook.weight.grad is None
@@ -201,17 +213,17 @@ def test_episodes_of_one_row_have_no_rewards() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_rewards(bad: float) -> None:
-    vectors, rewards = data(100)
+    rewards = data(100)[1]
     with pytest.raises(VOCError, match=r"shape \(99,\); one per row, \(100,\)"):
-        train_reward_head(vectors, rewards[1:], RewardConfig())
+        check_rewards(rewards[1:], 100)
     with pytest.raises(VOCError, match=r"^Rewards are not numbers; one number per row, \(100,\), is needed\.$"):
-        train_reward_head(vectors, np.full(100, "high"), RewardConfig())
+        check_rewards(np.full(100, "high"), 100)
     rewards[7] = -3e20
     with pytest.raises(VOCError, match=r"as large as 3e\+20, and training takes 1e\+15 .*; divide .* by 3e\+20\.$"):
-        train_reward_head(vectors, rewards, RewardConfig())
+        check_rewards(rewards, 100)
     rewards[7] = bad
     with pytest.raises(VOCError, match="Rewards hold NaN or infinity"):
-        train_reward_head(vectors, rewards, RewardConfig())
+        check_rewards(rewards, 100)
 
 
 @pytest.mark.parametrize(

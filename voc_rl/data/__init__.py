@@ -7,6 +7,7 @@ from voc_rl.data.latents import read_latents, stack_latents, write_latents
 from voc_rl.data.minari_data import write_minari
 from voc_rl.data.registry import load_dataset
 from voc_rl.data.spec import DataSpec
+from voc_rl.data.transitions import arrived_rows, going_rows, taken_actions
 from voc_rl.data.vd4rl import write_vd4rl
 from voc_rl.data.window import Window
 
@@ -15,10 +16,13 @@ __all__ = [
     "Episode",
     "Episodes",
     "Window",
+    "arrived_rows",
+    "going_rows",
     "load_dataset",
     "normalized_scores",
     "read_latents",
     "stack_latents",
+    "taken_actions",
     "write_episode",
     "write_latents",
     "write_minari",

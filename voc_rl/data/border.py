@@ -161,8 +161,6 @@ def check_space(needed: int, folder: Path, what: str) -> None:
 @cache
 def machine_memory() -> int:
     """Bytes of memory that this process may have in all: the machine's, or less where its control group has less."""
-    if not hasattr(os, "sysconf"):  # Windows does not say
-        return 2**40
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits()])
 
 
@@ -212,9 +210,9 @@ def data_files(folder: Path, suffixes: Sequence[str], untrusted: bool = False) -
 def gaps(files: Sequence[tuple[Path, int]]) -> list[int]:
     """Places in a series of files, each with its rows, before which one is missing by the numbers in their names.
 
-    Such numbers count the files, or the rows (the first or the last one of a file): whichever more neighbours bear out.
-    Where none do, a step that is shorter than both files is one of a count of files; a longer one (times, say) tells
-    nothing.
+    Numbers in names count files (step 1) or rows (step = the length of one of the two files); the majority of
+    neighbours decides. If no step fits either, one below both lengths is a gap in a count of files; a larger one
+    (a timestamp) says nothing.
     """
     steps = [_step(before[0], file[0]) for before, file in pairwise(files)]
     found = [(place, step, (files[place - 1][1], files[place][1])) for place, step in enumerate(steps, 1) if step]

@@ -1,4 +1,4 @@
-"""What a dataset holds, and whether every part of it can be read and is what it has to be."""
+"""What a dataset holds, what is odd about it, and what training refuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from voc_rl.checkpoints import atomic_path
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import COLUMNS, FIRST, MID, RANGES
+from voc_rl.data.hdf5 import COLUMNS
 from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
 
@@ -18,32 +18,18 @@ LARGEST_REWARD = 1e15  # squares of values of larger ones leave float32
 _SHEET_EPISODES, _SHEET_FRAMES = 6, 8
 
 
-def check_dataset(dataset: Episodes) -> list[str]:
-    """Read every frame and look at every number; returns remarks, a sentence each, on what is allowed but odd.
+def dataset_remarks(dataset: Episodes) -> list[str]:
+    """Remarks, a sentence each, on what is allowed but odd, once every frame has been read.
 
     Raises:
-        VOCError: a frame that cannot be read, or numbers that no dataset may hold.
+        VOCError: a frame that cannot be read.
     """
-    name, rows = str(dataset), len(dataset)
-    for key in COLUMNS:
-        column = getattr(dataset, key)
-        if column is None:
-            continue
-        low, high = RANGES.get(key, (-np.inf, np.inf))
-        if len(column) != rows or not np.isfinite(column).all() or (column < low).any() or (column > high).any():
-            raise VOCError(f"{name}: {key} has {len(column)} rows, or numbers that are not finite or out of range.")
-    inside = np.ones(rows, bool)
-    inside[dataset.starts], inside[dataset.ends - 1] = False, False
-    if (dataset.step_type[dataset.starts] != FIRST).any() or (dataset.step_type[inside] != MID).any():
-        raise VOCError(f"{name}: the step types do not make whole episodes.")
-    same = dataset.has_frames and rows > 1
+    same = dataset.has_frames and len(dataset) > 1
     if dataset.has_frames:
         first = dataset.frames(np.zeros(1, int))
         for some in dataset.blocks():
-            frames = dataset.frames(some)
+            frames = dataset.frames(some)  # of all blocks, also once two frames differ
             same = same and bool((frames == first).all())
-            if frames.dtype != np.uint8 or frames.shape != (len(some), *dataset.frame_shape):
-                raise VOCError(f"{name}: frames are {frames.dtype} {frames.shape}; uint8 {dataset.frame_shape}.")
     pictures = ["Every frame is the same picture, so that no quantizer can be trained on them."] if same else []
     return [*pictures, *_remarks(dataset)]
 
@@ -58,7 +44,7 @@ def check_discounts(dataset: Episodes) -> None:
     if len(odd):
         raise VOCError(
             f"{dataset}: {len(odd)} row(s) have a discount that training does not know (the first, row "
-            f"{dataset.source_rows[odd[0]]}, has {dataset.discount[odd[0]]:g}); write 1, leave discounting to gamma, "
+            f"{dataset.stored_rows[odd[0]]}, has {dataset.discount[odd[0]]:g}); write 1, leave discounting to gamma, "
             "and end an episode (step type 2) in the row where its discount is 0."
         )
 

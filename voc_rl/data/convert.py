@@ -9,11 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from voc_rl.checkpoints import hold_folder, read_json, write_json
 from voc_rl.data.fit import check_fit
-from voc_rl.data.hdf5 import Episode, Shard, checked_episode, read_shard, write_episode
+from voc_rl.data.hdf5 import Episode, episode_shard, read_shard, write_episode
 from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
 
@@ -72,9 +70,7 @@ def _write(
         count += 1
     first = replace(read_shard(_file(partial, 0)), path=_name(out, 0)) if count else None
     for episode, spec in episodes(count):
-        arrays = checked_episode(episode, str(_name(out, count)))
-        rows, *shape = np.shape(episode.frames)
-        made = Shard(_name(out, count), rows, tuple(shape), arrays, spec)
+        made = episode_shard(episode, _name(out, count), spec)
         first = first or made
         check_fit([first, made])  # else the folder could not be opened
         write_episode(_file(partial, count), episode, spec)

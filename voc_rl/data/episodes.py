@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from voc_rl.data.fit import check_fit, shared_spec, warn_of_makings
-from voc_rl.data.frames import FrameStore
+from voc_rl.data.frames import FrameStore, JoinedFrames
 from voc_rl.data.hdf5 import (
     COLUMNS,
     FIRST,
     LAST,
     Episode,
     Shard,
-    checked_episode,
+    episode_shard,
     hdf5_files,
     read_shard,
     without_frames,
 )
+from voc_rl.data.places import Places, places_of
 from voc_rl.data.rows import chosen
 from voc_rl.data.spec import DataSpec
 from voc_rl.data.window import Window
@@ -38,15 +39,16 @@ class Episodes:
         terminal (N,) bool: last rows whose discount is 0: there the episode truly ended, not by a time limit.
         spec: how the frames were made; a field in which the files differ is unsaid.
         source_rows (N,) int64: the same rows in the dataset that was opened (differs after ``subset``).
+        stored_rows (N,) int64: the same rows in ``paths``, one file after another, with what was left out of them.
     """
 
     def __init__(self, shards: Sequence[Shard], stack: int = 3) -> None:
         check_count(stack, "stack")
-        self._store = FrameStore(shards)
+        self._store: FrameStore | JoinedFrames = FrameStore(shards)
         self.stack = stack
         self.frame_shape = shards[0].frame_shape
         self.spec = shared_spec(shards)
-        self.source_rows = np.arange(sum(shard.rows for shard in shards))
+        self.source_rows = self.stored_rows = np.arange(sum(shard.rows for shard in shards))
         columns = {
             name: np.concatenate([shard.arrays[name] for shard in shards])
             for name in COLUMNS
@@ -69,7 +71,7 @@ class Episodes:
         self.terminal[self.ends - 1] = self.discount[self.ends - 1] == 0
 
     @classmethod
-    def open(cls, path: str | Path | Sequence[str | Path], stack: int = 3) -> Episodes:
+    def open(cls, path: Places, stack: int = 3) -> Episodes:
         """Open one HDF5 file, or every ``*.hdf5`` / ``*.h5`` of a folder in the order of the numbers in their names.
 
         Several files or folders are one dataset, in the order in which they are given.
@@ -78,9 +80,7 @@ class Episodes:
             VOCError: nothing there, no episode, a last step inside one, files that do not fit each other, or a damaged
                 one.
         """
-        places = [Path(place) for place in ([path] if isinstance(path, str | Path) else path)]
-        if not places:
-            raise VOCError("Zero files or folders were asked for; at least one is needed.")
+        places = [Path(place) for place in places_of(path)]
         named = Path(", ".join(map(str, places)))
         shards = [read_shard(file) for place in places for file in hdf5_files(place)]
         dataset = cls.from_shards(shards, named, stack)
@@ -112,15 +112,35 @@ class Episodes:
         """
         shards, frames = [], []
         for i, episode in enumerate(episodes):
-            arrays = checked_episode(episode, f"{source}, episode {i}")
-            rows, *shape = np.shape(episode.frames)
-            shards.append(Shard(Path(f"{source}, episode {i}"), rows, tuple(shape), arrays, spec))
+            shards.append(episode_shard(episode, Path(f"{source}, episode {i}"), spec))
             frames.append(np.asarray(episode.frames))
         if not shards:
             raise VOCError(f"{source} holds zero episodes; at least one is needed.")
         dataset = cls.from_shards(shards, source, stack)
-        dataset._store.hold(frames, source)
+        store = FrameStore(shards)
+        store.hold(frames, source)
+        dataset._store = store
         return dataset
+
+    @classmethod
+    def join(cls, datasets: Sequence[Episodes]) -> Episodes:
+        """The episodes of datasets of any format, one dataset after another; frames are shared, not copied.
+
+        Raises:
+            VOCError: no dataset, or some of other stacks, or that do not fit each other.
+        """
+        if len({dataset.stack for dataset in datasets}) != 1:
+            stacks = ", ".join(str(dataset.stack) for dataset in datasets) or "none"
+            raise VOCError(f"Datasets with observations of {stacks} frames were asked for; equal numbers are needed.")
+        if len(datasets) == 1:
+            return datasets[0]
+        shards = [Shard(own.paths[0], len(own), own.frame_shape, own._columns, own.spec) for own in datasets]
+        joined = cls.from_shards(shards, shards[0].path, datasets[0].stack)
+        joined._store = store = JoinedFrames([own._store for own in datasets])
+        joined.stored_rows = np.concatenate(
+            [first + own.stored_rows for first, own in zip(store.first, datasets, strict=False)]
+        )
+        return joined
 
     def check_ends(self, path: Path) -> None:
         """Warn of episodes without a last step, and of an action or a reward in a first row.
@@ -166,7 +186,7 @@ class Episodes:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files behind the dataset, in the order of the rows that were opened (``source_rows``)."""
+        """The files behind the dataset, in the order of ``stored_rows``."""
         return tuple(self._store.paths)
 
     @property
@@ -202,7 +222,7 @@ class Episodes:
         rows = np.concatenate([np.arange(self.starts[e], self.ends[e]) for e in episodes])
         part = object.__new__(Episodes)
         part.__dict__.update(self.__dict__)
-        part.source_rows = self.source_rows[rows]
+        part.source_rows, part.stored_rows = self.source_rows[rows], self.stored_rows[rows]
         part._set_columns({name: column[rows] for name, column in self._columns.items()})
         return part
 
@@ -242,12 +262,22 @@ class Episodes:
                 changed since it was opened.
         """
         self.check_frames()
-        return self._store.read(self.source_rows[chosen(rows, len(self), flat=False)])
+        return self._store.read(self.stored_rows[chosen(rows, len(self), flat=False)])
 
     @property
     def in_memory(self) -> bool:
         """Whether every frame is held in memory (``load_frames``, and formats that are read whole)."""
-        return self._store.memory is not None
+        return self._store.in_memory
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether frames lie in files that give single ones, also where they have been loaded."""
+        return self._store.on_disk
+
+    @property
+    def reads_slowly(self) -> bool:
+        """Whether frames stay in files where reading one decompresses others with it, as in V-D4RL's own shards."""
+        return self._store.reads_slowly
 
     def check_frames(self) -> None:
         """Refuse data without frames, with a word on where they could come from."""

@@ -12,6 +12,9 @@ from voc_rl.data.hdf5 import FIRST, Shard
 from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
 
+_MAKING = {"task": "task", "render": "render profile", "camera": "camera", "action_repeat": "action repeat"}  # in words
+_SIMULATOR = ("backend", "mujoco")
+
 
 def shared_spec(shards: Sequence[Shard]) -> DataSpec:
     """What all of some files say; a field in which they differ is left unsaid, but for versions of dm_control."""
@@ -23,22 +26,32 @@ def shared_spec(shards: Sequence[Shard]) -> DataSpec:
 
 
 def warn_of_makings(shards: Sequence[Shard]) -> None:
-    """Warn of files whose frames were drawn, or steps simulated, by something else than the first file's."""
-    for shard in shards:
-        if others := shards[0].spec.differences(shard.spec, ("backend", "mujoco")):
-            made = " and ".join(f"{name} {other} (not {first})" for name, first, other in others)
-            warnings.warn(
-                f"{shard.path} was made with {made}, other than {shards[0].path}; frames or steps may differ slightly.",
-                stacklevel=4,
-            )
-            return
+    """Warn of files whose frames were drawn, or steps simulated, by something else than those of another file."""
+    if pair := _of_two_makings(shards, _SIMULATOR):
+        first, shard = pair
+        others = first.spec.differences(shard.spec, _SIMULATOR)
+        made = " and ".join(f"{name} {other} (not {one})" for name, one, other in others)
+        warnings.warn(
+            f"{shard.path} was made with {made}, other than {first.path}; frames or steps may differ slightly.",
+            stacklevel=4,
+        )
+
+
+def _of_two_makings(shards: Sequence[Shard], names: Sequence[str]) -> tuple[Shard, Shard] | None:
+    """The first two files that both say one of some names of their specs, and not the same; what is unsaid fits all."""
+    for name in names:
+        said = [shard for shard in shards if getattr(shard.spec, name) != getattr(DataSpec(), name)]
+        for shard in said:
+            if getattr(shard.spec, name) != getattr(said[0].spec, name):
+                return said[0], shard
+    return None
 
 
 def check_fit(shards: Sequence[Shard]) -> None:
     """Refuse files that do not make one dataset.
 
     Raises:
-        VOCError: other shapes or another making than the first file's, or an episode whose beginning is in no file.
+        VOCError: other shapes than the first file's, two makings, or an episode whose beginning is in no file.
     """
     wide = [key for key in ("state", "physics", "unclipped_action") if all(key in shard.arrays for shard in shards)]
     for shard in shards:
@@ -46,13 +59,12 @@ def check_fit(shards: Sequence[Shard]) -> None:
             ("frames of shape", shard.frame_shape, shards[0].frame_shape),
             ("actions of size", shard.arrays["action"].shape[1], shards[0].arrays["action"].shape[1]),
             *((f"{key} of size", shard.arrays[key].shape[1], shards[0].arrays[key].shape[1]) for key in wide),
-            ("task", shard.spec.task, shards[0].spec.task),
-            ("render profile", shard.spec.render, shards[0].spec.render),
-            ("camera", shard.spec.camera, shards[0].spec.camera),
-            ("action repeat", shard.spec.action_repeat, shards[0].spec.action_repeat),
         ):
             if value != first:
                 raise VOCError(f"{shard.path} has {what} {value}, but {shards[0].path} has {first}; keep them apart.")
+    if pair := _of_two_makings(shards, tuple(_MAKING)):
+        name, one, other = pair[0].spec.differences(pair[1].spec, tuple(_MAKING))[0]
+        raise VOCError(f"{pair[1].path} has {_MAKING[name]} {other}, but {pair[0].path} has {one}; keep them apart.")
     folders = [place for place, (one, other) in enumerate(pairwise(shards), 1) if one.path.parent != other.path.parent]
     for place in (*folders, *gaps([(shard.path, shard.rows) for shard in shards])):
         before, shard = shards[place - 1 : place + 1]

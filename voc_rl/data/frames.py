@@ -14,6 +14,7 @@ from voc_rl.data.border import TO_FILES, check_memory, check_unchanged, reading
 from voc_rl.data.hdf5 import FRAMES, Shard
 
 _NEEDED = "a file whose every frame can be read"
+_FROM_FILES = "without load_frames() they are read from their files"
 _AT_ONCE = 2**25  # bytes of frames that one read of a file takes
 _OPEN_FILES = 64
 
@@ -25,7 +26,7 @@ class FrameStore:
 
     Attributes:
         paths: the files. shape: of one frame, (3, H, W). at_once: how many frames one read of a file takes at most.
-        memory: every frame, uint8 (N, 3, H, W), or None.
+        memory: every frame, uint8 (N, 3, H, W), or None. on_disk: whether the files hold the frames, loaded or not.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
@@ -34,9 +35,21 @@ class FrameStore:
         self.at_once = max(_AT_ONCE // max(int(np.prod(self.shape)), 1), 1)
         self.memory: np.ndarray | None = None
         self._stamps = [shard.stamp for shard in shards]
+        self.on_disk = any(stamp is not None for stamp in self._stamps)
+        self._slow = any(shard.chunk > 1 for shard in shards)
         self._first = np.cumsum([0, *(shard.rows for shard in shards)])
         self._handles: dict[Path, h5py.File] = {}
         self._owner = os.getpid()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether every frame is held."""
+        return self.memory is not None
+
+    @property
+    def reads_slowly(self) -> bool:
+        """Whether reading a frame decompresses others with it."""
+        return self._slow and self.memory is None
 
     @property
     def file_rows(self) -> list[int]:
@@ -62,10 +75,10 @@ class FrameStore:
         Raises:
             VOCError: more than the machine's memory, a frame that cannot be read, or a file that changed.
         """
-        if self.memory is not None:
+        if self.in_memory:
             return
         source = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
-        memory = self._empty(source, "without load_frames() they are read from their files")
+        memory = self._empty(source, _FROM_FILES)
         for path, stamp, (first, end) in zip(self.paths, self._stamps, pairwise(self._first), strict=True):
             with reading(path, "HDF5", _NEEDED), h5py.File(path, "r") as file:
                 file[FRAMES].read_direct(memory[first:end])
@@ -113,6 +126,51 @@ class FrameStore:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_handles": {}}
+
+
+class JoinedFrames:
+    """Frames of several stores one after another, each held or read as its own.
+
+    It answers what a ``FrameStore`` does. ``first``: the row at which each store begins, and the number of all rows.
+    """
+
+    def __init__(self, stores: Sequence[FrameStore | JoinedFrames]) -> None:
+        self._stores = list(stores)
+        self.first = np.cumsum([0, *(sum(store.file_rows) for store in stores)])
+        self.shape: tuple[int, int, int] = stores[0].shape
+        self.at_once: int = stores[0].at_once
+        self.on_disk: bool = any(store.on_disk for store in stores)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for store in self._stores for path in store.paths]
+
+    @property
+    def file_rows(self) -> list[int]:
+        return [rows for store in self._stores for rows in store.file_rows]
+
+    @property
+    def in_memory(self) -> bool:
+        return all(store.in_memory for store in self._stores)
+
+    @property
+    def reads_slowly(self) -> bool:
+        return any(store.reads_slowly for store in self._stores)
+
+    def load(self) -> None:
+        """As ``FrameStore.load``."""
+        check_memory(int(self.first[-1] * np.prod(self.shape)), "Every frame of all the datasets", _FROM_FILES)
+        for store in self._stores:
+            store.load()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """As ``FrameStore.read``."""
+        out = np.empty((*rows.shape, *self.shape), np.uint8)
+        whose = np.searchsorted(self.first, rows, side="right") - 1
+        for number in np.unique(whose):
+            mine = whose == number
+            out[mine] = self._stores[number].read(rows[mine] - self.first[number])
+        return out
 
 
 def _together(rows: np.ndarray, gap: int, most: int) -> list[slice]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -98,7 +98,7 @@ def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise VOCError(
             f"{where}: frames are {frames.dtype} {frames.shape}; uint8 (T, 3, H, W) is needed (of gray ones "
-            "(T, 1, H, W): np.repeat(frames, 3, 1))."
+            "(T, H, W): np.repeat(frames[:, None], 3, 1))."
         )
     small = checked_columns(arrays, len(frames), where)
     step_type = small["step_type"]
@@ -156,9 +156,6 @@ def write_episode(path: str | Path, episode: Episode, spec: DataSpec) -> None:
             # V-D4RL keeps step types as floats; its own loaders compare them as numbers
             data = array.astype(np.float64) if name == "step_type" else array
             file.create_dataset(COLUMNS[name][0], data=data)
-
-
-Check = Callable[[dict[str, np.ndarray], int, str], dict[str, np.ndarray]]
 
 
 def checked_columns(arrays: dict[str, np.ndarray], rows: int, where: str) -> dict[str, np.ndarray]:
@@ -219,6 +216,7 @@ class Shard:
     arrays: dict[str, np.ndarray]
     spec: DataSpec
     stamp: tuple[int, int] | None = None  # of the file, as it was read; None where nothing is read from it later
+    chunk: int = 1  # frames of which one chunk of the file has a part; to read one, all of them are decompressed
 
 
 def hdf5_files(path: Path, untrusted: bool = False) -> list[Path]:
@@ -238,22 +236,41 @@ def hdf5_files(path: Path, untrusted: bool = False) -> list[Path]:
     return files
 
 
-def read_shard(path: Path, check: Check = checked_columns) -> Shard:
-    """Read the small arrays of one file in our layout or V-D4RL's 84 px layout.
-
-    ``check`` turns the arrays on disk into those in memory; the default refuses every wrong number.
+def episode_shard(episode: Episode, path: Path, spec: DataSpec) -> Shard:
+    """One whole episode as a file's; ``path`` is what messages call it.
 
     Raises:
-        VOCError: the file is missing, truncated or not HDF5, lacks a key, or holds wrong shapes, dtypes or NaN.
+        VOCError: as ``checked_episode``.
+    """
+    arrays = checked_episode(episode, str(path))
+    rows, *shape = np.shape(episode.frames)
+    return Shard(path, rows, tuple(shape), arrays, spec)
+
+
+def read_shard(path: Path) -> Shard:
+    """Read the small arrays of one file in our layout or V-D4RL's 84 px layout.
+
+    Raises:
+        VOCError: as ``read_raw``, or wrong shapes or NaN.
+    """
+    shard = read_raw(path)
+    return replace(shard, arrays=checked_columns(shard.arrays, shard.rows, str(path)))
+
+
+def read_raw(path: Path) -> Shard:
+    """As ``read_shard``, but ``arrays`` are as they are stored, any numbers of any shape.
+
+    Raises:
+        VOCError: the file is missing, truncated or not HDF5, lacks a key, or holds no frames or no numbers.
     """
     needed = f"an HDF5 file with {FRAMES}, action, reward, ..."
     with reading(path, "HDF5", needed):
         stamp = file_stamp(path)
         with h5py.File(path, "r") as file:
-            return replace(_read_shard(Path(path), file, check), stamp=stamp)
+            return replace(_read_shard(Path(path), file), stamp=stamp)
 
 
-def _read_shard(path: Path, file: h5py.File, check: Check) -> Shard:
+def _read_shard(path: Path, file: h5py.File) -> Shard:
     keys = [FRAMES, *(key for key, _, _ in COLUMNS.values())]
     stored = {key: array for key in keys if (array := stored_array(file, key, path)) is not None}
     missing = [key for key in [FRAMES, *(key for key, _, _ in REQUIRED.values())] if key not in stored]
@@ -266,8 +283,8 @@ def _read_shard(path: Path, file: h5py.File, check: Check) -> Shard:
     arrays = {
         name: read_numbers(stored[key], f"{path}: {key}") for name, (key, _, _) in COLUMNS.items() if key in stored
     }
-    columns = check(arrays, len(frames), str(path))
-    return Shard(path, len(frames), tuple(frames.shape[1:]), columns, _read_spec(path, file, frames.shape[-1]))
+    spec, chunk = _read_spec(path, file, frames.shape[-1]), (frames.chunks or (1,))[0]
+    return Shard(path, len(frames), tuple(frames.shape[1:]), arrays, spec, chunk=chunk)
 
 
 def _read_spec(path: Path, file: h5py.File, size: int) -> DataSpec:

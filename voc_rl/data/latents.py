@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import ArrayLike
 
 from voc_rl.data.border import read_numbers, reading, stored_array
 from voc_rl.data.episodes import Episodes
@@ -20,7 +21,7 @@ from voc_rl.data.hdf5 import FRAMES
 from voc_rl.data.vd4rl import write_vd4rl
 from voc_rl.errors import VOCError, check_choice
 
-LATENTS = ("dino_latents", "vae_latents")
+LATENTS = {"dino_latents": 196, "vae_latents": 25}  # codes of a frame in the paper's files
 
 
 def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
@@ -39,14 +40,14 @@ def read_latents(dataset: Episodes, key: str, codebook_size: int) -> np.ndarray:
     parts, actions = zip(*(_read(path, key, codebook_size) for path in dataset.paths), strict=True)
     rows, width = dataset.file_rows, dataset.action.shape[1:]
     same = [len(part) for part in parts] == rows and [part.shape for part in actions] == [(n, *width) for n in rows]
-    if not same or not np.array_equal(np.concatenate(actions)[dataset.source_rows], dataset.action):
+    if not same or not np.array_equal(np.concatenate(actions)[dataset.stored_rows], dataset.action):
         raise VOCError(f"The files of {dataset} hold other rows than when they were opened; open the dataset again.")
     widths = sorted({part.shape[1] for part in parts})
     if len(widths) > 1:
         raise VOCError(
             f"{key} has {' and '.join(map(str, widths))} codes per frame in different files; keep them apart."
         )
-    return np.concatenate(parts)[dataset.source_rows]
+    return np.concatenate(parts)[dataset.stored_rows]
 
 
 def _read(path: Path, key: str, codebook_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,12 +67,13 @@ def _read(path: Path, key: str, codebook_size: int) -> tuple[np.ndarray, np.ndar
     return codes.astype(np.int64), actions
 
 
-def stack_latents(dataset: Episodes, latents: np.ndarray) -> np.ndarray:
+def stack_latents(dataset: Episodes, latents: ArrayLike) -> np.ndarray:
     """Codes of single frames (N, n) -> codes of the observations int64 (N, K n), oldest frame first.
 
     Raises:
         VOCError: another number of rows than the dataset's.
     """
+    latents = np.asarray(latents)
     if latents.ndim != 2 or len(latents) != len(dataset):
         raise VOCError(
             f"Latents have shape {latents.shape}; one row for each of the dataset's {len(dataset)} is needed."
@@ -79,16 +81,24 @@ def stack_latents(dataset: Episodes, latents: np.ndarray) -> np.ndarray:
     return latents[dataset.stacked_rows(np.arange(len(dataset)))].reshape(len(dataset), -1)
 
 
-def write_latents(path: str | Path, dataset: Episodes, latents: np.ndarray, key: str) -> None:
-    """Write a dataset with the codes (N, n) of its single frames as one file with exactly the paper's keys.
+def write_latents(path: str | Path, dataset: Episodes, latents: ArrayLike, key: str) -> None:
+    """Write a dataset with the codes (N, n) of its single frames, an array or a tensor, as one file with exactly the
+    paper's keys.
 
     Raises:
-        VOCError: an unknown key, codes that are not whole numbers, or another number of rows than the dataset's.
+        VOCError: an unknown key, codes that are not whole numbers, another number of rows than the dataset's, or of
+            codes in a row than the key has.
     """
     check_choice(key, LATENTS, "latent key")
+    latents = np.asarray(latents)
     if latents.ndim != 2 or len(latents) != len(dataset) or not np.issubdtype(latents.dtype, np.integer):
         raise VOCError(
             f"Latents are {latents.dtype} {latents.shape}; whole numbers, one row for each of the dataset's "
             f"{len(dataset)}, are needed."
+        )
+    if latents.shape[1] != LATENTS[key]:
+        raise VOCError(
+            f"Latents have {latents.shape[1]} codes a row; {key} has {LATENTS[key]}, those of a single frame (tokenise "
+            "Episodes.open(path, stack=1) with a tokenizer of one frame)."
         )
     write_vd4rl(path, dataset, {key: latents.astype(np.int64)})

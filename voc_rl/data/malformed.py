@@ -33,7 +33,9 @@ def without(dataset: Episodes, malformed: dict[int, str], name: Path | str) -> E
         f"the first, at row {row}: {reason}.",
         stacklevel=4,
     )
-    return dataset.subset(left)
+    opened = dataset.subset(left)
+    opened.source_rows = np.arange(len(opened))  # what is left is the dataset, of which others take subsets
+    return opened
 
 
 def with_steps(dataset: Episodes) -> Episodes:

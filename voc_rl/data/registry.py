@@ -24,6 +24,7 @@ from voc_rl.data.d4rl import open_d4rl
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import Episode, hdf5_files
 from voc_rl.data.malformed import with_steps
+from voc_rl.data.places import Places, places_of
 from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec
 from voc_rl.data.trial import read_in_child
 from voc_rl.errors import VOCError, check_choice
@@ -42,22 +43,24 @@ FORMATS: dict[str, Callable[[str, int, bool], Episodes]] = {
 }
 
 
-def load_dataset(spec: str | Path, *, untrusted: bool = False, stack: int = 3) -> Episodes:
+def load_dataset(spec: Places, *, untrusted: bool = False, stack: int = 3) -> Episodes:
     """Open a dataset of any format that is known.
 
     Args:
-        spec: ``FORMAT:PLACE`` (module docstring), or a path, whose format is then found out by looking.
+        spec: ``FORMAT:PLACE`` (module docstring), or a path, whose format is then found out by looking; or several of
+            these, whose episodes then follow one another.
         untrusted: the files come from someone who may mean harm: they are read to the end in a process of their own
             first, because the HDF5 library may crash on them, and links that leave a folder are refused.
         stack: frames of an observation.
 
     Raises:
         VOCError: an unknown format, one whose library is not installed, nothing there, or files that are damaged,
-            malformed or lie about their size.
+            malformed or lie about their size, or several that do not fit each other.
     """
+    places = places_of(spec)
     if untrusted:
-        spec = read_in_child(str(spec)).spec
-    return open_as(*parse(spec), stack, untrusted)
+        places = [read_in_child(str(place)).spec for place in places]
+    return Episodes.join([open_as(*parse(place), stack, untrusted) for place in places])
 
 
 def open_as(name: str, location: str, stack: int = 3, untrusted: bool = False) -> Episodes:

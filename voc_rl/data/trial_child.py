@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from voc_rl.data.border import machine_memory
-from voc_rl.data.checks import check_dataset, summary
+from voc_rl.data.checks import dataset_remarks, summary
 from voc_rl.data.registry import open_as, parse
 from voc_rl.errors import VOCError
 
@@ -26,7 +26,7 @@ def main() -> None:
             warnings.simplefilter("always")
             name, location = parse(sys.argv[1])
             dataset = open_as(name, location, untrusted=True)
-            remarks = check_dataset(dataset)
+            remarks = dataset_remarks(dataset)
         found = {"spec": f"{name}:{location}", "summary": summary(dataset)}
         answer = {**found, "remarks": [*(str(w.message) for w in caught if w.category is UserWarning), *remarks]}
     except VOCError as error:

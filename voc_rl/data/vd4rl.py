@@ -7,6 +7,7 @@ are left out with a count and a warning, where our own files are refused.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from voc_rl.data.hdf5 import (
     checked_columns,
     hdf5_files,
     new_hdf5,
-    read_shard,
+    read_raw,
 )
 from voc_rl.data.malformed import single_rows, without
 from voc_rl.data.vd4rl_npz import open_npz
@@ -67,18 +68,14 @@ def vd4rl_files(path: Path, untrusted: bool = False) -> tuple[list[Path], list[P
 
 def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
     reasons: dict[tuple[int, int], str] = {}  # (shard, first row) of a malformed episode -> what is wrong
-    files = hdf5_files(path, untrusted)
     shards: list[Shard] = []
     headless: list[bool] = []
-
-    def check(arrays: dict[str, np.ndarray], rows: int, where: str) -> dict[str, np.ndarray]:
-        columns, found = _salvaged(arrays, rows, where)
-        reasons.update({(len(shards), row): reason for row, reason in found.items()})
-        headless.append(rows > 0 and arrays["step_type"][0] != FIRST)
-        return columns
-
-    for file in files:
-        shards.append(read_shard(file, check))
+    for number, file in enumerate(hdf5_files(path, untrusted)):
+        raw = read_raw(file)
+        arrays, found = _salvaged(raw.arrays, raw.rows, str(file))
+        reasons.update({(number, row): reason for row, reason in found.items()})
+        headless.append(raw.rows > 0 and raw.arrays["step_type"][0] != FIRST)
+        shards.append(replace(raw, arrays=arrays))
     missing = gaps([(shard.path, shard.rows) for shard in shards])
     for number in (0, *missing):
         if headless[number]:  # and no file before it begins the episode
@@ -96,7 +93,9 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
         end = offsets[number] - 1
         if end >= 0 and dataset.step_type[end] != LAST and not dataset.terminal[end]:
             start = int(dataset.starts[dataset.episode[end]])
-            malformed.setdefault(start, f"no last step, and {files[number].name} does not hold a sound rest of it")
+            malformed.setdefault(
+                start, f"no last step, and {shards[number].path.name} does not hold a sound rest of it"
+            )
     dataset = without(dataset, malformed, path)
     dataset.check_ends(path)
     return dataset

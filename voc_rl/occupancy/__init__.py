@@ -1,11 +1,10 @@
 """The occupancy network: how it is built, trained and sampled."""
 
-from voc_rl.occupancy.batches import arrived_rows, without_context
+from voc_rl.occupancy.batches import without_context
 from voc_rl.occupancy.contexts import Condition, OccupancyConfig
-from voc_rl.occupancy.discounts import base_gamma, told
+from voc_rl.occupancy.discounts import base_gamma, discount_condition
 from voc_rl.occupancy.heads import ValueHead
-from voc_rl.occupancy.policy_actions import PolicyActions, going_rows, policy_actions, taken_actions
-from voc_rl.occupancy.policy_targets import StitchedTargets
+from voc_rl.occupancy.policy_actions import policy_actions
 from voc_rl.occupancy.policy_training import PolicyTraining, train_policies
 from voc_rl.occupancy.sampling import (
     chance_of_another,
@@ -29,21 +28,18 @@ __all__ = [
     "OccupancyConfig",
     "OccupancyTraining",
     "OccupancyTransformer",
-    "PolicyActions",
     "PolicyTraining",
     "StitchedChain",
-    "StitchedTargets",
     "Targets",
     "ValueHead",
-    "arrived_rows",
     "base_gamma",
     "chance_of_another",
     "compose",
     "default_n",
+    "discount_condition",
     "draw_targets",
     "end_probability",
     "find_candidates",
-    "going_rows",
     "hops",
     "log_probabilities",
     "n_step_returns",
@@ -51,8 +47,6 @@ __all__ = [
     "sample_futures",
     "start_from",
     "stitch",
-    "taken_actions",
-    "told",
     "train_occupancy",
     "train_policies",
     "uniforms",

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
 from voc_rl.occupancy.contexts import Condition
 
 NULL_SHARE = 0.1  # of a batch that is shown no context, where the network learns to do without
@@ -78,11 +77,6 @@ class StepInputs:
     def _each(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
         parts = {name: change(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
         return replace(self, condition=self.condition.each(change), **parts)
-
-
-def arrived_rows(dataset: Episodes) -> Tensor:
-    """Rows int64 that a step arrived at: all but the first of each episode. Their rewards are real."""
-    return torch.from_numpy(np.flatnonzero(dataset.step_type > 0))
 
 
 def without_context(

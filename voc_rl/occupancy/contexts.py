@@ -94,7 +94,8 @@ class Condition:
         return self.each(lambda part: part.to(device))
 
     def later(self, samples: int) -> Condition:
-        """That of ``samples`` futures of each context, (B * samples): from there the policy draws its own actions."""
+        """The condition (B * samples) of the next hop from each of ``samples`` futures per context: same policy and
+        discount, no given action."""
         return replace(self, action=None, shown=None).each(lambda part: part.repeat_interleave(samples, 0))
 
     def check(self, config: OccupancyConfig, entries: bool = True) -> None:

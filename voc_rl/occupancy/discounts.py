@@ -51,7 +51,7 @@ def base_gamma(gammas: tuple[float, float], gamma: float, hops: bool = True) -> 
     return min(gamma, high)
 
 
-def told(model: OccupancyTransformer, gamma: float, count: int) -> Condition:
+def discount_condition(model: OccupancyTransformer, gamma: float, count: int) -> Condition:
     """The condition that tells a network the discount ``gamma`` of ``count`` contexts; empty where it reads none."""
     if model.config.gammas is None:
         return Condition()

@@ -1,9 +1,9 @@
 """What the value head learns: (1 - gamma) V of contexts, and how much each episode counts for each of its members.
 
-For the behaviour these are n-step returns, which continue with values of the slow networks. Where these weigh little on
-average, because n is large and few contexts are near a cut, and the rows that they are values of are few, they are kept
-and renewed now and then; where they weigh more, would take longer to renew than to ask for with the batches in between,
-or contexts have discounts of their own, goals are made with the batches.
+For the behaviour these are n-step returns, which continue with values of the slow networks. ``Returns`` keeps a table
+of these values and renews it every ``RENEWED_EVERY`` refills. It is used for one discount, where they weigh at most
+``SLIGHT`` on average and the table is small (``DEAREST``). Otherwise ``BatchReturns`` computes them with every stock
+of batches.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class HeadGoals(ABC):
     def made(
         self, rows: np.ndarray, gamma: float | np.ndarray, condition: Condition, slow: SlowValues
     ) -> Tensor | None:
-        """Goals float32 (B, members) of rows at their discounts, for their batches; None: made when they are asked."""
+        """Called at each refill: goals float32 (B, members) of the rows, for their batches to hold; None where ``of``
+        computes them at every step."""
         return None
 
     def renew(self, slow: SlowValues) -> None:

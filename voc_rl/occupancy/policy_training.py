@@ -1,5 +1,8 @@
 """Training the occupancy network on the futures of chosen policies: M(z | s, a, pi) and M(z | s, pi).
 
+The target of a context is a real row at a geometric time along its policy's chain through logged rows
+(``stitching.py``). Nothing is bootstrapped: no other kind of target stayed near the truth with little data.
+
 One network for all policies, told apart by an embedding. Half of the contexts show the action that was taken (futures
 of that action, the policy after it), the others leave the action to the policy, which is what values of policies and
 hops need.
@@ -7,22 +10,22 @@ hops need.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows, taken_actions
 from voc_rl.errors import VOCError, check_decay, check_share
-from voc_rl.loop import Checkpoints, StepLog, optimise
+from voc_rl.loop import StepLog, optimise
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import draw_gammas
 from voc_rl.occupancy.goals import HeadGoals
 from voc_rl.occupancy.heads import ValueHead
-from voc_rl.occupancy.policy_actions import taken_actions
-from voc_rl.occupancy.policy_targets import StitchedTargets
+from voc_rl.occupancy.stitching import StitchedChain, draw_along
 from voc_rl.occupancy.training import OccupancyTrainee
 from voc_rl.occupancy.training_config import TUNED_LOOP, OccupancyTraining
 from voc_rl.occupancy.transformer import OccupancyTransformer
@@ -82,26 +85,22 @@ class PolicyTrainee(OccupancyTrainee):
         dataset: Episodes,
         codes: Tensor,
         features: Tensor | None,
-        source: StitchedTargets,
+        chains: Sequence[StitchedChain],
         values: np.ndarray | None,
         starts: np.ndarray,
         config: PolicyTraining,
         seed: int,
     ) -> None:
         self.policies = max(model.config.policies, 1)
-        if source.policies != self.policies:
+        if len(chains) != self.policies:
             raise VOCError(
-                f"The targets follow {source.policies} policies, but the network was built for {self.policies}; give "
-                "one chain for each of its policies."
-            )
-        if config.occupancy.gammas is None and source.gamma != config.occupancy.gamma:
-            raise VOCError(
-                f"The targets have gamma {source.gamma:g}, but gamma {config.occupancy.gamma:g} is trained; they have "
-                "to be the same."
+                f"There are chains of {len(chains)} policies, but the network was built for {self.policies}; give one "
+                "chain for each of its policies."
             )
         goals = None if head is None else PolicyGoals(head, dataset, values, config.occupancy, seed)
         super().__init__(model, head, dataset, codes, features, config.occupancy, seed, goals)
-        self.source, self.settings, self.starts = source, config, starts
+        self.settings, self.starts = config, starts
+        self.arrival = np.stack([chain.arrival for chain in chains])  # (P, N, draws)
         self.taken = torch.from_numpy(taken_actions(dataset)).to(self.device)
 
     def _refill(self, step: int) -> None:
@@ -115,10 +114,10 @@ class PolicyTrainee(OccupancyTrainee):
         policies = rng.integers(self.policies, size=count)
         known = (rng.random(count) < self.settings.action_share) & (self.dataset.steps_left[rows] > 0)
         known &= self.model.config.action_dim > 0
-        gamma = None if config.gammas is None else draw_gammas(config.gammas, count, rng)
-        targets = self.source.draw(policies, rows, known, config.futures, rng, gamma)
+        gamma = config.gamma if config.gammas is None else draw_gammas(config.gammas, count, rng)
+        targets = draw_along(self.arrival, self.dataset.terminal, policies, rows, known, config.futures, gamma, rng)
         model = self.model.config
-        asked = Condition() if gamma is None else self._told(gamma)
+        asked = self._told(gamma) if isinstance(gamma, np.ndarray) else Condition()
         asked = replace(asked, policy=self._on_device(policies) if model.policies else None)
         if model.action_dim:
             asked = replace(asked, action=self.taken[self._on_device(rows)], shown=self._on_device(known))
@@ -128,7 +127,7 @@ class PolicyTrainee(OccupancyTrainee):
 def _values_learned(dataset: Episodes, values: np.ndarray, gamma: float) -> tuple[Tensor, Tensor]:
     """(1 - gamma) V and (1 - gamma) Q of the action taken, both float32 (P, N)."""
     after = values.copy()
-    going = np.flatnonzero(dataset.steps_left > 0)
+    going = going_rows(dataset)
     later = np.where(dataset.terminal[going + 1], 0.0, values[:, going + 1])
     after[:, going] = dataset.reward[going + 1] + gamma * later
     return (1.0 - gamma) * torch.from_numpy(values).float(), (1.0 - gamma) * torch.from_numpy(after).float()
@@ -141,7 +140,7 @@ def train_policies(
     dataset: Episodes,
     codes: Tensor,
     features: Tensor | None,
-    source: StitchedTargets,
+    chains: Sequence[StitchedChain],
     config: PolicyTraining,
     seed: int = 0,
     *,
@@ -149,22 +148,20 @@ def train_policies(
     starts: np.ndarray | None = None,
     stage: str = "policies",
     log: StepLog | None = None,
-    checkpoints: Checkpoints | None = None,
     progress: bool = False,
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
-    """Train network and head for the policies of ``source``; returns the slow averages, in eval mode.
+    """Train network and head for the policies of ``chains``; returns the slow averages, in eval mode.
 
     Args:
-        model: with ``policies`` as many as the source knows (0 for one), and ``action_dim`` where actions are shown.
+        model: with ``policies`` as many as there are chains (0 for one), and ``action_dim`` where actions are shown.
         head: a value head, which needs ``values`` float64 (P, N), V of every row and policy; None trains none.
         codes, features: of every row of ``dataset``.
         starts: rows where values will be asked (None: none in particular).
 
     Raises:
-        VOCError: a source of another number of policies or another discount, or a head without values or for a range of
-            discounts.
+        VOCError: another number of chains than of policies, or a head without values or for a range of discounts.
     """
     rows = np.zeros(0, np.int64) if starts is None else np.asarray(starts)
-    trainee = PolicyTrainee(model, head, dataset, codes, features, source, values, rows, config, seed)
-    optimise(trainee, config.occupancy.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)
+    trainee = PolicyTrainee(model, head, dataset, codes, features, chains, values, rows, config, seed)
+    optimise(trainee, config.occupancy.loop, seed, stage, log=log, progress=progress)
     return trainee.target.eval(), trainee.target_head

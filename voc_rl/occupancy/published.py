@@ -30,7 +30,7 @@ _BLOCK = re.compile(r"h\.(\d+)\.(.+)\.(weight|bias)")
 
 
 @single_precision()
-def load_gpt2(path: str | Path, n_head: int = 8, n_tokens: int | None = None) -> OccupancyTransformer:
+def load_gpt2(path: str | Path, n_head: int, n_tokens: int | None, top_k: int | None) -> OccupancyTransformer:
     """Read a GPT-2 state dict; see ``OccupancyTransformer.from_published``."""
     path = Path(path)
     tensors = _state_dict(path)
@@ -47,7 +47,7 @@ def load_gpt2(path: str | Path, n_head: int = 8, n_tokens: int | None = None) ->
     n_tokens = n_tokens or positions // 2
     layers = [int(found[1]) for name in tensors if (found := _BLOCK.fullmatch(name))]
     n_layer = max(layers, default=-1) + 1
-    config = OccupancyConfig(vocabulary, n_tokens, n_layer=n_layer, n_head=n_head, width=width, ends=False)
+    config = OccupancyConfig(vocabulary, n_tokens, n_layer=n_layer, n_head=n_head, width=width, ends=False, top_k=top_k)
     model = OccupancyTransformer(config)
     head = tensors.pop("lm_head.weight", tensors["wte.weight"])
     if not torch.equal(head, tensors["wte.weight"]):

@@ -66,7 +66,7 @@ def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: 
 @torch.no_grad()
 def sample_from_prefix(model: OccupancyTransformer, prefix: Prefix, noise: Tensor) -> Tensor:
     """Codes int64 (B, samples, n_tokens) that follow contexts already read; ``noise`` is what ``uniforms`` returns."""
-    if isinstance(model, OccupancyTransformer) and not model.drops:
+    if not model.drops:
         return decoder(model, len(prefix), noise.shape[2], prefix.keys[0].dtype)(prefix, noise)
     return sample_plainly(model, prefix, noise)
 
@@ -77,8 +77,6 @@ def states_at_once(model: OccupancyTransformer, states: int, samples: int) -> in
     Raises:
         VOCError: a budget that is too small for one state.
     """
-    if not isinstance(model, OccupancyTransformer):
-        return max(states, 1)
     device = device_of(model)
     low = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if low else model.codes.weight.dtype

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows, taken_actions
 from voc_rl.errors import VOCError, check_gamma
-from voc_rl.occupancy.policy_actions import going_rows, taken_actions
 
 COMPONENTS = 48  # of the frames' features, in which rows are compared
 CANDIDATES = 128  # nearest rows by frame, among which the action decides
@@ -103,6 +102,24 @@ def follow(
         ended = terminal[arrived] & (steps[going] > k)
         at[going] = np.where(ended, -1, arrived)
     return at
+
+
+def draw_along(
+    arrival: np.ndarray, terminal: np.ndarray, policies: np.ndarray, rows: np.ndarray, known: np.ndarray, per_row: int,
+    gamma: float | np.ndarray, rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
+    """Rows int64 (B, per_row) that ``follow`` arrives at from B contexts: ``per_row`` futures of each; -1 for END.
+
+    Args:
+        policies, rows: int64 (B,), of the contexts.
+        known: bool (B,), whether the first action is the one that was taken; else the policy draws it, as it has to at
+            last rows, where none was taken.
+        gamma: one discount, or those of the contexts, float64 (B,).
+    """
+    shape = (len(rows), per_row)
+    policies, rows, known = (np.broadcast_to(x[:, None], shape) for x in (policies, rows, known))
+    discount = gamma[:, None] if isinstance(gamma, np.ndarray) else gamma
+    return follow(arrival, terminal, policies, rows, discount, rng, known)
 
 
 def principal_components(features: Tensor, count: int) -> Tensor:

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.distributed import gather, ranks
 from voc_rl.errors import VOCError, check_token_rows
-from voc_rl.loop import Checkpoints, StepLog, optimise, own_seed, step_seed
-from voc_rl.occupancy.batches import Batch, StepInputs, arrived_rows, without_context
+from voc_rl.loop import Checkpoints, PreparedTrainee, StepLog, optimise, own_seed, step_seed
+from voc_rl.occupancy.batches import Batch, StepInputs, without_context
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import climb, draw_gammas
 from voc_rl.occupancy.goals import RENEWED_EVERY, HeadGoals, returns_of
@@ -32,7 +32,7 @@ from voc_rl.precision import autocast, device_of, generator_on, on_device, seede
 ROWS_AT_ONCE = 2048
 
 
-class OccupancyTrainee:
+class OccupancyTrainee(PreparedTrainee):
     """What the loop trains: network and head, their slow copies, and the stock of prepared batches.
 
     All of it is where the network is; codes and features are moved there once. ``goals``: what the head learns; None:
@@ -73,7 +73,7 @@ class OccupancyTrainee:
         self.contexts = np.flatnonzero((dataset.steps_left > 0) | dataset.terminal)
         if len(self.contexts) == 0:
             raise VOCError("No row has a step left; episodes of at least 2 rows are needed.")
-        self.arrived = arrived_rows(dataset).to(self.device)
+        self.arrived = on_device(arrived_rows(dataset), self.device)
         self.stock: list[Batch] = []
         self.goals = goals
         if head is not None and goals is None:
@@ -119,11 +119,6 @@ class OccupancyTrainee:
                 numbers["head"] = head_loss.detach()
                 loss = loss + self.config.head_weight * head_loss
         return loss, numbers
-
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = self.prepare(step, generator)
-        with seeded(self.device, own_seed(self.seed, step)):  # dropout knows no generator
-            return self.loss_of(inputs)
 
     def _loss_of_all(self, context: Tensor, future_loss: Tensor) -> Tensor:
         """Mean cross-entropy of the n codes of a future and of the n - 1 codes that follow another in the context."""

@@ -109,7 +109,9 @@ class OccupancyTransformer(SeesFeatures):
         return hidden @ self.codes.weight.T
 
     @classmethod
-    def from_published(cls, path: str | Path, n_head: int = 8, n_tokens: int | None = None) -> OccupancyTransformer:
+    def from_published(
+        cls, path: str | Path, n_head: int = 8, n_tokens: int | None = None, top_k: int | None = 50
+    ) -> OccupancyTransformer:
         """The GPT-2 of a file that the paper's code saved: Hugging Face's names, with or without mask buffers.
 
         Sizes are read off the shapes; only the number of heads cannot be (the paper: 8, for DINO 4).
@@ -118,13 +120,15 @@ class OccupancyTransformer(SeesFeatures):
             path: a torch file with a state dict; nothing in it is executed.
             n_tokens: codes per observation, which sampling needs (75 for three frames of the paper's VQ-VAE); None:
                 half of the positions, enough for ``forward``.
+            top_k: codes that are sampled at each place, the likeliest: 50, as in the paper's code, which values by them
+                with a bias. None: all codes, for samples of the distribution that the network learned.
 
         Raises:
             VOCError: a missing or refused file, or names and shapes that are not a GPT-2's with a tied head.
         """
         from voc_rl.occupancy.published import load_gpt2
 
-        return load_gpt2(path, n_head, n_tokens)
+        return load_gpt2(path, n_head, n_tokens, top_k)
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 (B, T) -> logits (B, T, V) of the next code at each place; V: the codes, and END where episodes end."""

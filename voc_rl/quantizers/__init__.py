@@ -1,6 +1,6 @@
 """Frames to codes and back: one interface, several quantizers, chosen by name."""
 
-from voc_rl.quantizers.base import Quantizer, check_features, code_counts, codebook_use
+from voc_rl.quantizers.base import Quantizer, check_features, code_counts, codebook_use, perplexity
 from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.registry import QUANTIZERS, build_quantizer, load_quantizer, save_quantizer
@@ -25,6 +25,7 @@ __all__ = [
     "code_counts",
     "codebook_use",
     "load_quantizer",
+    "perplexity",
     "save_quantizer",
     "seen_as_stored",
     "tokenize",

@@ -124,8 +124,10 @@ def unscale(picture: Tensor) -> Tensor:
 
 
 def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
-    """Codes of the right width that lie in the codebook; END, which futures may hold, does not."""
-    if codes.shape[-1] != quantizer.n_tokens:
+    """A tensor of codes, of the right width, that lie in the codebook; END, which futures may hold, does not."""
+    if not isinstance(codes, Tensor):
+        raise VOCError(f"Codes are {type(codes).__name__}; a tensor is needed, as torch.from_numpy makes of an array.")
+    if not codes.ndim or codes.shape[-1] != quantizer.n_tokens:
         raise VOCError(f"Codes have shape {tuple(codes.shape)}; {quantizer.n_tokens} tokens per row are needed.")
     if codes.numel() and (codes.min() < 0 or codes.max() >= quantizer.codebook_size):
         least, most, size = codes.min().item(), codes.max().item(), quantizer.codebook_size
@@ -134,10 +136,40 @@ def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
         raise VOCError(f"Codes lie in {least}..{most}; {known}.")
 
 
+def check_rows_of_codes(codes: Tensor) -> None:
+    """Codes (B, n_tokens), as ``decode`` takes them."""
+    if codes.ndim != 2:
+        raise VOCError(
+            f"Codes have shape {tuple(codes.shape)}; (B, n_tokens) are decoded: of futures (B, n, n_tokens) give "
+            "futures.flatten(0, 1)."
+        )
+
+
 def check_codebook_size(size: int, name: str = "codebook_size") -> None:
     """A number of codes that can be stored."""
     if size > MOST_CODES:
         raise VOCError(f"{name} is {size}; at most {MOST_CODES} codes are accepted, because they are kept as int16.")
+
+
+def check_answers(quantizer: Quantizer, codes: Tensor, features: Tensor) -> None:
+    """A quantizer's sizes, against its codes int64 (B, n_tokens) and features float16 (B, feature_dim) of a batch.
+
+    Those of one's own are held to it: else codes would wrap around when they are kept, and features be infinite.
+    """
+    name = f"Quantizer {quantizer.name}"
+    check_codebook_size(quantizer.codebook_size, f"{name}: codebook_size")
+    rows, width = len(codes), quantizer.feature_dim
+    if codes.shape != (rows, quantizer.n_tokens) or features.shape != (rows, width):
+        raise VOCError(
+            f"{name} gives codes {tuple(codes.shape)} and features {tuple(features.shape)}; by its n_tokens and "
+            f"feature_dim {(rows, quantizer.n_tokens)} and {(rows, width)} are needed."
+        )
+    check_codes(codes, quantizer)
+    if features.isinf().any():
+        most = int(torch.finfo(torch.float16).max)
+        raise VOCError(
+            f"{name} gives features above {most}, the most that float16 holds, as they are kept; scale them."
+        )
 
 
 def check_features(quantizer: Quantizer, tokens: tuple[Tensor, Tensor | None] | None = None) -> None:
@@ -152,7 +184,8 @@ def check_features(quantizer: Quantizer, tokens: tuple[Tensor, Tensor | None] | 
 
 
 def whole_batch(rows: int) -> tuple[int, slice]:
-    """Rows of the batch of which this process has ``rows``, as every other one, and its own place among them.
+    """Size of the global batch, and the slice of it that is this process's, given its local size ``rows`` (the same in
+    every process).
 
     What is drawn for each row is drawn for all of them, so that several processes learn what one would.
     """
@@ -166,9 +199,14 @@ def codebook_use(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
     ``codes`` is int (N, n_tokens).
     """
     counts = code_counts(codes, codebook_size)
-    shares = counts / counts.sum(1, keepdims=True)
-    entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
-    return {"use": float((counts.sum(0) > 0).mean()), "perplexity": float(np.exp(entropy).mean())}
+    return {"use": float((counts.sum(0) > 0).mean()), "perplexity": float(np.mean([perplexity(own) for own in counts]))}
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """exp of the entropy of code counts (codebook_size,): how many equally frequent codes would be as diverse; 0 where
+    nothing was counted."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
 
 
 def code_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:

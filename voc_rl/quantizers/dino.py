@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from voc_rl.distributed import average
 from voc_rl.errors import VOCError, check_at_least, check_count, check_decay, check_observations
 from voc_rl.loop import StepLog
-from voc_rl.quantizers.base import Quantizer, check_codebook_size, check_codes, frames_in_stack, scale, unscale
+from voc_rl.quantizers.base import (
+    Quantizer,
+    check_codebook_size,
+    check_codes,
+    check_rows_of_codes,
+    frames_in_stack,
+    scale,
+    unscale,
+)
 from voc_rl.quantizers.codebook import CosineCodebook
 from voc_rl.quantizers.published import published_frames
 from voc_rl.quantizers.teacher import (
@@ -143,7 +151,7 @@ class DINOTokenizer(Quantizer):
         """The public VQ-KD tokenizer (BEiT v2's names), for frames of 84 pixels, as the paper's code ran it.
 
         Sizes are read off the shapes; only the number of heads cannot be. Codes are those of the public code; there
-        are no continuous features, and ``decode`` paints the mean frame until ``train_quantizer`` has trained it.
+        are no continuous features, and ``decode`` paints plain grey until ``train_quantizer`` has trained it.
 
         Args:
             path: a torch file with a state dict, bare or under ``model`` or ``state_dict``; nothing in it is executed.
@@ -207,14 +215,16 @@ class DINOTokenizer(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         """int64 (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself."""
-        vectors = rearrange(self.embed(codes), "b (k n) d -> (b k) n d", k=self.stack)
+        vectors = self.embed(codes)
+        check_rows_of_codes(codes)
+        vectors = rearrange(vectors, "b (k n) d -> (b k) n d", k=self.stack)
         pictures = unscale(self._paint(vectors).float() + self.mean_frame)
         return rearrange(pictures, "(b k) c h w -> b (k c) h w", k=self.stack)
 
     def loss(self, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """VQ-KD on the newest frame of each observation, plus the pictures' loss; published: the pictures' alone."""
         if self.config.published:
-            pixels = self.decoder_loss(batch, generator)
+            pixels = self.decoder_loss(batch)
             return pixels, {"pixels": pixels.detach()}
         frames = batch[:, -3:]
         patches = self._patches(frames)
@@ -231,7 +241,7 @@ class DINOTokenizer(Quantizer):
         numbers = {"cosine": cosine.detach(), "commitment": commitment.detach(), "pixels": pixels.detach()}
         return cosine + self.config.commitment * commitment + pixels, numbers
 
-    def decoder_loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+    def decoder_loss(self, batch: Tensor) -> Tensor:
         """Error of the pictures painted from the codes of uint8 (B, 3K, H, W), newest frames; moves no code."""
         frames = batch[:, -3:]
         with torch.no_grad():

@@ -14,6 +14,7 @@ from voc_rl.errors import VOCError, check_observations
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_KEYS = ("state_dict", "model")  # under which published files hold their tensors
 
 
 def published_frames(obs: Tensor, side: int) -> Tensor:
@@ -26,23 +27,33 @@ def published_frames(obs: Tensor, side: int) -> Tensor:
         VOCError: another dtype, or another number of channels.
     """
     check_observations(obs, (3, *obs.shape[2:]))
-    mean, std = (torch.tensor(n, dtype=torch.float32, device=obs.device) for n in (IMAGENET_MEAN, IMAGENET_STD))
-    shift = mean / std
-    return F.interpolate(obs.float(), size=side) / 255 - shift[:, None, None]
+    return F.interpolate(obs.float(), size=side) / 255 - _shift(obs.device)
 
 
-def read_published(path: str | Path, keys: tuple[str, ...] = ("state_dict", "model")) -> dict[str, Tensor]:
-    """Names and tensors of a published torch file, bare or under one of ``keys``; nothing in it is executed.
+def levels_of_published(pictures: Tensor) -> Tensor:
+    """float (B, 3, H, W), as ``published_frames`` prepares them -> uint8 (B, 3, H, W), of the same size."""
+    return ((pictures + _shift(pictures.device)) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _shift(device: torch.device) -> Tensor:
+    mean, std = (torch.tensor(n, dtype=torch.float32, device=device) for n in (IMAGENET_MEAN, IMAGENET_STD))
+    return (mean / std)[:, None, None]
+
+
+def read_published(path: str | Path) -> dict[str, Tensor]:
+    """Names and tensors of a published torch file, bare or under one of ``_KEYS``; nothing in it is executed.
 
     Raises:
         VOCError: a missing, damaged or refused file, or one that holds something else.
     """
     loaded = load_torch_file(Path(path), "published file")
-    for key in keys:
+    for key in _KEYS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
     named = isinstance(loaded, Mapping) and loaded and all(isinstance(name, str) for name in loaded)
     if not named or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise VOCError(f"{path} holds no state dict; names and tensors, bare or under {' or '.join(keys)}, are needed.")
+        raise VOCError(
+            f"{path} holds no state dict; names and tensors, bare or under {' or '.join(_KEYS)}, are needed."
+        )
     return dict(loaded)

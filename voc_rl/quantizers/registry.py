@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
-from voc_rl.configs import from_dict, to_dict
+from voc_rl.configs import from_dict
 from voc_rl.errors import VOCError
 from voc_rl.precision import seeded, single_precision
 from voc_rl.quantizers.base import Quantizer
@@ -41,7 +42,10 @@ def known_quantizer(name: str) -> tuple[type[Quantizer], type[Any]]:
             f"Unknown quantizer {name!r}; accepted: {', '.join(sorted(QUANTIZERS))}; one of your own is "
             f"{_entered(name)}."
         )
-    return QUANTIZERS[name]
+    entry = QUANTIZERS[name]
+    if not isinstance(entry, tuple) or len(entry) != 2:
+        raise VOCError(f"QUANTIZERS[{name!r}] is {entry!r}; a quantizer is {_entered(name)}.")
+    return entry
 
 
 def _entered(name: str) -> str:
@@ -53,15 +57,18 @@ def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: 
     """A fresh quantizer; ``config`` is its dataclass, a mapping for it, or None for the defaults.
 
     Raises:
-        VOCError: an unknown name, unknown config keys, or frames that do not fit.
+        VOCError: an unknown name, unknown config keys, frames that do not fit, or a class that calls itself otherwise.
     """
     cls, config_cls = known_quantizer(name)
     if not isinstance(config, config_cls):
         config = from_dict(config_cls, {} if config is None else config, f"config of quantizer {name}")
-    return cls(observation_shape, config)
+    quantizer = cls(observation_shape, config)
+    if quantizer.name != name:  # by which its files would be read
+        raise VOCError(f"QUANTIZERS[{name!r}] calls itself {quantizer.name!r}; its `name` has to be {name!r}.")
+    return quantizer
 
 
-def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
+def save_quantizer(quantizer: Quantizer, folder: str | Path) -> None:
     """Write quantizer.json and quantizer.safetensors into ``folder``.
 
     Raises:
@@ -76,7 +83,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
         "format_version": FORMAT_VERSION,
         "name": quantizer.name,
         "observation_shape": list(quantizer.observation_shape),
-        "config": to_dict(quantizer.config),
+        "config": asdict(quantizer.config),
     }
     save_tensors(Path(folder) / "quantizer.safetensors", weights_of(quantizer))
     write_json(Path(folder) / "quantizer.json", description)
@@ -84,7 +91,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path) -> None:
 
 @seeded(torch.device("cpu"), 0)  # weights that are read are not drawn from the caller's random numbers before
 @single_precision()
-def load_quantizer(folder: Path) -> Quantizer:
+def load_quantizer(folder: str | Path) -> Quantizer:
     """Read a quantizer that ``save_quantizer`` wrote, in eval mode, on the CPU.
 
     Raises:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from voc_rl.checkpoints import load_state_dict, load_tensors
 from voc_rl.errors import VOCError
-from voc_rl.loop import LoopConfig, StepLog, optimise
+from voc_rl.loop import LoopConfig, StepLog, Trainee, optimise
 from voc_rl.precision import autocast, seeded
 from voc_rl.quantizers.published import IMAGENET_MEAN, IMAGENET_STD, read_published
 from voc_rl.quantizers.shift import random_shift
@@ -129,7 +129,7 @@ def train_teacher(
     teacher.mean.copy_(torch.stack(parts).sum(0) / len(some))
 
 
-class _SelfDistillation:
+class _SelfDistillation(Trainee):
     """What ``optimise`` trains: the student, a transformer and its head, after which the slow average follows.
 
     The head reads the mean of the patches rather than the class token: patch features are what is used afterwards.
@@ -172,12 +172,6 @@ class _SelfDistillation:
     def after_step(self, step: int) -> None:
         for slow, fast in zip(self.slow.parameters(), self.fast.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.momentum)
-
-    def state(self) -> dict[str, Any]:
-        return {}  # short, and never interrupted on purpose
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        pass
 
 
 class _PrototypeHead(nn.Module):

@@ -12,24 +12,26 @@ from torch import Tensor, nn
 from voc_rl.data import Episodes
 from voc_rl.distributed import average, gather, ranks
 from voc_rl.errors import VOCError
-from voc_rl.loop import Checkpoints, LoopConfig, StepLog, optimise, step_seed
+from voc_rl.loop import Checkpoints, LoopConfig, StepLog, Trainee, optimise, step_seed
 from voc_rl.precision import autocast, device_of, generator_on, single_precision
-from voc_rl.quantizers.base import Quantizer
+from voc_rl.quantizers.base import Quantizer, check_answers
 
 FITTING_ROWS = 3000
 FITTING_BYTES = 1 << 30  # of their frames: fewer rows where frames are large
 
 
-class QuantizerTrainee:
+class QuantizerTrainee(Trainee):
     """What the loop trains: the quantizer, on observations drawn anew at each step.
 
     Raises:
-        VOCError: a quantizer whose parameters were all frozen.
+        VOCError: a quantizer whose parameters were all frozen, or that has none.
     """
 
     def __init__(self, quantizer: Quantizer, dataset: Episodes, batch_size: int, seed: int) -> None:
         self.quantizer, self.dataset, self.batch_size, self.seed = quantizer, dataset, batch_size, seed
         if not self.parameters():
+            if not has_parameters(quantizer):
+                raise VOCError(f"Quantizer {quantizer.name} has no parameters to train jointly; train it by stages.")
             raise VOCError(
                 f"Quantizer {quantizer.name} has no parameters that train, because something froze them (an agent does "
                 "so to its own); call requires_grad_(True) on it, or give another one."
@@ -68,14 +70,22 @@ def train_quantizer(
 ) -> Quantizer:
     """Train ``quantizer``, in place and where it is, on the observations of ``dataset``; returns it in eval mode.
 
-    A fresh one is fitted first (``fit_quantizer``); one that was trained before goes on from there.
+    A fresh one is fitted first (``fit_quantizer``); one that was trained before goes on from there. One without any
+    parameters, as k-means, is fitted alone.
     """
     if checkpoints is None or not checkpoints.path.exists():
         fit_quantizer(quantizer, dataset, seed, log)
+    if not has_parameters(quantizer):
+        return quantizer.eval()
     quantizer.train()
     trainee = QuantizerTrainee(quantizer, dataset, config.batch_size, seed)
     optimise(trainee, config, seed, "quantizer", log=log, checkpoints=checkpoints, progress=progress)
     return quantizer.eval()
+
+
+def has_parameters(quantizer: Quantizer) -> bool:
+    """Whether there is anything that an optimiser could train."""
+    return next(quantizer.parameters(), None) is not None
 
 
 def fit_quantizer(quantizer: Quantizer, dataset: Episodes, seed: int, log: StepLog | None = None) -> None:
@@ -118,10 +128,12 @@ def tokenize(
     processes, where there are; chosen ones are this process's own affair.
 
     Raises:
-        VOCError: an untrained quantizer, whose codes say nothing.
+        VOCError: an untrained quantizer, whose codes say nothing, data of other frames or stacks than its, or codes and
+            features that are not as it says.
     """
     if not quantizer.usable:
         raise VOCError(f"Quantizer {quantizer.name} is untrained, and its codes say nothing; train it, or load one.")
+    _check_shape(quantizer, dataset)
     device = device_of(quantizer)
     shared, count = rows is None, len(dataset)
     rows = np.arange(count)[ranks().share(count)] if rows is None else rows
@@ -130,7 +142,23 @@ def tokenize(
     for first in range(0, len(rows), batch_size):
         obs = torch.from_numpy(dataset.observations(rows[first : first + batch_size])).to(device)
         some_codes, some_features = seen_as_stored(quantizer, obs)
+        if shared:  # chosen rows are those of joint training, of which its loop says that it diverged
+            check_answers(quantizer, some_codes, some_features)
         codes.append(some_codes.to("cpu", torch.int16))
         features.append(some_features.cpu())
     found = torch.cat(codes), torch.cat(features)
     return (gather(found[0], count), gather(found[1], count)) if shared else found
+
+
+def _check_shape(quantizer: Quantizer, dataset: Episodes) -> None:
+    """Observations of the shape that the quantizer reads."""
+    needed, found = tuple(quantizer.observation_shape), dataset.observation_shape
+    if needed == found:
+        return
+    stack = needed[0] // 3
+    advice = f"open them with stack={stack}, as Episodes.open(path, stack={stack}) or --stack {stack}"
+    if needed[1:] != found[1:]:
+        advice = f"give frames of {needed[1]} x {needed[2]} pixels"
+    raise VOCError(
+        f"Quantizer {quantizer.name} reads observations {needed}, and those of {dataset} are {found}; {advice}."
+    )

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from voc_rl.distributed import average
 from voc_rl.loop import StepLog
-from voc_rl.quantizers.base import Quantizer, check_codes, frames_in_stack, scale, unscale
+from voc_rl.quantizers.base import Quantizer, check_codes, check_rows_of_codes, frames_in_stack, scale, unscale
 from voc_rl.quantizers.codebook import draw_vectors, move_unused, nearest_codes
-from voc_rl.quantizers.published import IMAGENET_MEAN, IMAGENET_STD, published_frames
+from voc_rl.quantizers.published import levels_of_published, published_frames
 from voc_rl.quantizers.vqgan_network import Decoder, Encoder, VQGANConfig
 
 CHUNK = 32  # frames that pass the network at once where no gradient is wanted: bounds memory
@@ -116,7 +116,9 @@ class VQGAN(Quantizer):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """int64 (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself."""
-        vectors = rearrange(self.embed(codes), "b (k n) d -> (b k) n d", k=self.stack)
+        vectors = self.embed(codes)
+        check_rows_of_codes(codes)
+        vectors = rearrange(vectors, "b (k n) d -> (b k) n d", k=self.stack)
         frames = torch.cat([self._frames(self._paint(part)) for part in vectors.split(CHUNK)])
         return rearrange(frames, "(b k) c h w -> b (k c) h w", k=self.stack)
 
@@ -169,12 +171,7 @@ class VQGAN(Quantizer):
         """float (B, 3, side, side) -> uint8 (B, 3, H, W): ``_pictures`` undone."""
         rows, columns = (_read_back(size, self.config.side).to(pictures.device) for size in self.observation_shape[1:])
         pictures = pictures[..., rows[:, None], columns]
-        if not self.config.published:
-            return unscale(pictures)
-        mean, std = (torch.tensor(numbers, dtype=torch.float32) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
-        shift = mean / std
-        levels = (pictures + shift.to(pictures.device)[:, None, None]) * 255
-        return levels.round().clamp(0, 255).to(torch.uint8)
+        return levels_of_published(pictures) if self.config.published else unscale(pictures)
 
 
 def _read_back(size: int, side: int) -> Tensor:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from voc_rl.checkpoints import few
-from voc_rl.errors import VOCError
+from voc_rl.errors import VOCError, few
 from voc_rl.precision import single_precision
 from voc_rl.quantizers.published import read_published
 from voc_rl.quantizers.vqgan import VQGAN

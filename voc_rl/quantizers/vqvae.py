@@ -34,6 +34,7 @@ from voc_rl.quantizers.base import (
     Quantizer,
     check_codebook_size,
     check_codes,
+    check_rows_of_codes,
     frames_in_stack,
     scale,
     unscale,
@@ -142,8 +143,9 @@ class VQVAE(Quantizer):
         if height % (2 * config.patch) or width % (2 * config.patch):
             raise VOCError(
                 f"Observations of shape {observation_shape} do not fit {self.name} with a patch of {config.patch}; "
-                f"sides that are multiples of {2 * config.patch} are needed, or another `patch` in the quantizer's "
-                "config, or a quantizer that resizes frames (--quantizer dino)."
+                f"sides that are multiples of {2 * config.patch} are needed, or both of 4, 6 or 10 and another `patch` "
+                "(one that fits is chosen where the quantizer's config has none), or a quantizer that resizes frames "
+                "(--quantizer dino)."
             )
         self.observation_shape, self.config = (channels, height, width), config
         self.n_tokens, self.codebook_size = config.n_tokens, math.prod(config.levels)
@@ -220,7 +222,9 @@ class VQVAE(Quantizer):
         return self.codebook.indices_to_codes(codes[:, None]).flatten(1).float()
 
     def decode(self, codes: Tensor) -> Tensor:
-        pixels = self.to_pixels(self._cells(self.trunk(self.embed(codes).flatten(1))))
+        vectors = self.embed(codes)
+        check_rows_of_codes(codes)
+        pixels = self.to_pixels(self._cells(self.trunk(vectors.flatten(1))))
         rows, patch = 2 * self.grid[0], self.config.patch
         picture = rearrange(pixels, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=patch, q=patch)
         return unscale(picture.float() + self.mean_picture)

@@ -13,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from voc_rl.quantizers import perplexity
 from voc_rl.reports.plots import Theme, new_figure, style
 from voc_rl.reports.table import DASH, as_number, method
 
@@ -20,15 +21,6 @@ MAX_TOKENS = 16
 MAX_CURVES = 24
 NOT_CURVES = frozenset({"stage", "step", "time", "seconds", "cpu_seconds", "elapsed", "epoch", "lr", "learning_rate"})
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-def perplexity(counts: NDArray[Any]) -> float:
-    """exp of the entropy of code counts: how many equally frequent codes would be as diverse."""
-    total = float(np.sum(counts))
-    if total <= 0:
-        return 0.0
-    p = np.asarray(counts, dtype=np.float64) / total
-    return float(np.exp(-np.sum(p[p > 0] * np.log(p[p > 0]))))
 
 
 def plot_codebook(counts: NDArray[Any], theme: Theme) -> Figure:

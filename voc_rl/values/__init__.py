@@ -1,11 +1,11 @@
 """Futures to rewards to values, and how good values are."""
 
-from voc_rl.values.density import density, from_weights, future_weights
-from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, rewards_of_futures
+from voc_rl.values.density import from_weights, future_weights
+from voc_rl.values.estimators import ValueEstimate, from_ensemble, from_samples, joined, rewards_of_futures
 from voc_rl.values.fitted_q import FittedQ, FQEConfig, fitted_q, members_of
 from voc_rl.values.head import by_head, tail_by_head
 from voc_rl.values.mve import mve
-from voc_rl.values.rewards import RewardConfig, RewardHead, check_rewards, fit_reward_head, train_reward_head
+from voc_rl.values.rewards import RewardConfig, RewardHead, check_rewards, fit_reward_head
 from voc_rl.values.statistics import scores
 from voc_rl.values.successor import successor_features
 from voc_rl.values.truth import (
@@ -28,7 +28,6 @@ __all__ = [
     "check_known",
     "check_rewards",
     "completed",
-    "density",
     "discounted_returns",
     "fit_reward_head",
     "fitted_q",
@@ -37,6 +36,7 @@ __all__ = [
     "from_weights",
     "future_weights",
     "horizon",
+    "joined",
     "known_rows",
     "mean_return",
     "members_of",
@@ -46,5 +46,4 @@ __all__ = [
     "scores",
     "successor_features",
     "tail_by_head",
-    "train_reward_head",
 ]

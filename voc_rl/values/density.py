@@ -136,16 +136,3 @@ def _few_groups(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     left = (squared * (1.0 - 2.0 * part + total[:, None])).sum(1)
     factor = np.where(total < 1.0 - 1e-6, total / np.maximum(left, 1e-300), np.nan)
     return factor, 1.0 / np.maximum(total, 1e-300)
-
-
-def density(
-    model: OccupancyTransformer,
-    prefix: Prefix,
-    codes: Tensor,
-    rewards: np.ndarray,
-    gamma: float,
-    level: float = 0.9,
-    groups: np.ndarray | None = None,
-) -> ValueEstimate:
-    """Values of the contexts of ``prefix``; see ``future_weights`` and ``from_weights``."""
-    return from_weights(future_weights(model, prefix, codes), rewards, gamma, level, groups)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,19 @@ def from_ensemble(members: np.ndarray, gamma: float, level: float = 0.9) -> Valu
     return ValueEstimate(mean, stderr, low, high, level, HEAD_COVERS)
 
 
+def states_at_once(futures: Tensor) -> int:
+    """For how many states of futures int64 (B, S, n_tokens) the codes' vectors are in memory together."""
+    return max(CODES_AT_ONCE // max(math.prod(futures.shape[1:]), 1), 1)
+
+
+def joined(parts: Sequence[ValueEstimate]) -> ValueEstimate:
+    """Values of several batches, by one estimator at one level, as those of one batch."""
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "stderr", "low", "high")
+    }
+    return ValueEstimate(**arrays, level=parts[0].level, covers=parts[0].covers)
+
+
 @torch.no_grad()
 def rewards_of_futures(
     futures: Tensor,
@@ -76,7 +90,7 @@ def rewards_of_futures(
     the states that the codes are futures of. Computed in float32, inside of ``autocast`` too.
     """
     ended = futures[..., 0] == end_code
-    at_once = max(CODES_AT_ONCE // max(futures[0].numel(), 1), 1) if len(futures) else 1
+    at_once = states_at_once(futures)
     codes = torch.where(ended[..., None], 0, futures).split(at_once)
     with float32(futures.device):
         if features is None:

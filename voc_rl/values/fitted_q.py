@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voc_rl.data import Episodes
-from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
-from voc_rl.occupancy import PolicyActions, taken_actions
+from voc_rl.data import Episodes, going_rows, taken_actions
+from voc_rl.loop import LoopConfig, Trainee, optimise, step_seed
 from voc_rl.occupancy.reward_units import reward_units
 from voc_rl.precision import seeded, single_precision
 
@@ -60,19 +59,19 @@ class QNetwork(nn.Module):
         return F.relu(self.norms[1](self.second(F.relu(self.norms[0](first)))))
 
 
-class _Trainee:
+class _Trainee(Trainee):
     def __init__(
-        self, network: QNetwork, state: Tensor, dataset: Episodes, actions: PolicyActions, reward: np.ndarray,
+        self, network: QNetwork, state: Tensor, dataset: Episodes, actions: np.ndarray, reward: np.ndarray,
         weights: np.ndarray, gamma: float, config: FQEConfig, seed: int, device: torch.device,
     ) -> None:  # fmt: skip
         self.network, self.target = network, copy.deepcopy(network).requires_grad_(False)
         self.inputs, self.gamma, self.config, self.seed = state, gamma, config, seed
-        self.rows = np.flatnonzero(dataset.steps_left > 0)
+        self.rows = going_rows(dataset)
 
         def there(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)
 
-        self.taken, self.drawn = there(taken_actions(dataset)), there(actions.drawn)
+        self.taken, self.drawn = there(taken_actions(dataset)), there(actions)
         # outputs are differences from the mean reward, in units of their size: no reward is easier to learn
         mean, spread = reward_units(dataset, reward, gamma)
         self.mean, self.spread = there(mean), there(spread)
@@ -103,12 +102,6 @@ class _Trainee:
         decay = min(self.config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.target.parameters()), list(self.network.parameters()), 1.0 - decay)
 
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.network.state_dict())
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(state)
-
 
 @dataclass(frozen=True, eq=False)
 class FittedQ:
@@ -130,12 +123,13 @@ def members_of(dataset: Episodes, seed: int, reward: np.ndarray) -> tuple[np.nda
 
 @single_precision()
 def fitted_q(
-    dataset: Episodes, state: np.ndarray, actions: PolicyActions, gamma: float, config: FQEConfig, seed: int,
+    dataset: Episodes, state: np.ndarray, actions: np.ndarray, gamma: float, config: FQEConfig, seed: int,
     reward: np.ndarray, weights: np.ndarray | None = None, *, device: torch.device | None = None,
-    log: StepLog | None = None, progress: bool = False,
+    progress: bool = False,
 ) -> FittedQ:  # fmt: skip
     """Fit Q of every policy on states float (N, F) of the dataset's rows (features of frames, or true states).
 
+    ``actions`` float32 (P, N, M, A): M draws of each policy at every row (``policy_actions``).
     ``reward`` float32 (N, K): on arrival at the rows, one for each output; ``weights`` (N, K): of the rows in their
     losses, None: alike. ``device``: where the network is trained; None: the CPU.
     """
@@ -146,7 +140,7 @@ def fitted_q(
         network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), reward.shape[1], config.width)
     network = network.to(device)
     trainee = _Trainee(network, inputs, dataset, actions, reward, weights, gamma, config, seed, device)
-    optimise(trainee, config.loop, seed, "fqe", log=log, progress=progress)
+    optimise(trainee, config.loop, seed, "fqe", progress=progress)
     with torch.no_grad():
         network = trainee.target
         taken = torch.cat([

@@ -23,7 +23,7 @@ from voc_rl.occupancy import Condition, OccupancyTransformer, chance_of_another,
 from voc_rl.values.estimators import SAMPLE_COVERS, ValueEstimate, from_samples
 
 LEFT = 0.01  # most weight of what is behind the last hop
-CODES_AT_ONCE = 16384  # states whose tail value is asked for at once
+STATES_AT_ONCE = 16384  # states whose tail value is asked for at once
 
 TailValue = Callable[[Tensor, Condition | None], Tensor]
 
@@ -96,6 +96,6 @@ def _tail(model: OccupancyTransformer, futures: Tensor, condition: Condition | N
     flat = futures.flatten(0, 1)
     values = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
     later = condition and condition.later(futures.shape[1])
-    for going in (flat[:, 0] != model.config.end_code).nonzero()[:, 0].split(CODES_AT_ONCE):
+    for going in (flat[:, 0] != model.config.end_code).nonzero()[:, 0].split(STATES_AT_ONCE):
         values[going] = tail_value(flat[going], later and later[going]).double()
     return values.view(futures.shape[:2])

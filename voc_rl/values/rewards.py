@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows, going_rows
 from voc_rl.data.checks import check_reward_sizes
 from voc_rl.errors import VOCError, check_at_least, check_positive, check_token_rows
-from voc_rl.loop import LoopConfig, StepLog, optimise
-from voc_rl.occupancy import arrived_rows, going_rows
+from voc_rl.loop import LoopConfig, StepLog, Trainee, optimise
 from voc_rl.occupancy.features import SeesFeatures
 from voc_rl.precision import autocast, device_of, seeded, single_precision
 from voc_rl.quantizers import Quantizer
@@ -91,7 +90,7 @@ def _layers(inputs: int, config: RewardConfig) -> nn.Sequential:
 _Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 
-class _RewardTrainee:
+class _RewardTrainee(Trainee):
     """One network of a head, on the batches of ``draw``."""
 
     def __init__(self, head: RewardHead, network: nn.Module, draw: _Draw) -> None:
@@ -107,17 +106,8 @@ class _RewardTrainee:
             logits = self.network(inputs).float()
         return F.cross_entropy(logits, self.head.two_hot(rewards)), {}
 
-    def after_step(self, step: int) -> None:
-        pass
 
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.network.state_dict())
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(state)
-
-
-def check_rewards(rewards: np.ndarray, rows: int, used: Tensor | None = None) -> np.ndarray:
+def check_rewards(rewards: np.ndarray, rows: int, used: np.ndarray | None = None) -> np.ndarray:
     """Rewards as float32 (rows,), one per row and finite; 0 in rows that are not among those int64 (M,) that are
     ``used`` (None: all are).
 
@@ -132,57 +122,12 @@ def check_rewards(rewards: np.ndarray, rows: int, used: Tensor | None = None) ->
         raise VOCError(f"Rewards have shape {rewards.shape}; one per row, ({rows},), is needed.")
     if used is not None:
         kept = np.zeros_like(rewards)
-        kept[used.numpy()] = rewards[used.numpy()]
+        kept[used] = rewards[used]
         rewards = kept
     if not np.isfinite(rewards).all():
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
     check_reward_sizes(rewards)
     return rewards.astype(np.float32)
-
-
-@single_precision()
-def train_reward_head(
-    vectors: Tensor,
-    rewards: np.ndarray,
-    config: RewardConfig,
-    seed: int = 0,
-    *,
-    log: StepLog | None = None,
-    progress: bool = False,
-) -> RewardHead:
-    """Fit rewards (N,) to the vectors (N, n_tokens, code_dim) of the observations they arrived with, where these are.
-
-    Raises:
-        VOCError: NaN rewards, none, or another number of rewards than of vectors.
-    """
-    rewards = check_rewards(rewards, len(vectors))
-    goals = torch.from_numpy(rewards).to(vectors.device)
-    size = (vectors.shape[1], vectors.shape[2])
-    return _fitted(vectors.__getitem__, size, goals, config, seed, log=log, progress=progress).eval()
-
-
-def _fitted(
-    vectors: Callable[[Tensor], Tensor], size: tuple[int, int], goals: Tensor, config: RewardConfig, seed: int,
-    feature_dim: int = 0, *, log: StepLog | None, progress: bool,
-) -> RewardHead:  # fmt: skip
-    """A head for rewards float32 (N,), where they are, fitted to codes alone; ``vectors``: of a batch of rows, of
-    ``size`` each."""
-    if len(goals) == 0:
-        raise VOCError("There are no rewards to fit; at least one row that a step arrived at is needed.")
-    with seeded(torch.device("cpu"), seed):
-        head = RewardHead(*size, config, feature_dim)
-    low, high = float(goals.min()), float(goals.max())
-    if high <= low + 1e-6 * abs(low):  # one reward everywhere: bins around it
-        high = low + 1e-3 * max(1.0, abs(low))
-    head.centres.copy_(torch.linspace(low, high, config.bins))
-
-    def draw(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(goals), (config.loop.batch_size,), generator=generator, device=generator.device)
-        return vectors(rows).flatten(1), goals[rows]
-
-    trainee = _RewardTrainee(head.to(goals.device), head.body, draw)
-    optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
-    return head
 
 
 @single_precision()
@@ -220,20 +165,35 @@ def fit_reward_head(
         raise VOCError(
             f"Features have shape {tuple(features.shape)}; finite ones of each of the {len(dataset)} rows are needed."
         )
-    own = codes[arrived.to(codes.device)].to(device_of(quantizer))
+    if len(arrived) == 0:
+        raise VOCError("There are no rewards to fit; at least one row that a step arrived at is needed.")
+    device, feature_dim = device_of(quantizer), 0 if features is None else features.shape[1]
+    own = codes[torch.from_numpy(arrived).to(codes.device)].to(device)
+    goals = torch.from_numpy(reward[arrived]).to(device)
+    with seeded(torch.device("cpu"), seed):
+        head = RewardHead(quantizer.n_tokens, quantizer.code_dim, config, feature_dim)
+    head.centres.copy_(_bins(goals, config.bins))
 
-    def vectors(rows: Tensor) -> Tensor:
-        return quantizer.embed(own[rows].long())
+    def draw_arrived(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(goals), (config.loop.batch_size,), generator=generator, device=generator.device)
+        return quantizer.embed(own[rows].long()).flatten(1), goals[rows]
 
-    goals, size = torch.from_numpy(reward[arrived.numpy()]).to(own.device), (quantizer.n_tokens, quantizer.code_dim)
-    feature_dim = 0 if features is None else features.shape[1]
-    head = _fitted(vectors, size, goals, config, seed, feature_dim, log=log, progress=progress)
+    trainee = _RewardTrainee(head.to(device), head.body, draw_arrived)
+    optimise(trainee, config.loop, seed, "reward", log=log, progress=progress)
     if head.seen_from is not None and features is not None and gamma is not None:  # a quantizer may have 0 features
         head.fit_features(features)
-        draw = _futures_seen(quantizer, codes, features, dataset, reward, head, gamma, seed)
-        trainee = _RewardTrainee(head, head.seen_from, draw)
+        draw_futures = _futures_seen(quantizer, codes, features, dataset, reward, head, gamma, seed)
+        trainee = _RewardTrainee(head, head.seen_from, draw_futures)
         optimise(trainee, config.loop, seed, "reward_in_context", log=log, progress=progress)
     return head.eval()
+
+
+def _bins(rewards: Tensor, count: int) -> Tensor:
+    """Centres float32 (count,) from the smallest to the largest of the rewards (N,); around it where all are one."""
+    low, high = float(rewards.min()), float(rewards.max())
+    if high <= low + 1e-6 * abs(low):
+        high = low + 1e-3 * max(1.0, abs(low))
+    return torch.linspace(low, high, count)
 
 
 def _futures_seen(

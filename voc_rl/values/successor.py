@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from voc_rl.values.estimators import CODES_AT_ONCE
+from voc_rl.values.estimators import states_at_once
 
 
 @torch.no_grad()
@@ -17,9 +17,8 @@ def successor_features(futures: Tensor, embed: Callable[[Tensor], Tensor], end_c
     phi is the flat vector of an observation's codes, and zero after an END. A reward that is linear in phi has the
     value psi @ weights (Barreto et al. 2017).
     """
-    at_once = max(CODES_AT_ONCE // max(futures[0].numel(), 1), 1) if len(futures) else 1
     means = []
-    for part in futures.split(at_once):
+    for part in futures.split(states_at_once(futures)):
         ended = (part[..., 0] == end_code)[..., None]
         phi = embed(torch.where(ended, 0, part)).flatten(-2).float()
         means.append(torch.where(ended, 0.0, phi).mean(1))

@@ -14,10 +14,10 @@ TAIL = 0.01
 UNKNOWN = 0.05  # largest share of unknown returns beside those that are known because the episode ended
 
 
-def horizon(gamma: float, tail: float = TAIL) -> int:
-    """Smallest H with gamma^H < tail, in agent steps (44 at gamma 0.9)."""
+def horizon(gamma: float) -> int:
+    """Smallest H with gamma^H < ``TAIL``, in agent steps (44 at gamma 0.9)."""
     check_gamma(gamma)
-    return 1 if gamma == 0 else math.floor(math.log(tail) / math.log(gamma)) + 1
+    return 1 if gamma == 0 else math.floor(math.log(TAIL) / math.log(gamma)) + 1
 
 
 def returns_to_go(reward: np.ndarray, discount: np.ndarray, gamma: float) -> np.ndarray:

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 
 
-class Drawing:
+class StochasticPolicy:
     """``predict`` from two methods: ``draws`` of actions, and their ``mode``. Neither keeps a recurrent state."""
 
     _rng: np.random.Generator
+
+    def start_episode(self, rng: np.random.Generator) -> None:
+        """Nothing to draw: every step is the same policy's."""
 
     def mode(self, observation: np.ndarray) -> np.ndarray:
         """The deterministic actions, float32 (A,) or (B, A) in [-1, 1], of one observation or a batch."""

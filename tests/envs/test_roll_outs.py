@@ -15,7 +15,7 @@ from worlds import one_sentence
 
 from voc_rl.agents import NoisyPolicy, load_policy
 from voc_rl.envs.dmcontrol import DMControlEnv
-from voc_rl.envs.truth import roll_outs
+from voc_rl.envs.roll_outs import roll_outs
 from voc_rl.errors import VOCError
 
 
@@ -82,7 +82,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script, asked = tmp_path / "script.py", tmp_path / "asked"
     script.write_text(
         f"import sys, pathlib; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
-        "from test_truth import wait_for_ever\n"
+        "from test_roll_outs import wait_for_ever\n"
         "if __name__ == '__main__': wait_for_ever(pathlib.Path(sys.argv[1]))\n"
     )
     process = subprocess.Popen([sys.executable, str(script), str(asked)])

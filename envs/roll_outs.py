@@ -12,6 +12,8 @@ from voc_rl.envs.dmcontrol import DMControlEnv
 from voc_rl.envs.workers import worker_pool
 from voc_rl.errors import VOCError, check_positive
 
+ACTION_REPEAT = 2  # of all data that the benchmarks collect
+
 
 @dataclass(frozen=True)
 class RollOuts:
@@ -33,7 +35,6 @@ def roll_outs(
     count: int,
     seed: int,
     *,
-    action_repeat: int = 2,
     processes: int = 1,
 ) -> list[RollOuts]:
     """Restore each simulator state (B, P) and follow each policy for ``horizon`` agent steps, ``count`` times.
@@ -50,17 +51,15 @@ def roll_outs(
     for policy in policies:
         if policy.observation != "state":
             raise VOCError(f"{policy!r} observes {policy.observation}; roll-outs follow policies of the flat state.")
-    jobs = [(task, physics, policy, horizon, count, [seed, i], action_repeat) for i, policy in enumerate(policies)]
+    jobs = [(task, physics, policy, horizon, count, [seed, i]) for i, policy in enumerate(policies)]
     if processes == 1:
         return [_follow(*job) for job in jobs]
     with worker_pool(processes) as pool:
         return [future.result() for future in [pool.submit(_follow, *job) for job in jobs]]
 
 
-def _follow(
-    task: str, physics: np.ndarray, policy: Any, horizon: int, count: int, seed: list[int], action_repeat: int
-) -> RollOuts:
-    env = DMControlEnv(task, action_repeat, max_episode_steps=horizon + 1)
+def _follow(task: str, physics: np.ndarray, policy: Any, horizon: int, count: int, seed: list[int]) -> RollOuts:
+    env = DMControlEnv(task, ACTION_REPEAT, max_episode_steps=horizon + 1)
     _check_restorable(env)
     size = env.observation_space.shape[0]  # type: ignore[index]
     reward = np.zeros((len(physics), count, horizon), np.float32)
