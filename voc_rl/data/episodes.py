@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from voc_rl.data.fit import check_fit, shared_spec, warn_of_makings
+from voc_rl.data.fit import check_ends, check_fit, shared_spec, warn_of_makings
 from voc_rl.data.frames import FrameStore, JoinedFrames
 from voc_rl.data.hdf5 import (
     COLUMNS,
@@ -84,7 +83,7 @@ class Episodes:
         named = Path(", ".join(map(str, places)))
         shards = [read_shard(file) for place in places for file in hdf5_files(place)]
         dataset = cls.from_shards(shards, named, stack)
-        dataset.check_ends(named)
+        check_ends(dataset, named)
         return dataset
 
     @classmethod
@@ -141,31 +140,6 @@ class Episodes:
             [first + own.stored_rows for first, own in zip(store.first, datasets, strict=False)]
         )
         return joined
-
-    def check_ends(self, path: Path) -> None:
-        """Warn of episodes without a last step, and of an action or a reward in a first row.
-
-        Raises:
-            VOCError: a last step inside an episode.
-        """
-        last = self.ends - 1
-        if (np.delete(self.step_type, np.concatenate([self.starts, last])) != 1).any():
-            raise VOCError(
-                f"{path}: rows inside an episode have step type 2; each episode needs exactly one, at its end."
-            )
-        cut = int(((self.step_type != LAST) & ~self.terminal)[last].sum())
-        if cut:
-            warnings.warn(
-                f"{path}: {cut} episode(s) without a last step are taken as cut by a time limit.",
-                stacklevel=3,
-            )
-        acted = self.action[self.starts].any(1) | (self.reward[self.starts] != 0)
-        if acted.any():
-            warnings.warn(
-                f"{path}: {acted.sum()} of {len(acted)} episodes have an action or a reward in their first row, where "
-                "nothing led to: rows may be aligned to the next action, one step off.",
-                stacklevel=3,
-            )
 
     def whole(self, episode: int) -> Episode:
         """One episode with its frames; its last row is a last step, also where the files did not say so."""

@@ -1,4 +1,4 @@
-"""Whether some files make one dataset, and what they say together of how it was made."""
+"""Whether some files make one dataset of whole episodes, and what they say together of how it was made."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from voc_rl.data.border import gaps
-from voc_rl.data.hdf5 import FIRST, Shard
+from voc_rl.data.hdf5 import FIRST, LAST, MID, Shard
 from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
+
+if TYPE_CHECKING:
+    from voc_rl.data.episodes import Episodes
 
 _MAKING = {"task": "task", "render": "render profile", "camera": "camera", "action_repeat": "action repeat"}  # in words
 _SIMULATOR = ("backend", "mujoco")
@@ -73,3 +80,27 @@ def check_fit(shards: Sequence[Shard]) -> None:
                 f"{shard.path} begins inside an episode, and {before.path.name} is not the file before it; "
                 "the files between them are needed."
             )
+
+
+def check_ends(dataset: Episodes, path: Path) -> None:
+    """Warn of episodes without a last step, and of an action or a reward in a first row.
+
+    Raises:
+        VOCError: a last step inside an episode.
+    """
+    last = dataset.ends - 1
+    if (np.delete(dataset.step_type, np.concatenate([dataset.starts, last])) != MID).any():
+        raise VOCError(f"{path}: rows inside an episode have step type 2; each episode needs exactly one, at its end.")
+    cut = int(((dataset.step_type != LAST) & ~dataset.terminal)[last].sum())
+    if cut:
+        warnings.warn(
+            f"{path}: {cut} episode(s) without a last step are taken as cut by a time limit.",
+            stacklevel=3,
+        )
+    acted = dataset.action[dataset.starts].any(1) | (dataset.reward[dataset.starts] != 0)
+    if acted.any():
+        warnings.warn(
+            f"{path}: {acted.sum()} of {len(acted)} episodes have an action or a reward in their first row, where "
+            "nothing led to: rows may be aligned to the next action, one step off.",
+            stacklevel=3,
+        )

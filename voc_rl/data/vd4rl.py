@@ -14,6 +14,7 @@ import numpy as np
 
 from voc_rl.data.border import data_files, gaps
 from voc_rl.data.episodes import Episodes
+from voc_rl.data.fit import check_ends
 from voc_rl.data.hdf5 import (
     FIRST,
     FRAMES,
@@ -97,7 +98,7 @@ def _open_shards(path: Path, stack: int, untrusted: bool) -> Episodes:
                 start, f"no last step, and {shards[number].path.name} does not hold a sound rest of it"
             )
     dataset = without(dataset, malformed, path)
-    dataset.check_ends(path)
+    check_ends(dataset, path)
     return dataset
 
 

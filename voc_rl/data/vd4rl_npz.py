@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 
 from voc_rl.data.border import MAX_EXPANSION, TO_FILES, check_memory, reading
 from voc_rl.data.episodes import Episodes
+from voc_rl.data.fit import check_ends
 from voc_rl.data.hdf5 import Episode, checked_episode, whole_step_types
 from voc_rl.data.spec import DataSpec
 from voc_rl.errors import VOCError
@@ -35,7 +36,7 @@ def open_npz(files: Sequence[Path], path: Path, stack: int = 3) -> Episodes:
     """
     check_memory(sum(map(_frame_bytes, files)), f"Every frame of {path}", TO_FILES)
     dataset = Episodes.from_episodes(npz_episodes(files, path), npz_spec(files), path, stack)
-    dataset.check_ends(path)
+    check_ends(dataset, path)
     return dataset
 
 
