@@ -64,6 +64,7 @@ def test_frames_of_ones_own_are_written_as_the_page_says(tmp_path: Path, monkeyp
 
 def test_minari_records_what_can_be_read_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("minari")
+    pytest.importorskip("jax")  # of minari[create]
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     page = README.parent / "docs" / "data_formats.md"
     (block,) = [block for block in blocks("python", page=page) if "DataCollector(" in block]
