@@ -139,7 +139,7 @@ class Pipeline:
                 progress=self.progress,
             )  # fmt: skip
             if self.run.writes:
-                save_quantizer(quantizer, self.run.path)
+                save_quantizer(quantizer, self.run.path, self.training.spec)
         return quantizer
 
     def tokenize(self) -> tuple[Tensor, Tensor]:
