@@ -24,7 +24,7 @@ from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_level, check_reward_fn
 from voc_rl.policy_estimate import PolicyEstimate, too_few_rows, warnings_of
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEstimator, PolicyEvaluator
-from voc_rl.training import QuantizerSource
+from voc_rl.training_inputs import QuantizerSource
 from voc_rl.values import check_rewards
 
 

@@ -26,16 +26,8 @@ from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
 from voc_rl.policy_model import PolicyModel, StartValues, base_or_refuse
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
-from voc_rl.training import (
-    QuantizerSource,
-    VOCConfig,
-    check_dataset,
-    check_tokens,
-    fresh_networks,
-    fresh_quantizer,
-    quantizer_of,
-    ready_quantizer,
-)
+from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_quantizer
+from voc_rl.training_inputs import QuantizerSource, check_dataset, check_tokens, quantizer_of
 from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
 from voc_rl.values.statistics import student_interval
