@@ -26,7 +26,8 @@ from voc_rl.occupancy import (
 )
 from voc_rl.precision import as_device, autocast, device_of, generator_on
 from voc_rl.quantizers import tokenize
-from voc_rl.training import QuantizerSource, VOCConfig, check_tokens, fresh_networks, quantizer_of, ready_quantizer
+from voc_rl.training import VOCConfig, fresh_networks, ready_quantizer
+from voc_rl.training_inputs import QuantizerSource, check_tokens, quantizer_of
 from voc_rl.values import fit_reward_head
 
 ROWS_AT_ONCE = 4096  # whose values a head is asked for in one pass

@@ -8,12 +8,13 @@ import sys
 import zipfile
 from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from voc_rl.agents.actors import GaussianActor, load_policy
+from voc_rl.agents.actors import GaussianActor, load_policy, shipped_policies
 from voc_rl.agents.offline import OfflineAgent
 from voc_rl.errors import VOCError
 from voc_rl.policy import observation_of
@@ -25,6 +26,7 @@ _SAC = {
     "actor.mu": "mu",
     "actor.log_std": "log_std",
 }
+_RELU = str(torch.nn.ReLU)  # as a saved model says it in words, beside the pickle that is not opened
 
 
 def policy_of(name: str) -> Any:
@@ -42,12 +44,18 @@ def policy_of(name: str) -> Any:
         return sac_actor(Path(name))
     if (Path(name) / "agent.json").is_file():
         return OfflineAgent.load(name)
+    if (zipped := Path(f"{name}.zip")).is_file() and not Path(name).exists() and name not in shipped_policies():
+        return sac_actor(zipped)  # as Stable-Baselines3 finds it
     if ":" not in name or Path(name).exists():
         return load_policy(name)
+    make = callable_of(name)
     try:
-        policy = callable_of(name)()
-    except (ImportError, AttributeError, TypeError) as error:
+        signature(make).bind()
+    except ValueError:  # written in C, it may not tell
+        pass
+    except TypeError as error:
         raise VOCError(f"{name!r} names no callable without arguments that returns a policy ({error}).") from error
+    policy = make()  # what goes wrong inside is for its author to see
     observation_of(policy)
     return policy
 
@@ -59,6 +67,8 @@ def callable_of(name: str) -> Callable[..., Any]:
         VOCError: no such module or callable.
     """
     module, _, attribute = name.rpartition(":")
+    if module.endswith(".py"):
+        raise VOCError(f"{name!r} names a file, not a module; {Path(module).stem}:{attribute} is meant, in its folder.")
     if str(Path.cwd()) not in sys.path:  # an installed command does not look there by itself
         sys.path.append(str(Path.cwd()))  # last: nothing there takes the place of an installed module
     try:
@@ -92,13 +102,21 @@ def sac_actor(path: Path) -> GaussianActor:
         raise VOCError(f"{path} is no whole model of Stable-Baselines3 that holds only tensors; {hint}.") from error
     names = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in _SAC.items() for kind in ("weight", "bias")}
     actor = {name for name in weights if name.startswith("actor.")}
-    if actor != set(names) or settings.get("use_sde") or not _plain(settings):
-        raise VOCError(f"{path} is no SAC model with two hidden ReLU layers of the flat state; {hint}.")
+    if other := _unread(settings, actor == set(names)):
+        raise VOCError(f"{path} is no SAC model with two hidden ReLU layers of the flat state: {other}; {hint}.")
     return GaussianActor({ours: weights[theirs].numpy() for theirs, ours in names.items()}, name=path.stem)
 
 
-def _plain(settings: dict[str, Any]) -> bool:
-    """Whether a saved agent sees flat states through nothing; an extractor may have no weights that would show it."""
-    policy, space = str(settings.get("policy_kwargs")), settings.get("observation_space") or {}
-    flat = len(space.get("_shape") or ()) == 1 and "float" in str(space.get("dtype"))
-    return flat and "activation_fn" not in policy and "features_extractor_class" not in policy
+def _unread(settings: dict[str, Any], two_layers: bool) -> str:
+    """In what a saved agent is another than those that are read, in words; else "". Its actor's weights do not show
+    every difference: an extractor may have none."""
+    policy, space = settings.get("policy_kwargs") or {}, settings.get("observation_space") or {}
+    if not two_layers:
+        return "its actor has other layers"
+    if settings.get("use_sde"):
+        return "it explores by use_sde"
+    if len(space.get("_shape") or ()) != 1 or "float" not in str(space.get("dtype")):
+        return "it does not observe one row of floats"
+    if policy.get("activation_fn", _RELU) != _RELU:
+        return f"its activation_fn is {policy['activation_fn']}"
+    return "it has a features_extractor_class" if "features_extractor_class" in policy else ""

@@ -142,7 +142,8 @@ def _config(scale: str, gamma: float, seed: int, steps: int) -> EvaluationConfig
     if gamma == 0:  # the one-step model, which is rolled out by the policies alone
         occupancy = replace(occupancy, feature_dropout=ONE_STEP_DROPOUT)
         training = PolicyTraining(occupancy=occupancy, action_share=0.0, start_share=0.0)
-    config = EvaluationConfig(critic=own.fitted_q, training=training, voc=voc)
+    stitching = StitchingConfig(draws=4, replicates=8)  # for small shares of the data too, so that all are alike
+    config = EvaluationConfig(stitching, critic=own.fitted_q, training=training, voc=voc)
     if scale == "smoke":
         few = LoopConfig(steps=50, batch_size=256)
         voc = replace(voc, reward=replace(voc.reward, loop=few))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import refused
-from walks import CELLS, GAMMA, exact, pay, walks
-from worlds import small_config
+from walks import CELLS, GAMMA, Walk, exact, pay, walks
+from worlds import refusal, small_config
 
 import voc_rl
 from voc_rl.cli import main
 from voc_rl.data import Episodes
+from voc_rl.policy_evaluation import evaluate_policy
 
 PAYING = 3  # the column that the reward of the user's own pays for
 
@@ -66,16 +70,17 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
     asked += ["--seed", "3"]
     more = [] if reward is None else ["--reward", reward, "--deterministic"]
     noise = "" if reward is None else ", deterministic"
-    (folder / "found").mkdir(exist_ok=True)
-    (folder / "found/report.html").write_text("of a run")
-    main(["ope", "--data", "data", "--out", "found", *asked, *more])
-    assert (folder / "found/report.html").read_text() == "of a run"
+    out = "found" if reward is None else "found_by_column"
+    (folder / out).mkdir()
+    (folder / out / "report.html").write_text("of a run")
+    main(["ope", "--data", "data", "--out", out, *asked, *more])
+    assert (folder / out / "report.html").read_text() == "of a run"
     printed = capsys.readouterr().out
-    kept = json.loads((folder / "found/ope.json").read_text())
+    kept = json.loads((folder / out / "ope.json").read_text())
     assert kept["asked"] == {
         "data": ["data"], "policy": ["mine:left", "mine:right"], "gamma": GAMMA, "estimator": "stitch",
-        "reward": reward, "deterministic": reward is not None, "starts": 0, "quantizer": "run", "out": "found",
-        "stack": None, "seed": 3, "device": "auto", "threads": 1,
+        "reward": reward, "deterministic": reward is not None, "starts": 0, "quantizer": "run", "out": out,
+        "stack": None, "features": "frames", "seed": 3, "device": "auto", "threads": 1,
     }  # fmt: skip
     assert {"python", "torch"} <= kept["versions"].keys()
     data = Episodes.open(folder / "data")
@@ -88,9 +93,48 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
         assert name in printed
         assert abs(found[name]["value"] - value) < 0.08 * np.ptp(exact(data, 1.0, np.arange(len(data)), paid))
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
-    page = (folder / "found/ope.html").read_text()
+    page = (folder / out / "ope.html").read_text()
     assert ("rewards of mine:column" in page) == (reward is not None)
     assert all(f"<td>{name}</td>" in page for name in goes)
+    other = ["ope", "--data", "data", "--out", out, *asked, "--starts", "9"]
+    said = refused(capsys, *other, *more)
+    assert "answers another question (starts was 0 and is 9); give another --out, or --force" in said
+
+
+class FullDisk(io.TextIOBase):
+    def write(self, text: str) -> int:
+        raise OSError("No space left on device")
+
+
+def test_results_are_kept_where_nothing_can_be_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdout", FullDisk())
+    with pytest.raises(OSError, match="No space left"):
+        main(
+            ["ope", "--data", "data", "--out", "kept", "--policy", "mine:left", "--quantizer", "run", "--threads", "1"]
+        )
+    assert (folder / "kept/ope.json").exists()
+    assert (folder / "kept/ope.html").exists()
+
+
+def test_data_without_frames_are_valued_by_their_states(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No quantizer is trained; what needs a network is refused."""
+    data = Episodes.open(folder / "data", stack=1)
+    bare = (replace(data.whole(i), frames=np.zeros((50, 3, 0, 0), np.uint8)) for i in range(40))
+    states = Episodes.from_episodes(bare, data.spec, folder / "states", 1)
+    ring = 2 * np.pi * data.state / CELLS
+    features = torch.from_numpy(np.concatenate([np.sin(ring), np.cos(ring)], 1).astype(np.float32))
+    spread = np.ptp(exact(data, 1.0, np.arange(len(data))))
+    for found in evaluate_policy(states, {"left": Walk(0.0), "right": Walk(1.0)}, GAMMA, features=features):
+        truth = exact(data, {"left": 0.0, "right": 1.0}[found.policy], data.starts).mean()
+        assert abs(found.value - truth) < 0.08 * spread
+    assert "needs a network of frames" in refusal(evaluate_policy, states, Walk(0.0), GAMMA, "head", features=features)
+    assert "do not fit 2000 rows" in refusal(evaluate_policy, states, Walk(0.0), GAMMA, features=features[1:])
+    monkeypatch.chdir(folder)
+    main(["ope", "--data", "data", "--policy", "mine:left", "--features", "state", "--gamma", "0.8", "--threads", "1"])
+    assert "mine:left" in capsys.readouterr().out
 
 
 def test_rewards_that_do_not_fit_are_refused(

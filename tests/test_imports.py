@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("data", "quantizers", "occupancy", "values")
 FOUNDATION = {"errors", "checkpoints", "configs", "precision", "policy", "loop", "graphs", "distributed", "progress"}
 # who may import whom, of the modules and rooms below voc_rl; what is not listed is at the top and may import all
-LINE = [*ROOMS, "model_files", "model", "joint", "training", "plugin", "envs", "agents"]
+LINE = [*ROOMS, "model_files", "model", "joint", "training_inputs", "training", "plugin", "envs", "agents"]
 # what reports must not import: they show finished runs, and need neither simulators nor commands
 ABOVE_REPORTS = {"envs", "agents", "benchmarks", "cli", "cli_data", "cli_stages"}
 FOREIGN = (

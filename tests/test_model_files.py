@@ -233,4 +233,15 @@ def test_frames_of_another_task_are_warned_of_by_what_lies_in_the_folder(saved: 
         check_spec_of(saved, replace(SPEC, task="ring"))
     with warnings.catch_warnings(action="error"):
         check_spec_of(saved, SPEC)
-        check_spec_of(tmp_path, SPEC)  # a quantizer without a VOC says nothing
+        check_spec_of(tmp_path, SPEC)  # nothing is there
+
+
+def test_a_quantizer_alone_tells_of_which_task_it_is(saved: Path, tmp_path: Path) -> None:
+    quantizer = load_quantizer(saved)
+    save_quantizer(quantizer, tmp_path)
+    with warnings.catch_warnings(action="error"):
+        check_spec_of(tmp_path, SPEC)  # of one that was made by hand, nobody said
+    save_quantizer(quantizer, tmp_path, SPEC)
+    assert load_quantizer(tmp_path).observation_shape == quantizer.observation_shape
+    with pytest.warns(UserWarning, match="The quantizer was trained with task 'square', this data has 'ring'"):
+        check_spec_of(tmp_path, replace(SPEC, task="ring"))

@@ -21,6 +21,7 @@ from voc_rl.values import FittedQ
 from voc_rl.values.statistics import student_interval
 
 GAMMA = 0.8
+MANY = StitchingConfig(draws=4, replicates=8)  # as where there are many rows
 
 
 class Chooses:
@@ -39,14 +40,19 @@ class Chooses:
 
 
 def chains_through(
-    process: Decisions, dataset: Episodes, states: np.ndarray, seed: int = 0, starts: np.ndarray | None = None
+    process: Decisions,
+    dataset: Episodes,
+    states: np.ndarray,
+    seed: int = 0,
+    starts: np.ndarray | None = None,
+    config: StitchingConfig = MANY,
 ) -> PolicyChains:
     """Of the best policy, through rows whose features name their states."""
     dataset.state = states[:, None].astype(np.float32)
     features = torch.from_numpy(np.eye(S, dtype=np.float32)[states])
     policies = {"best": Chooses(process.policies[0])}
     starts = dataset.starts if starts is None else starts
-    return PolicyChains(dataset, policies, starts, StitchingConfig(), seed, lambda: features)
+    return PolicyChains(dataset, policies, starts, config, seed, lambda: features)
 
 
 def test_intervals_hold_the_exact_values_and_are_no_wider_than_told() -> None:
@@ -57,7 +63,7 @@ def test_intervals_hold_the_exact_values_and_are_no_wider_than_told() -> None:
         chains, reward = chains_through(process, dataset, states, seed), process.reward[states]
         found = chains.values("best", reward, GAMMA)[dataset.starts].mean()
         stderr = np.sqrt(chains.variance("best", reward, GAMMA))
-        low, high = student_interval(found, stderr, chains.config.replicates, 0.9)
+        low, high = student_interval(found, stderr, chains.replicates, 0.9)
         truth = V[states[dataset.starts]].mean()
         inside.append(low < truth < high)
         errors.append(found - truth)
@@ -68,7 +74,7 @@ def test_intervals_hold_the_exact_values_and_are_no_wider_than_told() -> None:
     assert 1.0 < ratio < 3.0
 
 
-def test_a_policys_numbers_do_not_depend_on_who_is_beside_it() -> None:
+def test_a_policys_numbers_do_not_depend_on_its_name_nor_on_who_is_beside_it() -> None:
     process = decisions()
     dataset, states = logged(process, 120)
     dataset.state, features = states[:, None].astype(np.float32), torch.from_numpy(np.eye(S, dtype=np.float32)[states])
@@ -76,12 +82,34 @@ def test_a_policys_numbers_do_not_depend_on_who_is_beside_it() -> None:
     for policies in (
         {"a": Chooses(odds[0])}, {"z": Chooses(odds[1]), "a": Chooses(odds[0])}, {"b": Chooses(odds[0])},
     ):  # fmt: skip
-        chains = PolicyChains(dataset, policies, dataset.starts, StitchingConfig(), 0, lambda: features)
+        chains = PolicyChains(dataset, policies, dataset.starts, MANY, 0, lambda: features)
         name = list(policies)[-1]
         found.append((chains.values(name, reward, GAMMA), chains.variance(name, reward, GAMMA)))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    assert found[0][1] == found[1][1] > 0
-    assert np.abs(found[0][0] - found[2][0]).max() > 1e-3  # each name has random numbers of its own
+    for values, variance in found[1:]:
+        np.testing.assert_array_equal(found[0][0], values)
+        assert found[0][1] == variance > 0
+
+
+def test_small_data_get_more_draws_and_replicates() -> None:
+    """At 10,000 rows and more what there was before, and at every size about the same number of draws in all."""
+    assert [StitchingConfig().counts(rows) for rows in (100_000, 10_000, 2_500, 400)] == [
+        (4, 8), (4, 8), (16, 16), (32, 16),
+    ]  # fmt: skip
+    assert StitchingConfig(draws=3, replicates=2).counts(400) == (3, 2)
+
+
+def test_the_noise_of_the_seed_is_small_against_the_interval() -> None:
+    process = decisions()
+    dataset, states = logged(process, 120)
+    found, stderrs = [], []
+    for seed in range(5):
+        chains = chains_through(process, dataset, states, seed, config=StitchingConfig())
+        reward = process.reward[states]
+        found.append(chains.values("best", reward, GAMMA)[dataset.starts].mean())
+        stderrs.append(np.sqrt(chains.variance("best", reward, GAMMA)))
+    print(f"{np.std(found, ddof=1):.4f} by the seed, standard errors {np.round(stderrs, 4)}")
+    assert np.std(found, ddof=1) < 0.3 * np.mean(stderrs)  # .2 here, about .6 with four draws
+    assert max(stderrs) < 1.6 * min(stderrs)
 
 
 def test_the_variance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,3 +275,16 @@ def test_starts_whose_futures_are_all_over_are_still_supported() -> None:
 )  # fmt: skip
 def test_settings_that_would_give_wrong_numbers_are_refused(wrong: dict[str, Any], said: str) -> None:
     assert said in refusal(StitchingConfig, **wrong)
+
+
+def test_what_was_logged_from_the_starts_is_told_beside_the_values() -> None:
+    """1 + .8 + .64 in one hundred terminated episodes; nothing where a time limit cut all of them soon."""
+    for ends in (True, False):
+        dataset = episodes_of([np.array([0.0, 1, 1, 1])] * 100, [ends] * 100, np.zeros((400, A)))
+        chains = chains_through(decisions(), dataset, np.arange(400) % 4)
+        found = chains.diagnostics("best", dataset.reward, GAMMA)
+        assert found.get("logged") == (pytest.approx(2.44) if ends else None)
+        twice = chains.diagnostics("best", 2 * dataset.reward, GAMMA)
+        assert twice.get("logged") == (pytest.approx(4.88) if ends else None)
+        estimate = PolicyEstimate("best", 1.0, 0.1, 0.9, 1.1, 0.9, GAMMA, "stitch", covers(), np.ones(1), found, "")
+        assert ("Logged from these starts, by whatever policies acted: 2.440." in format_estimates([estimate])) == ends

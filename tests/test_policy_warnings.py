@@ -13,6 +13,8 @@ from voc_rl.data import Episodes
 from voc_rl.policy_chains import StitchingConfig
 from voc_rl.policy_evaluation import evaluate_policy
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.values import FittedQ
+from voc_rl.values.fitted_q import MEMBERS
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +65,31 @@ def test_a_chain_that_meets_nothing_else_is_flagged(evaluator: PolicyEvaluator, 
     found = own.estimate("right", reward=reward, gamma=0.0)
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
     assert "does not say what other rewards or ends it would meet" in found.warning
+
+
+def test_ends_that_chains_may_miss_and_a_critic_that_moves_much_are_warned_of(
+    evaluator: PolicyEvaluator, data: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = data.subset(np.arange(40))
+    ending.terminal[ending.steps_left == 0] = True
+    given: dict[str, Any] = {"quantizer": evaluator.quantizer, "tokens": evaluator.tokens}
+    own = PolicyEvaluator(ending, {"right": Walk(1.0)}, GAMMA, config=evaluator.config, **given)
+    chained = own.estimate("right")
+    assert "chains of jumps may miss ends" in chained.warning
+    for more, said in ((0.01, False), (0.2, True)):  # at every jump
+        critic = FittedQ(np.full((1, len(data), MEMBERS), more), np.zeros((1, len(data), MEMBERS)))
+        monkeypatch.setattr(PolicyEvaluator, "critic_of", lambda self, reward, gamma, critic=critic: critic)
+        corrected = own.estimate("right", "corrected")
+        assert corrected.value > chained.value
+        assert "miss ends" not in corrected.warning
+        assert ("The chain of right alone gives" in corrected.warning) == said
+
+
+def test_intervals_wider_than_values_are_warned_of(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    """A reward of 40 at one row of many: whether its episode is among the resampled ones decides all."""
+    reward = np.zeros(len(data))
+    reward[data.starts[7] + 20] = 40.0
+    found = evaluator.estimate("right", reward=reward)
+    assert found.high - found.low > 2 * found.value
+    assert "is wider than the values of these data are large" in found.warning
+    assert "wider" not in evaluator.estimate("right").warning

@@ -14,6 +14,7 @@ import tyro
 from worlds import loop
 
 from voc_rl import Episodes, cli
+from voc_rl.data import load_dataset
 from voc_rl.policy import observation_of
 
 README = Path(__file__).parents[1] / "README.md"
@@ -59,6 +60,19 @@ def test_frames_of_ones_own_are_written_as_the_page_says(tmp_path: Path, monkeyp
     (block,) = [block for block in blocks("python", page=page) if "write_episode(" in block]
     exec(compile(block, page.name, "exec"), {})
     assert len(Episodes.open("runs/own")) == 21
+
+
+def test_minari_records_what_can_be_read_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("minari")
+    pytest.importorskip("jax")  # of minari[create]
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    page = README.parent / "docs" / "data_formats.md"
+    (block,) = [block for block in blocks("python", page=page) if "DataCollector(" in block]
+    exec(compile(block, page.name, "exec"), {})
+    episodes = load_dataset("minari:mine/hopper-v0")
+    assert (len(episodes.starts), episodes.frame_shape, episodes.spec.task) == (2, (3, 84, 84), "Hopper-v5")
+    assert episodes.state is not None
+    assert episodes.state.shape[1] == 11
 
 
 def test_an_agent_that_learned_under_vecnormalize_is_shown_what_it_knows() -> None:

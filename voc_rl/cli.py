@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import select
 import sys
@@ -17,7 +18,7 @@ import tyro
 from voc_rl import __version__
 from voc_rl.cli_data import Convert, Data, Info, Validate
 from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, prepare
-from voc_rl.errors import VOCError, check_positive, check_seed
+from voc_rl.errors import VOCError, check_positive, check_seed, few
 
 PURPOSE = "Video occupancy models: values of states and of policies from logged pixels."
 STDOUT = 1  # the descriptor of what is printed
@@ -130,8 +131,13 @@ class Ope:
     """A run folder whose quantizer sees the frames; default: one is trained on the data."""
     stack: int | None = None
     """Frames of an observation; default: those that the quantizer sees, or 3."""
+    features: Literal["frames", "state"] = "frames"
+    """What rows are compared by: what a quantizer says of frames, or the states, which need neither a quantizer nor
+    frames (stitch and corrected alone)."""
     out: Path | None = None
     """Folder for ope.json (with what was asked, in which versions) and its report ope.html; a run folder will do."""
+    force: bool = False
+    """Replace results in --out that were asked for otherwise."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are trained."""
@@ -149,16 +155,37 @@ class Ope:
         reward_fn = None if self.reward is None else callable_of(self.reward)
         # before hours of training, not after them
         with nullcontext() if self.out is None else hold_folder(self.out, "folder of results"):
+            if self.out is not None and not self.force:
+                self._check_results(self.out / "ope.json")
             self._evaluate(policies, reward_fn)
+
+    def _asked(self) -> dict[str, Any]:
+        """What decides the results, JSON-ready."""
+        options = {name: str(own) if isinstance(own, Path) else own for name, own in asdict(self).items()}
+        return {name: own for name, own in options.items() if name != "force"}
+
+    def _check_results(self, path: Path) -> None:
+        """Refuse to replace results of another question."""
+        from voc_rl.checkpoints import read_json
+
+        if not path.exists():
+            return
+        before, now = read_json(path, "results of policies").get("asked", {}), json.loads(json.dumps(self._asked()))
+        decide = [name for name in now if name in before and name not in ("out", "device", "threads")]
+        names = [name for name in decide if before[name] != now[name]]
+        if names:
+            found = few([f"{name} was {before[name]!r} and is {now[name]!r}" for name in names])
+            raise VOCError(f"{path} answers another question ({found}); give another --out, or --force to replace it.")
 
     def _evaluate(self, policies: dict[str, Any], reward_fn: Any) -> None:
         import numpy as np
 
         from voc_rl.checkpoints import write_json
         from voc_rl.conversion import open_with_frames
-        from voc_rl.data import going_rows
+        from voc_rl.data import going_rows, load_dataset
         from voc_rl.frame_memory import hold_frames
         from voc_rl.model_files import check_spec_of
+        from voc_rl.policy_chains import state_features
         from voc_rl.policy_estimate import format_estimates
         from voc_rl.policy_evaluation import evaluate_policy
         from voc_rl.policy_evaluator import EvaluationConfig
@@ -176,8 +203,13 @@ class Ope:
             raise VOCError(
                 f"--stack is {stack}, and the quantizer of {self.quantizer} sees {seen} frames; leave it out."
             )
-        dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
-        hold_frames(dataset, print)
+        features = None
+        if self.features == "state":
+            dataset = load_dataset(self.data, stack=stack)
+            features = state_features(dataset)
+        else:
+            dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
+            hold_frames(dataset, print)
         starts = None
         if self.starts:
             check_positive(self.starts, "starts")
@@ -187,15 +219,15 @@ class Ope:
             check_spec_of(self.quantizer, dataset.spec)
         estimates = evaluate_policy(
             dataset, policies, self.gamma, self.estimator, starts=starts, reward_fn=reward_fn, quantizer=quantizer,
-            config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), device=choose_device(self.device), progress=True,
+            config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), features=features,
+            device=choose_device(self.device), progress=True,
         )  # fmt: skip
-        print(format_estimates(estimates))
-        if self.out is not None:
+        if self.out is not None:  # before anything is printed: minutes of work outlive a reader that is gone
             found = [estimate.as_dict() for estimate in estimates]
-            options = {name: str(own) if isinstance(own, Path) else own for name, own in asdict(self).items()}
-            write_json(self.out / "ope.json", {"asked": options, "versions": versions(), "estimates": found})
+            write_json(self.out / "ope.json", {"asked": self._asked(), "versions": versions(), "estimates": found})
             asked = "" if self.reward is None else f", rewards of {self.reward}"
             write_ope_report(self.out / "ope.html", estimates, f"{', '.join(self.data)}: {dataset!r}{asked}")
+        print(format_estimates(estimates))
 
 
 Command = (

@@ -111,20 +111,21 @@ def _check_codes_fit(quantizer: Quantizer, config: OccupancyConfig, where: str) 
 
 
 def check_spec_of(folder: str | Path, spec: DataSpec) -> None:
-    """Warn as ``Parts.check_spec`` does, by what the VOC of a folder says; one without a VOC says nothing.
+    """Warn as ``Parts.check_spec`` does, by what the VOC of a folder says, or else its quantizer, if that says it.
 
     Raises:
         VOCError: a damaged description.
     """
-    path = Path(folder) / DESCRIPTION
-    if path.exists():
-        trained = from_dict(DataSpec, read_json(path, "VOC description").get("spec", {}), "spec")
-        _compare_specs(trained, spec, "this data")
+    for name, what in ((DESCRIPTION, "VOC"), ("quantizer.json", "quantizer")):
+        if (path := Path(folder) / name).exists():
+            trained = from_dict(DataSpec, read_json(path, f"{what} description").get("spec", {}), "spec")
+            _compare_specs(trained, spec, "this data", what)
+            break
 
 
-def _compare_specs(trained: DataSpec, spec: DataSpec, whose: str) -> None:
+def _compare_specs(trained: DataSpec, spec: DataSpec, whose: str, what: str = "VOC") -> None:
     for name, mine, other in trained.differences(spec):
-        warnings.warn(f"The VOC was trained with {name} {mine!r}, {whose} has {other!r}.", stacklevel=3)
+        warnings.warn(f"The {what} was trained with {name} {mine!r}, {whose} has {other!r}.", stacklevel=3)
 
 
 def save_parts(folder: str | Path, voc: Parts) -> None:

@@ -33,7 +33,8 @@ from voc_rl.model_files import weights_mark
 from voc_rl.quantizers import Quantizer, codebook_use, load_quantizer, save_quantizer, tokenize
 from voc_rl.runs import RunFolder
 from voc_rl.stage_settings import Asked, command_of, made_elsewhere, other_evaluation
-from voc_rl.training import VOCConfig, quantizer_of, ready_quantizer, train
+from voc_rl.training import VOCConfig, ready_quantizer, train
+from voc_rl.training_inputs import quantizer_of
 from voc_rl.values import ValueEstimate, check_known, discounted_returns, from_samples, mean_return, scores
 
 Say = Callable[[str], None]
@@ -139,7 +140,7 @@ class Pipeline:
                 progress=self.progress,
             )  # fmt: skip
             if self.run.writes:
-                save_quantizer(quantizer, self.run.path)
+                save_quantizer(quantizer, self.run.path, self.training.spec)
         return quantizer
 
     def tokenize(self) -> tuple[Tensor, Tensor]:

@@ -6,20 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from zlib import crc32
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
 from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
-from voc_rl.values import FittedQ
+from voc_rl.values import FittedQ, discounted_returns
 from voc_rl.values.fitted_q import MEMBERS
 
 VISITS = 20  # futures per start, for the diagnostics
-RESAMPLED_DRAWS = 2  # actions per row of the resampled chains: half the cost, and their mean is what counts
+MANY_ROWS = 10_000  # from here on FEWEST of each; fewer rows get more, up to MOST, at the same cost of one chain
+FEWEST_DRAWS, MOST_DRAWS = 4, 32
+FEWEST_REPLICATES, MOST_REPLICATES = 8, 16
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,29 @@ class StitchingConfig:
 
     draws: actions drawn per row and policy. action_weight: length of a unit of action against a typical distance of
     frames. bandwidth: how alike rows have to be to share visits (``voc_rl.occupancy.stitch``). replicates: chains of
-    resampled episodes behind an interval.
+    resampled episodes behind an interval. draws and replicates None: 4 and 8 for 10,000 rows and more, for fewer rows
+    as many more, up to 32 and 16 (``counts``).
     """
 
-    draws: int = 4
+    draws: int | None = None
     action_weight: float = 1.0
     bandwidth: float = 0.2
-    replicates: int = 8
+    replicates: int | None = None
 
     def __post_init__(self) -> None:
-        check_positive(self.draws, "draws")
+        if self.draws is not None:
+            check_positive(self.draws, "draws")
         check_positive(self.bandwidth, "bandwidth")
         check_at_least(self.action_weight, 0, "action_weight")
-        if self.replicates < 2:
+        if self.replicates is not None and self.replicates < 2:
             raise VOCError(f"replicates is {self.replicates}; at least 2 are needed for an interval.")
+
+    def counts(self, rows: int) -> tuple[int, int]:
+        """draws and replicates for data of ``rows`` rows."""
+        more = MANY_ROWS / rows
+        draws = int(np.clip(FEWEST_DRAWS * more, FEWEST_DRAWS, MOST_DRAWS))
+        replicates = int(np.clip(FEWEST_REPLICATES * more, FEWEST_REPLICATES, MOST_REPLICATES))
+        return self.draws or draws, self.replicates or replicates
 
 
 def checked_starts(dataset: Episodes, starts: np.ndarray | None) -> np.ndarray:
@@ -59,6 +70,18 @@ def checked_starts(dataset: Episodes, starts: np.ndarray | None) -> np.ndarray:
     if dataset.terminal[rows].all():
         raise VOCError("Every start is a termination, after which nothing is left to value; give rows before one.")
     return rows.astype(np.int64)  # PyTorch takes uint8 for a mask
+
+
+def state_features(dataset: Episodes) -> Tensor:
+    """The states of the rows, each number in its own spread, float32 (N, S): features of data without frames.
+
+    Raises:
+        VOCError: data without states.
+    """
+    if dataset.state is None:
+        raise VOCError("These data hold no states to take for features; leave features out, for those of the frames.")
+    state = torch.from_numpy(dataset.state.astype(np.float64))
+    return ((state - state.mean(0)) / state.std(0, False).clamp(min=1e-6)).float()
 
 
 def resampled_scale(count: int) -> float:
@@ -94,17 +117,17 @@ class PolicyChains:
         check_discounts(dataset)
         self.dataset, self.names, self.starts = dataset, list(policies), starts
         self.config, self.seed, self._features = config, seed, features
-        drawn = [
-            policy_actions([policy], dataset, config.draws, self._generator(31, name))
-            for name, policy in policies.items()
-        ]
+        self.draws, self.replicates = config.counts(len(dataset))
+        drawn = [policy_actions([policy], dataset, self.draws, self._generator(31)) for policy in policies.values()]
         self.actions = np.concatenate(drawn)
         self._chains: dict[tuple[str, int], StitchedChain] = {}
+        self._told: tuple[Any, dict[str, float]] = (None, {})
         self._values: dict[tuple[str, int, float, FittedQ | None], tuple[np.ndarray, np.ndarray]] = {}
 
-    def _generator(self, purpose: int, name: str, place: int = 0) -> np.random.Generator:
-        """Random numbers of a policy's own: its chain is the same, whoever is evaluated beside it."""
-        return np.random.default_rng([self.seed, purpose, crc32(name.encode()), place])
+    def _generator(self, purpose: int, place: int = 0) -> np.random.Generator:
+        """The same random numbers for every policy: its chain is the same, whatever it is called and whoever is
+        evaluated beside it, and policies differ by what they do alone."""
+        return np.random.default_rng([self.seed, purpose, place])
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -153,7 +176,8 @@ class PolicyChains:
         """How far the data support a policy, along its own chain from the starts: at the rows where it jumps.
 
         ``excluded_followed``: share of the rows where resampled chains found no candidate of their own episodes, and so
-        followed excluded ones; where it is large, intervals are too narrow.
+        followed excluded ones; where it is large, intervals are too narrow. ``logged``: mean discounted return that
+        was logged from the starts where it is known; left out where it is at none.
         """
         chain, values = self.whole(name), self.values(name, reward, gamma)
         terminal, rng = self.dataset.terminal, np.random.default_rng([self.seed, 43])
@@ -172,7 +196,17 @@ class PolicyChains:
             "value_at_starts": float(values[self.starts].mean()),
             "value_elsewhere": float(values.mean()),
             "excluded_followed": float(np.mean([chain.excluded for chain in self._resampled(name)])),
+            **self._logged(reward, gamma),
         }
+
+    def _logged(self, reward: np.ndarray, gamma: float) -> dict[str, float]:
+        """What was logged from the starts, the same for all policies, and kept for the last that was asked."""
+        key = (hash(reward.tobytes()), gamma)
+        if self._told[0] != key:
+            returns, known = discounted_returns(self.dataset, gamma, reward)
+            there = returns[self.starts[known[self.starts]]]
+            self._told = (key, {"logged": float(there.mean())} if len(there) else {})
+        return self._told[1]
 
     def forget(self, critic: FittedQ) -> None:
         """Keep no longer what a critic corrected, nor the critic."""
@@ -213,19 +247,20 @@ class PolicyChains:
 
     def _resampled(self, name: str) -> list[StitchedChain]:
         """The policy's chains of resampled episodes."""
-        return [self._chain(name, 1 + i, mask, RESAMPLED_DRAWS) for i, mask in enumerate(self._masks)]
+        few = max(self.draws // 2, 1)  # half the cost, and their mean is what counts
+        return [self._chain(name, 1 + i, mask, few) for i, mask in enumerate(self._masks)]
 
     @cached_property
     def _masks(self) -> list[np.ndarray]:
         """Rows of the episodes that a bootstrap sample drew at least once, bool (N,); the same for all policies."""
         rng, count = np.random.default_rng([self.seed, 37]), self.episodes
-        drawn = [self._stepped[rng.integers(count, size=count)] for _ in range(self.config.replicates)]
+        drawn = [self._stepped[rng.integers(count, size=count)] for _ in range(self.replicates)]
         return [np.isin(self.dataset.episode, some) for some in drawn]
 
     def _chain(self, name: str, place: int, allowed: np.ndarray | None, draws: int | None) -> StitchedChain:
         if (name, place) not in self._chains:
             policy, config = self.names.index(name), self.config
-            rng = self._generator(47, name, place)
+            rng = self._generator(47, place)
             self._chains[name, place] = stitch(
                 self.candidates, self.actions[policy][:, :draws], self.dataset.terminal, rng,
                 config.action_weight, config.bandwidth, allowed,

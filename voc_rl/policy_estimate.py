@@ -11,6 +11,7 @@ import numpy as np
 from voc_rl.values.density import FEWEST, too_few
 
 FEW = 20  # episodes: intervals from fewer may hold much less than they say (docs/policy_evaluation.md)
+MOVED = 0.2  # share of the value by which a critic or network may move that of the chain without a warning
 FAR = 2.0  # typical distances: a policy whose jumps are longer on average is not supported by the data
 COVERS = (
     "the mean of these starts over which episodes were logged (chains of resampled episodes, and how far they drift) "
@@ -80,8 +81,15 @@ def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
     lines += [
         "",
         f"Discount {estimates[0].gamma:g}, estimator {estimates[0].estimator}. Intervals cover {estimates[0].covers}.",
+        *logged_of(estimates),
     ]
     return "\n".join([*lines, *warnings_of(estimates)])
+
+
+def logged_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
+    """What was logged from the starts, in a line; none where no return from there is known."""
+    logged = estimates[0].diagnostics.get("logged")
+    return [] if logged is None else [f"Logged from these starts, by whatever policies acted: {logged:.3f}."]
 
 
 def warnings_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
@@ -97,14 +105,42 @@ def too_few_rows(name: str) -> str:
     )
 
 
-def warning_of(name: str, diagnostics: Mapping[str, float], episodes: int, sure: bool = False) -> str:
-    """A sentence for a policy that the data do not support, one for data of few episodes, and one for an interval that
-    is ``sure`` of a value although rewards or ends vary in the data; else ""."""
+def warning_of(
+    name: str,
+    diagnostics: Mapping[str, float],
+    episodes: int,
+    *,
+    sure: bool = False,
+    wide: bool = False,
+    ends: bool = False,
+    moved: float = 0.0,
+) -> str:
+    """A sentence for each reason not to believe a value, or its interval, of a policy; "" where there is none.
+
+    sure: the interval has no width although rewards or ends vary in the data. wide: it is wider than values are. ends:
+    episodes terminate in the data, and no critic checked the jumps. moved: by which share of the value a critic or a
+    network moved that of the chain.
+    """
     said = []
     if sure:
         said.append(
             f"The chain of {name} stays in {diagnostics['rows_used']:.0f} rows, where nothing varies, and so do those "
             "of resampled episodes; its interval, of no width, does not say what other rewards or ends it would meet."
+        )
+    if wide:
+        said.append(
+            f"The interval of {name} is wider than the values of these data are large; they do not tell its value at "
+            "this discount, so ask at a smaller one or log more episodes."
+        )
+    if ends:
+        said.append(
+            "Episodes terminate in these data, and chains of jumps may miss ends, which makes values too high; compare "
+            "with estimator='corrected'."
+        )
+    if moved > MOVED:
+        said.append(
+            f"The chain of {name} alone gives {diagnostics['value_at_starts']:.4g}, which is {moved:.0%} off the value "
+            "given; roll the policy out, if you can, to see which of them is right."
         )
     if too_few(diagnostics.get("effective_rows", FEWEST)):
         said.append(too_few_rows(name))

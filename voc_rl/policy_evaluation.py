@@ -24,7 +24,7 @@ from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_level, check_reward_fn
 from voc_rl.policy_estimate import PolicyEstimate, too_few_rows, warnings_of
 from voc_rl.policy_evaluator import EvaluationConfig, PolicyEstimator, PolicyEvaluator
-from voc_rl.training import QuantizerSource
+from voc_rl.training_inputs import QuantizerSource
 from voc_rl.values import check_rewards
 
 
@@ -33,8 +33,8 @@ def evaluate_policy(
     dataset: Episodes, policy: Mapping[Any, Any], gamma: float = 0.95, estimator: PolicyEstimator = "stitch", *,
     starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
     config: EvaluationConfig | None = None, quantizer: QuantizerSource | None = None,
-    tokens: tuple[Tensor, Tensor] | None = None, level: float = 0.9, device: torch.device | str | None = None,
-    progress: bool = False,
+    tokens: tuple[Tensor, Tensor] | None = None, features: Tensor | None = None, level: float = 0.9,
+    device: torch.device | str | None = None, progress: bool = False,
 ) -> list[PolicyEstimate]: ...  # fmt: skip
 
 
@@ -43,8 +43,8 @@ def evaluate_policy(
     dataset: Episodes, policy: Any, gamma: float = 0.95, estimator: PolicyEstimator = "stitch", *,
     starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
     config: EvaluationConfig | None = None, quantizer: QuantizerSource | None = None,
-    tokens: tuple[Tensor, Tensor] | None = None, level: float = 0.9, device: torch.device | str | None = None,
-    progress: bool = False,
+    tokens: tuple[Tensor, Tensor] | None = None, features: Tensor | None = None, level: float = 0.9,
+    device: torch.device | str | None = None, progress: bool = False,
 ) -> PolicyEstimate: ...  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def evaluate_policy(
     config: EvaluationConfig | None = None,
     quantizer: QuantizerSource | None = None,
     tokens: tuple[Tensor, Tensor] | None = None,
+    features: Tensor | None = None,
     level: float = 0.9,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -74,7 +75,7 @@ def evaluate_policy(
         estimator: ``stitch`` (no network), ``corrected``, ``head``, ``sample`` or ``density``.
         starts: rows to average over; None: the first rows of the episodes.
         reward_fn: takes the dataset and returns rewards (N,) on arrival; not with ``head``. None: the data's own.
-        config, quantizer, tokens, device: see ``PolicyEvaluator``. level: confidence of the intervals.
+        config, quantizer, tokens, features, device: see ``PolicyEvaluator``. level: confidence of the intervals.
 
     Raises:
         VOCError: a policy, rewards or starts that do not fit the data, ``reward_fn`` with ``head``, a level outside
@@ -93,7 +94,16 @@ def evaluate_policy(
     )  # fmt: skip
     config = replace(config, voc=replace(config.voc, network=size))
     evaluator = PolicyEvaluator(
-        dataset, policies, gamma, starts, config, quantizer=quantizer, tokens=tokens, device=device, progress=progress
+        dataset,
+        policies,
+        gamma,
+        starts,
+        config,
+        quantizer=quantizer,
+        tokens=tokens,
+        device=device,
+        features=features,
+        progress=progress,
     )
     reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset), arrived_rows(dataset))
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None

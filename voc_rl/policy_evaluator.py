@@ -26,16 +26,8 @@ from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
 from voc_rl.policy_model import PolicyModel, StartValues, base_or_refuse
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
-from voc_rl.training import (
-    QuantizerSource,
-    VOCConfig,
-    check_dataset,
-    check_tokens,
-    fresh_networks,
-    fresh_quantizer,
-    quantizer_of,
-    ready_quantizer,
-)
+from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_quantizer
+from voc_rl.training_inputs import QuantizerSource, check_dataset, check_tokens, quantizer_of
 from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
 from voc_rl.values.statistics import student_interval
@@ -77,6 +69,8 @@ class PolicyEvaluator:
         tokens: its codes and features of every row.
         device: where networks are trained (as in ``voc_rl.train``); None: where ``quantizer`` is, or on the CPU. A
             quantizer elsewhere stays there: a copy of it moves.
+        features: float (N, F), in which rows are compared in place of those of a quantizer: none is needed or trained
+            then, nor are frames (``policy_chains.state_features``); for ``stitch`` and ``corrected`` alone.
         behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
             with it), from which the policies' network starts; None: from fresh weights.
 
@@ -98,6 +92,7 @@ class PolicyEvaluator:
         tokens: tuple[Tensor, Tensor] | None = None,
         device: torch.device | str | None = None,
         behaviour: OccupancyTransformer | None = None,
+        features: Tensor | None = None,
         progress: bool = False,
     ) -> None:
         check_dataset(dataset)
@@ -123,13 +118,15 @@ class PolicyEvaluator:
         check_tokens(tokens, quantizer, dataset)
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
+        self._features = features
         # before anything is trained, so that a quantizer, network or policy that does not fit is refused at once
-        check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer, tokens)
+        if features is None:
+            check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer, tokens)
         if behaviour is not None:
             self._networks()
         self._fitted: dict[tuple[int, float], FittedQ] = {}  # shared with evaluators of policies alone
         self.chains = PolicyChains(
-            dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.tokens[1].to(self.device)
+            dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.features.to(self.device)
         )
 
     @cached_property
@@ -141,6 +138,11 @@ class PolicyEvaluator:
     def tokens(self) -> tuple[Tensor, Tensor]:
         """Codes and features of every row."""
         return self._tokens if self._tokens is not None else tokenize(self.quantizer, self.dataset)
+
+    @property
+    def features(self) -> Tensor:
+        """Features (N, F) in which rows are compared, and on which the critic is fitted."""
+        return self.tokens[1] if self._features is None else self._features
 
     @property
     def critic(self) -> FittedQ:
@@ -165,7 +167,7 @@ class PolicyEvaluator:
         return check_rewards(reward, len(self.dataset), arrived_rows(self.dataset))
 
     def _fit_critic(self, reward: np.ndarray, gamma: float) -> FittedQ:
-        features = principal_components(self.tokens[1], COMPONENTS).cpu().numpy()
+        features = principal_components(self.features, COMPONENTS).cpu().numpy()
         return fitted_q(
             self.dataset, features, self.chains.actions, gamma, self.config.critic, self.seed,
             *members_of(self.dataset, self.seed, reward), device=self.device, progress=self.progress,
@@ -266,19 +268,37 @@ class PolicyEvaluator:
         # the network learned from the chain: where it says otherwise, one of them is wrong by as much
         variance = self.chains.variance(name, own, gamma, critic)
         stderr = np.sqrt(variance + found.noise**2 + (found.mean - chained.mean()) ** 2)
-        low, high = student_interval(np.asarray(found.mean), stderr, self.config.stitching.replicates, level)
-        varied = np.ptp(own[self.dataset.step_type > 0]) > 0 or self.dataset.terminal.any()
-        sure = bool(varied and stderr < 1e-6 * (abs(found.mean) + 1e-9))
+        low, high = student_interval(np.asarray(found.mean), stderr, self.chains.replicates, level)
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
         said = covers(critic is not None, network, network and estimator != "head")
+        warning = self._warning(name, diagnostics, own, gamma, found.mean, float(stderr), float(high - low), critic)
         return PolicyEstimate(
             name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, said, found.starts,
-            diagnostics, warning_of(name, diagnostics, self.chains.episodes, sure),
+            diagnostics, warning,
+        )  # fmt: skip
+
+    def _warning(
+        self, name: str, diagnostics: dict[str, float], reward: np.ndarray, gamma: float, value: float, stderr: float,
+        width: float, critic: FittedQ | None,
+    ) -> str:  # fmt: skip
+        """``warning_of`` a value, its standard error and the width of its interval (NaN: there is none)."""
+        ends = bool(self.dataset.terminal.any())
+        varied = np.ptp(reward[self.dataset.step_type > 0]) > 0 or ends
+        size = float(np.abs(self.chains.values(name, reward, gamma)).mean())  # of values anywhere in the data
+        return warning_of(
+            name, diagnostics, self.chains.episodes, sure=bool(varied and stderr < 1e-6 * (abs(value) + 1e-9)),
+            wide=width > 2 * size > 0, ends=ends and critic is None,
+            moved=abs(value - diagnostics["value_at_starts"]) / max(abs(value), size, 1e-9),
         )  # fmt: skip
 
     def _check_answers(self, estimator: PolicyEstimator, other: bool, gamma: float) -> None:
         """Refuse what the estimator cannot answer, ``other`` rewards or a discount, before anything is trained."""
         size = self.config.voc.network
+        if self._features is not None and estimator not in ("stitch", "corrected"):
+            raise VOCError(
+                f"estimator={estimator!r} needs a network of frames, and features were given in their place; use "
+                "'stitch' or 'corrected', or leave features out."
+            )
         if estimator == "head" and (other or gamma != self.gamma):
             raise VOCError(
                 f"estimator='head' knows the data's reward at gamma {self.gamma:g} only; use 'corrected', 'sample' or "

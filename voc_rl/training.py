@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,11 +22,11 @@ from voc_rl.configs import fingerprint
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts, check_reward_sizes
 from voc_rl.data.mark import data_mark
-from voc_rl.errors import VOCError, check_positive, check_seed, check_token_rows
+from voc_rl.errors import VOCError, check_positive, check_seed
 from voc_rl.joint import JointTraining, train_joint
 from voc_rl.loop import Checkpoints, LoopConfig, StepLog, kept_every, step_seed
 from voc_rl.model import VOC
-from voc_rl.model_files import check_spec_of, tensors_mark, weights_mark
+from voc_rl.model_files import tensors_mark, weights_mark
 from voc_rl.occupancy import (
     OccupancyConfig,
     OccupancyTraining,
@@ -37,15 +36,13 @@ from voc_rl.occupancy import (
     train_occupancy,
 )
 from voc_rl.occupancy.contexts import check_layers
-from voc_rl.precision import as_device, as_tensor, device_of, precision, same_device, seeded, single_precision
-from voc_rl.quantizers import VQVAE, Quantizer, build_quantizer, load_quantizer, tokenize, train_quantizer
-from voc_rl.quantizers.base import check_codes
+from voc_rl.precision import as_device, device_of, precision, same_device, seeded, single_precision
+from voc_rl.quantizers import VQVAE, Quantizer, build_quantizer, tokenize, train_quantizer
 from voc_rl.quantizers.registry import known_quantizer
 from voc_rl.quantizers.vqvae import fitting_patch
+from voc_rl.training_inputs import QuantizerSource, Tokens, check_dataset, known_tokens, quantizer_of
 from voc_rl.values import RewardConfig, fit_reward_head
 
-QuantizerSource = Quantizer | VOC | str | Path
-Tokens = tuple[Tensor | np.ndarray, Tensor | np.ndarray | None]  # codes and features
 # stage, and a hash of the weights and tokens that it builds on -> where its state is kept
 KeptStages = Callable[[str, str], Checkpoints]
 
@@ -214,76 +211,6 @@ def _kept(asked: str | Path | KeptStages | None, dataset: Episodes, config: VOCC
         return Checkpoints(folder / f"{stage}.pt", mark, kept_every(loop.steps), advice)
 
     return kept
-
-
-def check_dataset(dataset: Any) -> None:
-    """Refuse what are no episodes, as their path.
-
-    Raises:
-        VOCError: it is none.
-    """
-    if not isinstance(dataset, Episodes):
-        raise VOCError(
-            f"The dataset is {type(dataset).__name__}; Episodes are needed: voc_rl.Episodes.open(path), or "
-            "voc_rl.data.load_dataset for other formats."
-        )
-
-
-def quantizer_of(source: QuantizerSource | None, dataset: Episodes) -> Quantizer | None:
-    """A quantizer as it is, that of a VOC, or that in the folder of either or of a run; None where there is no source.
-
-    Of a VOC that was trained with data of another kind than ``dataset`` it is warned.
-
-    Raises:
-        VOCError: missing or damaged files, or another source.
-    """
-    if source is None or isinstance(source, Quantizer):
-        return source
-    if isinstance(source, VOC):
-        source.check_spec(dataset.spec)
-        return source.quantizer
-    if isinstance(source, (str, Path)):
-        quantizer = load_quantizer(Path(source))
-        check_spec_of(source, dataset.spec)
-        return quantizer
-    raise VOCError(f"quantizer is {type(source).__name__}; a quantizer, a VOC or the folder of one is needed.")
-
-
-def known_tokens(
-    tokens: Tokens, quantizer: Quantizer | None, dataset: Episodes, needs_features: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Codes and features that were given, as tensors.
-
-    Raises:
-        VOCError: what ``check_tokens`` refuses, codes that are not of the quantizer, or features of another width than
-            its, or none where they are needed.
-    """
-    codes, features = as_tensor(tokens[0]), None if tokens[1] is None else as_tensor(tokens[1])
-    check_tokens((codes, features), quantizer, dataset)
-    assert quantizer is not None
-    check_codes(codes, quantizer)
-    width = quantizer.feature_dim
-    if features is None and needs_features and width:
-        raise VOCError(
-            f"Tokens lack the features of quantizer {quantizer.name}; give those of tokenize(quantizer, dataset), or a "
-            "NetworkSize(features=False) in the config."
-        )
-    if features is not None and features.shape != (len(dataset), width):
-        raise VOCError(f"Features have shape {tuple(features.shape)}; {(len(dataset), width)} are needed.")
-    return codes, features
-
-
-def check_tokens(tokens: tuple[Tensor, Tensor | None] | None, quantizer: Quantizer | None, dataset: Episodes) -> None:
-    """Refuse codes and features whose quantizer is not known, or that are not those of the rows of ``dataset``.
-
-    Raises:
-        VOCError: tokens without a quantizer, or of another number of rows.
-    """
-    if tokens is None:
-        return
-    if quantizer is None:
-        raise VOCError("Tokens were given without the quantizer that made them; give both.")
-    check_token_rows(*tokens, len(dataset))
 
 
 def ready_quantizer(

@@ -27,7 +27,7 @@ from voc_rl.plugin import codes_as_vectors, shows_codes
 from voc_rl.policy import attributes_of, choices_of, one_hot_rows
 from voc_rl.progress import progress_bar
 from voc_rl.quantizers import tokenize
-from voc_rl.training import check_dataset
+from voc_rl.training_inputs import check_dataset
 
 _AT_ONCE = 512  # transitions whose frames are stacked at once
 _RATES = 100  # how often a schedule of the learning rate is read

@@ -71,23 +71,29 @@ def test_a_zip_that_holds_code_is_refused_and_runs_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "settings"),
+    ("change", "settings", "other"),
     [
-        ({"actor.latent_pi.4.weight": torch.zeros(2, 2)}, {}),
-        ({}, {"use_sde": True}),
-        ({}, {"policy_kwargs": {"activation_fn": "<class 'torch.nn.Tanh'>"}}),
-        ({}, {"policy_kwargs": {"features_extractor_class": "<class 'Eyes'>"}}),
-        ({}, {"observation_space": {"_shape": None}}),
-        ({}, {"observation_space": {"_shape": [9, 84, 84], "dtype": "uint8"}}),
-        ({}, {"observation_space": {"_shape": [24], "dtype": "int64"}}),
+        ({"actor.latent_pi.4.weight": torch.zeros(2, 2)}, {}, "its actor has other layers"),
+        ({}, {"use_sde": True}, "it explores by use_sde"),
+        ({}, {"policy_kwargs": {"activation_fn": str(torch.nn.Tanh)}}, "its activation_fn is <class 'torch.*Tanh'>"),
+        ({}, {"policy_kwargs": {"features_extractor_class": "<class 'Eyes'>"}}, "it has a features_extractor_class"),
+        ({}, {"observation_space": {"_shape": None}}, "it does not observe one row of floats"),
+        ({}, {"observation_space": {"_shape": [9, 84, 84], "dtype": "uint8"}}, "it does not observe one row of floats"),
+        ({}, {"observation_space": {"_shape": [24], "dtype": "int64"}}, "it does not observe one row of floats"),
     ],
 )
 def test_another_network_is_refused(
-    tmp_path: Path, change: dict[str, torch.Tensor], settings: dict[str, object]
+    tmp_path: Path, change: dict[str, torch.Tensor], settings: dict[str, object], other: str
 ) -> None:
     path = zipped(tmp_path / "model.zip", {**weights(), **change}, **settings)
-    with pytest.raises(VOCError, match="two hidden ReLU layers"):
+    with pytest.raises(VOCError, match=f"two hidden ReLU layers of the flat state: {other}; load it with"):
         policy_of(str(path))
+
+
+def test_a_zip_is_found_without_its_ending_and_may_name_its_relu(tmp_path: Path) -> None:
+    named = {"policy_kwargs": {":type:": "<class 'dict'>", "net_arch": "[32, 32]", "activation_fn": str(torch.nn.ReLU)}}
+    zipped(tmp_path / "model.zip", weights(), **named)
+    assert repr(policy_of(str(tmp_path / "model"))) == "GaussianActor(model)"
 
 
 def test_names_that_are_no_policies(tmp_path: Path) -> None:
@@ -95,6 +101,7 @@ def test_names_that_are_no_policies(tmp_path: Path) -> None:
     for name, message in (
         (str(tmp_path / "none.zip"), "No policy"),
         (str(tmp_path / "cut.zip"), "no whole model"),
+        ("mine.py:make", "names a file, not a module; mine:make is meant"),
         ("nowhere:make", "names no module:callable"),
         ("builtins:chr", "names no callable without arguments"),
         ("builtins:__name__", "cannot be called"),
@@ -115,7 +122,7 @@ def walker() -> object:
 
 def test_a_callable_and_the_deterministic_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    with pytest.raises(VOCError, match="no such actor"):
+    with pytest.raises(AttributeError, match="no such actor"):  # an error of the callable's own
         policy_of("test_loading:broken")
     policy = Deterministic(policy_of("test_loading:walker"))
     states = np.ones((2, 24))

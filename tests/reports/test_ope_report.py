@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from voc_rl.policy_estimate import COVERS, PolicyEstimate
-from voc_rl.reports.ope_report import write_ope_report
+from voc_rl.reports.ope_report import _labels, write_ope_report
 
 
 def estimate(name: str, value: float, half: float, warning: str = "") -> PolicyEstimate:
@@ -43,6 +43,16 @@ def test_the_report_holds_ranking_support_and_warnings(tmp_path: Path) -> None:
     assert "<script" not in text
     assert "http" not in text.replace("http-equiv", "")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_labels_leave_room_and_tell_policies_apart() -> None:
+    path = "/home/me/offline/sac_seed{}/checkpoints/rl_model_{}00000_steps.zip, deterministic"
+    assert _labels([path.format(i, i) for i in range(2)]) == [
+        f"rl_model_{i}00000_steps.zip, deterministic" for i in (0, 1)
+    ]
+    assert _labels(["a/x/last.zip", "a/y/last.zip", "left"]) == ["x/last.zip", "y/last.zip", "left"]
+    assert _labels(["walker-walk/step_20000"]) == ["step_20000"]
+    assert _labels(["w" * 100 + "end"]) == ["…" + "w" * 36 + "end"]
 
 
 def test_an_estimate_without_an_interval_says_so(tmp_path: Path) -> None:

@@ -110,7 +110,10 @@ def checked_episode(episode: Episode, where: str) -> dict[str, np.ndarray]:
 def without_frames(physics: np.ndarray | None) -> str:
     """For messages about data without frames: what they have, and where frames could come from."""
     if physics is None:
-        return "states but no frames, and no simulator states to draw them from; data with pictures are needed"
+        return (
+            "states but no frames, and no simulator states to draw them from; data with pictures are needed, or for "
+            "values of policies voc-rl ope --features state"
+        )
     return "states but no frames; voc_rl.envs.render_states draws those of HalfCheetah and Walker2d"
 
 

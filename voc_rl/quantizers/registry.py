@@ -11,6 +11,7 @@ import torch
 
 from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
 from voc_rl.configs import from_dict
+from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError
 from voc_rl.precision import seeded, single_precision
 from voc_rl.quantizers.base import Quantizer
@@ -68,8 +69,8 @@ def build_quantizer(name: str, observation_shape: tuple[int, int, int], config: 
     return quantizer
 
 
-def save_quantizer(quantizer: Quantizer, folder: str | Path) -> None:
-    """Write quantizer.json and quantizer.safetensors into ``folder``.
+def save_quantizer(quantizer: Quantizer, folder: str | Path, spec: DataSpec | None = None) -> None:
+    """Write quantizer.json and quantizer.safetensors into ``folder``; ``spec``: how its training frames were made.
 
     Raises:
         VOCError: one that ``load_quantizer`` could not make again.
@@ -84,6 +85,7 @@ def save_quantizer(quantizer: Quantizer, folder: str | Path) -> None:
         "name": quantizer.name,
         "observation_shape": list(quantizer.observation_shape),
         "config": asdict(quantizer.config),
+        **({} if spec is None else {"spec": asdict(spec)}),
     }
     save_tensors(Path(folder) / "quantizer.safetensors", weights_of(quantizer))
     write_json(Path(folder) / "quantizer.json", description)

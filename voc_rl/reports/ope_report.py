@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from voc_rl.policy_estimate import FAR, PolicyEstimate, warnings_of
+from voc_rl.policy_estimate import FAR, PolicyEstimate, logged_of, warnings_of
 from voc_rl.reports.page import escape, figure, in_both_themes, write_page
 from voc_rl.reports.plots import Theme, new_figure, style
 
@@ -35,6 +35,7 @@ SUPPORT = {
     "effective_rows": ("effective rows", "How many rows the density weights really use; below 50 there is no number."),
 }
 COUNTS = ("rows_used", "effective_rows")
+LONGEST_LABEL = 40  # letters of a policy's name in the picture
 
 
 def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str) -> None:
@@ -75,11 +76,21 @@ def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
     colours = [theme.other if e.warning else theme.methods["voc"] for e in estimates]
     axes.hlines(places, [e.low for e in estimates], [e.high for e in estimates], colors=colours, linewidth=2)
     axes.scatter([e.value for e in estimates], places, color=colours, s=36, zorder=3)
-    axes.set_yticks(places, [e.policy for e in estimates])
+    axes.set_yticks(places, _labels([e.policy for e in estimates]))
     axes.tick_params(axis="y", labelcolor=theme.text)
     axes.set_ylim(-0.6, len(estimates) - 0.4)
     axes.set_xlabel("discounted return, averaged over the starts")
     return drawn
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Names for the picture: of paths as much of the end as tells them apart, and no more than leaves room."""
+    parts = [name.split("/") for name in names]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(part[-count:]) for part in parts]
+        if len(set(short)) == len(names):
+            break
+    return [name if len(name) <= LONGEST_LABEL else f"…{name[1 - LONGEST_LABEL :]}" for name in short]
 
 
 def _support(estimates: Sequence[PolicyEstimate]) -> str:
@@ -87,7 +98,8 @@ def _support(estimates: Sequence[PolicyEstimate]) -> str:
     shown = {name: ",.0f" if name in COUNTS else ".3g" for name in known}
     rows = [[e.policy, *(format(e.diagnostics[name], shown[name]) for name in known)] for e in estimates]
     told = "".join(f"<dt>{escape(SUPPORT[name][0])}</dt><dd>{escape(SUPPORT[name][1])}</dd>" for name in known)
-    warned = "".join(f'<p class="more">{escape(warning)}</p>' for warning in warnings_of(estimates))
+    said = [*logged_of(estimates), *warnings_of(estimates)]
+    warned = "".join(f'<p class="more">{escape(line)}</p>' for line in said)
     return warned + _table(["policy", *(SUPPORT[name][0] for name in known)], rows) + f"<dl>{told}</dl>"
 
 

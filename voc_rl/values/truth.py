@@ -69,14 +69,17 @@ def known_rows(steps: np.ndarray, terminated: np.ndarray, horizon: int) -> list[
     ]
 
 
-def discounted_returns(dataset: Episodes, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return of each row, float64 (N,), and where it is known, bool (N,).
+def discounted_returns(
+    dataset: Episodes, gamma: float, reward: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return of each row, float64 (N,), and where it is known, bool (N,); ``reward`` (N,): others than the data's.
 
     ``returns_to_go`` of every episode, known by ``known_rows``, and ``completed`` there.
     """
+    reward = dataset.reward if reward is None else reward
     returns = np.zeros(len(dataset))
     for start, end in zip(dataset.starts, dataset.ends, strict=True):
-        returns[start:end] = returns_to_go(dataset.reward[start:end], dataset.discount[start:end], gamma)
+        returns[start:end] = returns_to_go(reward[start:end], dataset.discount[start:end], gamma)
     steps, terminated = dataset.ends - dataset.starts - 1, dataset.terminal[dataset.ends - 1]
     known = np.concatenate(known_rows(steps, terminated, horizon(gamma)))
     cut = known & ~terminated[dataset.episode]
