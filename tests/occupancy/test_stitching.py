@@ -260,7 +260,7 @@ def test_chains_end_as_episodes_do() -> None:
 
 
 def test_balanced_weights_lie_about_their_row() -> None:
-    """Nearer to it than the kernel's at the edge of the data, as far as the ridge lets; inside they are the kernel's."""
+    """Nearer to it than the kernel's at the edge of the data, as far as the ridge lets; inside they are those."""
     rng = np.random.default_rng(0)
     place = np.sort(10 * rng.random((400, 1)).astype(np.float32), 0)
     offsets = np.stack([place - place[row] for row in (3, 200, 396)])

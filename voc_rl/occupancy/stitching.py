@@ -234,8 +234,8 @@ def _balanced(log_weights: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     at the edge of the data: of all weights with that mean the nearest to those given. The tilt minimises
     log sum_k exp(log_weights + offsets tilt) + RIDGE / 2 |tilt|^2, by Newton's method.
     """
-    weighted = _weights(log_weights)[..., None] * offsets
-    uneven = np.flatnonzero(np.abs(weighted.sum(1)).max(1) > EVEN)  # the rest need no tilt
+    means = (_weights(log_weights)[:, None] @ offsets)[:, 0]  # (n, C)
+    uneven = np.flatnonzero(np.abs(means).max(1) > EVEN)  # the rest need no tilt
     logs, along = log_weights[uneven], offsets[uneven]
     tilt = np.zeros((len(along), along.shape[2], 1), np.float32)
     for _ in range(NEWTON_STEPS):
