@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from voc_rl.data import Episode
-from voc_rl.envs.value_reader import raw_reward
+from voc_rl.envs.raw_reward import raw_reward
 from voc_rl.errors import VOCError, check_choice
 from voc_rl.policy import BehaviourPolicy, choices_of, in_unit_bounds, numbers, one_hot_rows
 

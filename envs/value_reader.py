@@ -28,7 +28,6 @@ from voc_rl.plugin import (
     vectors_of_codes,
 )
 
-RAW = "raw_reward"  # in info["voc"], where a wrapper shapes rewards
 Mode = Literal["info", "observation", "shaping"]
 Observe = Literal["value", "features", "features_only"]
 _process = os.getpid()  # that computes with the threads that PyTorch has
@@ -117,11 +116,6 @@ def check_kind(env: Any, kind: type) -> None:
             f"The environment is a {type(env).__name__}; VOCValueWrapper wraps one Gymnasium environment, "
             "VOCValueVectorWrapper Gymnasium's vector environments and VecVOCValue those of Stable-Baselines3."
         )
-
-
-def raw_reward(info: Mapping[str, Any], reward: Any) -> float:
-    """What the environment paid, also where a wrapper inside has shaped it."""
-    return float(info.get("voc", {}).get(RAW, reward))
 
 
 class ValueReader:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from voc_rl.envs.value_reader import RAW, Mode, Observe, ValueReader, ValueSettings, check_kind, raw_reward, warn_of
+from voc_rl.envs.raw_reward import RAW, raw_reward
+from voc_rl.envs.value_reader import Mode, Observe, ValueReader, ValueSettings, check_kind, warn_of
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import Seen, pixels_of

@@ -9,7 +9,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from voc_rl.envs.value_reader import RAW, Mode, Observe, Reading, ValueReader, ValueSettings, check_kind, warn_of
+from voc_rl.envs.raw_reward import RAW
+from voc_rl.envs.value_reader import Mode, Observe, Reading, ValueReader, ValueSettings, check_kind, warn_of
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import Seen, pixels_of
 

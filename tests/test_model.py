@@ -117,7 +117,7 @@ def test_which_rows_are_valued(voc: VOC, world: tuple[Episodes, np.ndarray]) -> 
     assert len(voc.value_of_rows(dataset, [])) == 0
     assert "There is no row 720" in refusal(voc.value_of_rows, dataset, [720])
     single = Episodes.open(dataset.paths[0], stack=1)
-    assert "Observations have shape" in refusal(voc.value_of_rows, single)
+    assert "open them with stack=3" in refusal(voc.value_of_rows, single)
     single.spec = replace(single.spec, task="other")
     with pytest.warns(UserWarning, match="trained with task 'square', this data has 'other'"):
         refusal(voc.value_of_rows, single)

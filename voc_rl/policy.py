@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
 from voc_rl.errors import VOCError, reason_of
 
@@ -80,12 +80,14 @@ def asking(policy: Any, observation: np.ndarray, method: str = PREDICT) -> Itera
     Raises:
         VOCError: in place of any error of the policy's own.
     """
-    parts = [part for part in (policy, *getattr(policy, "__dict__", {}).values()) if isinstance(part, torch.nn.Module)]
+    torch: Any = sys.modules.get("torch")  # not imported for policies that need none; a network has imported it
+    held = [] if torch is None else [policy, *getattr(policy, "__dict__", {}).values()]
+    parts = [part for part in held if isinstance(part, torch.nn.Module)]
     before = [(module, module.training) for part in parts for module in part.modules()]
     try:
         for part in parts:
             part.eval()
-        with torch.no_grad():
+        with nullcontext() if torch is None else torch.no_grad():
             yield
     except VOCError:
         raise

@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import (
 )
 
 from voc_rl.envs import VecVOCValue
-from voc_rl.envs.value_reader import RAW, warn_of
+from voc_rl.envs.raw_reward import RAW
+from voc_rl.envs.value_reader import warn_of
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC
 from voc_rl.model_files import weights_mark

@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from voc_rl.agents.sb3.checks import check_own_codes, check_specs
-from voc_rl.envs.value_reader import raw_reward
+from voc_rl.envs.raw_reward import raw_reward
 from voc_rl.errors import VOCError
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import check_readable, pixels_of, read

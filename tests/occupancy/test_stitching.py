@@ -253,7 +253,6 @@ def test_balanced_weights_lie_about_their_row() -> None:
     kernel = -(offsets[..., 0] ** 2) / 0.2
     tilted = _balanced(kernel, offsets)
     plain, found = ((_weights(logs)[..., None] * offsets).sum(1)[:, 0] for logs in (kernel, tilted))
-    print(f"mean offsets {plain}, balanced {found}")
     assert (np.abs(found[[0, 2]]) < 0.6 * np.abs(plain[[0, 2]])).all()
     np.testing.assert_array_equal(tilted[1], kernel[1])
 
