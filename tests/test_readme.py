@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         voc=VOCConfig(reward=RewardConfig(loop=loop(10))),
         training=PolicyTraining(occupancy=OccupancyTraining(loop=loop(10))),
     )
-    monkeypatch.setattr("voc_rl.policy_evaluator.EvaluationConfig", lambda: few)
+    monkeypatch.setattr("voc_rl.policy_evaluator.EvaluationConfig", partial(replace, few))
     monkeypatch.setattr("voc_rl.model.RewardConfig", lambda: few.voc.reward)  # of fit_reward
     for page in (README, POLICIES):
         for i, block in enumerate(blocks("python", page=page), 1):
