@@ -7,6 +7,7 @@ import json
 import os
 import select
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -181,35 +182,19 @@ class Ope:
         import numpy as np
 
         from voc_rl.checkpoints import write_json
-        from voc_rl.conversion import open_with_frames
-        from voc_rl.data import going_rows, load_dataset
-        from voc_rl.frame_memory import hold_frames
+        from voc_rl.data import going_rows
         from voc_rl.model_files import check_spec_of
-        from voc_rl.policy_chains import state_features
         from voc_rl.policy_estimate import format_estimates
         from voc_rl.policy_evaluation import evaluate_policy
         from voc_rl.policy_evaluator import EvaluationConfig
         from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
-        from voc_rl.quantizers.base import frames_in_stack
         from voc_rl.reports.ope_report import write_ope_report
         from voc_rl.runs import versions
         from voc_rl.training import VOCConfig
 
         quantizer = None if self.quantizer is None else load_quantizer(self.quantizer)
-        seen = None if quantizer is None else frames_in_stack(quantizer.observation_shape)
-        stack = (seen or 3) if self.stack is None else self.stack
-        if stack != (seen or stack):
-            raise VOCError(
-                f"--stack is {stack}, and the quantizer of {self.quantizer} sees {seen} frames; leave it out."
-            )
-        features = None
-        if self.features == "state":
-            dataset = load_dataset(self.data, stack=stack)
-            features = state_features(dataset)
-        else:
-            dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
-            hold_frames(dataset, print)
+        dataset, features = self._opened(quantizer)
         starts = None
         if self.starts:
             check_positive(self.starts, "starts")
@@ -217,17 +202,40 @@ class Ope:
             starts = rows[np.linspace(0, len(rows) - 1, self.starts).round().astype(int)]
         if self.quantizer is not None:
             check_spec_of(self.quantizer, dataset.spec)
-        estimates = evaluate_policy(
-            dataset, policies, self.gamma, self.estimator, starts=starts, reward_fn=reward_fn, quantizer=quantizer,
-            config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), features=features,
-            device=choose_device(self.device), progress=True,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=__name__)  # the table ends with them
+            estimates = evaluate_policy(
+                dataset, policies, self.gamma, self.estimator, starts=starts, reward_fn=reward_fn, quantizer=quantizer,
+                config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), features=features,
+                device=choose_device(self.device), progress=True,
+            )  # fmt: skip
         if self.out is not None:  # before anything is printed: minutes of work outlive a reader that is gone
             found = [estimate.as_dict() for estimate in estimates]
             write_json(self.out / "ope.json", {"asked": self._asked(), "versions": versions(), "estimates": found})
             asked = "" if self.reward is None else f", rewards of {self.reward}"
             write_ope_report(self.out / "ope.html", estimates, f"{', '.join(self.data)}: {dataset!r}{asked}")
         print(format_estimates(estimates))
+
+    def _opened(self, quantizer: Any) -> tuple[Any, Any]:
+        """The data, and the features that rows are compared by in place of a quantizer's (None: by those)."""
+        from voc_rl.conversion import open_with_frames
+        from voc_rl.data import load_dataset
+        from voc_rl.frame_memory import hold_frames
+        from voc_rl.policy_chains import state_features
+        from voc_rl.quantizers.base import frames_in_stack
+
+        seen = None if quantizer is None else frames_in_stack(quantizer.observation_shape)
+        stack = (seen or 3) if self.stack is None else self.stack
+        if stack != (seen or stack):
+            raise VOCError(
+                f"--stack is {stack}, and the quantizer of {self.quantizer} sees {seen} frames; leave it out."
+            )
+        if self.features == "state":
+            dataset = load_dataset(self.data, stack=stack)
+            return dataset, state_features(dataset)
+        dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
+        hold_frames(dataset, print)
+        return dataset, None
 
 
 Command = (

@@ -28,7 +28,8 @@ def progress_bar(
         return tqdm(iterable, disable=True, **settings)
     if sys.stderr.isatty():
         return tqdm(iterable, **settings)
-    return _Lines(iterable, mininterval=_LINE_EVERY, bar_format=_LINE, **settings)
+    # beyond maxinterval tqdm's own thread shows a bar that was not: after the 10 seconds that it leaves by default
+    return _Lines(iterable, mininterval=_LINE_EVERY, maxinterval=2 * _LINE_EVERY, bar_format=_LINE, **settings)
 
 
 class _Lines(tqdm):
