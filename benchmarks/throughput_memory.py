@@ -29,8 +29,13 @@ EPISODES, ROWS, WRITTEN = 600, 500, 4
 STEPS, TOKENISED, STATES, SAMPLES = 20, 5000, 10_000, 20
 
 
-def memory(say: Callable[[str], None], episodes: int = EPISODES, rows: int = ROWS) -> dict[str, Any]:
-    """Peak bytes of a process that has only imported and opened the data, and of those that train."""
+def memory(
+    say: Callable[[str], None], episodes: int = EPISODES, rows: int = ROWS, steps: int = STEPS, states: int = STATES
+) -> dict[str, Any]:
+    """Peak bytes of a process that has only imported and opened the data, and of those that train.
+
+    steps: of each training. states: whose values are asked for then.
+    """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         write_smooth_episodes(Path(folder), WRITTEN, rows)
@@ -39,29 +44,33 @@ def memory(say: Callable[[str], None], episodes: int = EPISODES, rows: int = ROW
         peaks = {}
         for stage in STAGES:
             with context.Pool(1) as pool:
-                peaks[stage] = pool.apply(_peak, (stage, folder))
+                peaks[stage] = pool.apply(_peak, (stage, folder, steps, states))
             say(f"memory: {stage} {peaks[stage] / 1e9:.2f} GB")
     return {"rows": episodes * rows, "frames_bytes": episodes * rows * 3 * 84 * 84, "peak_bytes": peaks}
 
 
-def _peak(stage: str, folder: str) -> int:
+def _peak(stage: str, folder: str, steps: int, states: int) -> int:
     torch.set_num_threads(1)
-    STAGES[stage](Episodes.open(Path(folder)))
+    STAGES[stage](Episodes.open(Path(folder)), steps, states)
     return peak_memory_bytes()
 
 
-def _quantizer(dataset: Episodes) -> None:
+def _opening(dataset: Episodes, steps: int, states: int) -> None:
+    """Nothing beyond what was opened."""
+
+
+def _quantizer(dataset: Episodes, steps: int, states: int) -> None:
     config = sized("tiny", "vqvae")
     quantizer = fresh_quantizer(dataset, config)
-    quantizer = train_quantizer(quantizer, dataset, replace(config.quantizer_training, steps=STEPS))
+    quantizer = train_quantizer(quantizer, dataset, replace(config.quantizer_training, steps=steps))
     rng = np.random.default_rng(0)
     tokenize(quantizer, dataset, rng.choice(len(dataset), min(TOKENISED, len(dataset)), replace=False))
 
 
-def _train(dataset: Episodes) -> None:
+def _train(dataset: Episodes, steps: int, states: int) -> None:
     """Occupancy network, value head and reward head, then values of many states."""
     config = sized("tiny", "vqvae")
-    loop, reward = replace(config.occupancy.loop, steps=STEPS), replace(config.reward.loop, steps=STEPS)
+    loop, reward = replace(config.occupancy.loop, steps=steps), replace(config.reward.loop, steps=steps)
     config = replace(
         config, occupancy=replace(config.occupancy, loop=loop), reward=replace(config.reward, loop=reward)
     )  # fmt: skip
@@ -69,8 +78,8 @@ def _train(dataset: Episodes) -> None:
     codes = torch.randint(quantizer.codebook_size, (len(dataset), quantizer.n_tokens), generator=gen).to(torch.int16)
     features = torch.randn(len(dataset), quantizer.feature_dim, generator=gen).half()
     voc = train(dataset, config, quantizer=quantizer, tokens=(codes, features))
-    some = torch.randint(len(dataset), (STATES,), generator=gen)
+    some = torch.randint(len(dataset), (states,), generator=gen)
     voc.value_of_codes(codes[some], features[some], estimator="sample", samples=SAMPLES)
 
 
-STAGES: dict[str, Callable[[Episodes], object]] = {"opening": len, "quantizer": _quantizer, "training": _train}
+STAGES = {"opening": _opening, "quantizer": _quantizer, "training": _train}

@@ -137,7 +137,7 @@ def test_of_the_references_in_bfloat16_the_faster_one_counts(found: dict[str, fl
 
 def test_memory_of_stages_in_processes_of_their_own() -> None:
     said: list[str] = []
-    found = memory(said.append, episodes=6, rows=20)
+    found = memory(said.append, episodes=6, rows=20, steps=2, states=100)
     assert found["rows"] == 120
     assert found["frames_bytes"] == 120 * 3 * 84 * 84
     peaks = found["peak_bytes"]

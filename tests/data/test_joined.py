@@ -111,7 +111,7 @@ def test_another_simulator_is_warned_of_where_the_first_file_does_not_say_its_ow
 
 
 def test_codes_of_all_places(tmp_path: Path) -> None:
-    codes = [np.arange(7)[:, None] + 100 * i for i in range(2)]
+    codes = [np.arange(7 * 25).reshape(7, 25) % 100 + 100 * i for i in range(2)]
     files = [tmp_path / name for name in ("b.hdf5", "a.hdf5")]
     for i, file in enumerate(files):
         write_latents(file, toy_dataset(tmp_path / f"toy{i}", (3, 4)), codes[i], "vae_latents")
