@@ -13,7 +13,7 @@ from torch import Tensor
 from voc_rl.benchmarks.kept import kept_arrays
 from voc_rl.benchmarks.ope_protocol import EIGHT, Protocol, Target
 from voc_rl.checkpoints import load_tensors, save_tensors
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, going_rows
 from voc_rl.envs import collect
 from voc_rl.envs.roll_outs import roll_outs
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
@@ -80,7 +80,7 @@ class TaskData:
         """Rows that values are averaged over: some first rows, and rows from all over the episodes."""
         dataset, scale = self.episodes, self.scale
         rng = np.random.default_rng([self.seed, 23])
-        rows = rng.choice(np.flatnonzero(dataset.steps_left > 0), scale.anywhere, replace=False)
+        rows = rng.choice(going_rows(dataset), scale.anywhere, replace=False)
         return np.concatenate([dataset.starts[:: max(scale.episodes // scale.resets, 1)], np.sort(rows)])
 
     @cached_property

@@ -94,17 +94,9 @@ def evaluate_policy(
     )  # fmt: skip
     config = replace(config, voc=replace(config.voc, network=size))
     evaluator = PolicyEvaluator(
-        dataset,
-        policies,
-        gamma,
-        starts,
-        config,
-        quantizer=quantizer,
-        tokens=tokens,
-        device=device,
-        features=features,
-        progress=progress,
-    )
+        dataset, policies, gamma, starts, config,
+        quantizer=quantizer, tokens=tokens, device=device, features=features, progress=progress,
+    )  # fmt: skip
     reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset), arrived_rows(dataset))
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None
     estimates = [evaluator.estimate(name, estimator, reward, head, level) for name in evaluator.policies]

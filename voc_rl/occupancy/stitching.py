@@ -238,11 +238,12 @@ def _balanced(log_weights: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     uneven = np.flatnonzero(np.abs(means).max(1) > EVEN)  # the rest need no tilt
     logs, along = log_weights[uneven], offsets[uneven]
     tilt = np.zeros((len(along), along.shape[2], 1), np.float32)
+    ridge = RIDGE * np.eye(along.shape[2], dtype=np.float32)
     for _ in range(NEWTON_STEPS):
         weighted = _weights(logs + (along @ tilt)[..., 0])[..., None] * along
         mean = weighted.sum(1)[..., None]  # (n, C, 1)
         curvature = along.swapaxes(1, 2) @ weighted - mean @ mean.swapaxes(1, 2)
-        curvature += RIDGE * np.eye(along.shape[2], dtype=np.float32)
+        curvature += ridge
         tilt -= np.linalg.solve(curvature, mean + RIDGE * tilt).clip(-LONGEST_STEP, LONGEST_STEP)
     tilted = log_weights.copy()
     tilted[uneven] += (along @ tilt)[..., 0]
