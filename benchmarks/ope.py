@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -174,16 +175,23 @@ def evaluator_of(
 
 def _voc(evaluator: PolicyEvaluator) -> dict[str, Any]:
     """``mfmc`` (the chains alone), ``voc_corrected`` (their jumps corrected), ``voc_head`` and ``voc`` (sampled
-    futures), and what the data say of each policy."""
+    futures), what the data say of each policy, and the intervals of the differences of all pairs."""
     estimates: Estimates = {}
-    diagnostics = {}
+    diagnostics, pairs = {}, {}
     for method, estimator in (
         ("mfmc", "stitch"), ("voc_corrected", "corrected"), ("voc_head", "head"), ("voc", "sample"),
     ):  # fmt: skip
         found = {name: evaluator.estimate(name, estimator) for name in evaluator.policies}  # type: ignore[arg-type]
         estimates[method] = {name: _j(e) for name, e in found.items()}
+        pairs[method] = [_pair(one, other) for one, other in combinations(found.values(), 2)]
         diagnostics = {name: {**e.diagnostics, "stderr": e.stderr * _unit(e)} for name, e in found.items()}
-    return {"estimates": estimates, "diagnostics": diagnostics}
+    return {"estimates": estimates, "diagnostics": diagnostics, "pairs": pairs}
+
+
+def _pair(one: PolicyEstimate, other: PolicyEstimate) -> tuple[str, str, float, float]:
+    """Two names, and the interval of the difference of their J."""
+    found, unit = one.difference(other), _unit(one)
+    return found.policy, found.than, found.low * unit, found.high * unit
 
 
 def _unit(found: PolicyEstimate) -> float:

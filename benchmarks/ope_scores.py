@@ -51,6 +51,30 @@ def policy_scores(
     }
 
 
+def pair_scores(
+    pairs: Sequence[tuple[str, str, float, float]],
+    truth: Mapping[str, float],
+    low: Mapping[str, float],
+    high: Mapping[str, float],
+) -> dict[str, float]:
+    """Scores of intervals of differences of true J, of pairs (one, other, low, high), the first less the second.
+
+    held: share that hold the difference. told: share that leave out 0. wrong: of these the share on the wrong side of
+    it. alone: share of the pairs whose own intervals, ``low`` to ``high`` by policy, do not overlap.
+    """
+    inside, told, wrong, alone = [], [], [], []
+    for one, other, lower, upper in pairs:
+        true = truth[one] - truth[other]
+        inside.append(lower <= true <= upper)
+        told.append(lower > 0 or upper < 0)
+        wrong.append(told[-1] and (lower > 0) != (true > 0))
+        alone.append(high[one] < low[other] or high[other] < low[one])
+    return {
+        "pairs": float(len(pairs)), "held": float(np.mean(inside)), "told": float(np.mean(told)),
+        "wrong": sum(wrong) / max(sum(told), 1), "alone": float(np.mean(alone)),
+    }  # fmt: skip
+
+
 def told_apart(low: float, high: float, by_seed: Sequence[float]) -> bool:
     """Whether two methods' errors can be told apart: the interval of their difference leaves out 0, and every seed is
     on its side of 0. (Bootstraps over policies or episodes know nothing of luck in training; the seeds do.)"""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from voc_rl.benchmarks.ope_scores import paired_difference, policy_scores
+from voc_rl.benchmarks.ope_scores import pair_scores, paired_difference, policy_scores
 from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.reports.plots import save
 
@@ -42,6 +42,9 @@ NOTES = """\
   (500 times), as a share of the range of true J. covered: share of the 90 % intervals that hold the truth.
 - logged, mixed, unseen: MAE of checkpoints that made the data, of mixtures of two of them, and of policies that the
   data do not hold (8 each; at scale gpu 16, 12 and 12).
+- Pairs: all of two policies. hold: share of the intervals that hold the true difference. apart: share that leave out 0,
+  and of these the share on the wrong side of it; by their own intervals: share of pairs whose own intervals do not
+  overlap.
 - CPU s: of one cell, a mean over seeds; `voc`, `voc_head`, `voc_corrected` and `mfmc` share one. The quantizer, which
   all methods share, is not in it."""
 BOLD = """\
@@ -56,18 +59,23 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -
     for part, tasks in found.items():
         groups: dict[Any, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
         values_of: dict[Any, dict[str, dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
+        pairs_of: dict[Any, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
         for record in records:
             cell = record["cell"]
             if cell["part"] != part:
                 continue
-            true = truth[cell["task"], cell["gamma"]]
+            where = (cell["task"], cell["gamma"])
+            true = truth[where]
             for method, estimates in record["result"]["estimates"].items():
                 own = {name: true[name] for name in estimates}
                 scored = _scores(estimates, own, cell["seed"])
                 scored["cpu_seconds"] = record["cpu_seconds"]
-                groups[cell["task"], cell["gamma"]][method].append(scored)
-                values_of[cell["task"], cell["gamma"]][method][cell["seed"]] = {n: e[0] for n, e in estimates.items()}
-                groups[cell["task"], cell["gamma"]].setdefault("exact", [_scores(_exact(own), own, 0)])
+                groups[where][method].append(scored)
+                values_of[where][method][cell["seed"]] = {n: e[0] for n, e in estimates.items()}
+                if pairs := record["result"].get("pairs", {}).get(method):  # the chains and their networks have them
+                    low, high = ({name: e[i] for name, e in estimates.items()} for i in (1, 2))
+                    pairs_of[where][method].append(pair_scores(pairs, own, low, high))
+                groups[where].setdefault("exact", [_scores(_exact(own), own, 0)])
         for (task, gamma), methods in groups.items():
             names = _names(records, part, task)
             values = np.array([truth[task, gamma][name] for name in names])
@@ -78,7 +86,9 @@ def results_of(records: Sequence[Mapping[str, Any]], truth: Truth, scale: str) -
             entry = {
                 "gamma": gamma, "range": float(np.ptp(values)), "policies": len(names),
                 "methods": {method: _mean(seeds) for method, seeds in methods.items()},
-                "differences": _differences(j, values), "true": dict(zip(names, values.tolist(), strict=True)),
+                "differences": _differences(j, values),
+                "pairs": {method: _mean(seeds) for method, seeds in pairs_of[task, gamma].items()},
+                "true": dict(zip(names, values.tolist(), strict=True)),
                 "estimates": {m: np.mean(list(own.values()), 0).round(5).tolist() for m, own in j.items()},
             }  # fmt: skip
             tasks.setdefault(task, {"others": []})
@@ -154,6 +164,9 @@ def table(found: Mapping[str, Any]) -> str:
             if entry["differences"]:
                 told = [f"`{m}` {_difference(found)}" for m, found in entry["differences"].items()]
                 parts.append(f"\nMAE less that of `{REFERENCE}` [90 % of bootstraps over policies]: {', '.join(told)}.")
+            if entry["pairs"]:
+                said = [f"`{m}` {_pairs(found)}" for m, found in entry["pairs"].items()]
+                parts.append(f"\nPairs of policies, by 90 % intervals of their differences: {'; '.join(said)}.")
             parts.append("")
     return "\n".join([*parts, NOTES, BOLD])
 
@@ -161,6 +174,13 @@ def table(found: Mapping[str, Any]) -> str:
 def _difference(found: Mapping[str, Any]) -> str:
     bold = "**" if found["told_apart"] else ""
     return f"{bold}{found['mean']:+.3f}{bold} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def _pairs(found: Mapping[str, Any]) -> str:
+    return (
+        f"hold {found['held']:.0%}, tell {found['told']:.0%} apart, {found['wrong']:.1%} of these wrongly "
+        f"({found['alone']:.0%} by their own intervals)"
+    )
 
 
 def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth, gamma: float) -> None:

@@ -15,10 +15,9 @@ from worlds import refusal
 
 from voc_rl.data import Episodes
 from voc_rl.occupancy import StitchedChain
-from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts, resampled_scale
+from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
 from voc_rl.policy_estimate import PolicyEstimate, covers, format_estimates, warning_of
 from voc_rl.values import FittedQ
-from voc_rl.values.statistics import student_interval
 
 GAMMA = 0.8
 MANY = StitchingConfig(draws=4, replicates=8)  # as where there are many rows
@@ -62,12 +61,12 @@ def test_intervals_hold_the_exact_values_and_are_no_wider_than_told() -> None:
         dataset, states = logged(process, 240, seed)
         chains, reward = chains_through(process, dataset, states, seed), process.reward[states]
         found = chains.values("best", reward, GAMMA)[dataset.starts].mean()
-        stderr = np.sqrt(chains.variance("best", reward, GAMMA))
-        low, high = student_interval(found, stderr, chains.replicates, 0.9)
+        error = chains.error("best", reward, GAMMA)
+        low, high = error.interval(found, 0.9)
         truth = V[states[dataset.starts]].mean()
         inside.append(low < truth < high)
         errors.append(found - truth)
-        stderrs.append(stderr)
+        stderrs.append(error.stderr)
     ratio = np.sqrt(np.square(stderrs).mean() / np.square(errors).mean())
     print(f"coverage {np.mean(inside):.2f}, standard error {ratio:.2f} times the error")
     assert np.mean(inside) >= 0.85
@@ -84,10 +83,10 @@ def test_a_policys_numbers_do_not_depend_on_its_name_nor_on_who_is_beside_it() -
     ):  # fmt: skip
         chains = PolicyChains(dataset, policies, dataset.starts, MANY, 0, lambda: features)
         name = list(policies)[-1]
-        found.append((chains.values(name, reward, GAMMA), chains.variance(name, reward, GAMMA)))
-    for values, variance in found[1:]:
+        found.append((chains.values(name, reward, GAMMA), chains.error(name, reward, GAMMA).stderr))
+    for values, stderr in found[1:]:
         np.testing.assert_array_equal(found[0][0], values)
-        assert found[0][1] == variance > 0
+        assert found[0][1] == stderr > 0
 
 
 def test_small_data_get_more_draws_and_replicates() -> None:
@@ -106,33 +105,24 @@ def test_the_noise_of_the_seed_is_small_against_the_interval() -> None:
         chains = chains_through(process, dataset, states, seed, config=StitchingConfig())
         reward = process.reward[states]
         found.append(chains.values("best", reward, GAMMA)[dataset.starts].mean())
-        stderrs.append(np.sqrt(chains.variance("best", reward, GAMMA)))
+        stderrs.append(chains.error("best", reward, GAMMA).stderr)
     print(f"{np.std(found, ddof=1):.4f} by the seed, standard errors {np.round(stderrs, 4)}")
     assert np.std(found, ddof=1) < 0.3 * np.mean(stderrs)  # .2 here, about .6 with four draws
     assert max(stderrs) < 1.6 * min(stderrs)
 
 
-def test_the_variance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spread of the resampled chains, their shift and the critic's move, each in its own scale."""
+def test_the_parts_of_an_error_are_those_of_the_chains() -> None:
+    """The values of the starts through all episodes and through each sample of them, and what a critic moved."""
     chains = chains_through(decisions(), *logged(decisions(), 60))
     reward, critic = np.zeros(len(chains.dataset)), FittedQ(np.zeros(1), np.zeros(1))
     whole = np.full(len(chains.dataset), 5.0)
-    chains._values["best", hash(reward.tobytes()), GAMMA, None] = (whole, np.array([1.0, 2.0, 6.0]))
-    chains._values["best", hash(reward.tobytes()), GAMMA, critic] = (whole + 2.0, np.array([1.0, 2.0, 6.0]))
-    monkeypatch.setattr("voc_rl.policy_chains.resampled_scale", {10: (scale := 1.5)}.__getitem__)
-    assert chains.variance("best", reward, GAMMA) == pytest.approx(scale * 7.0 + (scale * (5 - 3)) ** 2)
-    moved = chains.variance("best", reward, GAMMA, critic)
-    assert moved == pytest.approx(scale * 7.0 + (scale * (7 - 3)) ** 2 + 2.0**2)
-
-
-@pytest.mark.parametrize("count", [2, 3, 4, 20])
-def test_means_of_resampled_episodes_tell_the_variance_of_the_mean(count: int) -> None:
-    """By simulation: the different ones of ``count`` episodes drawn with replacement, against S^2 / count."""
-    rng, episodes = np.random.default_rng(0), np.arange(float(count)) ** 2
-    drawn = [np.unique(rng.integers(count, size=count)) for _ in range(40_000)]
-    found = resampled_scale(count) * np.var([episodes[some].mean() for some in drawn])
-    assert found == pytest.approx(episodes.var(ddof=1) / count, rel=0.03)  # e - 1 would be .14 off for two
-    assert resampled_scale(10_000) == pytest.approx(np.e - 1, abs=1e-3)
+    resampled = [np.array([1.0, 2.0, 6.0]), np.array([1.0, 2.0, 7.0])]
+    chains._values["best", hash(reward.tobytes()), GAMMA, None] = (whole, resampled[0])
+    chains._values["best", hash(reward.tobytes()), GAMMA, critic] = (whole + 2.0, resampled[1])
+    for asked, value, moved, through in ((None, 5.0, 0.0, resampled[0]), (critic, 7.0, 2.0, resampled[1])):
+        found = chains.error("best", reward, GAMMA, asked)
+        assert (found.value, found.moved, found.episodes) == (value, moved, 10)
+        assert found.resampled is through
 
 
 def test_samples_are_drawn_of_the_episodes_that_have_a_step() -> None:
@@ -171,7 +161,7 @@ def test_one_episode_has_no_interval_and_few_have_a_warning() -> None:
     )  # the second has no step
     chains = chains_through(process, single, np.append(states[one], 0))
     assert chains.episodes == 1
-    assert np.isnan(chains.variance("best", single.reward, GAMMA))
+    assert np.isnan(chains.error("best", single.reward, GAMMA).stderr)
     assert np.isfinite(chains.values("best", single.reward, GAMMA)).all()
     far, near = {"match_distance": 2.5}, {"match_distance": 0.1}
     assert "there is no interval" in warning_of("best", near, 1)
@@ -180,8 +170,8 @@ def test_one_episode_has_no_interval_and_few_have_a_warning() -> None:
     assert warning_of("best", far, 20).startswith("The data hardly support best")
     said = warning_of("best", near, 1)
     estimate = PolicyEstimate(
-        "best", 1.0, np.nan, np.nan, np.nan, 0.9, GAMMA, "stitch", covers(), np.ones(2),
-        {"match_distance": 0.1, "value_at_starts": 1.0, "value_elsewhere": 1.0}, said,
+        "best", 1.0, chains.error("best", single.reward, GAMMA), 0.9, GAMMA, "stitch", covers(), np.ones(2),
+        {"match_distance": 0.1, "value_at_starts": 1.0, "value_elsewhere": 1.0}, said, "",
     )  # fmt: skip
     assert format_estimates([estimate, replace(estimate, policy="worst")]).count(said) == 1
     said = format_estimates([estimate])
@@ -286,5 +276,6 @@ def test_what_was_logged_from_the_starts_is_told_beside_the_values() -> None:
         assert found.get("logged") == (pytest.approx(2.44) if ends else None)
         twice = chains.diagnostics("best", 2 * dataset.reward, GAMMA)
         assert twice.get("logged") == (pytest.approx(4.88) if ends else None)
-        estimate = PolicyEstimate("best", 1.0, 0.1, 0.9, 1.1, 0.9, GAMMA, "stitch", covers(), np.ones(1), found, "")
+        error = chains.error("best", dataset.reward, GAMMA)
+        estimate = PolicyEstimate("best", 1.0, error, 0.9, GAMMA, "stitch", covers(), np.ones(1), found, "", "")
         assert ("Logged from these starts, by whatever policies acted: 2.440." in format_estimates([estimate])) == ends

@@ -184,7 +184,7 @@ class Ope:
         from voc_rl.checkpoints import write_json
         from voc_rl.data import going_rows
         from voc_rl.model_files import check_spec_of
-        from voc_rl.policy_estimate import format_estimates
+        from voc_rl.policy_estimate import against_best, format_estimates
         from voc_rl.policy_evaluation import evaluate_policy
         from voc_rl.policy_evaluator import EvaluationConfig
         from voc_rl.precision import choose_device
@@ -210,8 +210,11 @@ class Ope:
                 device=choose_device(self.device), progress=True,
             )  # fmt: skip
         if self.out is not None:  # before anything is printed: minutes of work outlive a reader that is gone
-            found = [estimate.as_dict() for estimate in estimates]
-            write_json(self.out / "ope.json", {"asked": self._asked(), "versions": versions(), "estimates": found})
+            found = {
+                "estimates": [estimate.as_dict() for estimate in estimates],
+                "against_best": [difference.as_dict() for difference in against_best(estimates)],
+            }
+            write_json(self.out / "ope.json", {"asked": self._asked(), "versions": versions(), **found})
             asked = "" if self.reward is None else f", rewards of {self.reward}"
             write_ope_report(self.out / "ope.html", estimates, f"{', '.join(self.data)}: {dataset!r}{asked}")
         print(format_estimates(estimates))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voc_rl.configs import fingerprint
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
 from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
+from voc_rl.policy_error import ErrorParts
 from voc_rl.values import FittedQ, discounted_returns
 from voc_rl.values.fitted_q import MEMBERS
 
@@ -84,15 +87,6 @@ def state_features(dataset: Episodes) -> Tensor:
     return ((state - state.mean(0)) / state.std(0, False).clamp(min=1e-6)).float()
 
 
-def resampled_scale(count: int) -> float:
-    """The variance of a mean of ``count`` (at least 2) episodes, over that of means of samples of them.
-
-    A sample keeps the m different ones among as many draws with replacement. Its mean scatters about that of all by
-    S^2 (1 / m - 1 / n), and E[1 / m] = sum_{k=1}^n (k / n)^(n-1) / n: 2 for two episodes, e - 1 for many.
-    """
-    return float(1.0 / np.sum((np.arange(1, count) / count) ** (count - 1)))
-
-
 class PolicyChains:
     """Chains of several policies through one dataset, each made when first asked for.
 
@@ -153,24 +147,18 @@ class PolicyChains:
         """
         return self._known(name, reward, gamma, critic)[0]
 
-    def variance(self, name: str, reward: np.ndarray, gamma: float, critic: FittedQ | None = None) -> float:
-        """Squared standard error of the mean value of the starts; NaN where fewer than two episodes have a step.
-
-        Chains of resampled episodes tell which part is luck: the spread of their values, times ``scale``, is that of
-        the whole (as in the delete-d jackknife, Shao and Wu 1989). Fewer episodes also make longer jumps: the shift
-        that this brings, times the same, is the bias that is left, as far as it shrinks with the number of episodes. A
-        critic may be wrong by as much as it moved the value.
-
-        On the conservative side where data are few: spread and shift also hold the noise of the few actions that
-        resampled chains draw. On small decision processes the root is 1.7 to 2.4 times the error that there is
-        (``docs/policy_evaluation.md``; ``tests/test_policy_chains.py`` holds it between 1 and 3).
-        """
-        if self.episodes < 2:
-            return float("nan")  # all samples of one episode are that episode: their spread is 0 and says nothing
+    def error(self, name: str, reward: np.ndarray, gamma: float, critic: FittedQ | None = None) -> ErrorParts:
+        """How wrong the mean value of the starts may be, by the resampled chains and by what a critic moved."""
         whole, resampled = self._known(name, reward, gamma, critic)
-        scale, mean = resampled_scale(self.episodes), whole[self.starts].mean()
-        moved = 0.0 if critic is None else mean - self.values(name, reward, gamma)[self.starts].mean()
-        return float(scale * resampled.var(ddof=1) + (scale * (resampled.mean() - mean)) ** 2 + moved**2)
+        value = float(whole[self.starts].mean())
+        moved = 0.0 if critic is None else value - float(self.values(name, reward, gamma)[self.starts].mean())
+        return ErrorParts(value, resampled, self.episodes, moved)
+
+    def question(self, reward: np.ndarray, gamma: float, estimator: str) -> str:
+        """Equal where the same is asked of chains through the same data, from the same starts, in the same settings."""
+        data = (self.dataset.action, self.dataset.step_type, self.starts, reward.astype(np.float64))
+        arrays = [hashlib.sha256(array.tobytes()).hexdigest() for array in data]
+        return fingerprint(arrays, gamma, estimator, asdict(self.config), self.seed)
 
     def diagnostics(self, name: str, reward: np.ndarray, gamma: float) -> dict[str, float]:
         """How far the data support a policy, along its own chain from the starts: at the rows where it jumps.

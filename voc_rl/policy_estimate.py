@@ -1,4 +1,5 @@
-"""What is said of a policy: its value, the interval, how far the data support it, and when not to believe it."""
+"""What is said of a policy: its value, the interval, how far the data support it, and when not to believe it; and of
+two: which is worth more."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from voc_rl.errors import VOCError
+from voc_rl.policy_error import ErrorParts
 from voc_rl.values.density import FEWEST, too_few
 
 FEW = 20  # episodes: intervals from fewer may hold much less than they say (docs/policy_evaluation.md)
@@ -27,22 +30,51 @@ def covers(critic: bool = False, network: bool = False, samples: bool = False) -
     return f"{COVERS}{more}; not a reward that the frames do not show"
 
 
-@dataclass(frozen=True, eq=False)
-class PolicyEstimate:
-    """The value of one policy: its discounted return from the next step on, averaged over the starts, in reward units.
+@dataclass(frozen=True)
+class PolicyDifference:
+    """By how much a policy is worth more ``than`` another, in reward units, and the interval of that at ``level``.
 
-    value, stderr, low, high: the estimate, its standard error and the interval *of the mean* at ``level``; ``covers``
-    says which uncertainty that is. The last three are NaN where only one episode has a step; all four are where too few
-    rows count for ``density``. start_values float64 (S,): the value of each start, NaN where too few rows count for it
-    (``density``). diagnostics: numbers that tell how far the data support the policy (``docs/policy_evaluation.md``).
-    warning: why not to believe it, or "".
+    Of this one difference, not of several at once: of the best of many policies, luck may have made it the best. All
+    but ``value`` are NaN where there is no interval.
     """
 
     policy: str
+    than: str
     value: float
     stderr: float
     low: float
     high: float
+    level: float
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "no difference"
+        return f"{self.value:+.3f} ({_interval(self.low, self.high, '+.3f')})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: None for NaN, which JSON has not."""
+        return _plain(asdict(self))
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyEstimate:
+    """The value of one policy: its discounted return from the next step on, averaged over the starts, in reward units.
+
+    value: NaN where too few rows count for ``density``. error: what its standard error is made of. level: confidence of
+    the interval. covers: which uncertainty that is. start_values float64 (S,): the value of each start, NaN where too
+    few rows count for it (``density``). diagnostics: numbers that tell how far the data support the policy
+    (``docs/policy_evaluation.md``). warning: why not to believe it, or "". question: equal where the same was asked of
+    the same data, so that policies can be compared.
+    """
+
+    policy: str
+    value: float
+    error: ErrorParts
     level: float
     gamma: float
     estimator: str
@@ -50,40 +82,98 @@ class PolicyEstimate:
     start_values: np.ndarray
     diagnostics: dict[str, float]
     warning: str
+    question: str
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the value; NaN where only one episode has a step, or no value."""
+        return self.error.stderr
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval *of the mean* at ``level``; NaN as the standard error."""
+        return self.error.interval(self.value, self.level)[0]
+
+    @property
+    def high(self) -> float:
+        """Its upper end."""
+        return self.error.interval(self.value, self.level)[1]
 
     @property
     def interval(self) -> str:
         """In words, for tables."""
-        return "no interval" if np.isnan(self.low) else f"{self.low:.3f} to {self.high:.3f}"
+        return _interval(self.low, self.high, ".3f")
+
+    def difference(self, other: PolicyEstimate) -> PolicyDifference:
+        """By how much this policy is worth more than another that was asked the same of the same data.
+
+        What makes both values too high or too low alike is not in it, so that its interval is mostly narrower than
+        those of the two let expect.
+
+        Raises:
+            VOCError: estimates that answer different questions.
+        """
+        if self.question != other.question:
+            raise VOCError(
+                f"The values of {self.policy} and {other.policy} answer different questions (data, starts, rewards, "
+                "discount, estimator, seed or settings of the chains); ask both of one evaluate_policy."
+            )
+        value, error = self.value - other.value, self.error - other.error
+        low, high = error.interval(value, self.level)
+        return PolicyDifference(self.policy, other.policy, value, error.stderr, low, high, self.level)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: None for NaN, which JSON has not."""
-        found = {name: _known(value) for name, value in asdict(self).items()}
-        return {**found, "start_values": [_known(value) for value in self.start_values.tolist()]}
+        return _plain({**asdict(self), "stderr": self.stderr, "low": self.low, "high": self.high})
 
 
-def _known(value: Any) -> Any:
+def _interval(low: float, high: float, digits: str) -> str:
+    return "no interval" if np.isnan(low) else f"{low:{digits}} to {high:{digits}}"
+
+
+def _plain(value: Any) -> Any:
+    """Lists for arrays and None for NaN, at any depth."""
+    if isinstance(value, dict):
+        return {name: _plain(own) for name, own in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_plain(own) for own in value.tolist()]
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
+def against_best(estimates: Sequence[PolicyEstimate]) -> list[PolicyDifference]:
+    """The estimates, best first, against the first of them: of all but that."""
+    return [estimate.difference(estimates[0]) for estimate in estimates[1:]]
+
+
 def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
-    """Markdown: a row per policy, then what the intervals cover and whatever is to be warned of."""
+    """Markdown: a row per policy, best first, then what the intervals cover and whatever is to be warned of."""
+    first = estimates[0]
     lines = [
-        f"| policy | value | {estimates[0].level:.0%} interval | match distance | starts / elsewhere |",
-        "|---|---:|---|---:|---|",
+        f"| policy | value | {first.level:.0%} interval | against the best | match distance | starts / elsewhere |",
+        "|---|---:|---|---|---:|---|",
     ]
-    for e in estimates:
+    against = ["", *map(str, against_best(estimates))]
+    for e, other in zip(estimates, against, strict=True):
         told = e.diagnostics
         lines.append(
-            f"| {e.policy} | {e.value:.3f} | {e.interval} | {told['match_distance']:.2f} "
+            f"| {e.policy} | {e.value:.3f} | {e.interval} | {other} | {told['match_distance']:.2f} "
             f"| {told['value_at_starts']:.3f} / {told['value_elsewhere']:.3f} |"
         )
     lines += [
         "",
-        f"Discount {estimates[0].gamma:g}, estimator {estimates[0].estimator}. Intervals cover {estimates[0].covers}.",
+        f"Discount {first.gamma:g}, estimator {first.estimator}. Intervals cover {first.covers}.",
+        *rivals_of(estimates),
         *logged_of(estimates),
     ]
     return "\n".join([*lines, *warnings_of(estimates)])
+
+
+def rivals_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
+    """Which policies the data do not tell apart from the best, in a line; none where only one was asked."""
+    if len(estimates) == 1:
+        return []
+    best, names = estimates[0].policy, [other.policy for other in against_best(estimates) if not other.told_apart]
+    return [f"Not told apart from {best}: {'; '.join(names)}." if names else f"All others are worth less than {best}."]
 
 
 def logged_of(estimates: Sequence[PolicyEstimate]) -> list[str]:

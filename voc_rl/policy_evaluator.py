@@ -22,6 +22,7 @@ from voc_rl.occupancy import (
 )
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
+from voc_rl.policy_error import ErrorParts
 from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
 from voc_rl.policy_model import PolicyModel, StartValues, base_or_refuse
 from voc_rl.precision import as_device, device_of
@@ -30,7 +31,6 @@ from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_qu
 from voc_rl.training_inputs import QuantizerSource, check_dataset, check_tokens, quantizer_of
 from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
-from voc_rl.values.statistics import student_interval
 
 PolicyEstimator = Literal["stitch", "corrected", "head", "sample", "mve", "density"]
 ESTIMATORS: tuple[PolicyEstimator, ...] = ("stitch", "corrected", "head", "sample", "mve", "density")
@@ -265,29 +265,29 @@ class PolicyEvaluator:
         found = StartValues(float(chained.mean()), 0.0, chained)
         if network := estimator not in ("stitch", "corrected"):
             found = self._by_network(name, estimator, None if reward is None else own, reward_head, gamma)
-        # the network learned from the chain: where it says otherwise, one of them is wrong by as much
-        variance = self.chains.variance(name, own, gamma, critic)
-        stderr = np.sqrt(variance + found.noise**2 + (found.mean - chained.mean()) ** 2)
-        low, high = student_interval(np.asarray(found.mean), stderr, self.chains.replicates, level)
+        error = replace(
+            self.chains.error(name, own, gamma, critic), apart=found.mean - float(chained.mean()), noise=found.noise
+        )
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
         said = covers(critic is not None, network, network and estimator != "head")
-        warning = self._warning(name, diagnostics, own, gamma, found.mean, float(stderr), float(high - low), critic)
+        warning = self._warning(name, diagnostics, own, gamma, found.mean, error, level, critic)
+        question = self.chains.question(own, gamma, estimator)
         return PolicyEstimate(
-            name, found.mean, float(stderr), float(low), float(high), level, gamma, estimator, said, found.starts,
-            diagnostics, warning,
-        )  # fmt: skip
+            name, found.mean, error, level, gamma, estimator, said, found.starts, diagnostics, warning, question
+        )
 
     def _warning(
-        self, name: str, diagnostics: dict[str, float], reward: np.ndarray, gamma: float, value: float, stderr: float,
-        width: float, critic: FittedQ | None,
+        self, name: str, diagnostics: dict[str, float], reward: np.ndarray, gamma: float, value: float,
+        error: ErrorParts, level: float, critic: FittedQ | None,
     ) -> str:  # fmt: skip
-        """``warning_of`` a value, its standard error and the width of its interval (NaN: there is none)."""
+        """``warning_of`` a value."""
         ends = bool(self.dataset.terminal.any())
         varied = np.ptp(reward[self.dataset.step_type > 0]) > 0 or ends
         size = float(np.abs(self.chains.values(name, reward, gamma)).mean())  # of values anywhere in the data
+        low, high = error.interval(value, level)
         return warning_of(
-            name, diagnostics, self.chains.episodes, sure=bool(varied and stderr < 1e-6 * (abs(value) + 1e-9)),
-            wide=width > 2 * size > 0, ends=ends and critic is None,
+            name, diagnostics, self.chains.episodes, sure=bool(varied and error.stderr < 1e-6 * (abs(value) + 1e-9)),
+            wide=high - low > 2 * size > 0, ends=ends and critic is None,
             moved=abs(value - diagnostics["value_at_starts"]) / max(abs(value), size, 1e-9),
         )  # fmt: skip
 

@@ -91,7 +91,13 @@ def test_smoke_run_from_pixels_to_the_table(shared: Path, tmp_path: Path) -> Non
         assert own == pytest.approx(methods[method]["mae"], abs=1e-5)
         assert difference["mean"] == pytest.approx(own - methods["voc_head"]["mae"], abs=2e-5)
         assert difference["low"] <= difference["mean"] <= difference["high"]
-    assert "MAE less that of `voc_head`" in (tmp_path / "results/ope.md").read_text()
+    text = (tmp_path / "results/ope.md").read_text()
+    assert "MAE less that of `voc_head`" in text
+    assert set(entry["pairs"]) == {"voc", "voc_head", "voc_corrected", "mfmc"}
+    for pairs in entry["pairs"].values():
+        assert pairs["pairs"] == 24 * 23 / 2
+        assert pairs["alone"] < pairs["told"] < 1
+    assert "Pairs of policies, by 90 % intervals of their differences: `mfmc` hold" in text
     assert json.loads((tmp_path / "results/ope.json").read_text())["tasks"] == found["tasks"]
     assert (tmp_path / "results/ope.png").stat().st_size > 10_000
     lines = (shared / "cells.jsonl").read_text().splitlines()

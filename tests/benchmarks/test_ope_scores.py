@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from voc_rl.benchmarks.ope_scores import paired_difference, policy_scores, regret
+from voc_rl.benchmarks.ope_scores import pair_scores, paired_difference, policy_scores, regret
 from voc_rl.errors import VOCError
 
 
@@ -55,3 +55,12 @@ def test_paired_differences_know_that_errors_go_together() -> None:
     # of differences of 0 and 1 in equal parts the bootstrapped mean is binomial: .5 -+ 1.645 sqrt(.25 / 100)
     half = paired_difference(np.repeat([[0.0, 1.0]], 50, 1), np.zeros((1, 100)), rng)
     assert [half["low"], half["high"]] == pytest.approx([0.418, 0.582], abs=0.015)
+
+
+def test_pairs_by_hand() -> None:
+    """Of three pairs two are told apart, one of them the wrong way round; one pair's own intervals do not overlap."""
+    truth, low, high = {"a": 1.0, "b": 2.0, "c": 4.0}, {"a": 0.5, "b": 1.5, "c": 3.0}, {"a": 1.6, "b": 3.5, "c": 5.0}
+    pairs = [("a", "b", 0.1, 0.5), ("a", "c", -4.0, -1.0), ("b", "c", -1.0, 0.5)]
+    found = pair_scores(pairs, truth, low, high)
+    assert found == pytest.approx({"pairs": 3, "held": 1 / 3, "told": 2 / 3, "wrong": 1 / 2, "alone": 1 / 3})
+    assert pair_scores(pairs[2:], truth, low, high)["wrong"] == 0.0  # of none

@@ -8,31 +8,38 @@ from pathlib import Path
 
 import numpy as np
 
+from voc_rl.policy_error import ErrorParts
 from voc_rl.policy_estimate import COVERS, PolicyEstimate
 from voc_rl.reports.ope_report import _labels, write_ope_report
 
+T = 1.859548  # Student's t of eight degrees of freedom, for 90 %
+
 
 def estimate(name: str, value: float, half: float, warning: str = "") -> PolicyEstimate:
+    """With an interval of ``half`` on either side, all of it noise of its own; NaN: of a single episode."""
+    error = ErrorParts(value, np.full(9, value), 1 if np.isnan(half) else 40, noise=half / T)
     diagnostics = {"match_distance": 1.234, "rows_used": 1321.0, "value_at_starts": value, "value_elsewhere": 4.0}
     return PolicyEstimate(
-        name, value, half / 2, value - half, value + half, 0.9, 0.95, "corrected", COVERS, np.full(7, value),
-        diagnostics, warning,
+        name, value, error, 0.9, 0.95, "corrected", COVERS, np.full(7, value), diagnostics, warning, "",
     )  # fmt: skip
 
 
 def test_the_report_holds_ranking_support_and_warnings(tmp_path: Path) -> None:
     ranked = [
-        estimate("best <b>", 9.5, 0.5),
-        estimate("near", 9.0, 0.25),
+        estimate("best <b>", 9.5, 0.4),
+        estimate("near", 9.0, 0.3),
+        estimate("below", 8.9, 0.3),
         estimate("far", 3.0, 1.0, "The data hardly support far."),
     ]
     write_ope_report(tmp_path / "report.html", ranked, "runs/data")
     text = (tmp_path / "report.html").read_text()
-    assert "best &lt;b&gt; is worth 9.500 (9.000 to 10.000)." in text
-    assert "Not told apart from it: near." in text
-    assert [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", text)][:8] == [
-        "best &lt;b&gt;", "9.500", "9.000 to 10.000", "0.250", "near", "9.000", "8.750 to 9.250", "0.125",
+    assert "best &lt;b&gt; is worth 9.500 (9.100 to 9.900)." in text
+    assert "Not told apart from best &lt;b&gt;: near." in text  # .5 -+ sqrt(.4^2 + .3^2)
+    assert [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", text)][:10] == [
+        "best &lt;b&gt;", "9.500", "9.100 to 9.900", "", "0.215",
+        "near", "9.000", "8.700 to 9.300", "-0.500 (-1.000 to +0.000)", "0.161",
     ]  # fmt: skip
+    assert "<td>-0.600 (-1.100 to -0.100)</td>" in text
     assert "The data hardly support far." in text
     assert "1.23" in text
     assert "<td>1,321</td>" in text
@@ -62,7 +69,8 @@ def test_an_estimate_without_an_interval_says_so(tmp_path: Path) -> None:
     assert "a is worth 2.000 (no interval)." in text
     assert text.count("<td>no interval</td>") == 2
     assert text.count(few) == 1  # what holds for all is said once
-    assert "Not told apart from it: b." in text
+    assert "Not told apart from a: b." in text
+    assert "<td>+0.000 (no interval)</td>" in text
 
 
 def test_a_policy_without_a_value_is_told_apart_from_none(tmp_path: Path) -> None:
@@ -71,5 +79,6 @@ def test_a_policy_without_a_value_is_told_apart_from_none(tmp_path: Path) -> Non
         warnings.simplefilter("error")
         write_ope_report(tmp_path / "report.html", ranked, "runs/data")
     text = (tmp_path / "report.html").read_text()
-    assert "Not told apart from it: nowhere." in text
+    assert "Not told apart from best: nowhere." in text
+    assert "<td>no difference</td>" in text
     assert "<td>nowhere</td><td>nan</td><td>no interval</td>" in text

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from voc_rl.policy_estimate import FAR, PolicyEstimate, logged_of, warnings_of
+from voc_rl.policy_estimate import FAR, PolicyEstimate, against_best, logged_of, rivals_of, warnings_of
 from voc_rl.reports.page import escape, figure, in_both_themes, write_page
 from voc_rl.reports.plots import Theme, new_figure, style
 
@@ -44,26 +44,32 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
     sections = {
         "Ranking": figure(
             in_both_themes(lambda theme: _intervals(estimates, theme)),
-            "Policies whose intervals overlap are not told apart by these data.",
+            "Which policies are told apart the table says: intervals of differences leave out what all policies share.",
             "Value of each policy with its interval, best first.",
             f"Points are values, lines {first.level:.0%} intervals of the mean. Grey: the median of the values.",
             "",
         )
-        + _table(["policy", "value", f"{first.level:.0%} interval", "standard error"], [
-            [e.policy, f"{e.value:.3f}", e.interval, f"{e.stderr:.3f}"] for e in estimates
-        ]),
+        + _ranking(estimates),
         "What the data say of them": _support(estimates),
         "How to read the numbers": _reading(first),
     }  # fmt: skip
     best = f"{first.policy} is worth {first.value:.3f} ({first.interval})."
-    rivals = [e.policy for e in estimates[1:] if not e.high < first.low]  # a NaN tells nothing apart
-    more = f"Not told apart from it: {'; '.join(rivals)}." if rivals else ""
     write_page(
         path, f"voc_rl report · discount γ = {first.gamma:g} · estimator {first.estimator}",
         "What are these policies worth?",
-        f'<p class="verdict">{escape(best)}</p><p class="more">{escape(more)}</p>'
+        f'<p class="verdict">{escape(best)}</p><p class="more">{escape(" ".join(rivals_of(estimates)))}</p>'
         f'<p class="more">By the logged episodes of {escape(data)}.</p>', sections,
     )  # fmt: skip
+
+
+def _ranking(estimates: Sequence[PolicyEstimate]) -> str:
+    """Values, and by how much each is below the best."""
+    against = ["", *map(str, against_best(estimates))]
+    head = ["policy", "value", f"{estimates[0].level:.0%} interval", "against the best", "standard error"]
+    return _table(head, [
+        [e.policy, f"{e.value:.3f}", e.interval, other, f"{e.stderr:.3f}"]
+        for e, other in zip(estimates, against, strict=True)
+    ])  # fmt: skip
 
 
 def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
@@ -108,6 +114,8 @@ def _reading(first: PolicyEstimate) -> str:
         "A value is the discounted sum of rewards from the next step on, in reward units, averaged over "
         f"{len(first.start_values)} starts.",
         f"Intervals are of the mean, never of the return of one episode. They cover {first.covers}.",
+        "Policies are told apart by the interval of their difference, each on its own: which episodes were logged, and "
+        "what makes all values too high or too low, is the luck of both. The best of many may be so by luck.",
         "Where the data hold no row with the policy's action, its chain follows another: values of such policies are "
         "drawn towards the data. docs/policy_evaluation.md says when not to believe a value.",
     )
