@@ -27,9 +27,7 @@ from voc_rl.benchmarks.ope_table import results_of, save_plot, table
 from voc_rl.errors import check_choices
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import Condition, OccupancyTraining, OccupancyTransformer, PolicyTraining, hops
-from voc_rl.policy_chains import StitchingConfig
-from voc_rl.policy_estimate import PolicyEstimate
-from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.ope import EvaluationConfig, PolicyEstimate, PolicyEvaluator, StitchingConfig
 from voc_rl.precision import autocast, choose_device, device_of
 from voc_rl.sizes import sized
 from voc_rl.training import VOCConfig, train

@@ -25,7 +25,7 @@ from voc_rl.benchmarks.ope_data import TaskData, discounted_mean, task_data
 from voc_rl.benchmarks.reward_functions import REWARDS
 from voc_rl.benchmarks.rewards_table import results_of, save_plot, table
 from voc_rl.occupancy.stitching import principal_components
-from voc_rl.policy_evaluator import PolicyEvaluator
+from voc_rl.ope import PolicyEvaluator
 from voc_rl.precision import choose_device
 from voc_rl.values import FittedQ
 

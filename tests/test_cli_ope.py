@@ -18,7 +18,7 @@ from worlds import refusal, small_config
 import voc_rl
 from voc_rl.cli import main
 from voc_rl.data import Episodes
-from voc_rl.policy_evaluation import evaluate_policy
+from voc_rl.ope import evaluate_policy
 
 PAYING = 3  # the column that the reward of the user's own pays for
 

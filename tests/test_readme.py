@@ -105,8 +105,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from voc_rl.agents import action_values
     from voc_rl.benchmarks.demo import DemoConfig, run_demo
     from voc_rl.occupancy import OccupancyTraining, PolicyTraining
-    from voc_rl.policy_chains import StitchingConfig
-    from voc_rl.policy_evaluator import EvaluationConfig
+    from voc_rl.ope import EvaluationConfig, StitchingConfig
     from voc_rl.training import VOCConfig
     from voc_rl.values import FQEConfig, RewardConfig
 
@@ -130,7 +129,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         voc=VOCConfig(reward=RewardConfig(loop=loop(10))),
         training=PolicyTraining(occupancy=OccupancyTraining(loop=loop(10))),
     )
-    monkeypatch.setattr("voc_rl.policy_evaluator.EvaluationConfig", partial(replace, few))
+    monkeypatch.setattr("voc_rl.ope.evaluator.EvaluationConfig", partial(replace, few))
     monkeypatch.setattr("voc_rl.model.RewardConfig", lambda: few.voc.reward)  # of fit_reward
     for page in (README, POLICIES):
         for i, block in enumerate(blocks("python", page=page), 1):

@@ -16,7 +16,7 @@ from voc_rl import VOC, Episodes
 from voc_rl.agents.networks import FrozenEncoder
 from voc_rl.joint import JointTraining
 from voc_rl.loop import LoopConfig
-from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.ope import EvaluationConfig, PolicyEvaluator
 from voc_rl.quantizers import MUSIKConfig, VQVAEConfig, tokenize, train_quantizer
 from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_quantizer, train
 from voc_rl.training_inputs import quantizer_of

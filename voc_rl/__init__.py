@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from voc_rl.envs import VOCValueWrapper as VOCValueWrapper
     from voc_rl.errors import VOCError as VOCError
     from voc_rl.model import VOC as VOC
+    from voc_rl.ope import PolicyEstimate as PolicyEstimate
+    from voc_rl.ope import evaluate_policy as evaluate_policy
     from voc_rl.policy import Policy as Policy
-    from voc_rl.policy_estimate import PolicyEstimate as PolicyEstimate
-    from voc_rl.policy_evaluation import evaluate_policy as evaluate_policy
     from voc_rl.training import VOCConfig as VOCConfig
     from voc_rl.training import train as train
     from voc_rl.values import ValueEstimate as ValueEstimate
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Episodes": "voc_rl.data",
     "Policy": "voc_rl.policy",
-    "PolicyEstimate": "voc_rl.policy_estimate",
+    "PolicyEstimate": "voc_rl.ope",
     "VOC": "voc_rl.model",
     "VOCConfig": "voc_rl.training",
     "VOCError": "voc_rl.errors",
@@ -36,7 +36,7 @@ _HOME = {
     "VOCValueWrapper": "voc_rl.envs",
     "ValueEstimate": "voc_rl.values",
     "VecVOCValue": "voc_rl.envs",
-    "evaluate_policy": "voc_rl.policy_evaluation",
+    "evaluate_policy": "voc_rl.ope",
     "train": "voc_rl.training",
 }
 

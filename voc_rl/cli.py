@@ -184,9 +184,8 @@ class Ope:
         from voc_rl.checkpoints import write_json
         from voc_rl.data import going_rows
         from voc_rl.model_files import check_spec_of
-        from voc_rl.policy_estimate import against_best, format_estimates
-        from voc_rl.policy_evaluation import evaluate_policy
-        from voc_rl.policy_evaluator import EvaluationConfig
+        from voc_rl.ope import EvaluationConfig, evaluate_policy
+        from voc_rl.ope.estimate import against_best, format_estimates
         from voc_rl.precision import choose_device
         from voc_rl.quantizers import load_quantizer
         from voc_rl.reports.ope_report import write_ope_report
@@ -224,7 +223,7 @@ class Ope:
         from voc_rl.conversion import open_with_frames
         from voc_rl.data import load_dataset
         from voc_rl.frame_memory import hold_frames
-        from voc_rl.policy_chains import state_features
+        from voc_rl.ope import state_features
         from voc_rl.quantizers.base import frames_in_stack
 
         seen = None if quantizer is None else frames_in_stack(quantizer.observation_shape)

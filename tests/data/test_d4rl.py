@@ -21,7 +21,7 @@ from voc_rl.data import DataSpec, Episodes, load_dataset, normalized_scores
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.errors import VOCError
 from voc_rl.joint import JointTraining
-from voc_rl.policy_evaluator import EvaluationConfig
+from voc_rl.ope import EvaluationConfig
 
 LENGTHS, TERMINATED = (5, 3, 7), (1,)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from voc_rl.policy_error import ErrorParts
-from voc_rl.policy_estimate import COVERS, PolicyEstimate
+from voc_rl.ope import ErrorParts
+from voc_rl.ope.estimate import COVERS, PolicyEstimate
 from voc_rl.reports.ope_report import _labels, write_ope_report
 
 T = 1.859548  # Student's t of eight degrees of freedom, for 90 %

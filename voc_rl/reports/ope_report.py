@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from voc_rl.policy_estimate import FAR, PolicyEstimate, against_best, logged_of, rivals_of, warnings_of
+from voc_rl.ope.estimate import FAR, PolicyEstimate, against_best, logged_of, rivals_of, warnings_of
 from voc_rl.reports.page import escape, figure, in_both_themes, write_page
 from voc_rl.reports.plots import Theme, new_figure, style
 

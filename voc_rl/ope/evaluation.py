@@ -1,8 +1,8 @@
 """What a policy is worth, from logged episodes alone: ``evaluate_policy``.
 
-    episodes, policies -> chains of logged rows (``policy_chains``) -> ``stitch``
+    episodes, policies -> chains of logged rows (``chains``) -> ``stitch``
                                            \\-> and a fitted critic of the jumps -> ``corrected``
-                                           \\-> network (``policy_model``) -> ``head``, ``sample``, ``mve``, ``density``
+                                           \\-> network (``model``) -> ``head``, ``sample``, ``mve``, ``density``
 
 ``stitch`` needs no network and is the reference. ``corrected`` adds what a fitted critic says of each jump of a chain.
 The network learns from the chains, its head from the corrected values; it answers in one pass at any state, and samples
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_level, check_reward_fn
-from voc_rl.policy_estimate import PolicyEstimate, too_few_rows, warnings_of
-from voc_rl.policy_evaluator import EvaluationConfig, PolicyEstimator, PolicyEvaluator
+from voc_rl.ope.estimate import PolicyEstimate, too_few_rows, warnings_of
+from voc_rl.ope.estimators import PolicyEstimator
+from voc_rl.ope.evaluator import EvaluationConfig, PolicyEvaluator
 from voc_rl.training_inputs import QuantizerSource
 from voc_rl.values import check_rewards
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from voc_rl.errors import VOCError
-from voc_rl.policy_error import ErrorParts
+from voc_rl.ope.error import ErrorParts
 from voc_rl.values.density import FEWEST, too_few
 
 FEW = 20  # episodes: intervals from fewer may hold much less than they say (docs/policy_evaluation.md)

@@ -11,14 +11,14 @@ from decisions import S, decisions, logged
 from test_policy_chains import GAMMA, MANY, Chooses
 from worlds import refusal
 
-from voc_rl.policy_chains import PolicyChains
-from voc_rl.policy_error import ErrorParts, resampled_scale
-from voc_rl.policy_estimate import PolicyEstimate, covers, format_estimates, rivals_of
+from voc_rl.ope import PolicyChains
+from voc_rl.ope.error import ErrorParts, resampled_scale
+from voc_rl.ope.estimate import PolicyEstimate, covers, format_estimates, rivals_of
 
 
 def test_a_standard_error_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread of the resampled chains, their shift, the critic's move, the network's and sampling, each in its scale."""
-    monkeypatch.setattr("voc_rl.policy_error.resampled_scale", {10: (scale := 1.5)}.__getitem__)
+    monkeypatch.setattr("voc_rl.ope.error.resampled_scale", {10: (scale := 1.5)}.__getitem__)
     chain = ErrorParts(5.0, np.array([1.0, 2.0, 6.0]), 10)
     assert chain.stderr**2 == pytest.approx(scale * 7.0 + (scale * (5 - 3)) ** 2)
     all_of_it = replace(chain, moved=2.0, apart=-3.0, noise=0.5)
@@ -31,7 +31,7 @@ def test_a_standard_error_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_difference_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Episodes that are lucky for both, and a critic that puts both too high, are not in it; noise of sampling is."""
-    monkeypatch.setattr("voc_rl.policy_error.resampled_scale", lambda count: 2.0)
+    monkeypatch.setattr("voc_rl.ope.error.resampled_scale", lambda count: 2.0)
     one = ErrorParts(5.0, np.array([1.0, 9.0, 5.0]), 10, moved=2.0, apart=-3.0, noise=0.3)
     other = ErrorParts(4.0, np.array([0.0, 8.0, 4.0]), 10, moved=2.0, apart=-3.0, noise=0.4)
     assert (one - other).stderr == pytest.approx(0.5)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +21,17 @@ from voc_rl.occupancy import (
     train_policies,
 )
 from voc_rl.occupancy.stitching import principal_components
-from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
-from voc_rl.policy_error import ErrorParts
-from voc_rl.policy_estimate import PolicyEstimate, covers, warning_of
-from voc_rl.policy_model import PolicyModel, StartValues, base_or_refuse
+from voc_rl.ope.chains import PolicyChains, StitchingConfig, checked_starts
+from voc_rl.ope.error import ErrorParts
+from voc_rl.ope.estimate import PolicyEstimate, covers, warning_of
+from voc_rl.ope.estimators import ESTIMATORS, WITH_CRITIC, WITHOUT_NETWORK, PolicyEstimator, check_answers
+from voc_rl.ope.model import PolicyModel, StartValues
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
 from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_quantizer
 from voc_rl.training_inputs import QuantizerSource, check_dataset, check_tokens, quantizer_of
 from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
-
-PolicyEstimator = Literal["stitch", "corrected", "head", "sample", "mve", "density"]
-ESTIMATORS: tuple[PolicyEstimator, ...] = ("stitch", "corrected", "head", "sample", "mve", "density")
-WITH_CRITIC = ("corrected", "head")  # estimators behind which a fitted critic stands
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class PolicyEvaluator:
         device: where networks are trained (as in ``voc_rl.train``); None: where ``quantizer`` is, or on the CPU. A
             quantizer elsewhere stays there: a copy of it moves.
         features: float (N, F), in which rows are compared in place of those of a quantizer: none is needed or trained
-            then, nor are frames (``policy_chains.state_features``); for ``stitch`` and ``corrected`` alone.
+            then, nor are frames (``voc_rl.ope.state_features``); for ``stitch`` and ``corrected`` alone.
         behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
             with it), from which the policies' network starts; None: from fresh weights.
 
@@ -259,11 +256,15 @@ class PolicyEvaluator:
         known = (self.gamma, *(self.config.training.occupancy.gammas or ()))
         gamma = self.gamma if gamma is None else known_gamma(gamma, *known)
         own = self.dataset.reward if reward is None else self._used(reward)
-        self._check_answers(estimator, reward is not None, gamma)
+        size, gammas = self.config.voc.network, self.config.training.occupancy.gammas
+        check_answers(
+            estimator, size, gamma=gamma, own=self.gamma, gammas=gammas, other=reward is not None,
+            frames=self._features is None,
+        )  # fmt: skip
         critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
         chained = self.chains.values(name, own, gamma, critic)[self.starts]
         found = StartValues(float(chained.mean()), 0.0, chained)
-        if network := estimator not in ("stitch", "corrected"):
+        if network := estimator not in WITHOUT_NETWORK:
             found = self._by_network(name, estimator, None if reward is None else own, reward_head, gamma)
         error = replace(
             self.chains.error(name, own, gamma, critic), apart=found.mean - float(chained.mean()), noise=found.noise
@@ -290,33 +291,6 @@ class PolicyEvaluator:
             wide=high - low > 2 * size > 0, ends=ends and critic is None,
             moved=abs(value - diagnostics["value_at_starts"]) / max(abs(value), size, 1e-9),
         )  # fmt: skip
-
-    def _check_answers(self, estimator: PolicyEstimator, other: bool, gamma: float) -> None:
-        """Refuse what the estimator cannot answer, ``other`` rewards or a discount, before anything is trained."""
-        size = self.config.voc.network
-        if self._features is not None and estimator not in ("stitch", "corrected"):
-            raise VOCError(
-                f"estimator={estimator!r} needs a network of frames, and features were given in their place; use "
-                "'stitch' or 'corrected', or leave features out."
-            )
-        if estimator == "head" and (other or gamma != self.gamma):
-            raise VOCError(
-                f"estimator='head' knows the data's reward at gamma {self.gamma:g} only; use 'corrected', 'sample' or "
-                "'stitch' for others."
-            )
-        if estimator == "head" and not size.head_members:
-            raise VOCError(
-                "The network has no value head (head_members is 0, or gammas are learned); use 'corrected', 'sample' "
-                "or 'stitch'."
-            )
-        if estimator == "density" and not size.null_context:
-            raise VOCError(
-                "estimator='density' needs a network with null_context; set it in the config's voc.network, or use "
-                "'sample' or 'stitch'."
-            )
-        if estimator in ("sample", "mve", "density"):
-            gammas = self.config.training.occupancy.gammas or (self.gamma, self.gamma)
-            base_or_refuse(gammas, gamma, hops=estimator != "density")
 
     def _by_network(
         self, name: str, estimator: PolicyEstimator, reward: np.ndarray | None, reward_head: RewardHead | None,

@@ -16,9 +16,7 @@ import voc_rl
 from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
-from voc_rl.policy_chains import StitchingConfig
-from voc_rl.policy_evaluation import evaluate_policy
-from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.ope import EvaluationConfig, PolicyEvaluator, StitchingConfig, evaluate_policy
 from voc_rl.training import NetworkSize
 from voc_rl.values import FQEConfig, RewardConfig
 

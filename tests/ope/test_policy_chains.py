@@ -15,8 +15,8 @@ from worlds import refusal
 
 from voc_rl.data import Episodes
 from voc_rl.occupancy import StitchedChain
-from voc_rl.policy_chains import PolicyChains, StitchingConfig, checked_starts
-from voc_rl.policy_estimate import PolicyEstimate, covers, format_estimates, warning_of
+from voc_rl.ope.chains import PolicyChains, StitchingConfig, checked_starts
+from voc_rl.ope.estimate import PolicyEstimate, covers, format_estimates, warning_of
 from voc_rl.values import FittedQ
 
 GAMMA = 0.8
@@ -187,7 +187,7 @@ def test_how_often_resampled_chains_follow_excluded_episodes_is_told(monkeypatch
     dataset, states = logged(process, 240)
     chains, reward = chains_through(process, dataset, states), process.reward[states]
     assert chains.diagnostics("best", reward, GAMMA)["excluded_followed"] == 0.0
-    monkeypatch.setattr("voc_rl.policy_chains.find_candidates", few_candidates)
+    monkeypatch.setattr("voc_rl.ope.chains.find_candidates", few_candidates)
     chains = chains_through(process, dataset, states)
     told = chains.diagnostics("best", reward, GAMMA)["excluded_followed"]
     assert told == pytest.approx(np.mean([~mask[chains.candidates.row].any(1) for mask in chains._masks]))

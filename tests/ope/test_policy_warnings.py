@@ -10,9 +10,7 @@ import pytest
 from walks import GAMMA, QUANTIZED, Walk, walks
 
 from voc_rl.data import Episodes
-from voc_rl.policy_chains import StitchingConfig
-from voc_rl.policy_evaluation import evaluate_policy
-from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.ope import EvaluationConfig, PolicyEvaluator, StitchingConfig, evaluate_policy
 from voc_rl.values import FittedQ
 from voc_rl.values.fitted_q import MEMBERS
 

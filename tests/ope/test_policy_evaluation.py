@@ -21,9 +21,7 @@ from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.model_files import weights_mark
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
-from voc_rl.policy_chains import StitchingConfig
-from voc_rl.policy_evaluation import evaluate_policy
-from voc_rl.policy_evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.ope import EvaluationConfig, PolicyEvaluator, StitchingConfig, evaluate_policy
 from voc_rl.precision import device_of
 from voc_rl.quantizers import save_quantizer
 from voc_rl.training import NetworkSize
@@ -167,7 +165,7 @@ def test_sampled_futures_need_no_critic_and_no_head(
     def unwanted(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a critic was fitted")
 
-    monkeypatch.setattr("voc_rl.policy_evaluator.fitted_q", unwanted)
+    monkeypatch.setattr("voc_rl.ope.evaluator.fitted_q", unwanted)
     loop = LoopConfig(steps=20, batch_size=32)
     config = replace(evaluator.config, training=PolicyTraining(occupancy=OccupancyTraining(loop=loop)), samples=8)
     rest: dict[str, Any] = {"quantizer": evaluator.quantizer, "tokens": evaluator.tokens}

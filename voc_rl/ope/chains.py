@@ -17,7 +17,7 @@ from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
 from voc_rl.errors import VOCError, check_at_least, check_positive
 from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
-from voc_rl.policy_error import ErrorParts
+from voc_rl.ope.error import ErrorParts
 from voc_rl.values import FittedQ, discounted_returns
 from voc_rl.values.fitted_q import MEMBERS
 
