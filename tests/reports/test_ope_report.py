@@ -7,10 +7,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import same_color
 
 from voc_rl.ope import ErrorParts
 from voc_rl.ope.estimate import COVERS, PolicyEstimate
-from voc_rl.reports.ope_report import _labels, write_ope_report
+from voc_rl.reports.ope_report import _intervals, _labels, write_ope_report
+from voc_rl.reports.plots import LIGHT
 
 T = 1.859548  # Student's t of eight degrees of freedom, for 90 %
 
@@ -50,6 +52,15 @@ def test_the_report_holds_ranking_support_and_warnings(tmp_path: Path) -> None:
     assert "<script" not in text
     assert "http" not in text.replace("http-equiv", "")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_picture_shows_who_is_told_apart_from_the_best() -> None:
+    ranked = [estimate("best", 9.5, 0.4), estimate("near", 9.0, 0.3), estimate("below", 8.9, 0.3)]
+    points = [axes.collections[-1] for axes in _intervals(ranked, LIGHT).axes]  # after the whiskers
+    assert np.asarray(points[0].get_offsets()).tolist() == [[9.5, 2], [9.0, 1], [8.9, 0]]
+    np.testing.assert_allclose(points[1].get_offsets(), [[-0.5, 1], [-0.6, 0]])
+    assert [same_color(inside, LIGHT.background) for inside in points[1].get_facecolors()] == [True, False]
+    assert len(_intervals(ranked[:1], LIGHT).axes) == 1
 
 
 def test_labels_leave_room_and_tell_policies_apart() -> None:

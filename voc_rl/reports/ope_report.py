@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from voc_rl.ope.estimate import FAR, PolicyEstimate, against_best, logged_of, rivals_of, warnings_of
+from voc_rl.ope.estimate import FAR, PolicyDifference, PolicyEstimate, against_best, logged_of, rivals_of, warnings_of
 from voc_rl.reports.page import escape, figure, in_both_themes, write_page
 from voc_rl.reports.plots import Theme, new_figure, style
 
@@ -44,9 +45,10 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
     sections = {
         "Ranking": figure(
             in_both_themes(lambda theme: _intervals(estimates, theme)),
-            "Which policies are told apart the table says: intervals of differences leave out what all policies share.",
-            "Value of each policy with its interval, best first.",
-            f"Points are values, lines {first.level:.0%} intervals of the mean. Grey: the median of the values.",
+            "Intervals of differences say who is told apart from the best: they leave out what all policies share.",
+            "Value of each policy with its interval, best first, and its difference to the best.",
+            f"Points are values, lines {first.level:.0%} intervals of the mean; the upright line is the median of the "
+            "values. Grey points have a warning, hollow ones are not told apart from the best.",
             "",
         )
         + _ranking(estimates),
@@ -73,20 +75,35 @@ def _ranking(estimates: Sequence[PolicyEstimate]) -> str:
 
 
 def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
-    """Dots with whiskers, a line per policy."""
+    """Values, and beside them what each has less than the best: dots with whiskers, a line per policy."""
     drawn = new_figure(1.2 + 0.34 * len(estimates), theme, ConstrainedLayoutEngine())
-    axes = drawn.subplots()
-    style(axes, theme, "x")
+    several = len(estimates) > 1
+    panels = drawn.subplots(1, 1 + several, sharey=True, squeeze=False, width_ratios=[3, 2] if several else None)[0]
     places = np.arange(len(estimates))[::-1]
-    axes.axvline(float(np.nanmedian([e.value for e in estimates])), color=theme.grid, linewidth=2)
     colours = [theme.other if e.warning else theme.methods["voc"] for e in estimates]
-    axes.hlines(places, [e.low for e in estimates], [e.high for e in estimates], colors=colours, linewidth=2)
-    axes.scatter([e.value for e in estimates], places, color=colours, s=36, zorder=3)
+    axes = panels[0]
+    axes.axvline(float(np.nanmedian([e.value for e in estimates])), color=theme.grid, linewidth=2)
+    _whiskers(axes, theme, places, estimates, colours, colours)
     axes.set_yticks(places, _labels([e.policy for e in estimates]))
     axes.tick_params(axis="y", labelcolor=theme.text)
     axes.set_ylim(-0.6, len(estimates) - 0.4)
     axes.set_xlabel("discounted return, averaged over the starts")
+    if several:
+        others = against_best(estimates)
+        inside = [own if d.told_apart else theme.background for own, d in zip(colours[1:], others, strict=True)]
+        panels[1].axvline(0.0, color=theme.grid, linewidth=2)
+        _whiskers(panels[1], theme, places[1:], others, colours[1:], inside)
+        panels[1].set_xlabel("against the best")
     return drawn
+
+
+def _whiskers(
+    axes: Axes, theme: Theme, places: np.ndarray, found: Sequence[PolicyEstimate | PolicyDifference],
+    colours: Sequence[str], inside: Sequence[str],
+) -> None:  # fmt: skip
+    style(axes, theme, "x")
+    axes.hlines(places, [e.low for e in found], [e.high for e in found], colors=colours, linewidth=2)
+    axes.scatter([e.value for e in found], places, edgecolors=colours, facecolors=inside, linewidth=1.5, s=36, zorder=3)
 
 
 def _labels(names: Sequence[str]) -> list[str]:
