@@ -20,7 +20,7 @@ from worlds import COMMAND
 from voc_rl import VOC, Episodes
 from voc_rl.benchmarks import demo
 from voc_rl.cli import main
-from voc_rl.cli_data import Info
+from voc_rl.cli.data import Info
 from voc_rl.model_files import weights_mark
 from voc_rl.runs import RunFolder
 from voc_rl.wandb_log import wandb_listener

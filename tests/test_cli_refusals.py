@@ -15,8 +15,7 @@ import pytest
 from commands import COMMANDS, POLICY, SHORT, final_files, refused, train
 from worlds import COMMAND, kill_when, write_world
 
-from voc_rl import cli
-from voc_rl.cli import main
+from voc_rl.cli import command, main
 from voc_rl.runs import RunFolder
 
 
@@ -99,8 +98,8 @@ def test_bad_demos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_bad_settings(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    for command in ("train-quantizer", "train"):
-        assert words in refused(capsys, command, "--data", data, "--out", tmp_path, *SHORT, *arguments)
+    for stage in ("train-quantizer", "train"):
+        assert words in refused(capsys, stage, "--data", data, "--out", tmp_path, *SHORT, *arguments)
     assert final_files(tmp_path) == []
 
 
@@ -141,8 +140,8 @@ def test_bad_data(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
         ("length", "action", {"key": "action", "to": lambda a: a[:-1]}),
     ):
         file = broken(data, tmp_path / name, **arguments)  # type: ignore[arg-type]
-        for command in ("train-quantizer", "evaluate"):
-            message = refused(capsys, command, "--data", tmp_path / name, "--out", out, *SHORT)
+        for stage in ("train-quantizer", "evaluate"):
+            message = refused(capsys, stage, "--data", tmp_path / name, "--out", out, *SHORT)
             assert words in message
             assert str(file) in message
     (tmp_path / "empty").mkdir()
@@ -209,8 +208,8 @@ def test_what_an_interrupted_command_says(
     def interrupted(self: object) -> None:
         raise KeyboardInterrupt
 
-    for command in (cli.Train, cli.Demo, cli.Ope, cli.Data):
-        monkeypatch.setattr(command, "run", interrupted)
+    for own in (command.Train, command.Demo, command.Ope, command.Data):
+        monkeypatch.setattr(own, "run", interrupted)
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 130
@@ -234,7 +233,7 @@ def test_a_broken_pipe_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyP
     def lost(self: object) -> None:
         raise BrokenPipeError("a process that collects was lost")
 
-    monkeypatch.setattr(cli.Data, "run", lost)
+    monkeypatch.setattr(command.Data, "run", lost)
     with pytest.raises(BrokenPipeError, match="was lost"):
         main(["data", "info", "d"])
 

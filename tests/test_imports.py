@@ -17,7 +17,7 @@ FOUNDATION = {"errors", "checkpoints", "configs", "precision", "policy", "loop",
 # who may import whom, of the modules and rooms below voc_rl; what is not listed is at the top and may import all
 LINE = [*ROOMS, "model_files", "model", "joint", "training_inputs", "training", "ope", "plugin", "envs", "agents"]
 # what reports must not import: they show finished runs, and need neither simulators nor commands
-ABOVE_REPORTS = {"envs", "agents", "benchmarks", "cli", "cli_data", "cli_stages"}
+ABOVE_REPORTS = {"envs", "agents", "benchmarks", "cli"}
 FOREIGN = (
     "gymnasium",
     "mujoco",

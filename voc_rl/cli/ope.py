@@ -1,108 +1,16 @@
-"""The command ``voc-rl``: parses, calls, prints."""
+"""The command ``voc-rl ope``: what policies are worth on logged episodes."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import select
-import sys
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from voc_rl import __version__
-from voc_rl.cli_data import Convert, Data, Info, Validate
-from voc_rl.cli_stages import Evaluate, Tokenize, Train, TrainQuantizer, prepare
+from voc_rl.cli.stages import prepare
 from voc_rl.errors import VOCError, check_positive, check_seed, few
-
-PURPOSE = "Video occupancy models: values of states and of policies from logged pixels."
-STDOUT = 1  # the descriptor of what is printed
-
-
-@dataclass(frozen=True)
-class Demo:
-    """From pixels to values on a real task: collect, train, compare with the truth and baselines, report."""
-
-    task: str = "walker-walk"
-    """walker-walk or cheetah-run."""
-    quantizer: str = "vqvae"
-    """vqvae (few joint tokens), musik (the same, of what actions change), dino or vqgan (a token per patch)."""
-    out: Path | None = None
-    """Run folder, where an interrupted demo goes on; default: runs/demo, for another task or quantizer
-    runs/demo_cheetah-run, runs/demo_musik and so on."""
-    seed: int = 0
-    threads: int | None = None
-    """Threads for the arithmetic; default: OMP_NUM_THREADS, or the cores that are free now, at most 4."""
-    processes: int = 2
-    """Processes that collect."""
-    device: str = "auto"
-    """cpu, cuda, or auto: a GPU where there is one."""
-    episodes: int = 80
-    episode_steps: int = 250
-    force: bool = False
-    """Do every stage anew."""
-
-    def run(self) -> None:
-        from voc_rl.benchmarks.demo import DemoConfig, run_demo
-        from voc_rl.precision import choose_device
-        from voc_rl.sizes import sized
-
-        voc = sized("tiny", self.quantizer, seed=self.seed)
-        config = DemoConfig(task=self.task, episodes=self.episodes, episode_steps=self.episode_steps, voc=voc)
-        own = [name for name, usual in ((self.task, Demo.task), (self.quantizer, Demo.quantizer)) if name != usual]
-        out = self.out or Path("runs", "_".join(["demo", *own]))
-        device = choose_device(self.device)
-        prepare(self.threads)
-        run_demo(config, out, processes=self.processes, device=device, force=self.force)
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Collect pixel episodes with a shipped policy or an actor file."""
-
-    task: str
-    """A dm_control task, such as walker-walk."""
-    policy: str
-    """A shipped policy, such as walker-walk/step_60000, or the path of an actor's .safetensors."""
-    out: Path
-    """Folder for the episodes; those that are there are kept."""
-    episodes: int = 80
-    max_episode_steps: int | None = None
-    """Agent steps per episode; default: the task's own limit."""
-    action_repeat: int = 2
-    size: int = 84
-    """Height and width of the frames, in pixels."""
-    render: Literal["fast", "faithful"] = "fast"
-    sigma: float = 0.0
-    """Standard deviation of Gaussian noise around the policy's mean; 0 keeps the policy's own noise."""
-    epsilon: float = 0.0
-    """Share of uniformly random actions; needs --sigma."""
-    seed: int = 0
-    processes: int = 2
-    force: bool = False
-    """Delete the episodes of the folder first, once nothing can refuse the collection any more."""
-
-    def run(self) -> None:
-        from voc_rl.agents import NoisyPolicy, load_policy
-        from voc_rl.envs import collect
-
-        if self.epsilon and not self.sigma:
-            raise VOCError("--epsilon needs --sigma: random actions join Gaussian ones around the policy's mean.")
-        policy: Any = load_policy(self.policy)
-        if self.sigma:
-            policy = NoisyPolicy(policy, self.sigma, self.epsilon)
-        count = collect(
-            self.out, self.task, policy, self.episodes, self.seed, max_episode_steps=self.max_episode_steps,
-            size=self.size, action_repeat=self.action_repeat, render=self.render, processes=self.processes,
-            force=self.force,
-        )  # fmt: skip
-        print(f"collect: {count} new episodes, {self.episodes - count} were there already: {self.out}")
 
 
 @dataclass(frozen=True)
@@ -238,68 +146,3 @@ class Ope:
         dataset = open_with_frames(self.data, None if self.out is None else self.out / "drawn", stack)
         hold_frames(dataset, print)
         return dataset, None
-
-
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Collect, tyro.conf.subcommand("collect")]
-    | Annotated[TrainQuantizer, tyro.conf.subcommand("train-quantizer")]
-    | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Ope, tyro.conf.subcommand("ope")]
-    | Annotated[Data, tyro.conf.subcommand("data")]
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``voc-rl``. Bad input prints one sentence and exits with code 2."""
-    for name in ("stdout", "stderr"):  # closed by who called: then there is nobody to read
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # results are not lost to a γ that this terminal cannot show
-            stream.reconfigure(errors="replace")
-    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
-        print(f"voc-rl {__version__}")
-        return
-    command = tyro.cli(Command, prog="voc-rl", args=arguments, description=PURPOSE)
-    try:
-        command.run()
-        sys.stdout.flush()  # here, where a reader that is gone can be met
-    except VOCError as error:
-        print(f"voc-rl: {error}", file=sys.stderr)
-        sys.exit(2)
-    except PermissionError as error:
-        print(f"voc-rl: {error.filename} cannot be used ({error.strerror}).", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"voc-rl: interrupted; {_what_goes_on(command)}.", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
-        sys.exit(141)  # as a command that SIGPIPE ends
-
-
-def _what_goes_on(command: Any) -> str:
-    """What to say to somebody who interrupted a command."""
-    wanted = command.command if isinstance(command, Data) else command
-    if isinstance(wanted, (Ope, Info, Validate)) or (isinstance(wanted, Convert) and wanted.to != "voc"):
-        return "it keeps no checkpoints, so the same command starts again"
-    forced = getattr(getattr(command, "settings", command), "force", False)
-    return f"the same command{' without --force' if forced else ''} goes on from the last checkpoint"
-
-
-def _reader_is_gone() -> bool:
-    """Whether nobody reads what is printed any more (``voc-rl ... | head``); it is thrown away then."""
-    printed = select.poll()
-    printed.register(STDOUT, 0)
-    gone = any(event & select.POLLERR for _, event in printed.poll(0))
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # else Python complains when it ends
-    return gone
-
-
-if __name__ == "__main__":
-    main()
