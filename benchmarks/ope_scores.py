@@ -59,19 +59,21 @@ def pair_scores(
 ) -> dict[str, float]:
     """Scores of intervals of differences of true J, of pairs (one, other, low, high), the first less the second.
 
-    held: share that hold the difference. told: share that leave out 0. wrong: of these the share on the wrong side of
-    it. alone: share of the pairs whose own intervals, ``low`` to ``high`` by policy, do not overlap.
+    held: share that hold the difference. told: share that leave out 0. wrong: share that leave out 0 and lie on the
+    wrong side of it. unpaired: share that would leave out 0 if the errors of the two were independent, by their own
+    intervals, ``low`` to ``high`` by policy.
     """
-    inside, told, wrong, alone = [], [], [], []
+    inside, told, wrong, unpaired = [], [], [], []
     for one, other, lower, upper in pairs:
         true = truth[one] - truth[other]
         inside.append(lower <= true <= upper)
         told.append(lower > 0 or upper < 0)
-        wrong.append(told[-1] and (lower > 0) != (true > 0))
-        alone.append(high[one] < low[other] or high[other] < low[one])
+        wrong.append((lower > 0 and true <= 0) or (upper < 0 and true >= 0))
+        half = np.hypot(high[one] - low[one], high[other] - low[other]) / 2
+        unpaired.append(abs(lower + upper) / 2 > half)
     return {
         "pairs": float(len(pairs)), "held": float(np.mean(inside)), "told": float(np.mean(told)),
-        "wrong": sum(wrong) / max(sum(told), 1), "alone": float(np.mean(alone)),
+        "wrong": float(np.mean(wrong)), "unpaired": float(np.mean(unpaired)),
     }  # fmt: skip
 
 

@@ -42,9 +42,9 @@ NOTES = """\
   (500 times), as a share of the range of true J. covered: share of the 90 % intervals that hold the truth.
 - logged, mixed, unseen: MAE of checkpoints that made the data, of mixtures of two of them, and of policies that the
   data do not hold (8 each; at scale gpu 16, 12 and 12).
-- Pairs: all of two policies. hold: share of the intervals that hold the true difference. apart: share that leave out 0,
-  and of these the share on the wrong side of it; by their own intervals: share of pairs whose own intervals do not
-  overlap.
+- Pairs: all of two policies. hold: share of the intervals that hold the true difference. apart: share that leave out 0;
+  unpaired: the same if the errors of two policies were independent; wrongly: share of those that leave out 0 which lie
+  on the wrong side of it.
 - CPU s: of one cell, a mean over seeds; `voc`, `voc_head`, `voc_corrected` and `mfmc` share one. The quantizer, which
   all methods share, is not in it."""
 BOLD = """\
@@ -177,10 +177,8 @@ def _difference(found: Mapping[str, Any]) -> str:
 
 
 def _pairs(found: Mapping[str, Any]) -> str:
-    return (
-        f"hold {found['held']:.0%}, tell {found['told']:.0%} apart, {found['wrong']:.1%} of these wrongly "
-        f"({found['alone']:.0%} by their own intervals)"
-    )
+    wrong = f"{found['wrong'] / found['told']:.1%} of these wrongly" if found["told"] else "none"
+    return f"hold {found['held']:.0%}, tell {found['told']:.0%} apart ({found['unpaired']:.0%} unpaired), {wrong}"
 
 
 def save_plot(path: Path, records: Sequence[Mapping[str, Any]], truth: Truth, gamma: float) -> None:

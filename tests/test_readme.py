@@ -14,7 +14,8 @@ import pytest
 import tyro
 from worlds import loop
 
-from voc_rl import Episodes, cli
+from voc_rl import Episodes
+from voc_rl.cli.command import Command, main
 from voc_rl.data import load_dataset
 from voc_rl.policy import observation_of
 
@@ -46,11 +47,11 @@ def test_commands_parse(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = shlex.split(re.sub(r"\[[^]]*\]", "", line))[1:]  # [--task ...]: what may be left out
     if "--help" in arguments:
         with pytest.raises(SystemExit) as caught:
-            cli.main(arguments)
+            main(arguments)
         assert caught.value.code == 0
         return
     try:
-        tyro.cli(cli.Command, prog="voc-rl", args=arguments)  # type: ignore[call-overload]
+        tyro.cli(Command, prog="voc-rl", args=arguments)  # type: ignore[call-overload]
     except SystemExit:
         pytest.fail(f"`{line}` does not parse: {capsys.readouterr().err}")
 
@@ -129,7 +130,8 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         voc=VOCConfig(reward=RewardConfig(loop=loop(10))),
         training=PolicyTraining(occupancy=OccupancyTraining(loop=loop(10))),
     )
-    monkeypatch.setattr("voc_rl.ope.evaluator.EvaluationConfig", partial(replace, few))
+    for place in ("voc_rl.ope", "voc_rl.ope.evaluation", "voc_rl.ope.evaluator"):
+        monkeypatch.setattr(f"{place}.EvaluationConfig", partial(replace, few))
     monkeypatch.setattr("voc_rl.model.RewardConfig", lambda: few.voc.reward)  # of fit_reward
     for page in (README, POLICIES):
         for i, block in enumerate(blocks("python", page=page), 1):

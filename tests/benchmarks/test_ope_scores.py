@@ -58,9 +58,13 @@ def test_paired_differences_know_that_errors_go_together() -> None:
 
 
 def test_pairs_by_hand() -> None:
-    """Of three pairs two are told apart, one of them the wrong way round; one pair's own intervals do not overlap."""
-    truth, low, high = {"a": 1.0, "b": 2.0, "c": 4.0}, {"a": 0.5, "b": 1.5, "c": 3.0}, {"a": 1.6, "b": 3.5, "c": 5.0}
-    pairs = [("a", "b", 0.1, 0.5), ("a", "c", -4.0, -1.0), ("b", "c", -1.0, 0.5)]
+    """Of six pairs four are told apart, one of these the wrong way round and one of equals; 3.3 > hypot(1, 1.5)."""
+    truth = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 4.0}
+    low, high = {"a": 0.0, "b": 0.5, "c": 2.5, "d": 2.5}, {"a": 2.0, "b": 3.5, "c": 5.5, "d": 5.5}
+    pairs = [
+        ("a", "b", 0.1, 0.5), ("a", "c", -4.0, -2.6), ("b", "c", -1.0, 0.5),
+        ("b", "d", -3.0, 1.0), ("c", "d", -2.0, -1.0), ("c", "a", 2.0, 3.0),
+    ]  # fmt: skip
     found = pair_scores(pairs, truth, low, high)
-    assert found == pytest.approx({"pairs": 3, "held": 1 / 3, "told": 2 / 3, "wrong": 1 / 2, "alone": 1 / 3})
-    assert pair_scores(pairs[2:], truth, low, high)["wrong"] == 0.0  # of none
+    assert found == pytest.approx({"pairs": 6, "held": 3 / 6, "told": 4 / 6, "wrong": 2 / 6, "unpaired": 2 / 6})
+    assert pair_scores(pairs[2:4], truth, low, high)["told"] == 0.0

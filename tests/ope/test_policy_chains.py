@@ -121,7 +121,7 @@ def test_the_parts_of_an_error_are_those_of_the_chains() -> None:
     chains._values["best", hash(reward.tobytes()), GAMMA, critic] = (whole + 2.0, resampled[1])
     for asked, value, moved, through in ((None, 5.0, 0.0, resampled[0]), (critic, 7.0, 2.0, resampled[1])):
         found = chains.error("best", reward, GAMMA, asked)
-        assert (found.value, found.moved, found.episodes) == (value, moved, 10)
+        assert (found.chained, found.moved, found.episodes) == (value, moved, 10)
         assert found.resampled is through
 
 
@@ -171,7 +171,7 @@ def test_one_episode_has_no_interval_and_few_have_a_warning() -> None:
     said = warning_of("best", near, 1)
     estimate = PolicyEstimate(
         "best", 1.0, chains.error("best", single.reward, GAMMA), 0.9, GAMMA, "stitch", covers(), np.ones(2),
-        {"match_distance": 0.1, "value_at_starts": 1.0, "value_elsewhere": 1.0}, said, "",
+        {"match_distance": 0.1, "value_at_starts": 1.0, "value_elsewhere": 1.0}, said, (),
     )  # fmt: skip
     assert format_estimates([estimate, replace(estimate, policy="worst")]).count(said) == 1
     said = format_estimates([estimate])
@@ -277,5 +277,5 @@ def test_what_was_logged_from_the_starts_is_told_beside_the_values() -> None:
         twice = chains.diagnostics("best", 2 * dataset.reward, GAMMA)
         assert twice.get("logged") == (pytest.approx(4.88) if ends else None)
         error = chains.error("best", dataset.reward, GAMMA)
-        estimate = PolicyEstimate("best", 1.0, error, 0.9, GAMMA, "stitch", covers(), np.ones(1), found, "", "")
+        estimate = PolicyEstimate("best", 1.0, error, 0.9, GAMMA, "stitch", covers(), np.ones(1), found, "", ())
         assert ("Logged from these starts, by whatever policies acted: 2.440." in format_estimates([estimate])) == ends

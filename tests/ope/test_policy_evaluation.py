@@ -27,6 +27,8 @@ from voc_rl.quantizers import save_quantizer
 from voc_rl.training import NetworkSize
 from voc_rl.values import FQEConfig, RewardConfig
 
+GOES = {"right": 1.0, "left": 0.0, "either": 0.7}  # policies by how often they go right
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
@@ -44,7 +46,7 @@ def evaluator(data: Episodes) -> PolicyEvaluator:
     critic = FQEConfig(LoopConfig(steps=400, batch_size=128, learning_rate=3e-3), width=64)
     stitching = StitchingConfig(draws=8)
     config = EvaluationConfig(stitching, critic=critic, training=training, voc=voc, samples=200, density_rows=700)
-    policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
+    policies = {name: Walk(right) for name, right in GOES.items()}
     starts = np.flatnonzero(np.arange(len(data)) % 17 == 0)
     return PolicyEvaluator(data, policies, GAMMA, starts, config)
 
@@ -57,7 +59,7 @@ def test_values_are_those_of_linear_algebra(
     evaluator: PolicyEvaluator, data: Episodes, estimator: Any, close: float
 ) -> None:
     spread = np.ptp(values(moves(1.0), pay(), GAMMA))
-    for name, right in (("right", 1.0), ("left", 0.0), ("either", 0.7)):
+    for name, right in GOES.items():
         truth = exact(data, right, evaluator.starts)
         found = evaluator.estimate(name, estimator)
         assert abs(found.value - truth.mean()) < close * spread
@@ -70,6 +72,36 @@ def test_values_are_those_of_linear_algebra(
         assert ("critic" in found.covers) == (estimator in ("corrected", "head"))
         assert ("network" in found.covers) == (estimator not in ("stitch", "corrected"))
         assert ("sampling" in found.covers) == (estimator in ("sample", "mve", "density"))
+
+
+@pytest.mark.parametrize("estimator", ["stitch", "corrected", "head", "sample", "density"])
+def test_differences_are_those_of_linear_algebra(evaluator: PolicyEvaluator, data: Episodes, estimator: Any) -> None:
+    """Of policies far apart and near."""
+    spread = np.ptp(values(moves(1.0), pay(), GAMMA))
+    found = {name: evaluator.estimate(name, estimator) for name in evaluator.policies}
+    truth = {name: exact(data, right, evaluator.starts).mean() for name, right in GOES.items()}
+    for one, other in (("right", "left"), ("right", "either"), ("either", "left")):
+        told = found[one].difference(found[other])
+        assert (told.policy, told.than) == (one, other)
+        assert told.value == found[one].value - found[other].value
+        assert abs(told.value - (truth[one] - truth[other])) < 0.2 * spread
+        assert told.low <= truth[one] - truth[other] <= told.high
+        assert told.stderr == pytest.approx(found[other].difference(found[one]).stderr)
+
+
+def test_answers_to_different_questions_are_not_compared(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    left, reward = evaluator.estimate("left"), data.reward + 1.0
+    given: dict[str, Any] = {"starts": evaluator.starts, "config": evaluator.config}
+    alike = PolicyEvaluator(
+        data, evaluator.policies, GAMMA, quantizer=evaluator.quantizer, tokens=evaluator.tokens, **given
+    )
+    for other in (
+        evaluator.estimate("right", "corrected"), evaluator.estimate("right", gamma=0.9),
+        evaluator.estimate("right", reward=reward), alike.estimate("right"),
+    ):  # fmt: skip
+        assert "The values of left and right answer different questions" in worlds.refusal(left.difference, other)
+    same = evaluator.estimate("right", reward=data.reward.astype(np.float64), level=0.5)
+    assert left.difference(same).value == left.value - same.value
 
 
 def test_another_reward_needs_no_new_model(evaluator: PolicyEvaluator, data: Episodes) -> None:

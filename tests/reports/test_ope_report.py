@@ -22,7 +22,7 @@ def estimate(name: str, value: float, half: float, warning: str = "") -> PolicyE
     error = ErrorParts(value, np.full(9, value), 1 if np.isnan(half) else 40, noise=half / T)
     diagnostics = {"match_distance": 1.234, "rows_used": 1321.0, "value_at_starts": value, "value_elsewhere": 4.0}
     return PolicyEstimate(
-        name, value, error, 0.9, 0.95, "corrected", COVERS, np.full(7, value), diagnostics, warning, "",
+        name, value, error, 0.9, 0.95, "corrected", COVERS, np.full(7, value), diagnostics, warning, (),
     )  # fmt: skip
 
 
@@ -36,7 +36,9 @@ def test_the_report_holds_ranking_support_and_warnings(tmp_path: Path) -> None:
     write_ope_report(tmp_path / "report.html", ranked, "runs/data")
     text = (tmp_path / "report.html").read_text()
     assert "best &lt;b&gt; is worth 9.500 (9.100 to 9.900)." in text
-    assert "Not told apart from best &lt;b&gt;: near." in text  # .5 -+ sqrt(.4^2 + .3^2)
+    assert (
+        "Not told apart from best &lt;b&gt; by the 90% interval of each difference: near." in text
+    )  # .5 -+ sqrt(.4^2 + .3^2)
     assert [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", text)][:10] == [
         "best &lt;b&gt;", "9.500", "9.100 to 9.900", "", "0.215",
         "near", "9.000", "8.700 to 9.300", "-0.500 (-1.000 to +0.000)", "0.161",
@@ -80,7 +82,7 @@ def test_an_estimate_without_an_interval_says_so(tmp_path: Path) -> None:
     assert "a is worth 2.000 (no interval)." in text
     assert text.count("<td>no interval</td>") == 2
     assert text.count(few) == 1  # what holds for all is said once
-    assert "Not told apart from a: b." in text
+    assert "Not told apart from a by the 90% interval of each difference: b." in text
     assert "<td>+0.000 (no interval)</td>" in text
 
 
@@ -90,6 +92,6 @@ def test_a_policy_without_a_value_is_told_apart_from_none(tmp_path: Path) -> Non
         warnings.simplefilter("error")
         write_ope_report(tmp_path / "report.html", ranked, "runs/data")
     text = (tmp_path / "report.html").read_text()
-    assert "Not told apart from best: nowhere." in text
+    assert "All others are told apart from best by the 90% interval" in text
     assert "<td>no difference</td>" in text
     assert "<td>nowhere</td><td>nan</td><td>no interval</td>" in text

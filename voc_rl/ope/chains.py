@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.configs import fingerprint
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
 from voc_rl.errors import VOCError, check_at_least, check_positive
@@ -153,12 +151,6 @@ class PolicyChains:
         value = float(whole[self.starts].mean())
         moved = 0.0 if critic is None else value - float(self.values(name, reward, gamma)[self.starts].mean())
         return ErrorParts(value, resampled, self.episodes, moved)
-
-    def question(self, reward: np.ndarray, gamma: float, estimator: str) -> str:
-        """Equal where the same is asked of chains through the same data, from the same starts, in the same settings."""
-        data = (self.dataset.action, self.dataset.step_type, self.starts, reward.astype(np.float64))
-        arrays = [hashlib.sha256(array.tobytes()).hexdigest() for array in data]
-        return fingerprint(arrays, gamma, estimator, asdict(self.config), self.seed)
 
     def diagnostics(self, name: str, reward: np.ndarray, gamma: float) -> dict[str, float]:
         """How far the data support a policy, along its own chain from the starts: at the rows where it jumps.

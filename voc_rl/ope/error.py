@@ -13,15 +13,17 @@ from voc_rl.values.statistics import student_interval
 class ErrorParts:
     """What the standard error of a policy's value is made of, in reward units.
 
-    value: by the chain through all episodes. resampled float64 (R,): the same through each sample of the episodes.
-    episodes: how many have a step. moved: by how much a critic moved the chain's value. apart: by how much a network's
-    value is from it. noise: standard error of sampled futures.
+    chained: the value by the chain through all episodes. resampled float64 (R,): the same through each sample of the
+    episodes. episodes: how many have a step. moved: by how much a critic moved the chain's value. apart: by how much
+    what a network says is from that. noise: standard error of sampled futures, or of the rows that ``density`` weighs.
 
-    The difference of two, ``a - b``, is made of the differences: what both have alike, as the luck of which episodes
-    were logged, or a critic that puts all policies too high, is not in it. The samples of episodes have to be the same.
+    The parts of a difference, ``a - b``, are the differences of the parts, which need the same samples of episodes:
+    luck that both share drops out, and so does what a critic adds to both. A critic or network counts by how far it
+    moved the difference, as it does for a value. ``noise`` counts as if it were independent, although it is partly
+    shared: on the safe side.
     """
 
-    value: float
+    chained: float
     resampled: np.ndarray
     episodes: int
     moved: float = 0.0
@@ -30,7 +32,7 @@ class ErrorParts:
 
     def __sub__(self, other: ErrorParts) -> ErrorParts:
         return ErrorParts(
-            self.value - other.value, self.resampled - other.resampled, self.episodes, self.moved - other.moved,
+            self.chained - other.chained, self.resampled - other.resampled, self.episodes, self.moved - other.moved,
             self.apart - other.apart, float(np.hypot(self.noise, other.noise)),
         )  # fmt: skip
 
@@ -45,13 +47,13 @@ class ErrorParts:
 
         On the conservative side where data are few: spread and shift also hold the noise of the few actions that
         resampled chains draw. On small decision processes it is 1.7 to 2.4 times the error that there is
-        (``docs/policy_evaluation.md``; ``tests/test_policy_chains.py`` holds it between 1 and 3).
+        (``docs/policy_evaluation.md``; ``tests/ope/test_policy_chains.py`` holds it between 1 and 3).
         """
         if self.episodes < 2:
             return float("nan")  # all samples of one episode are that episode: their spread is 0 and says nothing
         scale = resampled_scale(self.episodes)
         luck = scale * self.resampled.var(ddof=1)
-        shift = scale * (self.resampled.mean() - self.value)
+        shift = scale * (self.resampled.mean() - self.chained)
         return float(np.sqrt(luck + shift**2 + self.moved**2 + self.apart**2 + self.noise**2))
 
     def interval(self, mean: float, level: float) -> tuple[float, float]:

@@ -34,8 +34,8 @@ def covers(critic: bool = False, network: bool = False, samples: bool = False) -
 class PolicyDifference:
     """By how much a policy is worth more ``than`` another, in reward units, and the interval of that at ``level``.
 
-    Of this one difference, not of several at once: of the best of many policies, luck may have made it the best. All
-    but ``value`` are NaN where there is no interval.
+    Of this one difference, not of several at once: of the best of many policies, luck may have made it the best.
+    stderr, low, high: NaN where there is no interval; value: where one of the two has none.
     """
 
     policy: str
@@ -58,7 +58,7 @@ class PolicyDifference:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: None for NaN, which JSON has not."""
-        return _plain(asdict(self))
+        return _plain({**asdict(self), "told_apart": self.told_apart})
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ class PolicyEstimate:
     value: NaN where too few rows count for ``density``. error: what its standard error is made of. level: confidence of
     the interval. covers: which uncertainty that is. start_values float64 (S,): the value of each start, NaN where too
     few rows count for it (``density``). diagnostics: numbers that tell how far the data support the policy
-    (``docs/policy_evaluation.md``). warning: why not to believe it, or "". question: equal where the same was asked of
-    the same data, so that policies can be compared.
+    (``docs/policy_evaluation.md``). warning: why not to believe it, or "". question: equal where one evaluator was
+    asked the same, so that policies can be compared.
     """
 
     policy: str
@@ -82,7 +82,7 @@ class PolicyEstimate:
     start_values: np.ndarray
     diagnostics: dict[str, float]
     warning: str
-    question: str
+    question: tuple[Any, ...]
 
     @property
     def stderr(self) -> float:
@@ -105,26 +105,27 @@ class PolicyEstimate:
         return _interval(self.low, self.high, ".3f")
 
     def difference(self, other: PolicyEstimate) -> PolicyDifference:
-        """By how much this policy is worth more than another that was asked the same of the same data.
+        """By how much this policy is worth more than another of the same evaluation, at this estimate's ``level``.
 
-        What makes both values too high or too low alike is not in it, so that its interval is mostly narrower than
-        those of the two let expect.
+        What makes both values too high or too low alike drops out; what makes one of them wrong, as actions that the
+        data lack, does not, and is in no interval: mind the warnings and the match distances of both.
 
         Raises:
-            VOCError: estimates that answer different questions.
+            VOCError: estimates of two evaluations, or of other rewards, another discount or estimator.
         """
         if self.question != other.question:
             raise VOCError(
-                f"The values of {self.policy} and {other.policy} answer different questions (data, starts, rewards, "
-                "discount, estimator, seed or settings of the chains); ask both of one evaluate_policy."
+                f"The values of {self.policy} and {other.policy} answer different questions; ask both of one "
+                "evaluate_policy or PolicyEvaluator, with the same estimator, rewards and discount."
             )
         value, error = self.value - other.value, self.error - other.error
         low, high = error.interval(value, self.level)
         return PolicyDifference(self.policy, other.policy, value, error.stderr, low, high, self.level)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: None for NaN, which JSON has not."""
-        return _plain({**asdict(self), "stderr": self.stderr, "low": self.low, "high": self.high})
+        """JSON-ready, but for ``question``: None for NaN, which JSON has not."""
+        found = {name: own for name, own in asdict(self).items() if name != "question"}
+        return _plain({**found, "stderr": self.stderr, "low": self.low, "high": self.high})
 
 
 def _interval(low: float, high: float, digits: str) -> str:
@@ -169,11 +170,15 @@ def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
 
 
 def rivals_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
-    """Which policies the data do not tell apart from the best, in a line; none where only one was asked."""
-    if len(estimates) == 1:
+    """Which policies the data do not tell apart from the best, in a line or two; none where only one was asked."""
+    best, others = estimates[0], [d for d in against_best(estimates) if not np.isnan(d.value)]
+    if not others:
         return []
-    best, names = estimates[0].policy, [other.policy for other in against_best(estimates) if not other.told_apart]
-    return [f"Not told apart from {best}: {'; '.join(names)}." if names else f"All others are worth less than {best}."]
+    level = f"the {best.level:.0%} interval of each difference"
+    names = [other.policy for other in others if not other.told_apart]
+    if names:
+        return [f"Not told apart from {best.policy} by {level}: {'; '.join(names)}."]
+    return [f"All others are told apart from {best.policy} by {level}; the best of many may be so by luck."]
 
 
 def logged_of(estimates: Sequence[PolicyEstimate]) -> list[str]:

@@ -6,7 +6,9 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -121,6 +123,7 @@ class PolicyEvaluator:
             check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer, tokens)
         if behaviour is not None:
             self._networks()
+        self._mark = uuid4().hex  # what it says of policies can be compared, with nothing that another one says
         self._fitted: dict[tuple[int, float], FittedQ] = {}  # shared with evaluators of policies alone
         self.chains = PolicyChains(
             dataset, self.policies, self.starts, config.stitching, self.seed, lambda: self.features.to(self.device)
@@ -272,7 +275,7 @@ class PolicyEvaluator:
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
         said = covers(critic is not None, network, network and estimator != "head")
         warning = self._warning(name, diagnostics, own, gamma, found.mean, error, level, critic)
-        question = self.chains.question(own, gamma, estimator)
+        question = (self._mark, sha256(own[arrived_rows(self.dataset)].tobytes()).hexdigest(), gamma, estimator)
         return PolicyEstimate(
             name, found.mean, error, level, gamma, estimator, said, found.starts, diagnostics, warning, question
         )

@@ -45,10 +45,10 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
     sections = {
         "Ranking": figure(
             in_both_themes(lambda theme: _intervals(estimates, theme)),
-            "Intervals of differences say who is told apart from the best: they leave out what all policies share.",
-            "Value of each policy with its interval, best first, and its difference to the best.",
-            f"Points are values, lines {first.level:.0%} intervals of the mean; the upright line is the median of the "
-            "values. Grey points have a warning, hollow ones are not told apart from the best.",
+            "What all policies share drops out of differences: their intervals say who is told apart from the best.",
+            "Left: value of each policy with its interval, best first. Right: its difference to the best.",
+            f"Points are values, lines {first.level:.0%} intervals of the mean; the upright line on the left is their "
+            "median. Grey: with a warning. Hollow: not told apart from the best.",
             "",
         )
         + _ranking(estimates),
@@ -90,9 +90,10 @@ def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
     axes.set_xlabel("discounted return, averaged over the starts")
     if several:
         others = against_best(estimates)
-        inside = [own if d.told_apart else theme.background for own, d in zip(colours[1:], others, strict=True)]
+        edges = [theme.other] * len(others) if estimates[0].warning else colours[1:]
+        inside = [edge if d.told_apart else theme.background for edge, d in zip(edges, others, strict=True)]
         panels[1].axvline(0.0, color=theme.grid, linewidth=2)
-        _whiskers(panels[1], theme, places[1:], others, colours[1:], inside)
+        _whiskers(panels[1], theme, places[1:], others, edges, inside)
         panels[1].set_xlabel("against the best")
     return drawn
 
@@ -131,8 +132,9 @@ def _reading(first: PolicyEstimate) -> str:
         "A value is the discounted sum of rewards from the next step on, in reward units, averaged over "
         f"{len(first.start_values)} starts.",
         f"Intervals are of the mean, never of the return of one episode. They cover {first.covers}.",
-        "Policies are told apart by the interval of their difference, each on its own: which episodes were logged, and "
-        "what makes all values too high or too low, is the luck of both. The best of many may be so by luck.",
+        "Policies are told apart by the interval of their difference, in which luck that they share has no part. What "
+        "makes one value wrong, as actions that the data lack, it does not know. It is of one difference: the best of "
+        "many may be so by luck.",
         "Where the data hold no row with the policy's action, its chain follows another: values of such policies are "
         "drawn towards the data. docs/policy_evaluation.md says when not to believe a value.",
     )
