@@ -268,14 +268,22 @@ def test_settings_that_would_give_wrong_numbers_are_refused(wrong: dict[str, Any
 
 
 def test_what_was_logged_from_the_starts_is_told_beside_the_values() -> None:
-    """1 + .8 + .64 in one hundred terminated episodes; nothing where a time limit cut all of them soon."""
+    """1 + .8 + .64, or twice as much, of a hundred terminated episodes; nothing where a time limit cut all of them."""
     for ends in (True, False):
-        dataset = episodes_of([np.array([0.0, 1, 1, 1])] * 100, [ends] * 100, np.zeros((400, A)))
+        rewards = [np.array([0.0, 1, 1, 1]) * (1 + i % 2) for i in range(100)]
+        dataset = episodes_of(rewards, [ends] * 100, np.zeros((400, A)))
         chains = chains_through(decisions(), dataset, np.arange(400) % 4)
         found = chains.diagnostics("best", dataset.reward, GAMMA)
-        assert found.get("logged") == (pytest.approx(2.44) if ends else None)
+        assert found.get("logged") == (pytest.approx(3.66) if ends else None)
+        assert found.get("logged_stderr") == (pytest.approx(1.22 / np.sqrt(99)) if ends else None)
         twice = chains.diagnostics("best", 2 * dataset.reward, GAMMA)
-        assert twice.get("logged") == (pytest.approx(4.88) if ends else None)
+        assert twice.get("logged") == (pytest.approx(7.32) if ends else None)
         error = chains.error("best", dataset.reward, GAMMA)
         estimate = PolicyEstimate("best", 1.0, error, 0.9, GAMMA, "stitch", covers(), np.ones(1), found, "", ())
-        assert ("Logged from these starts, by whatever policies acted: 2.440." in format_estimates([estimate])) == ends
+        said = "Logged from these starts, by whatever policies acted: 3.660 (standard error 0.123)."
+        assert (said in format_estimates([estimate])) == ends
+    starts = np.array([0, 1, 2])  # of one episode
+    found = chains_through(decisions(), episodes_of(rewards, [True] * 100, np.zeros((400, A))), np.arange(400) % 4,
+                           starts=starts).diagnostics("best", dataset.reward, GAMMA)  # fmt: skip
+    assert "logged" in found
+    assert "logged_stderr" not in found

@@ -18,6 +18,7 @@ from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_
 from voc_rl.ope.error import ErrorParts
 from voc_rl.values import FittedQ, discounted_returns
 from voc_rl.values.fitted_q import MEMBERS
+from voc_rl.values.statistics import grouped_stderr
 
 VISITS = 20  # futures per start, for the diagnostics
 MANY_ROWS = 10_000  # from here on FEWEST of each; fewer rows get more, up to MOST, at the same cost of one chain
@@ -157,7 +158,8 @@ class PolicyChains:
 
         ``excluded_followed``: share of the rows where resampled chains found no candidate of their own episodes, and so
         followed excluded ones; where it is large, intervals are too narrow. ``logged``: mean discounted return that
-        was logged from the starts where it is known; left out where it is at none.
+        was logged from the starts where it is known, with its standard error where they are of several episodes; left
+        out where it is known at none.
         """
         chain, values = self.whole(name), self.values(name, reward, gamma)
         terminal, rng = self.dataset.terminal, np.random.default_rng([self.seed, 43])
@@ -184,8 +186,13 @@ class PolicyChains:
         key = (hash(reward.tobytes()), gamma)
         if self._told[0] != key:
             returns, known = discounted_returns(self.dataset, gamma, reward)
-            there = returns[self.starts[known[self.starts]]]
-            self._told = (key, {"logged": float(there.mean())} if len(there) else {})
+            rows, told = self.starts[known[self.starts]], {}
+            if len(rows):
+                there, alike = returns[rows], np.full((1, len(rows)), 1 / len(rows))
+                stderr, _ = grouped_stderr(alike, there, self.dataset.episode[rows])
+                told = {"logged": float(there.mean()), "logged_stderr": float(stderr[0])}
+                told = {name: number for name, number in told.items() if not np.isnan(number)}
+            self._told = (key, told)
         return self._told[1]
 
     def forget(self, critic: FittedQ) -> None:

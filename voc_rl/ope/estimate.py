@@ -183,8 +183,11 @@ def rivals_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
 
 def logged_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
     """What was logged from the starts, in a line; none where no return from there is known."""
-    logged = estimates[0].diagnostics.get("logged")
-    return [] if logged is None else [f"Logged from these starts, by whatever policies acted: {logged:.3f}."]
+    told = estimates[0].diagnostics
+    if "logged" not in told:
+        return []
+    stderr = f" (standard error {told['logged_stderr']:.3f})" if "logged_stderr" in told else ""
+    return [f"Logged from these starts, by whatever policies acted: {told['logged']:.3f}{stderr}."]
 
 
 def warnings_of(estimates: Sequence[PolicyEstimate]) -> list[str]:

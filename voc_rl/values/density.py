@@ -17,7 +17,7 @@ from voc_rl.errors import VOCError, check_gamma, check_level
 from voc_rl.occupancy import OccupancyTransformer, end_probability, log_probabilities
 from voc_rl.occupancy.contexts import Prefix
 from voc_rl.values.estimators import ValueEstimate
-from voc_rl.values.statistics import normal_interval, student_interval
+from voc_rl.values.statistics import grouped_stderr, normal_interval, student_interval
 
 DENSITY_COVERS = "the mean over rows of the data drawn anew, weighted by this model (not the model's own error)"
 FEWEST = 50.0  # effective sample size; below it there is no number
@@ -87,15 +87,14 @@ def from_weights(
             "look like these futures for a density estimate; give more rows, or use estimator='sample'."
         )
     mean = share @ rewards
-    off = share * (rewards - mean[:, None])
     scale = np.where(enough, total[:, 0], np.nan) / (1.0 - gamma)
-    mean = scale * mean
     if groups is None:
-        stderr = scale * np.sqrt((off**2).sum(1))
+        stderr = scale * np.sqrt(np.square(share * (rewards - mean[:, None])).sum(1))
+        mean = scale * mean
         low, high = normal_interval(mean, stderr, level)
     else:
-        correction, count = _few_groups(_sums(share, groups))
-        stderr = scale * np.sqrt(correction * (_sums(off, groups) ** 2).sum(1))
+        unit, count = grouped_stderr(share, rewards, groups)
+        mean, stderr = scale * mean, scale * unit
         low, high = student_interval(mean, stderr, count, level)
     covers = DENSITY_COVERS
     if not enough.all():
@@ -112,27 +111,3 @@ def _check_rows(weights: np.ndarray, rewards: np.ndarray, groups: np.ndarray | N
         raise VOCError(f"Groups have shape {np.shape(groups)}; one for each of {len(rewards)} rows is needed.")
     if not np.isfinite(rewards).all():
         raise VOCError("Rewards hold NaN or infinity; finite rewards are needed.")
-
-
-def _sums(numbers: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Sums (B, groups) of numbers of rows (B, N) over those of each group."""
-    _, place = np.unique(groups, return_inverse=True)
-    sums = np.zeros((place.max() + 1, len(numbers)))
-    np.add.at(sums, place, numbers.T)
-    return sums.T
-
-
-def _few_groups(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the square of a standard error lacks, as a factor (B,), and how many groups carry the weight, float64 (B,).
-
-    A group is off from a mean in which it weighs p by 1 - 2 p + sum p^2 of its variance: (n - 1) / n where n groups
-    weigh alike. One group alone has the factor NaN.
-
-    Args:
-        part: (B, groups), of the weight; they sum to 1, or to 0 where there is none.
-    """
-    squared = np.square(part)
-    total = squared.sum(1)
-    left = (squared * (1.0 - 2.0 * part + total[:, None])).sum(1)
-    factor = np.where(total < 1.0 - 1e-6, total / np.maximum(left, 1e-300), np.nan)
-    return factor, 1.0 / np.maximum(total, 1e-300)

@@ -62,3 +62,28 @@ def student_interval(
     """
     t = stdtrit(count - 1, 0.5 + level / 2)
     return mean - t * stderr, mean + t * stderr
+
+
+def grouped_stderr(shares: np.ndarray, numbers: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors (B,) of weighted means of numbers (N,) that err together in groups (N,), and Student's counts.
+
+    shares: (B, N), of the weight; each row sums to 1, or to 0 where there is none. Counts are of as many groups as
+    carry the weight, 1 / sum p^2 with p each one's part of it; one alone has no standard error (NaN).
+
+    A group is off from a mean in which it weighs p by 1 - 2 p + sum p^2 of its variance: (n - 1) / n where n groups
+    weigh alike.
+    """
+    off = shares * (numbers - (shares @ numbers)[:, None])
+    squared = np.square(part := _sums(shares, groups))
+    total = squared.sum(1)
+    left = (squared * (1.0 - 2.0 * part + total[:, None])).sum(1)
+    factor = np.where(total < 1.0 - 1e-6, total / np.maximum(left, 1e-300), np.nan)
+    return np.sqrt(factor * np.square(_sums(off, groups)).sum(1)), 1.0 / np.maximum(total, 1e-300)
+
+
+def _sums(numbers: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Sums (B, groups) of numbers of rows (B, N) over those of each group."""
+    _, place = np.unique(groups, return_inverse=True)
+    sums = np.zeros((place.max() + 1, len(numbers)))
+    np.add.at(sums, place, numbers.T)
+    return sums.T
