@@ -14,8 +14,8 @@ from voc_rl.benchmarks.results import hardware_of, versions_of
 from voc_rl.reports.plots import LIGHT, legend, new_figure, save, style
 
 SCORES = ("mae", "bias", "spearman", "spearman_top_half", "regret@1", "coverage90")
-ORDER = ("voc", "voc_head", "mfmc", "fqe", "dr", "wis")
-COLOURS = ("#1f6fb4", "#5aa7e0", "#2a9a4a", "#d08020", "#a05030", "#999999")
+ORDER = ("voc", "voc_head", "voc_corrected", "mfmc", "fqe", "dr", "wis")
+COLOURS = ("#1f6fb4", "#5aa7e0", "#7a4fb5", "#2a9a4a", "#d08020", "#a05030", "#999999")
 
 
 def results_of(
