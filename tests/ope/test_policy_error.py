@@ -12,7 +12,7 @@ from test_policy_chains import GAMMA, MANY, Chooses
 
 from voc_rl.ope import PolicyChains
 from voc_rl.ope.error import ErrorParts, resampled_scale
-from voc_rl.ope.estimate import PolicyEstimate, covers, format_estimates, rivals_of
+from voc_rl.ope.estimate import NARROW, PolicyEstimate, covers, format_estimates, rivals_of
 
 
 def test_a_standard_error_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +100,9 @@ def test_a_policy_is_not_told_apart_from_itself_under_another_name() -> None:
     assert one.difference(worst).told_apart
     assert worst.difference(one).value == -one.difference(worst).value
     each = "by the 90% interval of each difference"
-    assert rivals_of([one, same, worst]) == [f"Not told apart from one {each}: same."]
-    assert rivals_of([one, worst]) == [
-        f"All others are told apart from one {each}; the best of many may be so by luck."
-    ]
+    assert rivals_of([one, same, worst]) == [f"Not told apart from one {each}: same.{NARROW}"]
+    (alone,) = rivals_of([replace(one, estimator="corrected"), worst])
+    assert alone == f"All others are told apart from one {each}; the best of many may be so by luck."
     assert rivals_of([one]) == []
     assert "| +0.000 (+0.000 to +0.000) |" in format_estimates([one, same, worst])
     kept = one.difference(same).as_dict()

@@ -11,11 +11,13 @@ import numpy as np
 
 from voc_rl.errors import VOCError
 from voc_rl.ope.error import ErrorParts
+from voc_rl.ope.estimators import WITH_CRITIC
 from voc_rl.values.density import FEWEST, too_few
 
 FEW = 20  # episodes: intervals from fewer may hold much less than they say (docs/policy_evaluation.md)
 MOVED = 0.2  # share of the value by which a critic or network may move that of the chain without a warning
 FAR = 2.0  # typical distances: a policy whose jumps are longer on average is not supported by the data
+NARROW = " Such intervals may be too narrow where no critic checks the jumps; compare by 'corrected' or 'head'."
 COVERS = (
     "the mean of these starts over which episodes were logged (chains of resampled episodes, and how far they drift) "
     "and the noise of the policy"
@@ -175,10 +177,11 @@ def rivals_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
     if not others:
         return []
     level = f"the {best.level:.0%} interval of each difference"
+    narrow = "" if best.estimator in WITH_CRITIC else NARROW
     names = [other.policy for other in others if not other.told_apart]
     if names:
-        return [f"Not told apart from {best.policy} by {level}: {'; '.join(names)}."]
-    return [f"All others are told apart from {best.policy} by {level}; the best of many may be so by luck."]
+        return [f"Not told apart from {best.policy} by {level}: {'; '.join(names)}.{narrow}"]
+    return [f"All others are told apart from {best.policy} by {level}; the best of many may be so by luck.{narrow}"]
 
 
 def logged_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
