@@ -96,7 +96,8 @@ def test_smoke_run_from_pixels_to_the_table(shared: Path, tmp_path: Path) -> Non
     assert set(entry["pairs"]) == {"voc", "voc_head", "voc_corrected", "mfmc"}
     for pairs in entry["pairs"].values():
         assert pairs["pairs"] == 24 * 23 / 2
-        assert 0 <= pairs["wrong"] < pairs["told"] < 1
+        assert 0 <= pairs["wrong"] <= pairs["told"] < 1  # so little training moves all values far: none may be told
+        assert pairs["held"] > 0.3
     assert "Pairs of policies, by 90 % intervals of their differences: `mfmc` hold" in text
     assert json.loads((tmp_path / "results/ope.json").read_text())["tasks"] == found["tasks"]
     assert (tmp_path / "results/ope.png").stat().st_size > 10_000

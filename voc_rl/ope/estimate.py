@@ -125,7 +125,7 @@ class PolicyEstimate:
         return PolicyDifference(self.policy, other.policy, value, error.stderr, low, high, self.level)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, but for ``question``: None for NaN, which JSON has not."""
+        """JSON-ready, without ``question``: None for NaN, which JSON has not."""
         found = {name: own for name, own in asdict(self).items() if name != "question"}
         return _plain({**found, "stderr": self.stderr, "low": self.low, "high": self.high})
 
@@ -172,7 +172,7 @@ def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
 
 
 def rivals_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
-    """Which policies the data do not tell apart from the best, in a line or two; none where only one was asked."""
+    """Which policies the data do not tell apart from the best, in a line; none where only one was asked."""
     best, others = estimates[0], [d for d in against_best(estimates) if not np.isnan(d.value)]
     if not others:
         return []
