@@ -36,7 +36,9 @@ def evaluator(data: Episodes) -> PolicyEvaluator:
         reward=RewardConfig(loop=loop),
     )
     training = PolicyTraining(occupancy=OccupancyTraining(loop=loop))
-    config = EvaluationConfig(StitchingConfig(replicates=2), training=training, voc=voc, density_rows=500)
+    config = EvaluationConfig(
+        StitchingConfig(replicates=2), critic=FQEConfig(loop), training=training, voc=voc, density_rows=500
+    )
     policies = {"right": Walk(1.0), "left": Walk(0.0), "either": Walk(0.7)}
     return PolicyEvaluator(data, policies, GAMMA, np.arange(0, len(data), 17), config)
 
@@ -152,3 +154,18 @@ def test_names_are_text(evaluator: PolicyEvaluator, data: Episodes) -> None:
     assert evaluate_policy(data, right, GAMMA, **known).policy == "7"
     said = worlds.refusal(PolicyEvaluator, data, {1: right, "1": left}, GAMMA, **known)
     assert "[1, '1'] have the same names as text" in said
+
+
+def test_answers_to_different_questions_are_not_compared(evaluator: PolicyEvaluator, data: Episodes) -> None:
+    left, reward = evaluator.estimate("left"), data.reward + 1.0
+    given: dict[str, Any] = {"starts": evaluator.starts, "config": evaluator.config}
+    alike = PolicyEvaluator(
+        data, evaluator.policies, GAMMA, quantizer=evaluator.quantizer, tokens=evaluator.tokens, **given
+    )
+    for other in (
+        evaluator.estimate("right", "corrected"), evaluator.estimate("right", gamma=0.9),
+        evaluator.estimate("right", reward=reward), alike.estimate("right"),
+    ):  # fmt: skip
+        assert "The values of left and right answer different questions" in worlds.refusal(left.difference, other)
+    same = evaluator.estimate("right", reward=data.reward.astype(np.float64), level=0.5)
+    assert left.difference(same).value == left.value - same.value

@@ -89,21 +89,6 @@ def test_differences_are_those_of_linear_algebra(evaluator: PolicyEvaluator, dat
         assert told.stderr == pytest.approx(found[other].difference(found[one]).stderr)
 
 
-def test_answers_to_different_questions_are_not_compared(evaluator: PolicyEvaluator, data: Episodes) -> None:
-    left, reward = evaluator.estimate("left"), data.reward + 1.0
-    given: dict[str, Any] = {"starts": evaluator.starts, "config": evaluator.config}
-    alike = PolicyEvaluator(
-        data, evaluator.policies, GAMMA, quantizer=evaluator.quantizer, tokens=evaluator.tokens, **given
-    )
-    for other in (
-        evaluator.estimate("right", "corrected"), evaluator.estimate("right", gamma=0.9),
-        evaluator.estimate("right", reward=reward), alike.estimate("right"),
-    ):  # fmt: skip
-        assert "The values of left and right answer different questions" in worlds.refusal(left.difference, other)
-    same = evaluator.estimate("right", reward=data.reward.astype(np.float64), level=0.5)
-    assert left.difference(same).value == left.value - same.value
-
-
 def test_another_reward_needs_no_new_model(evaluator: PolicyEvaluator, data: Episodes) -> None:
     assert data.state is not None
     other = (np.arange(CELLS) == 3).astype(float)

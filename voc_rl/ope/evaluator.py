@@ -265,13 +265,11 @@ class PolicyEvaluator:
             frames=self._features is None,
         )  # fmt: skip
         critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
-        chained = self.chains.values(name, own, gamma, critic)[self.starts]
-        found = StartValues(float(chained.mean()), 0.0, chained)
+        error = self.chains.error(name, own, gamma, critic)
+        found = StartValues(error.chained, 0.0, self.chains.values(name, own, gamma, critic)[self.starts])
         if network := estimator not in WITHOUT_NETWORK:
             found = self._by_network(name, estimator, None if reward is None else own, reward_head, gamma)
-        error = replace(
-            self.chains.error(name, own, gamma, critic), apart=found.mean - float(chained.mean()), noise=found.noise
-        )
+        error = replace(error, apart=found.mean - error.chained, noise=found.noise)
         diagnostics = {**self.chains.diagnostics(name, own, gamma), **found.diagnostics}
         said = covers(critic is not None, network, network and estimator != "head")
         warning = self._warning(name, diagnostics, own, gamma, found.mean, error, level, critic)
