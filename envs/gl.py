@@ -24,8 +24,13 @@ def import_suite() -> ModuleType:
     """``dm_control.suite``, imported with a backend that can draw without a screen.
 
     Raises:
-        VOCError: no headless OpenGL library is installed, or not the one that ``MUJOCO_GL`` names.
+        VOCError: no headless OpenGL library is installed, or not the one that ``MUJOCO_GL`` names, or no dm_control.
     """
+    if find_spec("dm_control") is None:
+        raise VOCError(
+            "dm_control is not installed, which this package does not bring on Python 3.13 (its labmaze has no wheels "
+            "there, and the suite does without it); `pip install --no-deps dm-control` installs it."
+        )
     prepare_gl()
     chosen = os.environ.get("MUJOCO_GL", "")
     if chosen.lower() in _DRAWS_NOTHING:

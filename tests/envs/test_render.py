@@ -52,6 +52,12 @@ except VOCError as error:
     assert "import voc_rl.envs first, or set MUJOCO_GL=egl" in found.stdout
 
 
+def test_a_missing_dm_control_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gl, "find_spec", lambda name: None if name == "dm_control" else find_spec(name))
+    with pytest.raises(VOCError, match=r"dm_control is not installed.*`pip install --no-deps dm-control` installs it"):
+        DMControlEnv("walker-walk")
+
+
 def test_frames_are_copies_that_later_steps_leave_alone():
     env = DMControlEnv("walker-walk")
     env.reset(seed=0)

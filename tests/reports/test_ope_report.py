@@ -65,6 +65,14 @@ def test_the_picture_shows_who_is_told_apart_from_the_best() -> None:
     assert len(_intervals(ranked[:1], LIGHT).axes) == 1
 
 
+def test_a_single_policy_is_compared_with_none(tmp_path: Path) -> None:
+    write_ope_report(tmp_path / "report.html", [estimate("only", 9.5, 0.4)], "runs/data")
+    text = (tmp_path / "report.html").read_text()
+    assert "only is worth 9.500 (9.100 to 9.900)." in text
+    assert "Points are values, lines 90% intervals of the mean. Grey: with a warning." in text
+    assert not any(word in text for word in ("Hollow", "Right:", "median", "drops out"))
+
+
 def test_labels_leave_room_and_tell_policies_apart() -> None:
     path = "/home/me/offline/sac_seed{}/checkpoints/rl_model_{}00000_steps.zip, deterministic"
     assert _labels([path.format(i, i) for i in range(2)]) == [

@@ -43,15 +43,7 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
     """Write one HTML file for the estimates of one call, best first; ``data`` says which episodes they are from."""
     first = estimates[0]
     sections = {
-        "Ranking": figure(
-            in_both_themes(lambda theme: _intervals(estimates, theme)),
-            "What all policies share drops out of differences: their intervals say who is told apart from the best.",
-            "Left: value of each policy with its interval, best first. Right: its difference to the best.",
-            f"Points are values, lines {first.level:.0%} intervals of the mean; the upright line on the left is their "
-            "median. Grey: with a warning. Hollow: not told apart from the best.",
-            "",
-        )
-        + _ranking(estimates),
+        "Ranking": _picture(estimates) + _ranking(estimates),
         "What the data say of them": _support(estimates),
         "How to read the numbers": _reading(first),
     }  # fmt: skip
@@ -62,6 +54,20 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
         f'<p class="verdict">{escape(best)}</p><p class="more">{escape(" ".join(rivals_of(estimates)))}</p>'
         f'<p class="more">By the logged episodes of {escape(data)}.</p>', sections,
     )  # fmt: skip
+
+
+def _picture(estimates: Sequence[PolicyEstimate]) -> str:
+    """Values and intervals, drawn; of several policies also who is told apart from the best."""
+    points = f"Points are values, lines {estimates[0].level:.0%} intervals of the mean"
+    lead, alt, caption = "", "Value of the policy with its interval.", f"{points}. Grey: with a warning."
+    if len(estimates) > 1:
+        lead = "What all policies share drops out of differences: their intervals say who is told apart from the best."
+        alt = "Left: value of each policy with its interval, best first. Right: its difference to the best."
+        caption = (
+            f"{points}; the upright line on the left is their median. Grey: with a warning. Hollow: not told apart "
+            "from the best."
+        )
+    return figure(in_both_themes(lambda theme: _intervals(estimates, theme)), lead, alt, caption, "")
 
 
 def _ranking(estimates: Sequence[PolicyEstimate]) -> str:
@@ -82,7 +88,8 @@ def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
     places = np.arange(len(estimates))[::-1]
     colours = [theme.other if e.warning else theme.methods["voc"] for e in estimates]
     axes = panels[0]
-    axes.axvline(float(np.nanmedian([e.value for e in estimates])), color=theme.grid, linewidth=2)
+    if several:
+        axes.axvline(float(np.nanmedian([e.value for e in estimates])), color=theme.grid, linewidth=2)
     _whiskers(axes, theme, places, estimates, colours, colours)
     axes.set_yticks(places, _labels([e.policy for e in estimates]))
     axes.tick_params(axis="y", labelcolor=theme.text)
