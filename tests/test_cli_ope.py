@@ -83,6 +83,7 @@ def test_own_policies_are_ranked_by_logged_and_own_rewards(
         "stack": None, "features": "frames", "seed": 3, "device": "auto", "threads": 1,
     }  # fmt: skip
     assert {"python", "torch"} <= kept["versions"].keys()
+    assert kept["precision"] == "auto"
     data = Episodes.open(folder / "data")
     paid = pay() if reward is None else (np.arange(CELLS) == PAYING).astype(float)
     goes = {f"mine:left{noise}": 0.0, f"mine:right{noise}": 1.0}

@@ -235,7 +235,10 @@ def test_saved_and_loaded_gives_the_same_codes(
     assert torch.equal(loaded.features(obs), quantizer.features(obs))
 
 
-def test_tokenize_keeps_the_order_of_rows(trained: tuple[VQVAE, list[float]], dataset: Episodes) -> None:
+def test_tokenize_keeps_the_order_of_rows(
+    trained: tuple[VQVAE, list[float]], dataset: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOC_RL_PRECISION", "float32")  # in bfloat16 rows of another batch may round to another code
     quantizer, _ = trained
     codes, features = tokenize(quantizer, dataset, batch_size=7)
     assert codes.shape == (160, 3)
@@ -243,12 +246,11 @@ def test_tokenize_keeps_the_order_of_rows(trained: tuple[VQVAE, list[float]], da
     assert features.shape == (160, 24)
     assert features.dtype == torch.float16
     for row in (0, 6, 7, 19, 20, 159):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            obs = torch.from_numpy(dataset.observations(np.array([row])))
-            assert torch.equal(quantizer.encode(obs)[0].short(), codes[row])
+        obs = torch.from_numpy(dataset.observations(np.array([row])))
+        assert torch.equal(quantizer.encode(obs)[0].short(), codes[row])
         torch.testing.assert_close(quantizer.features(obs)[0], features[row].float(), atol=0.05, rtol=0.05)
     whole, _ = tokenize(quantizer, dataset, batch_size=1000)
-    assert (whole == codes).float().mean() > 0.99  # sums of bfloat16 may differ with the batch
+    assert (whole == codes).float().mean() > 0.99  # sums may round otherwise in another batch
     part = dataset.subset([3])
     assert len(part) == 20
     own = tokenize(quantizer, part, batch_size=7)[0]

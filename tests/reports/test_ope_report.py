@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import same_color
 
 from voc_rl.ope import ErrorParts
-from voc_rl.ope.estimate import COVERS, PolicyEstimate
+from voc_rl.ope.estimate import COVERS, PolicyEstimate, decimals, format_estimates
 from voc_rl.reports.ope_report import _intervals, _labels, write_ope_report
 from voc_rl.reports.plots import LIGHT
 
@@ -71,6 +71,20 @@ def test_a_single_policy_is_compared_with_none(tmp_path: Path) -> None:
     assert "only is worth 9.500 (9.100 to 9.900)." in text
     assert "Points are values, lines 90% intervals of the mean. Grey: with a warning." in text
     assert not any(word in text for word in ("Hollow", "Right:", "median", "drops out"))
+
+
+def test_numbers_show_two_digits_of_their_standard_error_in_any_unit(tmp_path: Path) -> None:
+    small = [estimate("best", 9.5e-5, 4e-6), estimate("near", 9.3e-5, 3e-6)]
+    write_ope_report(tmp_path / "report.html", small, "runs/data")
+    text = (tmp_path / "report.html").read_text()
+    assert "best is worth 0.0000950 (0.0000910 to 0.0000990)." in text
+    assert "<td>-0.0000020 (-0.0000070 to +0.0000030)</td>" in text
+    assert "| near | 0.0000930 | 0.0000900 to 0.0000960 | -0.0000020 " in format_estimates(small)
+    for value, stderr, known in (
+        (9.5, 0.4, 3), (1234.5, 60.0, 3), (0.5, 1e-9, 6), (0.0, 1e-4, 5), (2e-9, 0.01, 3), (4e-4, np.nan, 7),
+        (np.nan, np.nan, 3),
+    ):  # fmt: skip
+        assert decimals(value, stderr) == known
 
 
 def test_labels_leave_room_and_tell_policies_apart() -> None:

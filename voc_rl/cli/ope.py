@@ -94,7 +94,7 @@ class Ope:
         from voc_rl.model_files import check_spec_of
         from voc_rl.ope import EvaluationConfig, evaluate_policy
         from voc_rl.ope.estimate import against_best, format_estimates
-        from voc_rl.precision import choose_device
+        from voc_rl.precision import choose_device, precision
         from voc_rl.quantizers import load_quantizer
         from voc_rl.reports.ope_report import write_ope_report
         from voc_rl.runs import versions
@@ -121,7 +121,8 @@ class Ope:
                 "estimates": [estimate.as_dict() for estimate in estimates],
                 "against_best": [difference.as_dict() for difference in against_best(estimates)],
             }
-            write_json(self.out / "ope.json", {"asked": self._asked(), "versions": versions(), **found})
+            made = {"asked": self._asked(), "precision": precision(), "versions": versions()}
+            write_json(self.out / "ope.json", {**made, **found})
             asked = "" if self.reward is None else f", rewards of {self.reward}"
             write_ope_report(self.out / "ope.html", estimates, f"{', '.join(self.data)}: {dataset!r}{asked}")
         print(format_estimates(estimates))

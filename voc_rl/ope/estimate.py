@@ -56,7 +56,8 @@ class PolicyDifference:
     def __str__(self) -> str:
         if np.isnan(self.value):
             return "no difference"
-        return f"{self.value:+.3f} ({_interval(self.low, self.high, '+.3f')})"
+        digits = f"+.{decimals(self.value, self.stderr)}f"
+        return f"{self.value:{digits}} ({_interval(self.low, self.high, digits)})"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: None for NaN, which JSON has not."""
@@ -104,7 +105,12 @@ class PolicyEstimate:
     @property
     def interval(self) -> str:
         """In words, for tables."""
-        return _interval(self.low, self.high, ".3f")
+        return _interval(self.low, self.high, self.digits)
+
+    @property
+    def digits(self) -> str:
+        """How its numbers are formatted."""
+        return f".{decimals(self.value, self.stderr)}f"
 
     def difference(self, other: PolicyEstimate) -> PolicyDifference:
         """By how much this policy is worth more than another of the same evaluation, at this estimate's ``level``.
@@ -128,6 +134,14 @@ class PolicyEstimate:
         """JSON-ready, without ``question``: None for NaN, which JSON has not."""
         found = {name: own for name, own in asdict(self).items() if name != "question"}
         return _plain({**found, "stderr": self.stderr, "low": self.low, "high": self.high})
+
+
+def decimals(value: float, stderr: float) -> int:
+    """How many decimals numbers are shown with: three, or where rewards are small as many as show two digits of the
+    standard error, but no more than six digits of the value."""
+    size = abs(value) if np.isfinite(value) and value else 1.0
+    finest = stderr if np.isfinite(stderr) and stderr else 0.01 * size
+    return int(max(3, min(1 - np.floor(np.log10(finest)), 5 - np.floor(np.log10(size)))))
 
 
 def _interval(low: float, high: float, digits: str) -> str:
@@ -159,8 +173,8 @@ def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
     for e, other in zip(estimates, against, strict=True):
         told = e.diagnostics
         lines.append(
-            f"| {e.policy} | {e.value:.3f} | {e.interval} | {other} | {told['match_distance']:.2f} "
-            f"| {told['value_at_starts']:.3f} / {told['value_elsewhere']:.3f} |"
+            f"| {e.policy} | {e.value:{e.digits}} | {e.interval} | {other} | {told['match_distance']:.2f} "
+            f"| {told['value_at_starts']:{e.digits}} / {told['value_elsewhere']:{e.digits}} |"
         )
     lines += [
         "",
@@ -186,11 +200,11 @@ def rivals_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
 
 def logged_of(estimates: Sequence[PolicyEstimate]) -> list[str]:
     """What was logged from the starts, in a line; none where no return from there is known."""
-    told = estimates[0].diagnostics
+    told, digits = estimates[0].diagnostics, estimates[0].digits
     if "logged" not in told:
         return []
-    stderr = f" (standard error {told['logged_stderr']:.3f})" if "logged_stderr" in told else ""
-    return [f"Logged from these starts, by whatever policies acted: {told['logged']:.3f}{stderr}."]
+    stderr = f" (standard error {told['logged_stderr']:{digits}})" if "logged_stderr" in told else ""
+    return [f"Logged from these starts, by whatever policies acted: {told['logged']:{digits}}{stderr}."]
 
 
 def warnings_of(estimates: Sequence[PolicyEstimate]) -> list[str]:

@@ -47,7 +47,7 @@ def write_ope_report(path: Path, estimates: Sequence[PolicyEstimate], data: str)
         "What the data say of them": _support(estimates),
         "How to read the numbers": _reading(first),
     }  # fmt: skip
-    best = f"{first.policy} is worth {first.value:.3f} ({first.interval})."
+    best = f"{first.policy} is worth {first.value:{first.digits}} ({first.interval})."
     write_page(
         path, f"voc_rl report · discount γ = {first.gamma:g} · estimator {first.estimator}",
         "What are these policies worth?",
@@ -75,7 +75,7 @@ def _ranking(estimates: Sequence[PolicyEstimate]) -> str:
     against = ["", *map(str, against_best(estimates))]
     head = ["policy", "value", f"{estimates[0].level:.0%} interval", "against the best", "standard error"]
     return _table(head, [
-        [e.policy, f"{e.value:.3f}", e.interval, other, f"{e.stderr:.3f}"]
+        [e.policy, f"{e.value:{e.digits}}", e.interval, other, f"{e.stderr:{e.digits}}"]
         for e, other in zip(estimates, against, strict=True)
     ])  # fmt: skip
 
