@@ -12,6 +12,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+ROOT = Path(__file__).parents[1]
+
 
 def brought(name: str) -> set[str]:
     """Distributions that come with one without its extras, by the metadata of those that are installed."""
@@ -65,8 +67,25 @@ def test_gymnasiums_mujoco_tasks_need_no_extra() -> None:
     assert needed <= brought("voc_rl")
 
 
+def test_the_lowest_versions_are_those_that_were_tested() -> None:
+    """Of what a plain installation and the extra ``all`` bring."""
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    tested = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    every = [Requirement(line) for line in requires("voc_rl") or []]
+    asked = [needed for needed in every if canonicalize_name(needed.name) in {*of_extra("all"), *tested}]
+    lowest = {
+        canonicalize_name(needed.name): bound.version
+        for needed in asked
+        for bound in needed.specifier
+        if bound.operator == ">="
+    }
+    assert lowest.keys() == tested.keys() - {"torchvision"}  # its version is torch's choice
+    for name, version in lowest.items():
+        assert f"{tested[name]}.".startswith(f"{version}."), name
+
+
 def test_the_extra_of_agents_brings_what_they_log_with() -> None:
     """Stable-Baselines3 takes tensorboard_log, and brings no tensorboard."""
     setup = configparser.ConfigParser()
-    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    setup.read(ROOT / "setup.cfg")
     assert any(line.startswith("tensorboard") for line in setup["options.extras_require"]["sb3"].split())
