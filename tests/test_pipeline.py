@@ -16,8 +16,8 @@ import pytest
 import torch
 from worlds import SPEC, loop, one_sentence, small_config, write_world
 
-from voc_rl import VOC, Episodes, frame_memory, pipeline
-from voc_rl.checkpoints import load_tensors
+from voc_rl import VOC, Episodes, pipeline
+from voc_rl.checkpoints import load_tensors, save_tensors
 from voc_rl.data import DataSpec, write_vd4rl
 from voc_rl.errors import VOCError
 from voc_rl.pipeline import Pipeline
@@ -308,45 +308,7 @@ def test_refusals(tmp_path: Path, data: Path) -> None:
         assert list((tmp_path / "run").glob("*.safetensors")) == []
 
 
-def test_frames_are_loaded_where_they_take_a_quarter_of_the_memory(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else they stay in their files: training has to do with what memory there is."""
-    size = 6 * 30 * 3 * 24 * 24
-    for memory, most, held in ((4 * size, size, True), (4 * size - 1, size, False), (4 * size, size - 1, False)):
-        monkeypatch.setattr(frame_memory, "machine_memory", lambda memory=memory: memory)
-        monkeypatch.setattr(frame_memory, "FRAMES_IN_MEMORY", most)
-        said: list[str] = []
-        with RunFolder(tmp_path) as run:
-            assert Pipeline(run, data, CONFIG, say=said.append).dataset.in_memory == held
-        assert said == []  # a frame of ours is read by itself
-
-
-@pytest.mark.parametrize(("memory", "held"), [(4, True), (3.99, False)])
-def test_many_frames_of_large_chunks_are_loaded_or_said_to_be_slow(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, memory: float, held: bool
-) -> None:
-    """As in V-D4RL's own shards, one place of two."""
-    write_vd4rl(tmp_path / "a.hdf5", Episodes.open(data).subset([0, 1]))
-    with h5py.File(tmp_path / "a.hdf5", "a") as file:
-        frames = file["observation"][()]
-        del file["observation"]
-        file.create_dataset("observation", data=frames, chunks=(20, 1, 12, 12), compression="gzip")
-    size = 8 * 30 * 3 * 24 * 24
-    monkeypatch.setattr(frame_memory, "machine_memory", lambda: int(memory * size))
-    monkeypatch.setattr(frame_memory, "FRAMES_IN_MEMORY", size - 1)
-    said: list[str] = []
-    with RunFolder(tmp_path / "run") as run:
-        dataset = Pipeline(run, (data, f"vd4rl:{tmp_path / 'a.hdf5'}"), CONFIG, say=said.append).dataset
-    assert (dataset.in_memory, dataset.reads_slowly) == (held, not held)
-    assert ["and are loaded once" in line for line in said] == [held]
-    assert ["are read slowly; `voc-rl data convert` makes" in line for line in said] == [not held]
-    np.testing.assert_array_equal(dataset.frames(np.arange(180, 240)), frames)
-
-
 def test_tokens_of_other_rows_are_refused(out: Path, data: Path) -> None:
-    from voc_rl.checkpoints import save_tensors
-
     tensors = load_tensors(out / "tokens.safetensors")
     save_tensors(out / "tokens.safetensors", {name: t[:-1] for name, t in tensors.items()})
     with RunFolder(out) as run:
