@@ -66,11 +66,13 @@ def test_the_picture_shows_who_is_told_apart_from_the_best() -> None:
 
 
 def test_a_single_policy_is_compared_with_none(tmp_path: Path) -> None:
-    write_ope_report(tmp_path / "report.html", [estimate("only", 9.5, 0.4)], "runs/data")
+    only = [estimate("only", 9.5, 0.4)]
+    assert "| only | 9.500 | 9.100 to 9.900 | 1.23 | 9.500 / 4.000 |" in format_estimates(only)
+    write_ope_report(tmp_path / "report.html", only, "runs/data")
     text = (tmp_path / "report.html").read_text()
     assert "only is worth 9.500 (9.100 to 9.900)." in text
     assert "Points are values, lines 90% intervals of the mean. Grey: with a warning." in text
-    assert not any(word in text for word in ("Hollow", "Right:", "median", "drops out"))
+    assert not any(word in text for word in ("Hollow", "Right:", "median", "drops out", "against the best"))
 
 
 def test_numbers_show_two_digits_of_their_standard_error_in_any_unit(tmp_path: Path) -> None:

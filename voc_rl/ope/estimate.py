@@ -165,17 +165,17 @@ def against_best(estimates: Sequence[PolicyEstimate]) -> list[PolicyDifference]:
 def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
     """Markdown: a row per policy, best first, then what the intervals cover and whatever is to be warned of."""
     first = estimates[0]
-    lines = [
-        f"| policy | value | {first.level:.0%} interval | against the best | match distance | starts / elsewhere |",
-        "|---|---:|---|---|---:|---|",
+    rows = [
+        ["policy", "value", f"{first.level:.0%} interval", "against the best", "match distance", "starts / elsewhere"],
+        ["---", "---:", "---", "---", "---:", "---"],
     ]
-    against = ["", *map(str, against_best(estimates))]
-    for e, other in zip(estimates, against, strict=True):
+    for e, other in zip(estimates, ["", *map(str, against_best(estimates))], strict=True):
         told = e.diagnostics
-        lines.append(
-            f"| {e.policy} | {e.value:{e.digits}} | {e.interval} | {other} | {told['match_distance']:.2f} "
-            f"| {told['value_at_starts']:{e.digits}} / {told['value_elsewhere']:{e.digits}} |"
-        )
+        around = f"{told['value_at_starts']:{e.digits}} / {told['value_elsewhere']:{e.digits}}"
+        rows.append([e.policy, f"{e.value:{e.digits}}", e.interval, other, f"{told['match_distance']:.2f}", around])
+    if len(estimates) == 1:
+        rows = [[*row[:3], *row[4:]] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     lines += [
         "",
         f"Discount {first.gamma:g}, estimator {first.estimator}. Intervals cover {first.covers}.",

@@ -72,12 +72,12 @@ def _picture(estimates: Sequence[PolicyEstimate]) -> str:
 
 def _ranking(estimates: Sequence[PolicyEstimate]) -> str:
     """Values, and by how much each is below the best."""
-    against = ["", *map(str, against_best(estimates))]
-    head = ["policy", "value", f"{estimates[0].level:.0%} interval", "against the best", "standard error"]
-    return _table(head, [
-        [e.policy, f"{e.value:{e.digits}}", e.interval, other, f"{e.stderr:{e.digits}}"]
-        for e, other in zip(estimates, against, strict=True)
-    ])  # fmt: skip
+    rows = [["policy", "value", f"{estimates[0].level:.0%} interval", "against the best", "standard error"]]
+    for e, other in zip(estimates, ["", *map(str, against_best(estimates))], strict=True):
+        rows.append([e.policy, f"{e.value:{e.digits}}", e.interval, other, f"{e.stderr:{e.digits}}"])
+    if len(estimates) == 1:
+        rows = [[*row[:3], *row[4:]] for row in rows]
+    return _table(rows[0], rows[1:])
 
 
 def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
