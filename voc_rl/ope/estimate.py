@@ -162,19 +162,25 @@ def against_best(estimates: Sequence[PolicyEstimate]) -> list[PolicyDifference]:
     return [estimate.difference(estimates[0]) for estimate in estimates[1:]]
 
 
+def ranking(estimates: Sequence[PolicyEstimate]) -> list[list[str]]:
+    """Headings, then of each policy its name, value and interval, best first; of several also the difference to the
+    best."""
+    rows = [["policy", "value", f"{estimates[0].level:.0%} interval"]]
+    rows += [[e.policy, f"{e.value:{e.digits}}", e.interval] for e in estimates]
+    if len(estimates) > 1:
+        against = ["against the best", "", *map(str, against_best(estimates))]
+        rows = [[*row, other] for row, other in zip(rows, against, strict=True)]
+    return rows
+
+
 def format_estimates(estimates: Sequence[PolicyEstimate]) -> str:
     """Markdown: a row per policy, best first, then what the intervals cover and whatever is to be warned of."""
-    first = estimates[0]
-    rows = [
-        ["policy", "value", f"{first.level:.0%} interval", "against the best", "match distance", "starts / elsewhere"],
-        ["---", "---:", "---", "---", "---:", "---"],
-    ]
-    for e, other in zip(estimates, ["", *map(str, against_best(estimates))], strict=True):
+    first, (head, *ranked) = estimates[0], ranking(estimates)
+    rows = [[*head, "match distance", "starts / elsewhere"], ["---", "---:", *["---"] * (len(head) - 2), "---:", "---"]]
+    for e, row in zip(estimates, ranked, strict=True):
         told = e.diagnostics
         around = f"{told['value_at_starts']:{e.digits}} / {told['value_elsewhere']:{e.digits}}"
-        rows.append([e.policy, f"{e.value:{e.digits}}", e.interval, other, f"{told['match_distance']:.2f}", around])
-    if len(estimates) == 1:
-        rows = [[*row[:3], *row[4:]] for row in rows]
+        rows.append([*row, f"{told['match_distance']:.2f}", around])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines += [
         "",

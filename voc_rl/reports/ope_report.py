@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from voc_rl.ope.estimate import FAR, PolicyDifference, PolicyEstimate, against_best, logged_of, rivals_of, warnings_of
+from voc_rl.ope.estimate import (
+    FAR,
+    PolicyDifference,
+    PolicyEstimate,
+    against_best,
+    logged_of,
+    ranking,
+    rivals_of,
+    warnings_of,
+)
 from voc_rl.reports.page import escape, figure, in_both_themes, write_page
 from voc_rl.reports.plots import Theme, new_figure, style
 
@@ -71,13 +80,10 @@ def _picture(estimates: Sequence[PolicyEstimate]) -> str:
 
 
 def _ranking(estimates: Sequence[PolicyEstimate]) -> str:
-    """Values, and by how much each is below the best."""
-    rows = [["policy", "value", f"{estimates[0].level:.0%} interval", "against the best", "standard error"]]
-    for e, other in zip(estimates, ["", *map(str, against_best(estimates))], strict=True):
-        rows.append([e.policy, f"{e.value:{e.digits}}", e.interval, other, f"{e.stderr:{e.digits}}"])
-    if len(estimates) == 1:
-        rows = [[*row[:3], *row[4:]] for row in rows]
-    return _table(rows[0], rows[1:])
+    """Values, by how much each is below the best, and standard errors."""
+    head, *rows = ranking(estimates)
+    rows = [[*row, f"{e.stderr:{e.digits}}"] for row, e in zip(rows, estimates, strict=True)]
+    return _table([*head, "standard error"], rows)
 
 
 def _intervals(estimates: Sequence[PolicyEstimate], theme: Theme) -> Figure:
