@@ -195,7 +195,7 @@ def test_a_disk_without_locks(capsys: pytest.CaptureFixture[str], data: Path, tm
         (["train", "--data", "d", "--out", "o"], "the same command goes on from the last checkpoint."),
         (["train", "--data", "d", "--out", "o", "--force"], "the same command without --force goes on from the last"),
         (["demo", "--force"], "the same command without --force goes on from the last checkpoint."),
-        (["ope", "--data", "d", *POLICY], "it keeps no checkpoints, so the same command starts again."),
+        (["ope", "--data", "d", *POLICY], "it keeps no checkpoints without --out, so the same command starts again."),
         (["data", "info", "d"], "it keeps no checkpoints, so the same command starts again."),
         (["data", "validate", "d"], "it keeps no checkpoints, so the same command starts again."),
         (["data", "convert", "d", "o"], "the same command goes on from the last checkpoint."),

@@ -67,6 +67,18 @@ def check_writable(path: Path) -> None:
         raise VOCError(f"{path} cannot be written ({above} takes no file); choose a folder with write access.")
 
 
+def checkpoint_folder(asked: str | Path) -> Path:
+    """The folder that somebody named for checkpoints; not made yet.
+
+    Raises:
+        VOCError: no path, or one that cannot be written.
+    """
+    if not isinstance(asked, (str, Path)):
+        raise VOCError(f"checkpoints is {type(asked).__name__}; the path of a folder for them is needed.")
+    check_writable(Path(asked) / "any.pt")
+    return Path(asked)
+
+
 @contextmanager
 def writing(path: Path, advice: str) -> Iterator[None]:
     """For a block that writes what becomes ``path``; ``advice`` ends the sentence of a refusal.

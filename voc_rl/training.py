@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import check_writable
+from voc_rl.checkpoints import checkpoint_folder
 from voc_rl.configs import fingerprint
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts, check_reward_sizes
@@ -198,10 +198,7 @@ def _kept(asked: str | Path | KeptStages | None, dataset: Episodes, config: VOCC
     """In a folder, a file per stage, which knows data, settings and what the stage builds on."""
     if asked is None or callable(asked):
         return asked
-    if not isinstance(asked, (str, Path)):
-        raise VOCError(f"checkpoints is {type(asked).__name__}; the path of a folder for them is needed.")
-    folder = Path(asked)
-    check_writable(folder / "quantizer.pt")
+    folder = checkpoint_folder(asked)
     base, trained = settings_marks(data_mark(dataset), dataset.stack, config)
     advice = "delete it to start anew, or give another folder of checkpoints"
 

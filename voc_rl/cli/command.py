@@ -67,9 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _what_goes_on(command: Any) -> str:
     """What to say to somebody who interrupted a command."""
     wanted = command.command if isinstance(command, Data) else command
-    if isinstance(wanted, (Ope, Info, Validate)) or (isinstance(wanted, Convert) and wanted.to != "voc"):
+    asked = isinstance(wanted, Ope)
+    if isinstance(wanted, (Info, Validate)) or (isinstance(wanted, Convert) and wanted.to != "voc"):
         return "it keeps no checkpoints, so the same command starts again"
-    forced = getattr(getattr(command, "settings", command), "force", False)
+    if asked and wanted.out is None:
+        return "it keeps no checkpoints without --out, so the same command starts again"
+    forced = not asked and getattr(getattr(command, "settings", command), "force", False)  # of ope: of results alone
     return f"the same command{' without --force' if forced else ''} goes on from the last checkpoint"
 
 

@@ -44,7 +44,8 @@ class Ope:
     """What rows are compared by: what a quantizer says of frames, or the states, which need neither a quantizer nor
     frames (stitch and corrected alone)."""
     out: Path | None = None
-    """Folder for ope.json (with what was asked, in which versions) and its report ope.html; a run folder will do."""
+    """Folder for ope.json (with what was asked, in which versions), its report ope.html, and checkpoints, from which an
+    interrupted command goes on, and others use what they share with it; a run folder will do."""
     force: bool = False
     """Replace results in --out that were asked for otherwise."""
     seed: int = 0
@@ -114,7 +115,8 @@ class Ope:
             estimates = evaluate_policy(
                 dataset, policies, self.gamma, self.estimator, starts=starts, reward_fn=reward_fn, quantizer=quantizer,
                 config=EvaluationConfig(voc=VOCConfig(seed=self.seed)), features=features,
-                device=choose_device(self.device), progress=True,
+                device=choose_device(self.device), checkpoints=None if self.out is None else self.out / "checkpoints",
+                progress=True,
             )  # fmt: skip
         if self.out is not None:  # before anything is printed: minutes of work outlive a reader that is gone
             found = {

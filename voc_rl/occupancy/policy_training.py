@@ -19,7 +19,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes, going_rows, taken_actions
 from voc_rl.errors import VOCError, check_decay, check_share
-from voc_rl.loop import StepLog, optimise
+from voc_rl.loop import Checkpoints, StepLog, optimise
 from voc_rl.occupancy.batches import Batch
 from voc_rl.occupancy.contexts import Condition
 from voc_rl.occupancy.discounts import draw_gammas
@@ -148,6 +148,7 @@ def train_policies(
     starts: np.ndarray | None = None,
     stage: str = "policies",
     log: StepLog | None = None,
+    checkpoints: Checkpoints | None = None,
     progress: bool = False,
 ) -> tuple[OccupancyTransformer, ValueHead | None]:
     """Train network and head for the policies of ``chains``; returns the slow averages, in eval mode.
@@ -157,11 +158,12 @@ def train_policies(
         head: a value head, which needs ``values`` float64 (P, N), V of every row and policy; None trains none.
         codes, features: of every row of ``dataset``.
         starts: rows where values will be asked (None: none in particular).
+        checkpoints: where the state is kept; the same call goes on from there.
 
     Raises:
         VOCError: another number of chains than of policies, or a head without values or for a range of discounts.
     """
     rows = np.zeros(0, np.int64) if starts is None else np.asarray(starts)
     trainee = PolicyTrainee(model, head, dataset, codes, features, chains, values, rows, config, seed)
-    optimise(trainee, config.occupancy.loop, seed, stage, log=log, progress=progress)
+    optimise(trainee, config.occupancy.loop, seed, stage, log=log, checkpoints=checkpoints, progress=progress)
     return trainee.target.eval(), trainee.target_head

@@ -65,10 +65,11 @@ class StitchedChain:
         """
         check_gamma(gamma)
         going = gamma * ~self.terminal
-        values = np.full(len(reward), float(np.mean(reward[self.arrival])) / (1.0 - gamma))
+        arrival = np.ascontiguousarray(self.arrival.T)  # the mean of a few long rows is quick
+        values = np.full(len(reward), float(np.mean(reward[arrival])) / (1.0 - gamma))
         steps = 1 if gamma == 0 else int(np.log(tail) / np.log(gamma)) + 1
         for _ in range(steps):
-            values = (reward + going * values)[self.arrival].mean(1) + (0.0 if correction is None else correction)
+            values = (reward + going * values)[arrival].mean(0) + (0.0 if correction is None else correction)
         return np.where(self.terminal, 0.0, values)
 
     def jump_correction(self, value: np.ndarray, taken: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -35,7 +36,7 @@ def evaluate_policy(
     starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
     config: EvaluationConfig | None = None, quantizer: QuantizerSource | None = None,
     tokens: tuple[Tensor, Tensor] | None = None, features: Tensor | None = None, level: float = 0.9,
-    device: torch.device | str | None = None, progress: bool = False,
+    device: torch.device | str | None = None, checkpoints: str | Path | None = None, progress: bool = False,
 ) -> list[PolicyEstimate]: ...  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def evaluate_policy(
     starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
     config: EvaluationConfig | None = None, quantizer: QuantizerSource | None = None,
     tokens: tuple[Tensor, Tensor] | None = None, features: Tensor | None = None, level: float = 0.9,
-    device: torch.device | str | None = None, progress: bool = False,
+    device: torch.device | str | None = None, checkpoints: str | Path | None = None, progress: bool = False,
 ) -> PolicyEstimate: ...  # fmt: skip
 
 
@@ -63,6 +64,7 @@ def evaluate_policy(
     features: Tensor | None = None,
     level: float = 0.9,
     device: torch.device | str | None = None,
+    checkpoints: str | Path | None = None,
     progress: bool = False,
 ) -> PolicyEstimate | list[PolicyEstimate]:
     """What a policy is worth on logged episodes: a PolicyEstimate; for a dict of policies a list, best first.
@@ -76,7 +78,8 @@ def evaluate_policy(
         estimator: ``stitch`` (no network), ``corrected``, ``head``, ``sample`` or ``density``.
         starts: rows to average over; None: the first rows of the episodes.
         reward_fn: takes the dataset and returns rewards (N,) on arrival; not with ``head``. None: the data's own.
-        config, quantizer, tokens, features, device: see ``PolicyEvaluator``. level: confidence of the intervals.
+        config, quantizer, tokens, features, device, checkpoints: see ``PolicyEvaluator``. level: confidence of the
+            intervals.
 
     Raises:
         VOCError: a policy, rewards or starts that do not fit the data, ``reward_fn`` with ``head``, a level outside
@@ -96,7 +99,8 @@ def evaluate_policy(
     config = replace(config, voc=replace(config.voc, network=size))
     evaluator = PolicyEvaluator(
         dataset, policies, gamma, starts, config,
-        quantizer=quantizer, tokens=tokens, device=device, features=features, progress=progress,
+        quantizer=quantizer, tokens=tokens, device=device, features=features, checkpoints=checkpoints,
+        progress=progress,
     )  # fmt: skip
     reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset), arrived_rows(dataset))
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None

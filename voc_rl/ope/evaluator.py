@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples, known_gamma
+from voc_rl.model_files import weights_mark
 from voc_rl.occupancy import (
     OccupancyTransformer,
     PolicyTraining,
@@ -27,6 +29,7 @@ from voc_rl.ope.chains import PolicyChains, StitchingConfig, checked_starts
 from voc_rl.ope.error import ErrorParts
 from voc_rl.ope.estimate import PolicyEstimate, covers, warning_of
 from voc_rl.ope.estimators import ESTIMATORS, WITH_CRITIC, WITHOUT_NETWORK, PolicyEstimator, check_answers
+from voc_rl.ope.kept import KeptTrainings
 from voc_rl.ope.model import PolicyModel, StartValues
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
@@ -72,11 +75,13 @@ class PolicyEvaluator:
             then, nor are frames (``voc_rl.ope.state_features``); for ``stitch`` and ``corrected`` alone.
         behaviour: a network of the data's own futures on the codes of ``quantizer`` (``occupancy`` of a VOC trained
             with it), from which the policies' network starts; None: from fresh weights.
+        checkpoints: a folder, where the states of its trainings (of quantizer, critics and networks) are kept; one that
+            is asked the same goes on from there, to the same bits, and what other questions share is not trained again.
 
     Raises:
         VOCError: a dataset that is none, no policies, two of one name, policies or starts that do not fit the data,
             tokens or behaviour without their quantizer, a quantizer without continuous features, tokens without finite
-            ones, or a behaviour of other sizes.
+            ones, a behaviour of other sizes, or a folder of checkpoints that cannot be written.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class PolicyEvaluator:
         device: torch.device | str | None = None,
         behaviour: OccupancyTransformer | None = None,
         features: Tensor | None = None,
+        checkpoints: str | Path | None = None,
         progress: bool = False,
     ) -> None:
         check_dataset(dataset)
@@ -118,6 +124,7 @@ class PolicyEvaluator:
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
         self._features = features
+        self._kept = None if checkpoints is None else KeptTrainings(checkpoints, dataset)
         # before anything is trained, so that a quantizer, network or policy that does not fit is refused at once
         if features is None:
             check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer, tokens)
@@ -132,7 +139,10 @@ class PolicyEvaluator:
     @cached_property
     def quantizer(self) -> Quantizer:
         """The one that was given, or a trained one."""
-        return ready_quantizer(self._quantizer, self.dataset, self.config.voc, self.device, progress=self.progress)
+        kept = None if self._kept is None else self._kept.quantizer(self.config.voc)
+        return ready_quantizer(
+            self._quantizer, self.dataset, self.config.voc, self.device, checkpoints=kept, progress=self.progress
+        )
 
     @cached_property
     def tokens(self) -> tuple[Tensor, Tensor]:
@@ -167,10 +177,15 @@ class PolicyEvaluator:
         return check_rewards(reward, len(self.dataset), arrived_rows(self.dataset))
 
     def _fit_critic(self, reward: np.ndarray, gamma: float) -> FittedQ:
-        features = principal_components(self.features, COMPONENTS).cpu().numpy()
+        features, config = principal_components(self.features, COMPONENTS).cpu().numpy(), self.config.critic
+        actions, (goals, weights) = self.chains.actions, members_of(self.dataset, self.seed, reward)
+        kept = None
+        if self._kept is not None:
+            learned = {"features": features, "actions": actions, "goals": goals, "weights": weights}
+            kept = self._kept.of("critic", config.loop, learned, asdict(config), gamma, self.seed)
         return fitted_q(
-            self.dataset, features, self.chains.actions, gamma, self.config.critic, self.seed,
-            *members_of(self.dataset, self.seed, reward), device=self.device, progress=self.progress,
+            self.dataset, features, actions, gamma, config, self.seed, goals, weights,
+            device=self.device, checkpoints=kept, progress=self.progress,
         )  # fmt: skip
 
     @cached_property
@@ -186,9 +201,16 @@ class PolicyEvaluator:
         if head is not None:
             own = self.dataset.reward
             values = np.stack([self.chains.values(name, own, self.gamma, self.critic) for name in self.policies])
+        training, kept = self.config.training, None
+        if self._kept is not None:
+            learned: dict[str, Any] = {"codes": codes, "features": features, "starts": self.starts}
+            learned |= {f"chain {i}": chain.arrival for i, chain in enumerate(chains)}
+            learned |= {} if values is None else {"values": values}
+            fresh = weights_mark(network, head)
+            kept = self._kept.of("policies", training.occupancy.loop, learned, asdict(training), self.seed, fresh)
         trained, trained_head = train_policies(
-            network, head, self.dataset, codes, features, chains,
-            self.config.training, self.seed, values=values, starts=self.starts, progress=self.progress,
+            network, head, self.dataset, codes, features, chains, training, self.seed,
+            values=values, starts=self.starts, checkpoints=kept, progress=self.progress,
         )  # fmt: skip
         return PolicyModel(
             trained, trained_head, self.quantizer, self.dataset, self.tokens, list(self.policies), self.starts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes, going_rows, taken_actions
-from voc_rl.loop import LoopConfig, Trainee, optimise, step_seed
+from voc_rl.loop import Checkpoints, LoopConfig, Trainee, optimise, step_seed
 from voc_rl.occupancy.reward_units import reward_units
 from voc_rl.precision import seeded, single_precision
 
@@ -102,6 +103,13 @@ class _Trainee(Trainee):
         decay = min(self.config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.target.parameters()), list(self.network.parameters()), 1.0 - decay)
 
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "target": self.target.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.target.load_state_dict(state["target"])
+
 
 @dataclass(frozen=True, eq=False)
 class FittedQ:
@@ -125,13 +133,14 @@ def members_of(dataset: Episodes, seed: int, reward: np.ndarray) -> tuple[np.nda
 def fitted_q(
     dataset: Episodes, state: np.ndarray, actions: np.ndarray, gamma: float, config: FQEConfig, seed: int,
     reward: np.ndarray, weights: np.ndarray | None = None, *, device: torch.device | None = None,
-    progress: bool = False,
+    checkpoints: Checkpoints | None = None, progress: bool = False,
 ) -> FittedQ:  # fmt: skip
     """Fit Q of every policy on states float (N, F) of the dataset's rows (features of frames, or true states).
 
     ``actions`` float32 (P, N, M, A): M draws of each policy at every row (``policy_actions``).
     ``reward`` float32 (N, K): on arrival at the rows, one for each output; ``weights`` (N, K): of the rows in their
     losses, None: alike. ``device``: where the network is trained; None: the CPU.
+    ``checkpoints``: where the state of its training is kept; the same call goes on from there.
     """
     device = device or torch.device("cpu")
     inputs = torch.from_numpy((state - state.mean(0)) / (state.std(0) + 1e-4)).float().to(device)
@@ -140,7 +149,7 @@ def fitted_q(
         network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), reward.shape[1], config.width)
     network = network.to(device)
     trainee = _Trainee(network, inputs, dataset, actions, reward, weights, gamma, config, seed, device)
-    optimise(trainee, config.loop, seed, "fqe", progress=progress)
+    optimise(trainee, config.loop, seed, "fqe", checkpoints=checkpoints, progress=progress)
     with torch.no_grad():
         network = trainee.target
         taken = torch.cat([
