@@ -86,7 +86,7 @@ def test_both_ways_in_one_folder_do_not_take_each_others_files(data: Path, tmp_p
 def test_killed_and_resumed_equals_uninterrupted(data: Path, whole: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "train.pt"
     kill_when(checkpoint, [str(COMMAND), *command("train", data, tmp_path)])
-    assert 0 < load_torch_file(checkpoint)["step"] < 80
+    assert 0 < load_torch_file(checkpoint)["step"] < 30
     assert not list(tmp_path.glob("*.safetensors"))
     main(command("train", data, tmp_path))
     assert files(tmp_path, "quantizer", "voc", "tokens") == files(whole, "quantizer", "voc", "tokens")

@@ -14,7 +14,7 @@ from voc_rl.checkpoints import load_tensors, load_torch_file
 from voc_rl.cli import main
 from voc_rl.runs import RunFolder
 
-STEPS = ["--gamma", "0.5", "--quantizer-steps", "40", "--steps", "60", "--reward-steps", "60", "--threads", "1"]
+STEPS = ["--gamma", "0.5", "--quantizer-steps", "20", "--steps", "30", "--reward-steps", "10", "--threads", "1"]
 
 
 def command(name: str, data: Path, out: Path) -> list[str]:
@@ -35,7 +35,7 @@ def same_tensors(one: Path, two: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "steps"), [("quantizer", 40), ("train", 60)])
+@pytest.mark.parametrize(("stage", "steps"), [("quantizer", 20), ("train", 30)])
 def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path, data: Path, whole: Path, capsys: pytest.CaptureFixture[str], stage: str, steps: int
 ) -> None:

@@ -149,16 +149,12 @@ def test_the_raw_reward_of_nested_potentials_is_the_environments() -> None:
     assert ends >= 4
 
 
-def vector(mode: AutoresetMode, made: Callable[..., Any]) -> Any:
-    kwargs = {"context": "spawn"} if made is AsyncVectorEnv else {}
-    return made([lambda: table(limit=7)] * 3, autoreset_mode=mode, **kwargs)
-
-
 @pytest.mark.parametrize("made", [SyncVectorEnv, AsyncVectorEnv])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_added_rewards_telescope_in_vector_environments(mode: AutoresetMode, made: Callable[..., Any]) -> None:
     voc = TableVOC(PHI)
-    env = VOCValueVectorWrapper(vector(mode, made), voc, mode="shaping", gamma=GAMMA)  # type: ignore[arg-type]
+    inner = made([lambda: table(limit=7)] * 3, autoreset_mode=mode)
+    env = VOCValueVectorWrapper(inner, voc, mode="shaping", gamma=GAMMA)  # type: ignore[arg-type]
     rng, sums = np.random.default_rng(0), [Sums() for _ in range(3)]
     obs, _ = env.reset(seed=0)
     for i in range(3):

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_level, check_reward_fn
+from voc_rl.ope.config import EvaluationConfig
 from voc_rl.ope.estimate import PolicyEstimate, too_few_rows, warnings_of
 from voc_rl.ope.estimators import PolicyEstimator
-from voc_rl.ope.evaluator import EvaluationConfig, PolicyEvaluator
+from voc_rl.ope.evaluator import PolicyEvaluator
 from voc_rl.training_inputs import QuantizerSource
 from voc_rl.values import check_rewards
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from voc_rl.data import Episodes, arrived_rows
-from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, check_positive, check_samples, known_gamma
+from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, known_gamma
 from voc_rl.model_files import weights_mark
 from voc_rl.occupancy import (
     OccupancyTransformer,
-    PolicyTraining,
     ValueHead,
     train_policies,
 )
 from voc_rl.occupancy.stitching import principal_components
-from voc_rl.ope.chains import PolicyChains, StitchingConfig, checked_starts
+from voc_rl.ope.chains import PolicyChains, checked_starts
+from voc_rl.ope.config import EvaluationConfig
 from voc_rl.ope.error import ErrorParts
 from voc_rl.ope.estimate import PolicyEstimate, covers, warning_of
 from voc_rl.ope.estimators import ESTIMATORS, WITH_CRITIC, WITHOUT_NETWORK, PolicyEstimator, check_answers
@@ -33,31 +33,10 @@ from voc_rl.ope.kept import KeptTrainings
 from voc_rl.ope.model import PolicyModel, StartValues
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
-from voc_rl.training import VOCConfig, fresh_networks, fresh_quantizer, ready_quantizer
+from voc_rl.training import fresh_networks, fresh_quantizer, ready_quantizer
 from voc_rl.training_inputs import QuantizerSource, check_dataset, check_tokens, quantizer_of
-from voc_rl.values import FittedQ, FQEConfig, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
+from voc_rl.values import FittedQ, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How policies are evaluated.
-
-    stitching: of the chains. samples: futures per start, for ``sample`` and ``mve``. density_rows: rows that
-    ``density`` weighs. critic: of the chains' jumps. training: of the policies' network, in place of ``voc.occupancy``.
-    voc: quantizer, sizes of the network, reward head, seed; without ``head_members``, ``head`` cannot be asked.
-    """
-
-    stitching: StitchingConfig = field(default_factory=StitchingConfig)
-    samples: int = 64
-    density_rows: int = 2000
-    critic: FQEConfig = field(default_factory=FQEConfig)
-    training: PolicyTraining = field(default_factory=PolicyTraining)
-    voc: VOCConfig = field(default_factory=VOCConfig)
-
-    def __post_init__(self) -> None:
-        check_samples(self.samples)
-        check_positive(self.density_rows, "density_rows")
 
 
 class PolicyEvaluator:
