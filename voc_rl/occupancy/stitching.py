@@ -215,7 +215,9 @@ def stitch(
             excluded += int(lacking.sum())
             frames = np.where(usable, frames, np.inf)
         taken = [component[rows] for component in components]
-        offsets = candidates.place[rows] - candidates.place[some, None] if ends else None
+        # (n, C, K): sums over candidates are then of numbers in a row
+        away = (candidates.place[rows] - candidates.place[some, None]).swapaxes(1, 2) if ends else None
+        offsets = None if away is None else np.ascontiguousarray(away)
         for draw in range(draws):
             total = frames + action_weight**2 * _squared_distances(taken, drawn[some, draw])
             # the Gumbel trick: the largest of log-weights with Gumbel noise is a draw from the weights
@@ -238,26 +240,32 @@ def _squared_distances(components: list[np.ndarray], points: np.ndarray) -> np.n
 
 
 def _balanced(log_weights: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Log-weights float32 (n, K) tilted along offsets float32 (n, K, C) so that the weighted mean of these is about 0.
+    """Log-weights float32 (n, K) tilted along offsets float32 (n, C, K) so that the weighted mean of these is about 0.
 
     The weights of the adjusted Nadaraya-Watson estimator (Hall, Wolff and Yao 1999), which has no bias of first order
     at the edge of the data: of all weights with that mean the nearest to those given. The tilt minimises
     log sum_k exp(log_weights + offsets tilt) + RIDGE / 2 |tilt|^2, by Newton's method.
     """
-    means = (_weights(log_weights)[:, None] @ offsets)[:, 0]  # (n, C)
+    means = (offsets @ _weights(log_weights)[..., None])[..., 0]  # (n, C)
     uneven = np.flatnonzero(np.abs(means).max(1) > EVEN)  # the rest need no tilt
     logs, along = log_weights[uneven], offsets[uneven]
-    tilt = np.zeros((len(along), along.shape[2], 1), np.float32)
-    ridge = RIDGE * np.eye(along.shape[2], dtype=np.float32)
+    tilt = np.zeros((len(along), along.shape[1], 1), np.float32)
+    ridge = RIDGE * np.eye(along.shape[1], dtype=np.float32)
     for _ in range(NEWTON_STEPS):
-        weighted = _weights(logs + (along @ tilt)[..., 0])[..., None] * along
-        mean = weighted.sum(1)[..., None]  # (n, C, 1)
-        curvature = along.swapaxes(1, 2) @ weighted - mean @ mean.swapaxes(1, 2)
+        weighted = along * _weights(logs + _moved(along, tilt))[:, None]
+        mean = weighted.sum(2)[..., None]  # (n, C, 1)
+        curvature = weighted @ along.swapaxes(1, 2) - mean @ mean.swapaxes(1, 2)
         curvature += ridge
         tilt -= np.linalg.solve(curvature, mean + RIDGE * tilt).clip(-LONGEST_STEP, LONGEST_STEP)
     tilted = log_weights.copy()
-    tilted[uneven] += (along @ tilt)[..., 0]
+    tilted[uneven] += _moved(along, tilt)
     return tilted
+
+
+def _moved(offsets: np.ndarray, tilt: np.ndarray) -> np.ndarray:
+    """By how much a tilt (n, C, 1) along offsets (n, C, K) moves log-weights: (n, K)."""
+    moved: np.ndarray = (tilt.swapaxes(1, 2) @ offsets)[:, 0]
+    return moved
 
 
 def _weights(logs: np.ndarray) -> np.ndarray:
