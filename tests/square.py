@@ -78,7 +78,7 @@ def square_env(limit: int = 12, ends: bool = False, spec: DataSpec = SPEC) -> gy
 def train_square_voc(folder: Path, gamma: float = 0.5) -> Path:
     """Train a small VOC on logged walks of the square; returns its run folder."""
     write_world(folder / "data", episodes=8, rows=40, size=SIDE, spec=SPEC)
-    config = small_config(gamma, quantizer=100, steps=150)
+    config = small_config(gamma, quantizer=100, steps=150, reward=300)
     voc_rl.train(voc_rl.Episodes.open(folder / "data").load_frames(), config).save(folder / "voc")
     return folder / "voc"
 
@@ -110,5 +110,5 @@ def train_square_actions(folder: Path, gamma: float = 0.5) -> Path:
     dataset = Episodes.open(write_square_walks(folder / "data")).load_frames()
     occupancy = OccupancyTraining(gamma=gamma, loop=loop(150))
     training = PolicyTraining(occupancy=occupancy, action_share=0.7, start_share=0.0)
-    train_action_voc(dataset, training, small_config(gamma, quantizer=250)).save(folder / "voc")
+    train_action_voc(dataset, training, small_config(gamma, quantizer=250, reward=300)).save(folder / "voc")
     return folder

@@ -246,7 +246,7 @@ def test_every_quantizer_resumes_and_becomes_a_normal_voc(dataset: Episodes, tmp
 def test_values_are_those_of_the_chain(tmp_path: Path) -> None:
     paths = write_world(tmp_path, episodes=12, rows=40)
     episodes = Episodes.open(tmp_path).load_frames()
-    config = replace(small_config(0.5, quantizer=80, steps=150), joint=JointTraining(warmup=0.25))
+    config = replace(small_config(0.5, quantizer=80, steps=150, reward=300), joint=JointTraining(warmup=0.25))
     voc = train(episodes, config)
     rows = np.flatnonzero(episodes.steps_left >= 3)[::7]
     truth = exact_values(0.5)[paths.ravel()[rows]]

@@ -20,7 +20,7 @@ from voc_rl.quantizers import tokenize
 from voc_rl.values import discounted_returns, from_samples
 
 GAMMA = 0.5
-CONFIG = small_config(GAMMA, quantizer=200, steps=300)
+CONFIG = small_config(GAMMA, quantizer=200, steps=300, reward=300)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Episodes, np.ndarra
 
 @pytest.fixture(scope="module")
 def voc(world: tuple[Episodes, np.ndarray]) -> VOC:
-    config = small_config(0.5, quantizer=200)
+    config = small_config(0.5, quantizer=200, reward=300)
     network = replace(config.network, null_context=True, features=False)  # so that mve has the head behind its hops
     occupancy = replace(config.occupancy, gammas=RANGE, loop=loop(500, batch_size=256))
     return voc_rl.train(world[0], replace(config, network=network, occupancy=occupancy))

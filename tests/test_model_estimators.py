@@ -24,7 +24,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("world")
     columns = write_world(folder, episodes=12, rows=60).ravel()
     dataset = Episodes.open(folder).load_frames()
-    config = small_config(GAMMA, quantizer=200, steps=400)
+    config = small_config(GAMMA, quantizer=200, steps=400, reward=300)
     config = replace(config, network=replace(config.network, null_context=True, features=request.param))
     return dataset, columns, voc_rl.train(dataset, config)
 

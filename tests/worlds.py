@@ -79,8 +79,10 @@ def loop(steps: int, learning_rate: float = 5e-3, batch_size: int = 64) -> LoopC
     return LoopConfig(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
 
 
-def small_config(gamma: float = 0.5, quantizer: int = 60, steps: int = 60, seed: int = 0) -> VOCConfig:
-    """Networks of a few thousand weights, for frames of 24 or 36 pixels."""
+def small_config(
+    gamma: float = 0.5, quantizer: int = 60, steps: int = 60, seed: int = 0, reward: int = 20
+) -> VOCConfig:
+    """Networks of a few thousand weights, for frames of 24 or 36 pixels, trained for so many steps."""
     return VOCConfig(
         quantizer_config={
             "n_tokens": 2, "levels": (4, 3), "components": 8, "hidden": 32, "decoder_width": 8, "patch": 6,
@@ -88,7 +90,7 @@ def small_config(gamma: float = 0.5, quantizer: int = 60, steps: int = 60, seed:
         quantizer_training=loop(quantizer),
         network=NetworkSize(n_layer=1, n_head=2, width=32, head_hidden=32, head_members=3),
         occupancy=OccupancyTraining(gamma=gamma, loop=loop(steps)),
-        reward=RewardConfig(hidden=32, bins=11, loop=loop(300, batch_size=128)),
+        reward=RewardConfig(hidden=32, bins=11, loop=loop(reward, batch_size=128)),
         seed=seed,
     )  # fmt: skip
 

@@ -104,7 +104,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Episodes, np.ndarra
     folder = tmp_path_factory.mktemp("world")
     columns = write_world(folder, episodes=10, rows=50)
     dataset = Episodes.open(folder).load_frames()
-    return dataset, columns.ravel(), train(dataset, small_config(0.5, quantizer=100, steps=150))
+    return dataset, columns.ravel(), train(dataset, small_config(0.5, quantizer=100, steps=150, reward=300))
 
 
 def test_the_trained_model_steps_once(world: tuple[Episodes, np.ndarray, VOC]) -> None:

@@ -66,7 +66,7 @@ def test_the_head_knows_every_discount() -> None:
     """From returns of ten steps, so that at gamma .9 a third of every goal is the head's own."""
     dataset, states = ring_data(2000)
     config = OccupancyTraining(
-        gamma=0.7, gammas=RANGE, n=10, ema=0.99, futures=1, refill=4, loop=loop(600, 5e-3, 1024)
+        gamma=0.7, gammas=RANGE, n=10, ema=0.99, futures=1, refill=4, loop=loop(600, 5e-3, 512)
     )  # fmt: skip
     model, head = trained(dataset, states.reshape(-1, 1), config, head=True, width=32)
     assert head is not None

@@ -108,7 +108,7 @@ def test_a_chain_that_ends(n: int | None) -> None:
     dataset, states = ending_data()
     terminated = dataset.terminal[dataset.ends - 1]
     assert 0.2 < terminated.mean() < 0.8  # both kinds of end are there
-    config = OccupancyTraining(gamma=gamma, n=n, ema=0.97, futures=32, refill=8, loop=loop(500, 8e-3))
+    config = OccupancyTraining(gamma=gamma, n=n, ema=0.97, futures=16, refill=8, loop=loop(500, 8e-3))
     model, _ = trained(dataset, states[:, None], config)
     found, Q = distribution(model), ending_chain()
     exact = occupancy(Q, gamma)[:S]

@@ -47,7 +47,7 @@ def observations(dataset: Episodes) -> Tensor:
 @pytest.fixture(scope="module")
 def trained(dataset: Episodes) -> tuple[DINOTokenizer, list[float]]:
     cosines: list[float] = []
-    config = LoopConfig(steps=500, batch_size=32, learning_rate=3e-3)
+    config = LoopConfig(steps=300, batch_size=32, learning_rate=3e-3)
 
     def log(stage: str, step: int, numbers: Mapping[str, float]) -> None:
         if stage == "quantizer":

@@ -68,7 +68,7 @@ def walled(tmp_path_factory: pytest.TempPathFactory) -> Walled:
     return Walled(Episodes.open(folder).load_frames(), pushed, wandering)
 
 
-LOOP = LoopConfig(steps=600, batch_size=64, learning_rate=3e-3)
+LOOP = LoopConfig(steps=400, batch_size=64, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["k hidden", "k given"])
