@@ -67,7 +67,7 @@ def check(found: np.ndarray, P: np.ndarray, gamma: float) -> None:
     distance = total_variation(found[:, :S], exact)
     assert distance.max() < 0.05
     # a time limit is not an end (taking it for one gives .03 at gamma .95); an untrained network starts at 1 / 13
-    assert found[:, S].max() < 0.02
+    assert found[:, S].max() < 0.015
     V, own = values(P, REWARD, gamma), found[:, :S] @ REWARD / (1 - gamma)
     error = np.abs(own - V) / np.ptp(V)
     print(f"gamma {gamma}: total variation {distance.max():.4f}, value error {error.max():.4f} of max V - min V")

@@ -204,7 +204,8 @@ def stitch(
     """
     count, draws = drawn.shape[:2]
     arrival, distance = np.empty((count, draws), np.int64), np.empty((count, draws), np.float32)
-    excluded, ends, components = 0, bool(terminal.any()), np.ascontiguousarray(candidates.taken.T)
+    excluded, ends = 0, bool(terminal.any())
+    place, components = candidates.place, np.ascontiguousarray(candidates.taken.T)
     for first in range(0, count, 16 * ROWS_AT_ONCE):
         some = slice(first, first + 16 * ROWS_AT_ONCE)
         rows, frames = candidates.row[some], candidates.squared[some]
@@ -216,8 +217,7 @@ def stitch(
             frames = np.where(usable, frames, np.inf)
         taken = [component[rows] for component in components]
         # (n, C, K): sums over candidates are then of numbers in a row
-        away = (candidates.place[rows] - candidates.place[some, None]).swapaxes(1, 2) if ends else None
-        offsets = None if away is None else np.ascontiguousarray(away)
+        offsets = np.ascontiguousarray((place[rows] - place[some, None]).swapaxes(1, 2)) if ends else None
         for draw in range(draws):
             total = frames + action_weight**2 * _squared_distances(taken, drawn[some, draw])
             # the Gumbel trick: the largest of log-weights with Gumbel noise is a draw from the weights

@@ -18,11 +18,7 @@ from torch import Tensor
 from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, known_gamma
 from voc_rl.model_files import weights_mark
-from voc_rl.occupancy import (
-    OccupancyTransformer,
-    ValueHead,
-    train_policies,
-)
+from voc_rl.occupancy import OccupancyTransformer, ValueHead, train_policies
 from voc_rl.occupancy.stitching import principal_components
 from voc_rl.ope.chains import PolicyChains, checked_starts
 from voc_rl.ope.config import EvaluationConfig
