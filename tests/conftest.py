@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clocks import Clock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,6 +19,14 @@ def coarse_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("voc_rl.reports.plots.DPI", 60)
         yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What ``time.perf_counter`` reads in this test."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.seconds)
+    return clock
 
 
 @pytest.fixture(scope="session")

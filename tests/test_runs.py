@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from clocks import Clock
 from worlds import COMMAND, one_sentence
 
 from voc_rl import runs
@@ -66,22 +66,20 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert one_sentence(str(caught.value))
 
 
-def test_stages_are_recorded(tmp_path: Path) -> None:
+def test_stages_are_recorded(tmp_path: Path, clock: Clock) -> None:
     with RunFolder(tmp_path) as run:
-        started = time.perf_counter()
         with run.stage("one", "a", {"seed": 3, "steps": 5}):
-            time.sleep(0.3)
+            clock.sleep(0.3)
+        clock.sleep(5.0)
         with run.stage("two", "b", {}):
+            clock.sleep(0.5)
             sum(i * i for i in range(2_000_000))
-        wall = time.perf_counter() - started
     with RunFolder(tmp_path) as run:
         assert run.finished("one", "a")
         assert not run.finished("one", "b")
         assert not run.finished("three", "a")
-        seconds, cpu = run.measured("seconds"), run.measured("cpu_seconds")
-        assert list(seconds) == ["one", "two"]
-        assert 0.29 < seconds["one"] < 0.6
-        assert sum(seconds.values()) <= wall + 0.002
+        assert run.measured("seconds") == {"one": 0.3, "two": 0.5}
+        cpu = run.measured("cpu_seconds")
         assert cpu["one"] < 0.1
         assert cpu["two"] > 0.02
         assert all(10**7 < peak < 10**11 for peak in run.measured("peak_memory_bytes").values())
@@ -120,44 +118,44 @@ def test_memory_is_that_of_the_stage(tmp_path: Path) -> None:
         assert peaks["large"] - peaks["small"] > 250_000_000
 
 
-def interrupt(run: RunFolder, name: str, mark: str, seconds: float = 0.0, **options: bool) -> None:
+def interrupt(run: RunFolder, name: str, mark: str, clock: Clock, seconds: float = 0.0, **options: bool) -> None:
     """Begin a stage, log a step, and be interrupted."""
     with run.stage(name, mark, {}, **options):
         assert not run.finished(name, mark)
         run.log(name, 1, {"loss": 1.0})
-        time.sleep(seconds)
+        clock.sleep(seconds)
         raise KeyboardInterrupt
 
 
-def test_a_failed_stage_is_not_done_and_its_seconds_add_up(tmp_path: Path) -> None:
+def test_a_failed_stage_is_not_done_and_its_seconds_add_up(tmp_path: Path, clock: Clock) -> None:
     with RunFolder(tmp_path) as run:
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                interrupt(run, "one", "a", 0.2)
+                interrupt(run, "one", "a", clock, 0.2)
             assert not run.finished("one", "a")
             assert run.measured("seconds") == {}
         with run.stage("one", "a", {}):
-            time.sleep(0.2)
-        assert 0.6 <= run.measured("seconds")["one"] < 1.0
+            clock.sleep(0.2)
+        assert run.measured("seconds") == {"one": pytest.approx(0.6)}
         assert list(json.loads((tmp_path / "stages.json").read_text())) == ["one"]
 
 
-def test_seconds_of_other_settings_or_of_work_begun_anew_do_not_count(tmp_path: Path) -> None:
+def test_seconds_of_other_settings_or_of_work_begun_anew_do_not_count(tmp_path: Path, clock: Clock) -> None:
     with RunFolder(tmp_path) as run:
         with pytest.raises(KeyboardInterrupt):
-            interrupt(run, "one", "a", 0.3)
+            interrupt(run, "one", "a", clock, 0.3)
         with run.stage("one", "b", {}):
             pass
-        assert run.measured("seconds")["one"] < 0.2
+        assert run.measured("seconds") == {"one": 0.0}
         with pytest.raises(KeyboardInterrupt):
-            interrupt(run, "two", "a", 0.3, resumes=False)
+            interrupt(run, "two", "a", clock, 0.3, resumes=False)
         with run.stage("two", "a", {}, resumes=False):
             run.log("two", 1, {"loss": 3.0})
-        assert run.measured("seconds")["two"] < 0.2
+        assert run.measured("seconds") == {"one": 0.0, "two": 0.0}
         assert [row["loss"] for row in run.curve() if row["stage"] == "two"] == [3.0]
 
 
-def test_a_refused_command_leaves_the_seconds_of_an_interrupted_one(tmp_path: Path) -> None:
+def test_a_refused_command_leaves_the_seconds_of_an_interrupted_one(tmp_path: Path, clock: Clock) -> None:
     def refused(run: RunFolder) -> None:
         with run.stage("one", "other", {}):
             raise VOCError("The checkpoint was written by a run with other settings.")
@@ -170,18 +168,18 @@ def test_a_refused_command_leaves_the_seconds_of_an_interrupted_one(tmp_path: Pa
             refused(run)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                interrupt(run, "one", "a", 0.2)
+                interrupt(run, "one", "a", clock, 0.2)
             with pytest.raises(VOCError):
                 refused(run)
         with run.stage("one", "a", {}):
             pass
-        assert run.measured("seconds")["one"] >= 0.4
+        assert run.measured("seconds") == {"one": pytest.approx(0.4)}
 
 
-def test_seconds_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     monkeypatch.setattr(runs, "NOTE_EVERY", 0.1)
     with RunFolder(tmp_path) as run, run.stage("one", "a", {}):
-        time.sleep(0.3)
+        clock.sleep(0.3)
         run.log("one", 1, {"loss": 1.0})
         noted = json.loads((tmp_path / "stages.json").read_text())  # what a kill here would leave
     killed = tmp_path / "killed"
@@ -191,17 +189,17 @@ def test_seconds_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert not run.finished("one", "a")
         assert run.measured("seconds") == {}
         with run.stage("one", "a", {}):
-            time.sleep(0.1)
-        assert 0.4 <= run.measured("seconds")["one"] < 0.7
+            clock.sleep(0.1)
+        assert run.measured("seconds") == {"one": pytest.approx(0.4)}
 
 
-def test_other_settings_unmake_the_record_before_the_work(tmp_path: Path) -> None:
+def test_other_settings_unmake_the_record_before_the_work(tmp_path: Path, clock: Clock) -> None:
     """Else a kill in between leaves files of the new settings under the record of the old ones."""
     with RunFolder(tmp_path) as run:
         with run.stage("quantizer", "old", {}):
             run.log("quantizer", 50, {"loss": 1.0})
         with pytest.raises(KeyboardInterrupt):
-            interrupt(run, "quantizer", "new")
+            interrupt(run, "quantizer", "new", clock)
         assert not run.finished("quantizer", "old")
         assert [row["step"] for row in run.curve()] == [1]
 
@@ -254,14 +252,14 @@ def test_what_was_found_of_a_model_does_not_outlive_it(tmp_path: Path) -> None:
         assert there == {*kept, *(found if stage in ("evaluate", "mc") else ())}
 
 
-def test_settings_of_a_finished_stage(tmp_path: Path) -> None:
+def test_settings_of_a_finished_stage(tmp_path: Path, clock: Clock) -> None:
     with RunFolder(tmp_path) as run:
         assert run.settings("train") is None
         with run.stage("train", "a", {"steps": 3}):
             assert run.settings("train") is None
         assert run.settings("train") == {"steps": 3}
         with pytest.raises(KeyboardInterrupt):
-            interrupt(run, "train", "b")
+            interrupt(run, "train", "b", clock)
         assert run.settings("train") is None
 
 

@@ -127,7 +127,11 @@ def together(command: list[str]) -> list[tuple[int, str]]:
         subprocess.Popen(command, env={**around, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in started]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clocks import Clock
 
 from voc_rl.benchmarks import decision_time
 from voc_rl.benchmarks.decision_time import SETTINGS, Args, main, timed
@@ -30,8 +30,8 @@ class Rows:
 class Sleeper:
     """Takes as long as it is told, for a part that is told; the first decisions ten times as long."""
 
-    def __init__(self, seconds: float) -> None:
-        self.each, self.calls = seconds, 0
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        self.each, self.clock, self.calls = seconds, clock, 0
         self.seen: list[int] = []
         self.seconds = {"see": 0.0, "propose": 0.0, "score": 0.0}
 
@@ -40,20 +40,19 @@ class Sleeper:
         seconds = self.each * (10 if self.calls < decision_time.WARM else 1)
         self.calls += 1
         self.seen.append(int(observation))
-        time.sleep(seconds)
+        self.clock.sleep(seconds)
         self.seconds["score"] += seconds
         self.seconds["see"] += 0.001
 
 
-def test_a_decision_is_timed_alone_and_its_parts_with_it() -> None:
+def test_a_decision_is_timed_alone_and_its_parts_with_it(clock: Clock) -> None:
     data: Any = SimpleNamespace(episodes=Rows())
-    planners: Any = [Sleeper(0.004), Sleeper(0.012)]
+    planners: Any = [Sleeper(0.004, clock), Sleeper(0.012, clock)]
     threads = torch.get_num_threads()
     fast, slow = timed(planners, data, 5, 1)
     torch.set_num_threads(threads)
-    assert 4 <= fast["lowest"] <= fast["median"] <= fast["highest"]
-    assert fast["median"] < 12 <= slow["lowest"]
-    assert (fast["score"], slow["score"]) == pytest.approx((4.0, 12.0))
+    for found, milliseconds in ((fast, 4.0), (slow, 12.0)):
+        assert [found[name] for name in ("lowest", "median", "highest", "score")] == pytest.approx([milliseconds] * 4)
     assert (fast["see"], fast["propose"]) == pytest.approx((1.0, 0.0))
     assert planners[0].seen == planners[1].seen  # the same observations for all
     assert len(set(planners[0].seen)) > 1
