@@ -180,14 +180,14 @@ class ActionValues:
         actions = actions.to(device)
         if self.estimator == "head":
             assert self.voc.value_head is not None
-            with autocast(device, B * M):
+            with autocast(model, B * M):
                 last = model.last_of_actions(contexts, seen, actions).flatten(0, 1)
                 members = self.voc.value_head(last, None if seen is None else seen.repeat_interleave(M, 0)).float()
             spread = members.std(1) if self.caution else torch.zeros_like(members[:, 0])
             return (members.mean(1) - self.caution * spread).view(B, M)
         noise = uniforms(model, 1, self.samples, generator_on(device, self.seed))
         with torch.no_grad():
-            with autocast(device):
+            with autocast(model):
                 futures = sample_futures(
                     model, *_contexts(model, codes, features, M), self.samples, generator_on(device, self.seed), noise,
                     replace(self.voc.condition(B * M), action=actions.flatten(0, 1)),
@@ -205,7 +205,7 @@ class ActionValues:
         assert head is not None
         for some in torch.arange(len(codes)).split(ROWS_AT_ONCE):
             context, seen = _contexts(model, codes[some], features[some])
-            with autocast(device):
+            with autocast(model):
                 with_action = model.last(context, seen, Condition(actions[some].to(device)))
                 without = model.last(context, seen)
                 found = head(with_action, seen).float() - head(without, seen).float()
@@ -238,7 +238,7 @@ class RollOutScores:
         condition = Condition(actions.to(device).flatten(0, 1))
         generator = generator_on(device, self.seed)
         total = torch.zeros(B * M, device=device)
-        with autocast(device):
+        with autocast(model):
             paths = hops(model, contexts, seen, 1, len(self.weights), generator, True, condition)
             for weight, states in zip(self.weights / self.weights.sum(), paths, strict=True):
                 total += float(weight) * self.voc.rewards(states).mean(1)

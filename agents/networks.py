@@ -103,7 +103,7 @@ class ConvEncoder(nn.Module):
         return any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, obs: Tensor) -> Tensor:
-        with autocast(obs.device):
+        with autocast(self):
             scaled = (obs.float() / 255 - 0.5).contiguous(memory_format=torch.channels_last)
             return self.trunk(self.convolutions(scaled)).float()
 

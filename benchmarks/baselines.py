@@ -65,7 +65,7 @@ class ConvolutionalCritic(nn.Module):
         nn.init.zeros_(self.body[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, obs: Tensor) -> Tensor:
-        with autocast(obs.device):
+        with autocast(self):
             out = self.body(obs.float().mul_(1 / 255).sub_(0.4))[:, 0]
         return out.float() * self.spread + self.bias
 

@@ -75,7 +75,7 @@ def roll_out(
     steps = horizon(voc.gamma)
     count = max(token_budget // steps, 2)
     codes, features = codes.to(voc.device), features.to(voc.device)
-    with autocast(voc.device):
+    with autocast(model):
         total = np.zeros((len(codes), count))
         for k, state in enumerate(hops(model, codes.long(), features, count, steps, generator)):
             total += voc.gamma**k * voc.rewards(state).cpu().numpy()

@@ -240,7 +240,7 @@ def _one_step(data: TaskData, evaluator: PolicyEvaluator, gamma: float) -> Estim
     policy = torch.arange(len(targets), device=device).repeat_interleave(len(data.starts))
     generator = torch.Generator().manual_seed(evaluator.seed)
     total, weights = np.zeros((len(starts), ROLLED_OUT)), gamma ** np.arange(horizon(gamma))
-    with autocast(device):
+    with autocast(model):
         paths = hops(model, contexts, seen, ROLLED_OUT, len(weights), generator, condition=Condition(policy=policy))
         for weight, state in zip(weights, paths, strict=True):
             found = rewards_of_futures(state, evaluator.quantizer.embed, head, model.config.end_code)

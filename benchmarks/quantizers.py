@@ -33,7 +33,7 @@ from voc_rl.configs import fingerprint, from_dict
 from voc_rl.data import Episodes
 from voc_rl.envs import collect
 from voc_rl.errors import check_choice, check_positive
-from voc_rl.precision import autocast, device_of, keep_freed_memory
+from voc_rl.precision import autocast, keep_freed_memory
 from voc_rl.quantizers import (
     QUANTIZERS,
     Quantizer,
@@ -197,7 +197,7 @@ def decoded(quantizer: Quantizer, codes: Tensor) -> np.ndarray:
 def encoding_speed(quantizer: Quantizer, obs: Tensor, seconds: float) -> float:
     """Observations encoded in a CPU second, over at least ``seconds`` of them."""
     count = 0
-    with autocast(device_of(quantizer)):
+    with autocast(quantizer):
         quantizer.encode(obs)  # what is set up at the first call is not counted
         started = time.process_time()
         while (used := time.process_time() - started) < seconds:

@@ -68,7 +68,7 @@ class Case:
         context = self.contexts(states)
 
         def work() -> object:
-            with autocast(self.device):
+            with autocast(self.model):
                 return sample_futures(self.model, context, None, samples, self.generator)
 
         return work
@@ -120,7 +120,7 @@ class Case:
         """The reference in bfloat16, as the public code does not run it but anybody would try to: by autocast, which
         casts weights before every product, and with its weights cast once."""
         cast = self.reference.in_bfloat16()
-        with autocast(self.device):
+        with autocast(self.reference.model):
             one = machine.fastest(lambda: self.reference.sample(context), self.device, 2)
         other = machine.fastest(lambda: cast.sample(context), self.device, 2)
         samples = self.rounds.samples

@@ -51,8 +51,14 @@ class OccupancyTable(torch.nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
 
-    def future_logits(self, prefix: Prefix, futures: Tensor) -> Tensor:
-        return prefix.last[:, None, None].expand(-1, futures.shape[1], -1, -1)
+    def future_logits(self, prefix: Prefix, futures: Tensor) -> tuple[Tensor, Tensor]:
+        return prefix.last, prefix.last.new_zeros(*futures.shape[:2], 0, prefix.last.shape[1])
+
+
+def all_logits(model: OccupancyTransformer, prefix: Prefix, futures: Tensor) -> Tensor:
+    """Logits (B, M, n_tokens, vocabulary) of each code of given futures, the first one's for each future too."""
+    first, later = model.future_logits(prefix, futures)
+    return torch.cat([first[:, None, None].expand(-1, futures.shape[1], -1, -1), later], 2)
 
 
 def _log(table: np.ndarray, states: int) -> Tensor:

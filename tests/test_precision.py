@@ -17,6 +17,7 @@ import torch
 
 from voc_rl.errors import VOCError
 from voc_rl.precision import (
+    SMALL_NETWORK,
     as_device,
     as_tensor,
     autocast,
@@ -33,12 +34,13 @@ from voc_rl.precision import (
 )
 
 CPU = torch.device("cpu")
+LARGE = torch.nn.Linear(256, 256)
 
 
 def test_products_in_bfloat16_and_sums_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: True)
     a, b = torch.randn(8, 8), torch.randn(8, 8)
-    with autocast(CPU):
+    with autocast(LARGE):
         product = a @ b
         chosen = product.float().softmax(-1)
     assert product.dtype == torch.bfloat16
@@ -55,11 +57,21 @@ def test_processors_without_bfloat16_compute_in_float32(monkeypatch: pytest.Monk
     ):  # fmt: skip
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
         has_bfloat16.cache_clear()
-        with autocast(CPU):
+        with autocast(LARGE):
             assert (a @ b).dtype == dtype
-        with autocast(CPU, rows=4):
+        with autocast(LARGE, rows=4):
             assert (a @ b).dtype == torch.float32
     has_bfloat16.cache_clear()
+
+
+def test_small_networks_compute_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: True)
+    a, b = torch.randn(16, 8), torch.randn(8, 8)
+    for parameters, dtype in ((SMALL_NETWORK - 1, torch.float32), (SMALL_NETWORK, torch.bfloat16)):
+        with autocast(torch.nn.Linear(parameters, 1, bias=False)):
+            assert (a @ b).dtype == dtype
+    with autocast(torch.nn.Sequential(LARGE, torch.nn.LazyLinear(3))):  # whose size is not known yet
+        assert (a @ b).dtype == torch.bfloat16
 
 
 def test_the_environment_asks_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,11 +81,11 @@ def test_the_environment_asks_for_float32(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv("VOC_RL_PRECISION", raising=False)
         if word is not None:
             monkeypatch.setenv("VOC_RL_PRECISION", word)
-        with autocast(CPU):
+        with autocast(LARGE):
             assert (a @ b).dtype == dtype
     monkeypatch.setenv("VOC_RL_PRECISION", "bf16")
     with pytest.raises(VOCError, match=r"^Unknown VOC_RL_PRECISION 'bf16'; accepted: auto, float32\.$"):
-        autocast(CPU)
+        autocast(LARGE)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +146,7 @@ def test_processes_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_float32_inside_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: True)
     a, b = torch.randn(8, 8), torch.randn(8, 8)
-    with autocast(CPU), float32(CPU):
+    with autocast(LARGE), float32(CPU):
         assert (a @ b).dtype == torch.float32
 
 

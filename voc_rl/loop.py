@@ -149,7 +149,8 @@ class Descent:
             VOCError: a batch that cannot be computed in as many equal parts as are asked for.
         """
         self.trainee, self.config, self.seed = trainee, config, seed
-        self.optimizer = make_optimizer(trainee.parameters(), config)
+        self.parameters = list(trainee.parameters())
+        self.optimizer = make_optimizer(self.parameters, config)
         self.graphs = graphs and isinstance(trainee, PreparedTrainee) and device_of(trainee).type == "cuda"
         self._graph: StepGraph[Any] | None = None
         if config.accumulate > 1:
@@ -167,8 +168,8 @@ class Descent:
             loss, numbers = self.trainee.loss(step, generator)
             loss.backward()
             numbers = {"loss": loss.detach(), **numbers}
-        average_gradients(self.trainee.parameters(), numbers.values())
-        nn.utils.clip_grad_norm_(self.trainee.parameters(), self.config.clip)
+        average_gradients(self.parameters, numbers.values())
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
         self.trainee.after_step(step)
         return numbers
@@ -188,7 +189,7 @@ class Descent:
             device = device_of(trainee)
             try:
                 with seeded(device, self.seed):  # what is drawn on the way is drawn again
-                    self._graph = StepGraph(loss_of, trainee.parameters(), inputs, scale)
+                    self._graph = StepGraph(loss_of, self.parameters, inputs, scale)
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 warnings.warn(f"No CUDA graph of the training step ({reason}); it runs slower without.", stacklevel=2)

@@ -123,7 +123,7 @@ class VOC(Parts):
         check_samples(samples)
         if estimator == "mve":
             base = base_gamma(self.gammas, gamma)
-            with autocast(self.device):
+            with autocast(self.occupancy):
                 return mve(
                     self.occupancy, codes, features, self.rewards, base, gamma,
                     generator or generator_on(self.device, 0),
@@ -240,7 +240,7 @@ class VOC(Parts):
         gamma = self.resolve_gamma(gamma)
         base = base_gamma(self.gammas, gamma)
         condition = self.condition(len(codes), base)
-        with autocast(self.device):
+        with autocast(self.occupancy):
             return compose(self.occupancy, codes, features, n, base, gamma, generator, common, condition)
 
     def rewards(self, futures: Tensor, features: Tensor | None = None) -> Tensor:
@@ -334,7 +334,7 @@ class VOC(Parts):
         obs = as_tensor(obs).to(self.device)
         if self.occupancy.config.feature_dim:
             return seen_as_stored(self.quantizer, obs)
-        with autocast(self.device):
+        with autocast(self.quantizer):
             return self.quantizer.encode(obs), None
 
     def save(self, folder: str | Path) -> None:

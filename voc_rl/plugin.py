@@ -167,7 +167,7 @@ def feature_vectors(voc: VOC, obs: np.ndarray | Tensor, kind: Features) -> Tenso
     check_choice(kind, FEATURES, "kind of features")
     codes, features = read(voc, obs)
     if kind == "tokens" and torch.is_grad_enabled() and obs.ndim == 4:  # straight-through (Bengio et al. 2013)
-        with autocast(voc.device):
+        with autocast(voc.quantizer):
             latents = voc.quantizer.latents(as_tensor(obs).to(voc.device))
         return (latents + (voc.quantizer.embed(codes) - latents).detach()).flatten(1).float()
     return vectors_of_codes(voc, codes, features, kind)
@@ -181,7 +181,7 @@ def vectors_of_codes(voc: VOC, codes: Tensor, features: Tensor | None, kind: Fea
         psi = voc.successor_features_of_codes(codes, features, FEATURE_SAMPLES, common=True)
         return torch.from_numpy(psi).to(voc.device) * (1.0 - voc.gamma)
     model = voc.occupancy
-    with autocast(voc.device, len(codes)):
+    with autocast(model, len(codes)):
         last = model.last(codes, features, voc.condition(len(codes))).float()
     if features is None:
         return last

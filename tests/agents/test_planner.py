@@ -135,7 +135,7 @@ def test_a_prior_of_frames_proposes_and_the_scores_read_the_quantizer():
     obs = np.random.default_rng(0).integers(256, size=(3, 9, 24, 24), dtype=np.uint8)
     VOCPlanner(prior, score, PlannerConfig(candidates=400, rounds=1), quantizer=own).predict(obs, deterministic=True)
     ((codes, features, actions),) = asked
-    with autocast(torch.device("cpu")):  # as frames are tokenized
+    with autocast(own):  # as frames are tokenized
         expected_codes, expected = own.codes_and_features(torch.from_numpy(obs))
     assert torch.equal(codes, expected_codes)
     torch.testing.assert_close(features, expected.half())

@@ -55,7 +55,7 @@ def test_the_reference_and_ours_have_the_same_weights() -> None:
     before = case.reference.model.transformer.wte.weight.detach().clone()
     assert float(case.reference.step(context, context, 0.8)) > 4
     assert not torch.equal(case.reference.model.transformer.wte.weight, before)
-    with autocast(torch.device("cpu")):
+    with autocast(case.model):
         assert case.ours(5, 3)().shape == (5, 3, SIZES["tiny"].n_tokens)  # type: ignore[attr-defined]
 
 

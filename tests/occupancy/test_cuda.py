@@ -63,7 +63,7 @@ def test_kernels_agree_with_plain_sampling_at_the_papers_width() -> None:
     model, gen = paper_like(), generator_on(CUDA, 0)
     context = torch.randint(1024, (5, 12), device=CUDA)
     noise = uniforms(model, 5, 37, gen)
-    with autocast(CUDA):
+    with autocast(model):
         prefix = model.prefix(context)
         plain = sample_plainly(model, prefix, noise)
     from voc_rl.occupancy.decoding_triton import TritonKernels
@@ -80,7 +80,7 @@ def test_kernels_agree_with_plain_sampling_at_the_papers_width() -> None:
     assert (different != drawn[0]).float().mean() > 0.5  # new noise is seen by a replay
     for parameter in model.parameters():
         parameter.mul_(1.2)
-    with autocast(CUDA):
+    with autocast(model):
         moved = sample_plainly(model, prefix, noise)
     agree = (decode(prefix, noise) == moved).float().mean((0, 1))  # and new weights
     assert agree[1] > 0.9
@@ -137,7 +137,7 @@ def gradients(own: OccupancyTrainee, gen: torch.Generator) -> list[Tensor]:
 def test_a_training_step_has_the_gradients_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """One generator of the CPU for both, float32; all targets real or END: samples are drawn where the network is."""
     off, drawn = torch.autocast("cpu", enabled=False), []
-    monkeypatch.setattr("voc_rl.occupancy.training.autocast", lambda device: off)
+    monkeypatch.setattr("voc_rl.occupancy.training.autocast", lambda network: off)
 
     def draw(*given: Any) -> Targets:
         drawn.append(draw_targets(*given))
@@ -170,7 +170,7 @@ def test_training_goes_down_and_resumes(tmp_path: object) -> None:
 def test_a_step_as_a_graph_trains_as_the_step_itself(parts: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, past refills and, where slow values are kept, past their renewal; the graph was really captured."""
     off = torch.autocast("cuda", enabled=False)
-    monkeypatch.setattr("voc_rl.occupancy.training.autocast", lambda device: off)
+    monkeypatch.setattr("voc_rl.occupancy.training.autocast", lambda network: off)
     made = []
     for graphs in (True, False):
         first = trainee(CUDA) if n == 1 else trainee(CUDA, 4, 600, end=False)

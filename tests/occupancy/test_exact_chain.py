@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from chains import episodes_of, occupancy, ring, total_variation, values
+from occupancy_table import all_logits
 from rings import REWARD, S, check, distribution, empirical, loop, ring_data, trained
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def test_two_tokens_a_state() -> None:
     contexts = torch.tensor([[s // 4, s % 4] for s in range(S)])
     futures = torch.tensor([*itertools.product(range(4), repeat=2)])  # 16 pairs; only the first 12 are states
     with torch.no_grad():
-        log_p = model.future_logits(model.prefix(contexts), futures.expand(S, -1, -1)).log_softmax(-1)
+        log_p = all_logits(model, model.prefix(contexts), futures.expand(S, -1, -1)).log_softmax(-1)
     log_p = log_p.gather(-1, futures.expand(S, -1, -1)[..., None])[..., 0].sum(-1)
     joint = log_p.exp().double().numpy()
     assert joint[:, S:].sum(1).max() < 0.01

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from occupancy_table import all_logits
 from small import Payload
 from test_readme import README, blocks
 from torch import Tensor
@@ -118,7 +119,7 @@ def test_paper_size(tmp_path: Path) -> None:
     ids = torch.randint(1024, (1, 150), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), whole(ids))
-        shared = model.future_logits(model.prefix(ids[:, :75]), ids[:, None, 75:])[:, 0]
+        shared = all_logits(model, model.prefix(ids[:, :75]), ids[:, None, 75:])[:, 0]
         torch.testing.assert_close(shared[..., :1024], model(ids)[:, 74:149], atol=1e-3, rtol=1e-3)
     drawn = sample_futures(model, ids[:, :75], None, 2, torch.Generator().manual_seed(0))
     assert drawn.shape == (1, 2, 75)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from chains import occupancy, ring, slow_ring
-from occupancy_table import OccupancyTable
+from occupancy_table import OccupancyTable, all_logits
 from scipy import stats
 from small import generator
 from torch import Tensor
@@ -43,7 +43,7 @@ def all_futures(codes: int = CODES, tokens: int = TOKENS) -> Tensor:
 def exact_distribution(model: OccupancyTransformer, prefix: Prefix) -> Tensor:
     """(B, sequences): END decided by the first code alone, and never in the middle."""
     futures = all_futures(model.config.codebook_size, model.config.n_tokens)
-    logits = model.future_logits(prefix, futures.expand(len(prefix), -1, -1)).clone()
+    logits = all_logits(model, prefix, futures.expand(len(prefix), -1, -1))
     logits[..., 1:, model.config.end_code] = -torch.inf
     log_p = logits.log_softmax(-1).gather(-1, futures.expand(len(prefix), -1, -1)[..., None])[..., 0]
     log_p[:, -1, 1:] = 0.0
@@ -54,7 +54,7 @@ def exact_distribution(model: OccupancyTransformer, prefix: Prefix) -> Tensor:
 def test_future_logits_equal_the_flat_forward_pass() -> None:
     model = network()
     context, futures = torch.randint(CODES, (4, TOKENS)), torch.randint(CODES, (4, 6, TOKENS))
-    shared = model.future_logits(model.prefix(context), futures)
+    shared = all_logits(model, model.prefix(context), futures)
     flat = torch.cat([context[:, None].expand(4, 6, TOKENS), futures], -1).flatten(0, 1)
     plain = model(flat)[:, TOKENS - 1 : 2 * TOKENS - 1].view(4, 6, TOKENS, -1)
     torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
@@ -68,7 +68,7 @@ def test_cached_decoding_equals_future_logits(feature_dim: int) -> None:
     context, futures = torch.randint(CODES, (4, TOKENS)), torch.randint(CODES, (4, 6, TOKENS))
     features = torch.randn(4, feature_dim) if feature_dim else None
     prefix = model.prefix(context, features)
-    full = model.future_logits(prefix, futures)
+    full = all_logits(model, prefix, futures)
     cache = Cache(model.config, prefix, 6)
     torch.testing.assert_close(model.logits(prefix.last)[:, None].expand(4, 6, -1), full[:, :, 0], atol=1e-5, rtol=1e-5)
     for place in range(TOKENS - 1):
@@ -168,7 +168,7 @@ def test_top_k_of_one_is_the_greedy_future() -> None:
     futures = sample_futures(model, context, None, 3, generator())
     assert (futures == futures[:, :1]).all()
     prefix = model.prefix(context)
-    logits = model.future_logits(prefix, futures)
+    logits = all_logits(model, prefix, futures)
     assert (logits[:, 0, 0].argmax(-1) == futures[:, 0, 0]).all()
     logits[..., 1:, CODES] = -torch.inf
     going = futures[:, 0, 0] != CODES

@@ -9,6 +9,7 @@ import pytest
 import torch
 from chains import total_variation
 from decisions import LAST, UNIFORM, A, S, chains_of, decisions, logged
+from occupancy_table import all_logits
 from torch import Tensor
 from worlds import refusal
 
@@ -44,7 +45,7 @@ def logits(model: OccupancyTransformer, condition: Condition) -> Tensor:
     codes = torch.randint(7, (6, TOKENS), generator=generator)
     futures = torch.randint(7, (6, 2, TOKENS), generator=generator)
     prefix = model.prefix(codes, torch.randn(6, FEATURES, generator=generator), condition=condition)
-    return model.future_logits(prefix, futures)
+    return all_logits(model, prefix, futures)
 
 
 def asked(policy: int) -> Condition:

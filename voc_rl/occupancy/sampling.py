@@ -220,14 +220,17 @@ def log_probabilities(model: OccupancyTransformer, prefix: Prefix, futures: Tens
     code decides.
     """
     B, (_, M, n_tokens), end = len(prefix), futures.shape, model.config.end_code
-    impossible = torch.zeros(n_tokens, end + 1, dtype=torch.bool, device=futures.device)
-    impossible[0 if not model.config.ends else 1 :, end] = True
+    impossible = torch.arange(end + 1, device=futures.device) == end
     at_once = max(LOGITS_AT_ONCE // max(B * n_tokens * (end + 1), 1), 1)
     parts = []
     for first in range(0, M, at_once):
         some = futures[:, first : first + at_once].expand(B, -1, -1)
-        logits = model.future_logits(prefix, some).float().masked_fill(impossible, -torch.inf)
-        parts.append(logits.log_softmax(-1).gather(-1, some[..., None])[..., 0].sum(-1))
+        opening, later = model.future_logits(prefix, some)
+        if not model.config.ends:
+            opening = opening.masked_fill(impossible, -torch.inf)
+        later = later.float().masked_fill(impossible, -torch.inf).log_softmax(-1)
+        own = opening.float().log_softmax(-1).gather(1, some[..., 0])
+        parts.append(own + later.gather(-1, some[..., 1:, None])[..., 0].sum(-1))
     return torch.cat(parts, 1)
 
 

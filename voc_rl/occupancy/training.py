@@ -80,6 +80,9 @@ class OccupancyTrainee(PreparedTrainee):
             self.goals = returns_of(head, dataset, self.contexts, config, self.n, seed)
         self.target = copy.deepcopy(model).train(config.target_dropout).requires_grad_(False)
         self.target_head = None if head is None else copy.deepcopy(head).eval().requires_grad_(False)
+        slow = [self.target, *([] if self.target_head is None else [self.target_head])]
+        self.slow: list[Tensor] = [parameter for module in slow for parameter in module.parameters()]
+        self.fast: list[Tensor] = [*self.parameters()]
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.model.parameters(), *([] if self.head is None else self.head.parameters())]
@@ -106,11 +109,10 @@ class OccupancyTrainee(PreparedTrainee):
 
     def loss_of(self, inputs: StepInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of prepared inputs, and its parts; depends on nothing else but weights (and dropout)."""
-        with autocast(self.device):
+        with autocast(self.model):
             shown, nothing = inputs.shown, inputs.nothing
             prefix = self.model.prefix(inputs.codes, inputs.features, shown, inputs.condition, nothing)
-            logits = self.model.future_logits(prefix, inputs.futures)
-            loss = F.cross_entropy(logits.float().flatten(0, 2), inputs.futures.flatten())
+            loss = _cross_entropy(*self.model.future_logits(prefix, inputs.futures), inputs.futures)
             numbers = {"cross_entropy": loss.detach()}
             if self.config.context_loss:
                 loss = self._loss_of_all(inputs.codes, loss)
@@ -143,12 +145,8 @@ class OccupancyTrainee(PreparedTrainee):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        pairs = [(self.target, self.model)]
-        if self.head is not None and self.target_head is not None:
-            pairs.append((self.target_head, self.head))  # type: ignore[arg-type]
         decay = min(self.ema, (1 + step) / (10 + step))  # young averages forget faster
-        for slow, fast in pairs:
-            torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1.0 - decay)
+        torch._foreach_lerp_(self.slow, self.fast, 1.0 - decay)
 
     @torch.no_grad()
     def _refill(self, step: int) -> None:
@@ -184,7 +182,7 @@ class OccupancyTrainee(PreparedTrainee):
             rows = bootstrap[missing][own]
             generator = generator_on(self.device, step_seed(self.seed, step) ^ 1)
             # seeded for dropout, where it is left on
-            with seeded(self.device, own_seed(self.seed, step) ^ 2), autocast(self.device):
+            with seeded(self.device, own_seed(self.seed, step) ^ 2), autocast(self.model):
                 drawn = self._drawn(rows, generator, condition[own], count, own)
             futures[self._places(missing)] = gather(drawn, count)
         return futures
@@ -218,7 +216,7 @@ class OccupancyTrainee(PreparedTrainee):
         parts = []
         for first in range(0, len(rows), ROWS_AT_ONCE):
             some = slice(first, first + ROWS_AT_ONCE)
-            with autocast(self.device):
+            with autocast(self.model):
                 features = self._features(rows[some])
                 context = self.target.last(self._codes(rows[some]), features, condition[some])
                 parts.append(self.target_head(context, features).float())
@@ -267,6 +265,13 @@ class OccupancyTrainee(PreparedTrainee):
         if self.goals is not None:
             self.goals.values = state["values"].to(self.device)
         self.stock = [Batch.kept(batch, self.device) for batch in state["stock"]]
+
+
+def _cross_entropy(first: Tensor, later: Tensor, futures: Tensor) -> Tensor:
+    """Mean over all codes of ``futures`` int64 (B, M, n_tokens); logits as ``future_logits`` returns them."""
+    own = first.float().log_softmax(-1).gather(1, futures[..., 0])
+    others = F.cross_entropy(later.float().flatten(0, 2), futures[..., 1:].flatten(), reduction="sum")
+    return (others - own.sum()) / futures.numel()
 
 
 @single_precision()

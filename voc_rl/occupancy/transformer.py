@@ -247,14 +247,17 @@ class OccupancyTransformer(SeesFeatures):
             return vector
         return torch.where(condition.shown[:, None], vector, self.no_action.to(vector.dtype))
 
-    def future_logits(self, prefix: Prefix, futures: Tensor) -> Tensor:
-        """Logits (B, M, n_tokens, vocabulary) of each code of given futures int64 (B, M, n_tokens)."""
-        B, M, T = futures.shape
-        first = prefix.last[:, None, None].expand(B, M, 1, -1)
+    def future_logits(self, prefix: Prefix, futures: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of each code of given futures int64 (B, M, n_tokens).
+
+        Of the first code, (B, vocabulary), alike for all futures of a context; and of the later ones, (B, M,
+        n_tokens - 1, vocabulary).
+        """
+        T = futures.shape[2]
         x = self.dropout(self.codes(futures[..., :-1]) + self.positions.weight[T : 2 * T - 1])
         for i, block in enumerate(self.blocks):
             x = block(x, (prefix.keys[i], prefix.values[i]))[0]
-        return self.logits(torch.cat([first, self.norm(x)], 2))
+        return self.logits(prefix.last), self.logits(self.norm(x))
 
     def next_hidden(self, prefix: Prefix, last: Tensor, cache: Cache) -> Tensor:
         """Append codes ``last`` int64 (B, M) to the futures in ``cache``; output (B, M, width) for the next code."""

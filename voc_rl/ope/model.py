@@ -104,7 +104,7 @@ class PolicyModel:
         gamma = self.gamma if gamma is None else gamma
         base = self._base(gamma)
         codes, features, condition = self.contexts(name, rows, base)
-        with autocast(device_of(self.network)):  # without gradients, as all sampling
+        with autocast(self.network):  # without gradients, as all sampling
             return compose(self.network, codes, features, samples, base, gamma, generator, condition=condition)
 
     def contexts(self, name: str, rows: np.ndarray, gamma: float) -> tuple[Tensor, Tensor | None, Condition]:
@@ -139,7 +139,7 @@ class PolicyModel:
         """Predicted rewards of every hop of every path, as many as count (``values.mve``)."""
         base = self._base(gamma)
         codes, features, condition = self.contexts(name, self.starts, base)
-        with autocast(device_of(self.network)):
+        with autocast(self.network):
             found = mve(
                 self.network, codes, features, lambda futures, _: self._rewards(futures, reward), base, gamma,
                 self._generator(), samples=samples, condition=condition,

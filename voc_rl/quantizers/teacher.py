@@ -155,7 +155,7 @@ class _SelfDistillation(Trainee):
         pad = max(frames.shape[-1] // 12, 1)
         views = torch.cat([random_shift(frames, pad, generator) for _ in range(2)])
         views = imagenet_frames(views, self.side)
-        with autocast(self.center.device):
+        with autocast(self.fast):
             said = self._logits(self.fast, views) / self.student_temperature
             with torch.no_grad():
                 logits = self._logits(self.slow, views)

@@ -44,7 +44,7 @@ class QuantizerTrainee(Trainee):
         rng = np.random.default_rng([self.seed, step])
         rows = self.dataset.sample_rows(self.batch_size, rng, min_steps=0)
         rows = rows[ranks().equal_share(len(rows))]
-        with autocast(device_of(self.quantizer)):
+        with autocast(self.quantizer):
             return self.quantizer.loss(self.quantizer.batch(self.dataset, rows, rng), generator)
 
     def after_step(self, step: int) -> None:
@@ -113,7 +113,7 @@ def fit_quantizer(quantizer: Quantizer, dataset: Episodes, seed: int, log: StepL
 def seen_as_stored(quantizer: Quantizer, obs: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (B, n_tokens) and features float16 (B, feature_dim) of observations, in the precision of ``tokenize``: what
     learned from stored ones has to meet the same ones when it acts."""
-    with autocast(device_of(quantizer)):
+    with autocast(quantizer):
         codes, features = quantizer.codes_and_features(obs)
     return codes, features.to(torch.float16)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from voc_rl.occupancy import Condition, OccupancyTransformer, ValueHead
 from voc_rl.occupancy.training import ROWS_AT_ONCE
-from voc_rl.precision import autocast, device_of
+from voc_rl.precision import autocast
 from voc_rl.values.estimators import ValueEstimate, from_ensemble
 from voc_rl.values.mve import TailValue
 
@@ -26,7 +26,7 @@ def by_head(
     """Values of contexts int64 (B, n_tokens) and features float (B, F) at the discount ``gamma``, which the head has
     learned and ``condition`` tells where the network reads one."""
     members = []
-    with autocast(device_of(model), len(context)):
+    with autocast(model, len(context)):
         for first in range(0, len(context) or 1, ROWS_AT_ONCE):
             some = slice(first, first + ROWS_AT_ONCE)
             seen = None if features is None else features[some]

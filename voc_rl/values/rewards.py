@@ -102,7 +102,7 @@ class _RewardTrainee(Trainee):
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             inputs, rewards = self.draw(step, generator)
-        with autocast(inputs.device):
+        with autocast(self.network):
             logits = self.network(inputs).float()
         return F.cross_entropy(logits, self.head.two_hot(rewards)), {}
 
