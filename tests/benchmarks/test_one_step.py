@@ -24,10 +24,11 @@ END = 99
 REWARD = torch.tensor([1.0, -2.0, 0.5, 3.0, 7.0])
 
 
-class Ring:
+class Ring(torch.nn.Module):
     """State s goes to s + 1; from ``last`` the episode ends. Counts what it is asked for."""
 
     def __init__(self, last: int | None = None) -> None:
+        super().__init__()
         self.config = SimpleNamespace(end_code=END)
         self.last = last
         self.asked: list[tuple[int, int, bool]] = []
