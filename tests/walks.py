@@ -74,7 +74,7 @@ def walks(folder: Path) -> Episodes:
             discount=np.ones(50, np.float32), step_type=step_type, state=place[:, None].astype(np.float32),
         )  # fmt: skip
         write_episode(folder / f"episode_{i:03d}.hdf5", episode, DataSpec(task="ring", size=24, action_repeat=1))
-    return Episodes.open(folder, stack=1)
+    return Episodes.open(folder, stack=1).load_frames()
 
 
 def exact(data: Episodes, right: float, rows: np.ndarray, reward: np.ndarray | None = None) -> np.ndarray:

@@ -102,18 +102,21 @@ def follow(
         gamma: one discount, or discounts that broadcast to that shape.
         known: bool of that shape, where the first step is the logged one; None: nowhere.
     """
-    steps = rng.geometric(1.0 - gamma, size=rows.shape)
+    shape, steps = rows.shape, rng.geometric(1.0 - gamma, size=rows.shape).ravel()
+    policies, rows = policies.ravel(), rows.ravel()
     at = np.where(terminal[rows], -1, rows)
-    for k in range(1, int(steps.max(initial=0)) + 1):
-        going = (steps >= k) & (at >= 0)
-        row = at[going]
+    going, k = np.flatnonzero(at >= 0), 0
+    while len(going):
+        k, row = k + 1, at[going]
         arrived = arrival[policies[going], row, rng.integers(arrival.shape[2], size=len(row))]
         if k == 1 and known is not None:
-            arrived = np.where(known[going], row + 1, arrived)
+            arrived = np.where(known.ravel()[going], row + 1, arrived)
         # arrival at the terminal row counts; what would come after it does not exist
-        ended = terminal[arrived] & (steps[going] > k)
+        more = steps[going] > k
+        ended = terminal[arrived] & more
         at[going] = np.where(ended, -1, arrived)
-    return at
+        going = going[more & ~ended]
+    return at.reshape(shape)
 
 
 def draw_along(
