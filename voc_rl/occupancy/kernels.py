@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from voc_rl.occupancy.blocks import gelu
+
 
 class Kernels(Protocol):
     """The parts of a step that are not plain products; B states, M samples, N = B * M, C the width, d of a head.
@@ -81,7 +83,7 @@ class TorchKernels(Kernels):
         return F.layer_norm(x, x.shape[-1:], *norm).to(y.dtype)
 
     def widen(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
+        return gelu(torch.addmm(bias, x, weight))
 
     def choose(self, logits: Tensor, codes: int, noise: Tensor, before: Tensor) -> Tensor:
         code = sample_codes(logits[:, :codes].float(), noise[:, None])[:, 0]
