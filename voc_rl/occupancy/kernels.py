@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voc_rl.occupancy.blocks import gelu
+from voc_rl.occupancy.blocks import gelu, softmax
 
 
 class Kernels(Protocol):
@@ -71,7 +71,7 @@ class TorchKernels(Kernels):
         own = [(block @ q[..., None])[..., 0] for block in cache[0][: last + 1]]  # (N, heads, block) each
         own[-1][..., inside + 1 :] = -torch.inf
         scores = torch.cat([shared.transpose(1, 2).reshape(N, heads, P), *own], -1)
-        weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+        weights = softmax(scores).to(v.dtype)
         context = weights[..., :P].view(B, N // B, heads, P).transpose(1, 2) @ values  # (B, heads, M, d)
         y = context.transpose(1, 2).reshape(N, heads, d)
         for block, part in zip(cache[1][: last + 1], weights[..., P:].split(size, -1), strict=True):
