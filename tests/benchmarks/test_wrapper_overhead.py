@@ -39,4 +39,4 @@ def test_every_wrapper_is_timed(square_voc: Path, tmp_path: Path, monkeypatch: p
     assert work["info"] == work["observation: value"] == work["shaping"]
     assert work["info"] == pytest.approx(one * (1 + 1 / wrapper_overhead.BLOCK))  # one time limit in twenty steps
     assert work["info, 100 samples instead of the head"] > 5 * work["info"]
-    assert work["info, with successor features of 100 futures"] > 5 * work["info, with 4 futures"] / 4 > 0
+    assert work["info, with successor features of 100 futures"] > 5 * work["info, with 4 futures"]
