@@ -147,7 +147,7 @@ def test_estimates_have_all_fields(voc: VOC, obs: np.ndarray) -> None:
         assert (estimate.mean <= estimate.high).all()
     wide, narrow = (voc.value(obs, estimator="sample", level=level) for level in (0.95, 0.5))
     np.testing.assert_array_equal(wide.mean, narrow.mean)
-    t = 1.984217 / 0.676976  # Student's, of 100 samples
+    t = 2.262157 / 0.702722  # Student's, of ten replicates
     np.testing.assert_allclose(wide.high - wide.mean, t * (narrow.high - narrow.mean), rtol=1e-5, atol=1e-12)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from voc_rl.precision import device_of
 LOGITS_AT_ONCE = 1 << 26  # numbers, for the probabilities of given futures
 MOST_HOPS = 1000  # of one future
 CUT = 1e-3  # share of the futures that may want more
+REPLICATES = 10  # parts of a state's futures that are independent of each other
+BELOW_ONE = 1.0 - 2.0**-24
 
 
 @torch.no_grad()
@@ -56,11 +59,27 @@ def sample_futures(
 def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: torch.Generator) -> Tensor:
     """What futures are drawn with: float32 (n_tokens, states, samples) in [0, 1), where the generator is.
 
+    Each future's numbers are uniform and independent of each other. The futures of a state come in ``replicates``,
+    which are independent; within one of n futures every code's numbers are spread evenly, one in each nth of [0, 1)
+    (Latin hypercube sampling, McKay, Beckman and Conover 1979). So means over futures vary less, and how much the means
+    of the replicates differ says by how much those still vary.
+
     Those of one state serve for all of a batch: common random numbers. Future i is then a function of the context
     alone, the same in every batch; the futures of two contexts are dependent.
     """
-    shape = (model.config.n_tokens, states, samples)
-    return torch.rand(shape, dtype=torch.float32, generator=generator, device=generator.device)
+    options: dict[str, Any] = {"dtype": torch.float32, "generator": generator, "device": generator.device}
+    numbers = torch.rand((model.config.n_tokens, states, samples), **options)
+    for part in numbers.split(replicates(samples), -1):
+        if (n := part.shape[-1]) > 1:
+            place = torch.rand(part.shape, **options).argsort(-1)
+            part.add_(place).div_(n).clamp_(max=BELOW_ONE)
+    return numbers
+
+
+def replicates(samples: int) -> list[int]:
+    """How many of a state's ``samples`` futures are in each of its replicates, in order; at least one."""
+    count = min(samples, REPLICATES)
+    return [samples // count + (i < samples % count) for i in range(count)]
 
 
 @torch.no_grad()

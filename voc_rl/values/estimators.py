@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voc_rl.occupancy.sampling import replicates
 from voc_rl.precision import float32
 from voc_rl.values.statistics import student_interval
 
@@ -40,13 +41,16 @@ class ValueEstimate:
 def from_samples(rewards: np.ndarray, gamma: float, level: float = 0.9) -> ValueEstimate:
     """Values from rewards (B, S) at S sampled discounted times: V = mean / (1 - gamma).
 
-    The interval is Student's. It knows no reward that no sample met: where all of a state's are equal it has no width,
-    and where a reward is so rare that few samples meet it, it is too narrow.
+    The standard error is that of the means of the ``replicates`` in which a state's futures are sampled, the interval
+    Student's. It knows no reward that no sample met: where all of a state's are equal it has no width, and where a
+    reward is so rare that few samples meet it, it is too narrow.
     """
     values = np.asarray(rewards, np.float64) / (1.0 - gamma)
-    mean = values.mean(1)
-    stderr = values.std(1, ddof=1) / np.sqrt(values.shape[1])
-    low, high = student_interval(mean, stderr, values.shape[1], level)
+    mean, sizes = values.mean(1), np.array(replicates(values.shape[1]))
+    parts = np.add.reduceat(values, np.cumsum(sizes) - sizes, axis=1) / sizes
+    # of independent samples, too, the expectation is exact: a part's mean is off by the inverse of its share
+    stderr = np.sqrt(np.square(parts - mean[:, None]) @ sizes / (values.shape[1] * (len(sizes) - 1)))
+    low, high = student_interval(mean, stderr, len(sizes), level)
     return ValueEstimate(mean, stderr, low, high, level, SAMPLE_COVERS)
 
 
