@@ -265,7 +265,7 @@ def test_composition_goes_on_for_as_many_hops_as_are_wanted() -> None:
     """A slow drift from .5 to .99: every third future lies more than 50 hops ahead."""
     exact, count = occupancy(slow_ring(), 0.99), 6000
     model, context = OccupancyTable(occupancy(slow_ring(), 0.5)[None]).network, torch.tensor([[0], [7]])
-    futures = compose(model, context, None, count, 0.5, 0.99, generator())
+    futures = compose(model, context, None, count, 0.5, 0.99, generator(1))
     for state, found in zip((0, 7), futures[..., 0].numpy(), strict=True):
         assert stats.chisquare(np.bincount(found, minlength=12), exact[state] * count).pvalue > 1e-3
     assert exact[0].min() * count > 50

@@ -25,12 +25,12 @@ def test_from_samples_by_hand() -> None:
 
 
 def test_from_samples_in_replicates_by_hand() -> None:
-    """Twelve samples are two parts of two and eight of one."""
+    """Twelve samples are eight parts of one and two of two, the seventh and the last."""
     rewards = np.array([[1.0, 3.0, 0.0, 2.0, 2.0, 0.0, 1.0, 1.0, 3.0, 0.0, 2.0, 3.0]])
     estimate = from_samples(rewards, gamma=0.5, level=0.9)
     assert estimate.mean[0] == pytest.approx(3.0)
-    # means of parts, times 2: 4, 2, then 4, 0, 2, 2, 6, 0, 4, 6; squares of what they are off, weighed by size
-    squares = 2 * (1 + 1) + (1 + 9 + 1 + 1 + 9 + 9 + 1 + 9)
+    # means of parts, times 2: 2, 6, 0, 4, 4, 0, 2, 6, 0, 5; squares of what they are off, weighed by size
+    squares = 1 + 9 + 9 + 1 + 1 + 9 + 2 * 1 + 9 + 9 + 2 * 4
     assert estimate.stderr[0] == pytest.approx((squares / 12 / 9) ** 0.5)
     assert estimate.high[0] - estimate.mean[0] == pytest.approx(1.8331129 * estimate.stderr[0])  # 9 degrees
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,8 +62,8 @@ def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: 
 
     Each future's numbers are uniform and independent of each other. The futures of a state come in ``replicates``,
     which are independent; within one of n futures every code's numbers are spread evenly, one in each nth of [0, 1)
-    (Latin hypercube sampling, McKay, Beckman and Conover 1979). So means over futures vary less, and how much the means
-    of the replicates differ says by how much those still vary.
+    (Latin hypercube sampling, McKay, Beckman and Conover 1979). So means over futures vary less; how the means of
+    replicates differ says how much they still do.
 
     Those of one state serve for all of a batch: common random numbers. Future i is then a function of the context
     alone, the same in every batch; the futures of two contexts are dependent.
@@ -77,9 +78,15 @@ def uniforms(model: OccupancyTransformer, states: int, samples: int, generator: 
 
 
 def replicates(samples: int) -> list[int]:
-    """How many of a state's ``samples`` futures are in each of its replicates, in order; at least one."""
+    """How many of a state's ``samples`` futures are in each of its replicates, in order.
+
+    One, and of the others .6 to 1.4 of an equal share. Were all alike, each would hold the same number of futures of
+    a first code with probability 1 / n, such as END, and how they differ would not tell that the number is off.
+    """
     count = min(samples, REPLICATES)
-    return [samples // count + (i < samples % count) for i in range(count)]
+    shares = np.linspace(0.6, 1.4, count).cumsum() / count
+    ends = np.floor(shares * (samples - count) + 1e-9).astype(int)
+    return (1 + np.diff(ends, prepend=0)).tolist()
 
 
 @torch.no_grad()
