@@ -53,7 +53,7 @@ def test_what_an_agent_stores_while_it_learns_is_what_happened(algorithm: Any, s
     model.learn(12, callback=list(asks))
     stored = model.rollout_buffer if algorithm is PPO else model.replay_buffer
     assert stored.observations.reshape(12, -1)[:, 0].tolist() == [*range(12)]
-    np.testing.assert_array_equal(stored.rewards[:, 0], np.float32(long[0].rewards[:12]))
+    np.testing.assert_array_equal(stored.rewards[:, 0], np.array(long[0].rewards[:12], np.float32))
     for ask in asks[:3]:
         assert one_sentence(ask.answers[0])
         assert f"{algorithm.__name__} is in the middle of learn() in this environment" in ask.answers[0]
@@ -75,7 +75,7 @@ def test_an_agent_of_normalised_observations_is_shown_such(square_voc: Path) -> 
         assert one_sentence(said)
         assert "PPO learned under VecNormalize, and env shows observations as they are; wrap env" in said
     same = VecNormalize(raw, norm_reward=False, norm_obs_keys=["state"])
-    same.obs_rms = {"state": known.obs_rms}
+    same.obs_rms = {"state": known.obs_rms}  # type: ignore[dict-item]
     assert evaluate_policy_value(model, square_voc, same, 2).episodes == 2
     rewards = VecNormalize(make_vec_env(Square, 2, seed=3), norm_obs=False)
     assert evaluate_policy_value(PPO("MlpPolicy", rewards, **settings), square_voc, raw, 2).episodes == 2
