@@ -75,7 +75,8 @@ def collect(
 
     Args:
         out: folder for ``episode_000000.hdf5`` and so on, and for ``collect.json``, the settings.
-        policy: what acts; for more than one process it has to pickle.
+        policy: what acts; for more than one process it has to pickle. A later call knows it again by its ``repr``, less
+            addresses: objects of one class that say no more of themselves are taken for the same.
         episodes: how many there are to be in all.
         seed: with an episode's number, all that its randomness comes from.
         max_episode_steps: agent steps per episode; None is the task's own limit. Rows are one more.
