@@ -104,6 +104,7 @@ def evaluate_policy(
         progress=progress,
     )  # fmt: skip
     reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset), arrived_rows(dataset))
+    evaluator.check_answers(estimator, evaluator.gamma, other=reward is not None)
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None
     estimates = [evaluator.estimate(name, estimator, reward, head, level) for name in evaluator.policies]
     if all(np.isnan(e.value) for e in estimates):

@@ -182,7 +182,8 @@ class PolicyEvaluator:
             learned |= {f"chain {i}": chain.arrival for i, chain in enumerate(chains)}
             learned |= {} if values is None else {"values": values}
             fresh = weights_mark(network, head)
-            kept = self._kept.of("policies", training.occupancy.loop, learned, asdict(training), self.seed, fresh)
+            size = asdict(network.config)  # some of it, as dropout, changes no fresh weight
+            kept = self._kept.of("policies", training.occupancy.loop, learned, asdict(training), self.seed, fresh, size)
         trained, trained_head = train_policies(
             network, head, self.dataset, codes, features, chains, training, self.seed,
             values=values, starts=self.starts, checkpoints=kept, progress=self.progress,
@@ -207,6 +208,18 @@ class PolicyEvaluator:
         only.policies = policies
         only.__dict__.pop("model", None)
         return only
+
+    def check_answers(self, estimator: PolicyEstimator, gamma: float, other: bool) -> None:
+        """Refuse an estimator or a discount that ``estimate`` would, for ``other`` rewards than the data's or not.
+
+        Raises:
+            VOCError: an unknown estimator, or rewards or a discount that it does not know.
+        """
+        check_choice(estimator, ESTIMATORS, "estimator")
+        check_answers(
+            estimator, self.config.voc.network, gamma=gamma, own=self.gamma,
+            gammas=self.config.training.occupancy.gammas, other=other, frames=self._features is None,
+        )  # fmt: skip
 
     def fit_reward(self, reward: np.ndarray) -> RewardHead:
         """A reward head for rewards float (N,) on arrival at each row, trained in seconds on the codes.
@@ -251,16 +264,11 @@ class PolicyEvaluator:
                 discount that the estimator does not know, no value head (``head``), or no null context (``density``).
         """
         name = check_choice(str(name), self.policies, "policy")
-        check_choice(estimator, ESTIMATORS, "estimator")
         check_level(level)
         known = (self.gamma, *(self.config.training.occupancy.gammas or ()))
         gamma = self.gamma if gamma is None else known_gamma(gamma, *known)
         own = self.dataset.reward if reward is None else self._used(reward)
-        size, gammas = self.config.voc.network, self.config.training.occupancy.gammas
-        check_answers(
-            estimator, size, gamma=gamma, own=self.gamma, gammas=gammas, other=reward is not None,
-            frames=self._features is None,
-        )  # fmt: skip
+        self.check_answers(estimator, gamma, other=reward is not None)
         critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
         error = self.chains.error(name, own, gamma, critic)
         found = StartValues(error.chained, 0.0, self.chains.values(name, own, gamma, critic)[self.starts])
