@@ -14,7 +14,7 @@ from voc_rl.agents.action_values import ROWS_AT_ONCE, ActionValues, action_train
 from voc_rl.agents.objectives import Cloning, advantage_weights, linear_residual, trace_advantages
 from voc_rl.agents.offline import AgentConfig, OfflineAgent
 from voc_rl.data import Episodes, going_rows, taken_actions
-from voc_rl.errors import VOCError, check_choice, check_positive, check_token_rows
+from voc_rl.errors import VOCError, check_choice, check_count, check_positive, check_token_rows
 from voc_rl.model import VOC
 from voc_rl.occupancy import (
     PolicyTraining,
@@ -46,7 +46,7 @@ class ImprovementConfig:
     def __post_init__(self) -> None:
         check_choice(self.baseline, ("linear", "voc"), "baseline")
         check_positive(self.temperature, "temperature")
-        check_positive(self.draws, "draws")
+        check_count(self.draws, "draws")
 
 
 def action_weights(

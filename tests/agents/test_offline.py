@@ -61,6 +61,8 @@ def test_objectives_that_make_no_sense_are_refused(tmp_path, objective, said):
         agent.learn(dataset, objective)
     with pytest.raises(VOCError, match="temperature is -1"):
         ImprovementConfig(temperature=-1.0)
+    with pytest.raises(VOCError, match="draws is 4.0; a whole number"):
+        ImprovementConfig(draws=4.0)
 
 
 def test_tokens_of_other_rows_are_refused(tmp_path):
