@@ -27,7 +27,7 @@ from voc_rl.occupancy import (
 from voc_rl.precision import as_device, autocast, device_of, generator_on
 from voc_rl.quantizers import tokenize
 from voc_rl.training import VOCConfig, fresh_networks, ready_quantizer
-from voc_rl.training_inputs import QuantizerSource, check_tokens, quantizer_of
+from voc_rl.training_inputs import QuantizerSource, Tokens, known_tokens, quantizer_of
 from voc_rl.values import fit_reward_head
 
 ROWS_AT_ONCE = 4096  # whose values a head is asked for in one pass
@@ -77,7 +77,7 @@ def train_action_voc(
     chain: StitchedChain | None = None,
     *,
     quantizer: QuantizerSource | None = None,
-    tokens: tuple[Tensor, Tensor] | None = None,
+    tokens: Tokens | None = None,
     device: torch.device | str | None = None,
     log: StepLog | None = None,
     progress: bool = False,
@@ -92,14 +92,15 @@ def train_action_voc(
         quantizer, tokens, device: as in ``voc_rl.train``.
 
     Raises:
-        VOCError: tokens without the quantizer that made them, or of other rows.
+        VOCError: tokens without the quantizer that made them or the features that the network reads, or of other
+            rows.
     """
     training, config = training or action_training(), config or VOCConfig()
     quantizer = quantizer_of(quantizer, dataset)
-    check_tokens(tokens, quantizer, dataset)
+    known = None if tokens is None else known_tokens(tokens, quantizer, dataset, config.network.features)
     quantizer = ready_quantizer(quantizer, dataset, config, as_device(device), log=log, progress=progress)
-    codes, features = tokens if tokens is not None else tokenize(quantizer, dataset)
-    chain = chain or logged_chain(dataset, features if features.shape[1] else codes)
+    codes, features = known or tokenize(quantizer, dataset)
+    chain = chain or logged_chain(dataset, codes if features is None or not features.shape[1] else features)
     gamma = training.occupancy.gamma
     values = chain.values(dataset.reward, gamma)
     # a head learns values at one discount; with a range of them, Q is asked of sampled futures

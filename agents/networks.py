@@ -52,21 +52,22 @@ class FrozenEncoder(nn.Module):
         self.quantizer.eval()
         return self
 
-    def fit(self, codes: Tensor, features: Tensor) -> None:
+    def fit(self, codes: Tensor, features: Tensor | None) -> None:
         """Take mean and spread of the data's codes (N, n_tokens) and features (N, feature_dim)."""
         raw = self.raw(codes, features)
         self.mean.copy_(raw.mean(0))
         self.std.copy_(raw.std(0).clamp(min=1e-3))
 
-    def raw(self, codes: Tensor, features: Tensor) -> Tensor:
+    def raw(self, codes: Tensor, features: Tensor | None) -> Tensor:
         """What is standardised, float32 (B, width)."""
-        if not self.of_tokens:
-            return features.float()
-        with torch.no_grad():
-            return self.quantizer.embed(codes.long()).flatten(1).float()
+        if self.of_tokens:
+            with torch.no_grad():
+                return self.quantizer.embed(codes.long()).flatten(1).float()
+        assert features is not None
+        return features.float()
 
-    def inputs(self, codes: Tensor, features: Tensor) -> Tensor:
-        """Codes and features of some observations -> float32 (B, width)."""
+    def inputs(self, codes: Tensor, features: Tensor | None) -> Tensor:
+        """Codes and features (not needed by an encoder of tokens) of some observations -> float32 (B, width)."""
         return ((self.raw(codes, features) - self.mean) / self.std).clamp(-LARGEST, LARGEST)
 
     def forward(self, obs: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from voc_rl.model_files import tensors_mark, weights_mark
 from voc_rl.policy import one_hot_rows
 from voc_rl.precision import as_tensor, device_of, seeded, single_precision
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
+from voc_rl.training_inputs import Tokens
 
 Inputs = Literal["features", "tokens", "frames"]
 INPUTS: tuple[Inputs, ...] = ("features", "tokens", "frames")
@@ -155,7 +156,7 @@ class OfflineAgent(StochasticPolicy):
         self,
         dataset: Episodes,
         objective: Callable[..., Any],
-        tokens: tuple[Tensor, Tensor] | None = None,
+        tokens: Tokens | None = None,
         *,
         seen: Tensor | None = None,
         log: StepLog | None = None,
@@ -169,8 +170,8 @@ class OfflineAgent(StochasticPolicy):
             seen: what the agent's frozen convolutions see of every row (``views.seen_rows``), where that is known.
 
         Raises:
-            VOCError: a dataset of other frames or of other than continuous actions, or without a step; tokens of other
-                rows; ``seen`` where the agent has no frozen convolutions, or of another shape.
+            VOCError: a dataset of other frames or of other than continuous actions, or without a step; tokens that are
+                not those of the rows; ``seen`` where the agent has no frozen convolutions, or of another shape.
         """
         if dataset.observation_shape != self.observation_shape:
             raise VOCError(

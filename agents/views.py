@@ -12,10 +12,10 @@ from torch import Tensor
 
 from voc_rl.agents.networks import ConvEncoder, FrozenEncoder
 from voc_rl.data import Episodes, going_rows, taken_actions
-from voc_rl.errors import check_token_rows
 from voc_rl.precision import device_of
-from voc_rl.quantizers import tokenize
+from voc_rl.quantizers import check_features, tokenize
 from voc_rl.quantizers.shift import random_shift
+from voc_rl.training_inputs import Tokens, known_tokens
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class View:
     encoded: Callable[[np.ndarray, torch.Generator], Tensor]
 
 
-def view_of(
-    agent: Any, dataset: Episodes, tokens: tuple[Tensor, Tensor] | None = None, seen: Tensor | None = None
-) -> View:
+def view_of(agent: Any, dataset: Episodes, tokens: Tokens | None = None, seen: Tensor | None = None) -> View:
     """The view of an agent (``OfflineAgent``); ``tokens`` and ``seen`` as in its ``learn``."""
     device = device_of(agent.actor)
     going = going_rows(dataset)
@@ -52,12 +50,15 @@ def seen_rows(encoder: ConvEncoder, dataset: Episodes, rows_at_once: int = 512) 
 
 
 def _frozen(
-    agent: Any, dataset: Episodes, tokens: tuple[Tensor, Tensor] | None, device: torch.device
+    agent: Any, dataset: Episodes, tokens: Tokens | None, device: torch.device
 ) -> Callable[[np.ndarray, torch.Generator], Tensor]:
+    quantizer, known = agent.encoder.quantizer, None
     if tokens is not None:
-        check_token_rows(*tokens, len(dataset))
-    codes, features = tokens if tokens is not None else tokenize(agent.encoder.quantizer, dataset)
-    codes, features = codes.to(device), features.to(device)
+        known = known_tokens(tokens, quantizer, dataset, needs_features=False)
+        if not agent.encoder.of_tokens:
+            check_features(quantizer, known)
+    codes, features = known or tokenize(quantizer, dataset)
+    codes, features = codes.to(device), None if features is None else features.to(device)
     if not agent.encoder.mean.any():  # an agent that learned already goes on with what its actor knows
         agent.encoder.fit(codes, features)
     return _noisy(agent.encoder.inputs(codes, features), agent.config.noise)

@@ -153,6 +153,17 @@ def test_rewards_that_do_not_fit_are_refused(
     assert "knows the data's reward" in own
 
 
+def test_what_states_cannot_answer_is_refused_before_anything_is_trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another reward a head would be fitted to the codes of a quantizer, and both be trained for nothing."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("voc_rl.ope.evaluator.ready_quantizer", lambda *_, **__: pytest.fail("a quantizer is trained"))
+    asked = ["ope", "--data", "data", "--policy", "mine:left", "--features", "state", "--threads", "1"]
+    for more in ([], ["--reward", "mine:column"]):
+        assert "needs a network of frames" in refused(capsys, *asked, "--estimator", "sample", *more)
+
+
 def test_a_policy_that_fails_is_refused_in_one_sentence_at_the_stack_that_was_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,16 +7,22 @@ import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tyro
+from stable_baselines3 import DQN
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 from worlds import loop
 
 from voc_rl import Episodes
+from voc_rl.agents import EpsilonGreedy
 from voc_rl.cli.command import Command, main
 from voc_rl.data import load_dataset
+from voc_rl.occupancy import policy_actions
 from voc_rl.policy import observation_of
 
 README = Path(__file__).parents[1] / "README.md"
@@ -92,6 +98,26 @@ def test_an_agent_that_learned_under_vecnormalize_is_shown_what_it_knows() -> No
     )
     np.testing.assert_array_equal(actions, known)
     assert observation_of(policy) == "state"
+
+
+def test_a_dqn_that_learned_under_vecnormalize_explores_at_each_row_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [block for block in blocks("python", page=POLICIES) if "class Normalized" in block]
+    (recipe,) = re.findall(r"`voc_rl\.agents\.(EpsilonGreedy\(Normalized.*)`", POLICIES.read_text())
+    found: dict[str, Any] = {}
+    exec(compile(block, POLICIES.name, "exec"), found)
+    statistics = VecNormalize(make_vec_env("CartPole-v1"))
+    rng, epsilon, draws = np.random.default_rng(0), 0.3, 4
+    states = rng.normal(5.0, 3.0, (500, 4)).astype(np.float32)
+    statistics.obs_rms.update(states)
+    agent = DQN("MlpPolicy", statistics, device="cpu", buffer_size=1, seed=0)
+    agent.exploration_rate = epsilon
+    monkeypatch.setattr(np.random, "rand", lambda: pytest.fail("global random numbers"))
+    own = {**found, "EpsilonGreedy": EpsilonGreedy, "agent": agent, "statistics": statistics}
+    data: Any = SimpleNamespace(state=states, action=np.zeros((len(states), 2), np.float32))
+    (drawn,) = policy_actions([eval(recipe, own)], data, draws, rng)
+    greedy = np.eye(2)[agent.predict(statistics.normalize_obs(states), deterministic=True)[0]]
+    strayed = (drawn != greedy[:, None]).any(-1).mean(0)  # share of the rows, of each draw
+    np.testing.assert_allclose(strayed, epsilon / 2, atol=4 * np.sqrt(epsilon / 2 / len(states)))
 
 
 def test_the_readme_shows_commands_and_code() -> None:

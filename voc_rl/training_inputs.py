@@ -59,13 +59,11 @@ def known_tokens(
     """Codes and features that were given, as tensors.
 
     Raises:
-        VOCError: what ``check_tokens`` refuses, codes that are not of the quantizer, or features of another width than
-            its, or none where they are needed.
+        VOCError: what ``tokens_of`` refuses, or features of another width than the quantizer's, or none where they are
+            needed.
     """
-    codes, features = as_tensor(tokens[0]), None if tokens[1] is None else as_tensor(tokens[1])
-    check_tokens((codes, features), quantizer, dataset)
+    codes, features = tokens_of(tokens, quantizer, dataset)
     assert quantizer is not None
-    check_codes(codes, quantizer)
     width = quantizer.feature_dim
     if features is None and needs_features and width:
         raise VOCError(
@@ -77,14 +75,29 @@ def known_tokens(
     return codes, features
 
 
-def check_tokens(tokens: tuple[Tensor, Tensor | None] | None, quantizer: Quantizer | None, dataset: Episodes) -> None:
-    """Refuse codes and features whose quantizer is not known, or that are not those of the rows of ``dataset``.
+def tokens_of(tokens: Tokens, quantizer: Quantizer | None, dataset: Episodes) -> tuple[Tensor, Tensor | None]:
+    """Codes and features that were given, the features of any width, as tensors without gradients.
 
     Raises:
-        VOCError: tokens without a quantizer, or of another number of rows.
+        VOCError: tokens without a quantizer, no pair of tensors or arrays, another number of rows than the data's, or
+            codes that are not of the quantizer.
     """
-    if tokens is None:
-        return
     if quantizer is None:
         raise VOCError("Tokens were given without the quantizer that made them; give both.")
-    check_token_rows(*tokens, len(dataset))
+    if not isinstance(tokens, (tuple, list)) or len(tokens) != 2:
+        raise VOCError(f"tokens is {type(tokens).__name__}; a pair is needed, as of tokenize(quantizer, dataset).")
+    codes, features = tensor_of(tokens[0], "Codes"), None if tokens[1] is None else tensor_of(tokens[1], "Features")
+    check_token_rows(codes, features, len(dataset))
+    check_codes(codes, quantizer)
+    return codes, features
+
+
+def tensor_of(rows: Any, name: str) -> Tensor:
+    """A tensor without gradients of a tensor or array, which messages call ``name``.
+
+    Raises:
+        VOCError: it is neither.
+    """
+    if not isinstance(rows, (Tensor, np.ndarray)):
+        raise VOCError(f"{name} are {type(rows).__name__}; a tensor or an array is needed.")
+    return as_tensor(rows).detach()

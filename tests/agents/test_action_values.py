@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,42 @@ def test_tokens_of_the_whole_are_not_those_of_a_part(tmp_path):
     few = tuple(tensor[:6] for tensor in tokens)
     said = refusal(train_action_voc, dataset, quantizer=voc.quantizer, tokens=few)
     assert "6 rows of codes do not fit 11 rows of data; tokenise this dataset" in said
+
+
+def test_arrays_are_tokens_too_and_those_without_features_are_refused(tmp_path):
+    dataset = framed(tmp_path)
+    voc, training = small_voc(dataset, 0.5), PolicyTraining(OccupancyTraining(gamma=0.5, loop=LoopConfig(2, 8)))
+    config = ImprovementConfig(agent=FEW, training=training, voc=small_config(2))
+    codes, features = tokenize(voc.quantizer, dataset)
+    learned = features.float().requires_grad_()
+    for own in (config, replace(config, trace=None)):
+        one, *others = (
+            weighted_clone(voc, dataset, tokens, own).networks.state_dict()
+            for tokens in ((codes, features), (codes.numpy(), features.numpy()), (codes, learned))
+        )
+        for other in others:
+            torch.testing.assert_close(other, one, rtol=0, atol=0)
+    agent = OfflineAgent(dataset.observation_shape, 2, FEW, voc.quantizer)
+    for ask in (
+        lambda tokens: policy_voc(agent, dataset, tokens, voc, config),
+        lambda tokens: train_action_voc(dataset, training, config.voc, quantizer=voc.quantizer, tokens=tokens),
+    ):
+        one, *others = (
+            ask(tokens).occupancy.state_dict()
+            for tokens in ((codes, features), (codes.numpy(), features.numpy()), (codes, learned))
+        )
+        for other in others:
+            torch.testing.assert_close(other, one, rtol=0, atol=0)
+        assert "Tokens lack" in refusal(ask, (codes, None))
+    for own in (config, replace(config, trace=None)):
+        assert "Tokens lack features" in refusal(weighted_clone, voc, dataset, (codes, None), own)
+    unseen = replace(config.voc, network=replace(config.voc.network, features=False))
+    assert (
+        train_action_voc(
+            dataset, training, unseen, quantizer=voc.quantizer, tokens=(codes, None)
+        ).occupancy.config.feature_dim
+        == 0
+    )
 
 
 def test_a_head_of_actions_has_a_spread(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -61,6 +62,8 @@ def test_objectives_that_make_no_sense_are_refused(tmp_path, objective, said):
         agent.learn(dataset, objective)
     with pytest.raises(VOCError, match="temperature is -1"):
         ImprovementConfig(temperature=-1.0)
+    with pytest.raises(VOCError, match=r"draws is 4\.0; a whole number"):
+        ImprovementConfig(draws=4.0)
 
 
 def test_tokens_of_other_rows_are_refused(tmp_path):
@@ -73,8 +76,23 @@ def test_tokens_of_other_rows_are_refused(tmp_path):
         (dataset, (codes[:6], features[:6]), "6 rows of codes do not fit 11 rows of data"),
         (dataset, (codes, features[:6]), "6 rows of features do not fit 11 rows of data"),
         (dataset, (features, codes), "Codes have dtype float16; whole numbers are needed"),
+        (dataset, (codes, None), "Tokens lack features"),
+        (dataset, (codes, features[:, 1:]), f"Features have shape (11, {features.shape[1] - 1})"),
     ):
         assert said in refusal(agent.learn, data, Cloning, tokens)
+
+
+@pytest.mark.parametrize("inputs", ["features", "tokens"])
+def test_arrays_are_tokens_too(tmp_path, inputs):
+    dataset = framed(tmp_path)
+    own = quantizer(dataset.observation_shape)
+    codes, features = tokenize(own, dataset)
+    arrays = (codes.numpy(), features.numpy() if inputs == "features" else None)  # code vectors need no features
+    one, other = (
+        OfflineAgent(dataset.observation_shape, 2, replace(FEW, inputs=inputs), own).learn(dataset, Cloning, tokens)
+        for tokens in ((codes, features), arrays)
+    )
+    torch.testing.assert_close(other.networks.state_dict(), one.networks.state_dict(), rtol=0, atol=0)
 
 
 def test_clones_of_one_hot_actions_are_refused(tmp_path):

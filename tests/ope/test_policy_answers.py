@@ -16,7 +16,7 @@ import voc_rl
 from voc_rl.data import Episodes
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
-from voc_rl.ope import EvaluationConfig, PolicyEvaluator, StitchingConfig, evaluate_policy
+from voc_rl.ope import EvaluationConfig, PolicyEvaluator, StitchingConfig, evaluate_policy, state_features
 from voc_rl.training import NetworkSize
 from voc_rl.values import FQEConfig, RewardConfig
 
@@ -72,6 +72,38 @@ def test_tokens_without_finite_features_are_refused(evaluator: PolicyEvaluator, 
             PolicyEvaluator, data, {"right": Walk(1.0)}, quantizer=evaluator.quantizer, tokens=(codes, wrong)
         )
         assert said == "Tokens lack features, or these hold NaN or infinity; tokenise this dataset for finite ones."
+
+
+def test_features_and_tokens_of_any_kind_are_read_and_checked_at_once(
+    evaluator: PolicyEvaluator, data: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays, and tensors with gradients, as of a network of the user's own; ``corrected`` reads them twice."""
+    known: dict[str, Any] = {"config": evaluator.config, "quantizer": evaluator.quantizer}
+    codes, features = evaluator.tokens
+    learned = features.float().requires_grad_()
+    asked: list[dict[str, Any]] = [
+        *({"tokens": own} for own in (evaluator.tokens, (codes.numpy(), features.numpy()), (codes, learned))),
+        *({"features": own} for own in (features, features.numpy(), learned, features.double().numpy()[::-1][::-1])),
+    ]
+    values = [evaluate_policy(data, Walk(1.0), GAMMA, "corrected", **known, **own).value for own in asked]
+    assert values == [values[0]] * len(asked)
+    monkeypatch.setattr(PolicyEvaluator, "estimate", lambda *_, **__: pytest.fail("something is computed"))
+    for wrong, said in (
+        ({"features": features[:5]}, f"Features of shape (5, {features.shape[1]}) do not fit {len(data)} rows"),
+        ({"features": features * np.nan}, "Features hold NaN or infinity"),
+        ({"features": "state"}, "Features are str; a tensor or an array is needed."),
+        ({"tokens": codes}, "tokens is Tensor; a pair is needed, as of tokenize(quantizer, dataset)."),
+        ({"tokens": (codes.tolist(), features)}, "Codes are list; a tensor or an array is needed."),
+        ({"tokens": (codes[:, :1], features)}, "2 tokens per row are needed"),
+    ):
+        assert said in worlds.refusal(evaluate_policy, data, Walk(1.0), GAMMA, **known, **wrong)
+
+
+def test_one_policy_alone_needs_no_quantizer_beside_features(data: Episodes) -> None:
+    config = EvaluationConfig(voc=voc_rl.VOCConfig(network=NetworkSize(head_members=0)))
+    own = PolicyEvaluator(data, {"right": Walk(1.0)}, GAMMA, config=config, features=state_features(data))
+    own.alone("right")
+    assert not {"quantizer", "tokens"} & vars(own).keys()
 
 
 def test_density_gives_no_number_where_few_rows_count(evaluator: PolicyEvaluator) -> None:

@@ -261,7 +261,8 @@ def test_starts_whose_futures_are_all_over_are_still_supported() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [({"bandwidth": 0.0}, "bandwidth is 0"), ({"bandwidth": -0.2}, "bandwidth is -0.2"),
-     ({"action_weight": -1.0}, "action_weight is -1"), ({"replicates": 1}, "replicates is 1")],
+     ({"action_weight": -1.0}, "action_weight is -1"), ({"replicates": 1}, "replicates is 1; at least 2"),
+     ({"replicates": 8.5}, "replicates is 8.5; a whole number"), ({"draws": 4.0}, "draws is 4.0; a whole number")],
 )  # fmt: skip
 def test_settings_that_would_give_wrong_numbers_are_refused(wrong: dict[str, Any], said: str) -> None:
     assert said in refusal(StitchingConfig, **wrong)

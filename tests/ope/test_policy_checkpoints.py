@@ -18,6 +18,7 @@ from voc_rl.cli import main
 from voc_rl.data import Episodes
 from voc_rl.occupancy import OccupancyTraining, PolicyTraining
 from voc_rl.ope import EvaluationConfig, PolicyEvaluator, StitchingConfig
+from voc_rl.training import NetworkSize
 from voc_rl.values import FQEConfig
 
 STEPS = {"quantizer": 20, "critic": 30, "policies": 40}
@@ -56,9 +57,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Episodes:
     return walks(tmp_path_factory.mktemp("kept") / "walks")
 
 
-def asked(data: Episodes, checkpoints: Path | str | None = None, seed: int = 0) -> PolicyEvaluator:
+def asked(
+    data: Episodes, checkpoints: Path | str | None = None, seed: int = 0, network: NetworkSize = CONFIG.voc.network
+) -> PolicyEvaluator:
     policies = {"right": Walk(1.0), "left": Walk(0.0)}
-    config = replace(CONFIG, voc=replace(CONFIG.voc, seed=seed))
+    config = replace(CONFIG, voc=replace(CONFIG.voc, seed=seed, network=network))
     return PolicyEvaluator(data, policies, GAMMA, config=config, checkpoints=checkpoints)
 
 
@@ -94,6 +97,17 @@ def test_what_two_questions_share_is_trained_once(data: Episodes, tmp_path: Path
     assert saved.states == []
     assert asked(data, tmp_path, seed=1).estimate("left", "head").value != first.value
     assert {stage for stage, _ in saved.states} == set(STEPS)
+
+
+@pytest.mark.parametrize("other", [{"n_head": 1}, {"dropout": 0.3}, {"attention_dropout": 0.3}])
+def test_another_network_is_trained_anew(data: Episodes, tmp_path: Path, saved: Saved, other: dict[str, Any]) -> None:
+    """Though it starts from the same weights."""
+    asked(data, tmp_path).estimate("left", "head")
+    saved.states.clear()
+    network = replace(CONFIG.voc.network, **other)
+    found = asked(data, tmp_path, network=network).estimate("left", "head")
+    assert {stage for stage, _ in saved.states} == {"policies"}
+    assert found.value == asked(data, network=network).estimate("left", "head").value
 
 
 def test_changed_data_are_learned_anew(data: Episodes, tmp_path: Path, saved: Saved) -> None:

@@ -280,7 +280,8 @@ def test_numbers_that_mean_nothing_are_refused(evaluator: PolicyEvaluator, data:
     assert "reward_fn is ndarray; a function is needed" in said
     assert "samples is 1; at least 2" in worlds.refusal(EvaluationConfig, samples=1)
     assert "samples is 8.0; at least 2" in worlds.refusal(EvaluationConfig, samples=8.0)
-    assert "density_rows is 0" in worlds.refusal(EvaluationConfig, density_rows=0)
+    for rows in (0, 500.0):
+        assert f"density_rows is {rows}; a whole number" in worlds.refusal(EvaluationConfig, density_rows=rows)
     for starts in (np.arange(len(data)) < 5, np.array([0.0, 1.0]), np.array([]), np.array([-1]), np.array([[0]])):
         said = worlds.refusal(PolicyEvaluator, data, {"right": Walk(1.0)}, GAMMA, starts)
         assert f"whole numbers from 0 to {len(data) - 1}" in said

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from decisions import LAST, UNIFORM, S, actions_of, decisions, logged
 from walks import CELLS, GAMMA, Walk, exact, walks
+from worlds import refusal
 
 from voc_rl.loop import LoopConfig
 from voc_rl.occupancy import policy_actions
@@ -75,6 +78,29 @@ def test_the_unit_of_rewards_does_not_matter() -> None:
     np.testing.assert_array_equal(found[1], found[0])  # powers of two: the same bits
     np.testing.assert_array_equal(found[2], found[0])
     assert np.ptp(found[0]) > 0.01
+
+
+def test_the_unit_of_features_does_not_matter() -> None:
+    process = decisions()
+    data, states = logged(process, 300)
+    config = FQEConfig(LoopConfig(steps=40, batch_size=32, learning_rate=2e-3), width=16)
+    actions, reward = actions_of(process, states, 2), data.reward[:, None]
+    features = np.concatenate([np.eye(S)[states], np.full((len(data), 1), 7.0)], 1)  # and one that is always the same
+    found = [fitted_q(data, unit * features, actions, 0.9, config, 0, reward).value for unit in (1.0, 1024.0, 2.0**-40)]
+    np.testing.assert_array_equal(found[1], found[0])  # powers of two: the same bits
+    np.testing.assert_array_equal(found[2], found[0])
+    nothing = [fitted_q(data, unit * features[:, S:], actions, 0.9, config, 0, reward).value for unit in (1.0, 2.0)]
+    assert np.isfinite(nothing[0]).all()
+    np.testing.assert_array_equal(nothing[1], nothing[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"width": 0}, "width is 0; a whole number above zero"), ({"width": 64.0}, "width is 64.0; a whole number"),
+     ({"noise": -1.0}, "noise is -1.0; at least 0"), ({"ema": 1.0}, "ema is 1.0; a number from 0 to below 1")],
+)  # fmt: skip
+def test_settings_that_would_learn_nothing_are_refused(wrong: dict[str, Any], said: str) -> None:
+    assert said in refusal(FQEConfig, **wrong)
 
 
 def test_rewards_that_are_all_zero_have_values() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from voc_rl.data import Episodes
-from voc_rl.errors import VOCError, check_positive
+from voc_rl.errors import VOCError, check_count
 from voc_rl.policy import asking, choices_of, epsilon_greedy, memoryless, named, observation_of, space_shape
 from voc_rl.precision import seeded
 
-ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy at once
+ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy, or matrices of noise drawn, at once
 
 
 def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -22,7 +22,9 @@ def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Genera
     All from one pass of ``policy.draws(observation, count, rng)``, (count, B, A), where there is one; else from
     ``policy.draw(observation, rng)`` or Stable-Baselines3's ``predict`` with its noise, a pass per draw. That noise is
     PyTorch's global one, as Stable-Baselines3's is, or the policy's own; the former follows ``rng``. Of an agent of
-    discrete actions with an ``exploration_rate`` (DQN) each row explores by itself, by ``rng``, as ``EpsilonGreedy``.
+    discrete actions with an ``exploration_rate`` (DQN) each row explores by itself, by ``rng``, as ``EpsilonGreedy``;
+    of one that explores by ``use_sde``, given or an attribute of the policy, each row of each draw by a matrix of its
+    own.
 
     A policy is asked as it acts: its networks are in eval mode meanwhile.
 
@@ -75,10 +77,35 @@ def _draws(policy: Any, observation: np.ndarray, count: int, rng: np.random.Gene
         return epsilon_greedy(memoryless(policy, observation, True), policy.exploration_rate, count, own)
     seed = int(own.integers(2**63))
     with seeded(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"), seed):
+        if explorers := _explorers(policy):
+            return np.stack([_explored(policy, explorers, observation) for _ in range(count)])
         return np.stack([memoryless(policy, observation, deterministic=False) for _ in range(count)])
+
+
+def _explorers(policy: Any) -> list[Any]:
+    """The networks of Stable-Baselines3's that explore by ``use_sde``, in a policy or its attributes."""
+    held = [getattr(own, "policy", own) for own in (policy, *getattr(policy, "__dict__", {}).values())]
+    modules = (module for own in held if isinstance(own, torch.nn.Module) for module in own.modules())
+    return [module for module in dict.fromkeys(modules) if getattr(module, "use_sde", False)]
+
+
+def _explored(policy: Any, explorers: list[Any], observation: np.ndarray) -> np.ndarray:
+    """A draw of ``predict`` (B, A), which alone would apply to all rows the one matrix of noise that was drawn last."""
+    before, parts = [vars(network.action_dist).copy() for network in explorers], []
+    try:
+        for first in range(0, len(observation), ROWS_AT_ONCE):
+            some = observation[first : first + ROWS_AT_ONCE]
+            for network in explorers:
+                with torch.no_grad():
+                    network.reset_noise(len(some))
+            parts.append(memoryless(policy, some, deterministic=False))
+    finally:  # a training that goes on has the matrices that it drew
+        for network, own in zip(explorers, before, strict=True):
+            vars(network.action_dist).update(own)
+    return np.concatenate(parts)
 
 
 def policy_actions(policies: Sequence[Any], dataset: Episodes, draws: int, rng: np.random.Generator) -> np.ndarray:
     """``draws`` actions of each of P policies at every row, float32 (P, N, draws, A) in [-1, 1]: ``actions_at``."""
-    check_positive(draws, "draws")
+    check_count(draws, "draws")
     return np.stack([actions_at(policy, dataset, draws, rng) for policy in policies])

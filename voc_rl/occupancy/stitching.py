@@ -144,6 +144,18 @@ def principal_components(features: Tensor, count: int) -> Tensor:
     return centred @ vectors[:, :count]
 
 
+def check_row_features(features: Tensor, rows: int) -> None:
+    """Finite features (N, F) of N rows.
+
+    Raises:
+        VOCError: no features, another number of them than of rows, or NaN features.
+    """
+    if features.ndim != 2 or len(features) != rows or features.shape[1] == 0:
+        raise VOCError(f"Features of shape {tuple(features.shape)} do not fit {rows} rows; one per row is needed.")
+    if not bool(features.isfinite().all()):
+        raise VOCError("Features hold NaN or infinity; finite features are needed.")
+
+
 @torch.no_grad()
 def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES) -> Candidates:
     """The rows most like each row of ``dataset`` by its continuous features (N, F), for every policy to choose among.
@@ -152,14 +164,9 @@ def find_candidates(dataset: Episodes, features: Tensor, count: int = CANDIDATES
     sample of their own. Computed where the features are.
 
     Raises:
-        VOCError: no features, another number of them than of rows, NaN features, or no step in the data.
+        VOCError: what ``check_row_features`` refuses, or no step in the data.
     """
-    if features.ndim != 2 or len(features) != len(dataset) or features.shape[1] == 0:
-        raise VOCError(
-            f"Features of shape {tuple(features.shape)} do not fit {len(dataset)} rows; one per row is needed."
-        )
-    if not bool(features.isfinite().all()):
-        raise VOCError("Features hold NaN or infinity; finite features are needed.")
+    check_row_features(features, len(dataset))
     going = torch.from_numpy(going_rows(dataset)).to(features.device)
     count = min(count, len(going))
     view = principal_components(features, COMPONENTS)

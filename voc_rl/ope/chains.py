@@ -13,7 +13,7 @@ from torch import Tensor
 
 from voc_rl.data import Episodes
 from voc_rl.data.checks import check_discounts
-from voc_rl.errors import VOCError, check_at_least, check_positive
+from voc_rl.errors import VOCError, check_at_least, check_count, check_positive
 from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, policy_actions, stitch
 from voc_rl.ope.error import ErrorParts
 from voc_rl.values import FittedQ, discounted_returns
@@ -43,11 +43,12 @@ class StitchingConfig:
 
     def __post_init__(self) -> None:
         if self.draws is not None:
-            check_positive(self.draws, "draws")
+            check_count(self.draws, "draws")
         check_positive(self.bandwidth, "bandwidth")
         check_at_least(self.action_weight, 0, "action_weight")
-        if self.replicates is not None and self.replicates < 2:
-            raise VOCError(f"replicates is {self.replicates}; at least 2 are needed for an interval.")
+        if self.replicates is not None:
+            check_count(self.replicates, "replicates")
+            check_at_least(self.replicates, 2, "replicates")
 
     def counts(self, rows: int) -> tuple[int, int]:
         """draws and replicates for data of ``rows`` rows."""

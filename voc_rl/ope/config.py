@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from voc_rl.errors import check_positive, check_samples
+from voc_rl.errors import check_count, check_samples
 from voc_rl.occupancy import PolicyTraining
 from voc_rl.ope.chains import StitchingConfig
 from voc_rl.training import VOCConfig
@@ -29,4 +29,4 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_samples(self.samples)
-        check_positive(self.density_rows, "density_rows")
+        check_count(self.density_rows, "density_rows")

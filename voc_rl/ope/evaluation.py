@@ -27,7 +27,7 @@ from voc_rl.ope.config import EvaluationConfig
 from voc_rl.ope.estimate import PolicyEstimate, too_few_rows, warnings_of
 from voc_rl.ope.estimators import PolicyEstimator
 from voc_rl.ope.evaluator import PolicyEvaluator
-from voc_rl.training_inputs import QuantizerSource
+from voc_rl.training_inputs import QuantizerSource, Tokens
 from voc_rl.values import check_rewards
 
 
@@ -36,7 +36,7 @@ def evaluate_policy(
     dataset: Episodes, policy: Mapping[Any, Any], gamma: float = 0.95, estimator: PolicyEstimator = "stitch", *,
     starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
     config: EvaluationConfig | None = None, quantizer: QuantizerSource | None = None,
-    tokens: tuple[Tensor, Tensor] | None = None, features: Tensor | None = None, level: float = 0.9,
+    tokens: Tokens | None = None, features: Tensor | np.ndarray | None = None, level: float = 0.9,
     device: torch.device | str | None = None, checkpoints: str | Path | None = None, progress: bool = False,
 ) -> list[PolicyEstimate]: ...  # fmt: skip
 
@@ -46,7 +46,7 @@ def evaluate_policy(
     dataset: Episodes, policy: Any, gamma: float = 0.95, estimator: PolicyEstimator = "stitch", *,
     starts: np.ndarray | None = None, reward_fn: Callable[[Episodes], np.ndarray] | None = None,
     config: EvaluationConfig | None = None, quantizer: QuantizerSource | None = None,
-    tokens: tuple[Tensor, Tensor] | None = None, features: Tensor | None = None, level: float = 0.9,
+    tokens: Tokens | None = None, features: Tensor | np.ndarray | None = None, level: float = 0.9,
     device: torch.device | str | None = None, checkpoints: str | Path | None = None, progress: bool = False,
 ) -> PolicyEstimate: ...  # fmt: skip
 
@@ -61,8 +61,8 @@ def evaluate_policy(
     reward_fn: Callable[[Episodes], np.ndarray] | None = None,
     config: EvaluationConfig | None = None,
     quantizer: QuantizerSource | None = None,
-    tokens: tuple[Tensor, Tensor] | None = None,
-    features: Tensor | None = None,
+    tokens: Tokens | None = None,
+    features: Tensor | np.ndarray | None = None,
     level: float = 0.9,
     device: torch.device | str | None = None,
     checkpoints: str | Path | None = None,
@@ -104,6 +104,7 @@ def evaluate_policy(
         progress=progress,
     )  # fmt: skip
     reward = None if reward_fn is None else check_rewards(reward_fn(dataset), len(dataset), arrived_rows(dataset))
+    evaluator.check_answers(estimator, evaluator.gamma, other=reward is not None)
     head = evaluator.fit_reward(reward) if reward is not None and estimator in ("sample", "mve") else None
     estimates = [evaluator.estimate(name, estimator, reward, head, level) for name in evaluator.policies]
     if all(np.isnan(e.value) for e in estimates):

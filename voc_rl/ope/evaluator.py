@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -19,7 +19,7 @@ from voc_rl.data import Episodes, arrived_rows
 from voc_rl.errors import VOCError, check_choice, check_gamma, check_level, known_gamma
 from voc_rl.model_files import weights_mark
 from voc_rl.occupancy import OccupancyTransformer, ValueHead, train_policies
-from voc_rl.occupancy.stitching import principal_components
+from voc_rl.occupancy.stitching import check_row_features, principal_components
 from voc_rl.ope.chains import PolicyChains, checked_starts
 from voc_rl.ope.config import EvaluationConfig
 from voc_rl.ope.error import ErrorParts
@@ -30,7 +30,7 @@ from voc_rl.ope.model import PolicyModel, StartValues
 from voc_rl.precision import as_device, device_of
 from voc_rl.quantizers import Quantizer, check_features, tokenize
 from voc_rl.training import fresh_networks, fresh_quantizer, ready_quantizer
-from voc_rl.training_inputs import QuantizerSource, check_dataset, check_tokens, quantizer_of
+from voc_rl.training_inputs import QuantizerSource, Tokens, check_dataset, quantizer_of, tensor_of, tokens_of
 from voc_rl.values import FittedQ, RewardHead, check_rewards, fit_reward_head, fitted_q, members_of
 from voc_rl.values.fitted_q import COMPONENTS
 
@@ -54,9 +54,9 @@ class PolicyEvaluator:
             is asked the same goes on from there, to the same bits, and what other questions share is not trained again.
 
     Raises:
-        VOCError: a dataset that is none, no policies, two of one name, policies or starts that do not fit the data,
-            tokens or behaviour without their quantizer, a quantizer without continuous features, tokens without finite
-            ones, a behaviour of other sizes, or a folder of checkpoints that cannot be written.
+        VOCError: a dataset that is none, no policies, two of one name, policies, starts, tokens or features that do not
+            fit the data, tokens or behaviour without their quantizer, a quantizer without continuous features, tokens
+            without finite ones, a behaviour of other sizes, or a folder of checkpoints that cannot be written.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class PolicyEvaluator:
         config: EvaluationConfig | None = None,
         *,
         quantizer: QuantizerSource | None = None,
-        tokens: tuple[Tensor, Tensor] | None = None,
+        tokens: Tokens | None = None,
         device: torch.device | str | None = None,
         behaviour: OccupancyTransformer | None = None,
-        features: Tensor | None = None,
+        features: Tensor | np.ndarray | None = None,
         checkpoints: str | Path | None = None,
         progress: bool = False,
     ) -> None:
@@ -94,15 +94,17 @@ class PolicyEvaluator:
         self.config = replace(config, training=replace(config.training, occupancy=occupancy), voc=voc)
         self.seed, self.progress, self._behaviour = config.voc.seed, progress, behaviour
         there = torch.device("cpu") if quantizer is None else device_of(quantizer)
-        self.device, self._tokens, self._quantizer = as_device(device) or there, tokens, quantizer
-        check_tokens(tokens, quantizer, dataset)
+        self.device, self._quantizer = as_device(device) or there, quantizer
+        self._tokens = None if tokens is None else tokens_of(tokens, quantizer, dataset)
         if behaviour is not None and quantizer is None:
             raise VOCError("A behaviour was given without the quantizer whose codes it reads; give both.")
-        self._features = features
+        self._features = None if features is None else tensor_of(features, "Features")
         self._kept = None if checkpoints is None else KeptTrainings(checkpoints, dataset)
         # before anything is trained, so that a quantizer, network or policy that does not fit is refused at once
-        if features is None:
-            check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer, tokens)
+        if self._features is None:
+            check_features(fresh_quantizer(dataset, voc) if quantizer is None else quantizer, self._tokens)
+        else:
+            check_row_features(self._features, len(dataset))
         if behaviour is not None:
             self._networks()
         self._mark = uuid4().hex  # what it says of policies can be compared, with nothing that another one says
@@ -122,7 +124,9 @@ class PolicyEvaluator:
     @cached_property
     def tokens(self) -> tuple[Tensor, Tensor]:
         """Codes and features of every row."""
-        return self._tokens if self._tokens is not None else tokenize(self.quantizer, self.dataset)
+        if self._tokens is None:
+            return tokenize(self.quantizer, self.dataset)
+        return cast(tuple[Tensor, Tensor], self._tokens)  # without features only where others stand for them
 
     @property
     def features(self) -> Tensor:
@@ -182,7 +186,8 @@ class PolicyEvaluator:
             learned |= {f"chain {i}": chain.arrival for i, chain in enumerate(chains)}
             learned |= {} if values is None else {"values": values}
             fresh = weights_mark(network, head)
-            kept = self._kept.of("policies", training.occupancy.loop, learned, asdict(training), self.seed, fresh)
+            size = asdict(network.config)  # some of it, as dropout, changes no fresh weight
+            kept = self._kept.of("policies", training.occupancy.loop, learned, asdict(training), self.seed, fresh, size)
         trained, trained_head = train_policies(
             network, head, self.dataset, codes, features, chains, training, self.seed,
             values=values, starts=self.starts, checkpoints=kept, progress=self.progress,
@@ -200,13 +205,25 @@ class PolicyEvaluator:
     def alone(self, name: str) -> PolicyEvaluator:
         """An evaluator of one of the policies, whose network is trained for it alone; all else is shared."""
         policies = {(name := check_choice(str(name), self.policies, "policy")): self.policies[name]}
-        self.tokens  # noqa: B018 - made by being asked for, once for all policies, as the critic is
+        self.features  # noqa: B018 - made by being asked for, once for all policies, as the critic is
         if self.config.voc.network.head_members:
             self.critic  # noqa: B018
         only = copy.copy(self)
         only.policies = policies
         only.__dict__.pop("model", None)
         return only
+
+    def check_answers(self, estimator: PolicyEstimator, gamma: float, other: bool) -> None:
+        """Refuse an estimator or a discount that ``estimate`` would, for ``other`` rewards than the data's or not.
+
+        Raises:
+            VOCError: an unknown estimator, or rewards or a discount that it does not know.
+        """
+        check_choice(estimator, ESTIMATORS, "estimator")
+        check_answers(
+            estimator, self.config.voc.network, gamma=gamma, own=self.gamma,
+            gammas=self.config.training.occupancy.gammas, other=other, frames=self._features is None,
+        )  # fmt: skip
 
     def fit_reward(self, reward: np.ndarray) -> RewardHead:
         """A reward head for rewards float (N,) on arrival at each row, trained in seconds on the codes.
@@ -251,16 +268,11 @@ class PolicyEvaluator:
                 discount that the estimator does not know, no value head (``head``), or no null context (``density``).
         """
         name = check_choice(str(name), self.policies, "policy")
-        check_choice(estimator, ESTIMATORS, "estimator")
         check_level(level)
         known = (self.gamma, *(self.config.training.occupancy.gammas or ()))
         gamma = self.gamma if gamma is None else known_gamma(gamma, *known)
         own = self.dataset.reward if reward is None else self._used(reward)
-        size, gammas = self.config.voc.network, self.config.training.occupancy.gammas
-        check_answers(
-            estimator, size, gamma=gamma, own=self.gamma, gammas=gammas, other=reward is not None,
-            frames=self._features is None,
-        )  # fmt: skip
+        self.check_answers(estimator, gamma, other=reward is not None)
         critic = self.critic_of(own, gamma) if estimator in WITH_CRITIC else None
         error = self.chains.error(name, own, gamma, critic)
         found = StartValues(error.chained, 0.0, self.chains.values(name, own, gamma, critic)[self.starts])

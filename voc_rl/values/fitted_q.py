@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voc_rl.data import Episodes, going_rows, taken_actions
+from voc_rl.errors import check_at_least, check_count, check_decay
 from voc_rl.loop import Checkpoints, LoopConfig, Trainee, optimise, step_seed
 from voc_rl.occupancy.reward_units import reward_units
 from voc_rl.precision import seeded, single_precision
 
 COMPONENTS = 96  # of the frames' features: what is left is mostly noise once every input has the same spread
+FLAT = 1e-4  # of the largest spread of an input: a smaller one is hardly any
 MEMBERS = 5  # outputs per policy of one reward, each with its own weights of the episodes
 
 
@@ -31,6 +33,11 @@ class FQEConfig:
     width: int = 256
     noise: float = 0.1
     ema: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_count(self.width, "width")
+        check_at_least(self.noise, 0, "noise")
+        check_decay(self.ema, "ema")
 
 
 class QNetwork(nn.Module):
@@ -143,7 +150,9 @@ def fitted_q(
     ``checkpoints``: where the state of its training is kept; the same call goes on from there.
     """
     device = device or torch.device("cpu")
-    inputs = torch.from_numpy((state - state.mean(0)) / (state.std(0) + 1e-4)).float().to(device)
+    spread = state.std(0)
+    least = FLAT * spread.max() or 1.0  # what hardly varies stays small, whatever the unit
+    inputs = torch.from_numpy((state - state.mean(0)) / (spread + least)).float().to(device)
     weights = np.ones_like(reward) if weights is None else weights
     with seeded(torch.device("cpu"), step_seed(seed, 71)):
         network = QNetwork(inputs.shape[1], dataset.action.shape[1], len(actions), reward.shape[1], config.width)
