@@ -11,6 +11,7 @@ from worlds import small_config
 
 from voc_rl import Episodes, frame_memory
 from voc_rl.data import write_vd4rl
+from voc_rl.distributed import Ranks
 from voc_rl.pipeline import Pipeline
 from voc_rl.runs import RunFolder
 
@@ -29,6 +30,18 @@ def test_frames_are_loaded_where_they_take_a_quarter_of_the_memory(
         with RunFolder(tmp_path) as run:
             assert Pipeline(run, data, CONFIG, say=said.append).dataset.in_memory == held
         assert said == []  # a frame of ours is read by itself
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_processes_share_the_quarter(data: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Each holds all the frames."""
+    needed = 6 * 30 * 3 * 24 * 24
+    monkeypatch.setattr(frame_memory, "ranks", lambda: Ranks(0, size))
+    for memory, held in ((4 * size * needed, True), (4 * size * needed - 1, False)):
+        monkeypatch.setattr(frame_memory, "machine_memory", lambda memory=memory: memory)
+        dataset = Episodes.open(data)
+        frame_memory.hold_frames(dataset, pytest.fail)
+        assert dataset.in_memory == held
 
 
 @pytest.mark.parametrize(("memory", "held"), [(4, True), (3.99, False)])

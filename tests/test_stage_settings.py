@@ -289,6 +289,19 @@ def test_a_frame_that_changed_is_other_data(tmp_path: Path, whole: bool, monkeyp
         assert data_mark(Episodes.open(copy)) != before, row
 
 
+def test_a_part_that_is_held_in_memory_has_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that was made here nor a folder, whose own size is the file system's."""
+    write_world(tmp_path / "a", 3, 20)
+    monkeypatch.setattr(mark, "FRAMES_IN_MEMORY", 1)
+    files = Episodes.open(tmp_path / "a")
+    made = [files.whole(i) for i in range(3)]
+    marks = {
+        data_mark(Episodes.join([files, Episodes.from_episodes(made, files.spec, tmp_path / source)]))
+        for source in ("nowhere", "a")
+    }
+    assert len(marks) == 1
+
+
 def test_the_order_of_places_is_one_of_rows(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         write_world(tmp_path / name, 3, 20, seed=seed)

@@ -1,6 +1,7 @@
 """Downloads of the paper's files, by name, for those with a network.
 
-Nothing else in voc_rl downloads anything, but timm where the config of a dino says ``teacher_weights="download"``.
+Nothing else in voc_rl downloads anything, but timm where the config of a dino says ``teacher_weights="download"``, and
+the package d4rl where data are asked for by its own names (``d4rl:halfcheetah-medium-v2``).
 
 voc_rl.hub.download("walker_vqvae")  ->  path for VQVAE.from_published
 """

@@ -62,9 +62,6 @@ def test_rows_and_frames_of_each_format_follow_one_another(places: list[str | Pa
 def test_what_cannot_be_joined(places: list[str | Path], tmp_path: Path) -> None:
     ours = places[0]
     assert refusal(load_dataset, []) == "Zero files or folders were asked for; at least one is needed."
-    for twice in ([ours, str(ours)], [ours, places[1], f"{places[1]}/"]):
-        assert "was asked for twice; once is needed." in refusal(load_dataset, twice)
-        assert "twice" in refusal(Episodes.open, twice)
     write_d4rl(tmp_path / "walker2d.hdf5", d4rl_arrays((3, 2)))
     said = refusal(load_dataset, [ours, f"d4rl:{tmp_path / 'walker2d.hdf5'}"])
     assert "walker2d.hdf5 has frames of shape (3, 0, 0), but" in said
@@ -77,6 +74,23 @@ def test_what_cannot_be_joined(places: list[str | Path], tmp_path: Path) -> None
     said = refusal(Episodes.join, [load_dataset(ours, stack=stack) for stack in (3, 1)])
     assert said == "Datasets with observations of 3, 1 frames were asked for; equal numbers are needed."
     assert "observations of none frames" in refusal(Episodes.join, [])
+
+
+def test_no_file_is_asked_for_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its episodes would be trained on and held out."""
+    toy_folder(tmp_path / "ds", (3, 2))
+    toy_folder(tmp_path / "ds" / "inner", (4,))
+    (tmp_path / "link.hdf5").symlink_to(tmp_path / "ds" / "episode_000.hdf5")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for other in ("ds", "ds/", str(tmp_path / "ds"), "ds/episode_001.hdf5", "link.hdf5"):
+        said = f"{other} was asked for twice, before as ds; once is needed."
+        assert refusal(load_dataset, ["ds", other]) == refusal(Episodes.open, [Path("ds"), other]) == said
+    for other in ("voc:ds", "voc:~/ds", f"vd4rl:{tmp_path}/ds/episode_000.hdf5"):
+        assert "twice, before as ds/inner/../; once" in refusal(load_dataset, ["ds/inner", "ds/inner/../", other])
+    assert "x-v2 was asked for twice" in refusal(load_dataset, ["d4rl:x-v2", "d4rl:x-v2"])
+    for apart in (["ds", "ds/inner"], ["ds/episode_000.hdf5", "ds/episode_001.hdf5"]):
+        assert len(load_dataset(apart).starts) == len(Episodes.open(apart).starts) == 2 + (apart[0] == "ds")
 
 
 def test_what_a_place_does_not_say_fits_all(tmp_path: Path) -> None:

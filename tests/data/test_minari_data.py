@@ -64,6 +64,11 @@ def by_minari(name: str = "toy/rings-v0", space: Any = PICTURE, action_space: An
     )
 
 
+def large(frames: np.ndarray, side: int) -> np.ndarray:
+    """Pictures (T, side, side, 3), each filled with the first number of a frame."""
+    return np.broadcast_to(frames[:, :1, :1, :1], (len(frames), side, side, 3)).copy()
+
+
 def check_alignment(dataset: Episodes, scale: float = 1.0) -> None:
     """Every row of every episode: an action belongs to the row that it led to."""
     assert (dataset.ends - dataset.starts).tolist() == [s + 1 for s in STEPS]
@@ -120,11 +125,22 @@ def test_other_bounds_are_rescaled() -> None:
         check_alignment(open_minari("toy/rings-v0"), scale=0.5)
 
 
+def test_more_than_the_memory_holds_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what frames take here, not on disk, before any but the first episode is decoded."""
+    side, rows = 128, sum(STEPS) + len(STEPS)
+    by_minari(space=Box(0, 255, (side, side, 3), np.uint8), jpeg=True, picture=lambda f: large(f, side))
+    frames = 3 * side * side * rows
+    assert (root / "toy" / "rings-v0" / "data" / "main_data.hdf5").stat().st_size < frames - 1
+    monkeypatch.setattr("voc_rl.data.border.machine_memory", lambda: frames + 100 * rows)
+    assert len(open_minari("toy/rings-v0")) == rows
+    monkeypatch.setattr("voc_rl.data.border.machine_memory", lambda: frames - 1)
+    monkeypatch.setattr(Episodes, "from_episodes", lambda *asked: pytest.fail("they are read"))
+    said = refusal(open_minari, "toy/rings-v0")
+    assert said.endswith("`voc-rl data convert --to voc` turns it into files that are read frame by frame.")
+
+
 def test_jpeg_is_read_though_it_lost_something() -> None:
-    by_minari(
-        space=Box(0, 255, (32, 32, 3), np.uint8), jpeg=True,
-        picture=lambda f: np.broadcast_to(f[:, :1, :1, :1], (len(f), 32, 32, 3)).copy(),
-    )  # fmt: skip
+    by_minari(space=Box(0, 255, (32, 32, 3), np.uint8), jpeg=True, picture=lambda f: large(f, 32))
     dataset = open_minari("toy/rings-v0")
     assert np.abs(dataset.frames(np.arange(5))[:, 0, 0, 0].astype(int) - np.arange(5)).max() <= 2
 

@@ -110,6 +110,19 @@ def test_the_largest_patch_that_fits() -> None:
     assert {shape: fitting_patch(shape) for shape in shapes} == shapes
 
 
+@pytest.mark.parametrize("name", ["vqvae", "musik", "vqgan", "dino"])
+def test_codes_are_whole_numbers_of_any_width(name: str) -> None:
+    """As ``tokenize`` keeps them, or an array of one's own; others would be rounded, or taken for a mask."""
+    quantizer = build_quantizer(name, (9, SIZE, SIZE), SIZES.get(name, SIZES["vqvae"])).eval()
+    codes = torch.arange(3 * quantizer.n_tokens).reshape(3, -1) % min(quantizer.codebook_size, 100)
+    for call in (quantizer.embed, quantizer.decode):
+        expected = call(codes)
+        for dtype in (torch.int16, torch.int32, torch.uint8, torch.uint16):
+            assert torch.equal(call(codes.to(dtype)), expected), dtype
+        for other in (0.7 * codes, codes.half(), codes > 0):
+            assert refusal(call, other).startswith(f"Codes are {other.dtype}; whole numbers are needed")
+
+
 def test_untrained_quantizers_say_nothing(dataset: Episodes) -> None:
     said = refusal(tokenize, fresh(), dataset)
     assert said == "Quantizer vqvae is untrained, and its codes say nothing; train it, or load one."

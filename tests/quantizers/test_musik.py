@@ -17,7 +17,7 @@ from voc_rl.data.hdf5 import FIRST, LAST, MID
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
 from voc_rl.quantizers import VQVAE, load_quantizer, save_quantizer, tokenize, train_quantizer
-from voc_rl.quantizers.musik import MUSIK, ActionEnergy, MUSIKBatch, MUSIKConfig, candidate_actions, info_nce
+from voc_rl.quantizers.musik import MUSIK, ActionEnergy, MUSIKBatch, MUSIKConfig, info_nce
 
 SIZE = 24
 SMALL = MUSIKConfig(
@@ -88,20 +88,6 @@ def pairs(walled: Walled, config: MUSIKConfig = SMALL, count: int = 64) -> MUSIK
 
 
 # -- the contrastive loss
-
-
-def test_candidates_are_the_logged_action_then_uniform_ones() -> None:
-    action = torch.tensor([[0.5, -0.25], [0.1, 0.9]])
-    candidates = candidate_actions(action, 4000, generator())
-    assert candidates.shape == (2, 4001, 2)
-    assert torch.equal(candidates[:, 0], action)
-    negatives = candidates[:, 1:]
-    assert -1 <= negatives.min() < -0.99
-    assert 0.99 < negatives.max() <= 1
-    torch.testing.assert_close(negatives.mean(1), torch.zeros(2, 2), atol=0.05, rtol=0)
-    torch.testing.assert_close(negatives.var(1), torch.full((2, 2), 1 / 3), atol=0.03, rtol=0)
-    assert not torch.equal(negatives[0], negatives[1])
-    assert torch.equal(candidates, candidate_actions(action, 4000, generator()))
 
 
 def test_loss_of_given_energies() -> None:

@@ -12,7 +12,7 @@ from small import toy_dataset
 from voc_rl.data import Episodes
 from voc_rl.data.hdf5 import FIRST
 from voc_rl.quantizers import musik
-from voc_rl.quantizers.musik import MUSIK, MUSIKBatch, MUSIKConfig, _action_range
+from voc_rl.quantizers.musik import MUSIK, MUSIKBatch, MUSIKConfig, TakenActions
 
 TINY = MUSIKConfig(
     n_tokens=2, levels=(4, 3), components=2, hidden=32, decoder_width=8, patch=1, horizon=5, negatives=32,
@@ -29,7 +29,7 @@ def test_pairs_are_aligned_and_never_cross_an_episode(tmp_path: Path) -> None:
     dataset = toy_dataset(tmp_path, (6, 2, 9), terminated=(1,))
     rows = np.tile(np.arange(len(dataset)), 40)
     batch = drawn(dataset, rows)
-    assert [t.dtype for t in batch] == [torch.uint8, torch.uint8, torch.float32, torch.int64]
+    assert [t.dtype for t in batch[:4]] == [torch.uint8, torch.uint8, torch.float32, torch.int64]
     assert batch.obs.shape == batch.later.shape == (len(rows), 9, 2, 2)
     obs, later = (x[:, ::3, 0, 0].long().numpy() for x in (batch.obs, batch.later))
     # the frame of row t of episode e is 40 e + t
@@ -60,7 +60,7 @@ def _time(dataset: Episodes) -> np.ndarray:
 def test_actions_are_looked_at_once_for_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = toy_dataset(tmp_path / "one", (6, 4)), toy_dataset(tmp_path / "other", (9, 4))
     asked: list[Episodes] = []
-    monkeypatch.setattr(musik, "_action_range", lambda dataset: asked.append(dataset) or _action_range(dataset))
+    monkeypatch.setattr(musik, "TakenActions", lambda dataset: asked.append(dataset) or TakenActions(dataset))
     quantizer, rng = MUSIK((9, 2, 2), TINY), np.random.default_rng(0)
     batches = [quantizer.batch(dataset, np.arange(5), rng) for dataset in (one, one, other, other)]
     assert asked == [one, other]

@@ -59,7 +59,7 @@ class Validate:
 class Convert:
     """Turn a dataset into ours (or V-D4RL's, Minari's); D4RL's states are drawn (for Minari, where they can be).
 
-    A conversion that was cut goes on.
+    A conversion to ours that was cut goes on; to another format it begins anew: draw D4RL's states into ours first.
     """
 
     path: tyro.conf.Positional[str]

@@ -46,7 +46,8 @@ REFERENCE_RETURNS = {
 
 
 def open_d4rl(location: str | Path, stack: int = 3, max_episode_steps: int = MAX_EPISODE_STEPS) -> Episodes:
-    """Open a file, or a name such as ``halfcheetah-medium-v2`` through the package d4rl where that imports.
+    """Open a file, or a name such as ``halfcheetah-medium-v2`` through the package d4rl where that imports, which
+    downloads the file of that name once.
 
     The episodes have ``state``, and ``physics`` where the file has the simulator's states, but no frames.
 

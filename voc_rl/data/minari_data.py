@@ -20,6 +20,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,17 @@ def open_minari(name: str, stack: int = 3, untrusted: bool = False) -> Episodes:
     become one-hot.
 
     Raises:
-        VOCError: no such dataset, spaces that have no place here, damaged files, or minari is not installed.
+        VOCError: no such dataset, spaces that have no place here, damaged files, more than the machine's memory, or
+            minari is not installed.
     """
     folder = minari_folder(name)
-    files = data_files(folder, (".json", ".hdf5"), untrusted)  # refuses links that leave the folder
-    stored = sum(file.stat().st_size for file in files)  # frames take more, where they are compressed
-    check_memory(stored, f"Every frame of {folder}", TO_FILES)
-    return Episodes.from_episodes(minari_episodes(folder), minari_spec(folder), folder, stack)
+    data_files(folder, (".json", ".hdf5"), untrusted)  # refuses links that leave the folder
+    episodes = minari_episodes(folder)
+    first = list(islice(episodes, 1))
+    for episode in first:  # what is stored may be compressed, and holds whole stacks
+        size = sum(array.nbytes for array in vars(episode).values() if array is not None)
+        check_memory(_rows(folder) * size // len(episode.reward), f"Every frame of {folder}", TO_FILES)
+    return Episodes.from_episodes(chain(first, episodes), minari_spec(folder), folder, stack)
 
 
 def minari_folder(name: str) -> Path:
@@ -157,6 +162,13 @@ def minari_count(folder: Path) -> int:
                 "the dataset is not whole."
             )
     return count
+
+
+def _rows(folder: Path) -> int:
+    """How many rows all episodes make, of files that ``minari_count`` looked at."""
+    path = folder / "main_data.hdf5"
+    with reading(path, "HDF5", "Minari's main_data.hdf5"), h5py.File(path, "r") as file:
+        return sum(len(file[name]["rewards"]) + 1 for name in file)
 
 
 def _episode(raw: dict[str, Any], where: str, ours: bool, reader: ActionReader) -> Episode:

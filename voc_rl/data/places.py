@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,30 @@ def places_of(asked: Places) -> list[str | Path]:
     """Every place that is asked for, in the order of the rows.
 
     Raises:
-        VOCError: none, or one twice, whose episodes would be trained on and held out.
+        VOCError: none, or a file twice, by whatever names: its episodes would be trained on and held out.
     """
     places = [asked] if isinstance(asked, str | Path) else list(asked)
     if not places:
         raise VOCError("Zero files or folders were asked for; at least one is needed.")
-    for number, place in enumerate(places):
-        if Path(place) in map(Path, places[:number]):
-            raise VOCError(f"{place} was asked for twice; once is needed.")
+    if len(places) > 1:
+        found = [_files(place) for place in places]
+        for number, (place, files) in enumerate(zip(places, found, strict=True)):
+            for other, others in zip(places[:number], found, strict=False):
+                if files & others:
+                    raise VOCError(f"{place} was asked for twice, before as {other}; once is needed.")
     return places
+
+
+def split_place(place: str | Path) -> tuple[str, str]:
+    """``FORMAT:PLACE`` as these two; what exists as it is spelled, or has no colon, is a place alone, its format ""."""
+    word, colon, location = str(place).partition(":")
+    if not word or not colon or Path(place).exists():
+        return "", str(place)
+    return word, os.path.expanduser(location)  # shells do so at the beginning of a word alone
+
+
+def _files(place: str | Path) -> set[Path]:
+    """What a place stands for, with links followed: a file or a name itself, or the files of a folder."""
+    path = Path(split_place(place)[1])
+    inside = {file.resolve() for file in path.iterdir() if file.is_file()} if path.is_dir() else set()
+    return inside or {path.resolve()}

@@ -11,7 +11,6 @@ A path without a word before it is looked at; what may be a shard of V-D4RL is r
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from voc_rl.data.d4rl import open_d4rl
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import Episode, hdf5_files
 from voc_rl.data.malformed import with_steps
-from voc_rl.data.places import Places, places_of
+from voc_rl.data.places import Places, places_of, split_place
 from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec
 from voc_rl.data.trial import read_in_child
 from voc_rl.errors import VOCError, check_choice
@@ -105,13 +104,13 @@ def parse(spec: str | Path) -> tuple[str, str]:
     Raises:
         VOCError: an unknown format, or a path with nothing that is known.
     """
-    word, colon, location = str(spec).partition(":")
-    if colon and not Path(spec).exists():
-        check_choice(word, FORMATS, "dataset format")
-        if not location:
-            raise VOCError(f"{spec!r} names no place; {word}:PATH is needed.")
-        return word, os.path.expanduser(location)  # shells do so at the beginning of a word alone
-    return _guess(Path(spec)), str(spec)
+    word, location = split_place(spec)
+    if not word:
+        return _guess(Path(location)), location
+    check_choice(word, FORMATS, "dataset format")
+    if not location:
+        raise VOCError(f"{spec!r} names no place; {word}:PATH is needed.")
+    return word, location
 
 
 def _guess(path: Path) -> str:

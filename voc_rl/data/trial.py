@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voc_rl.data.minari_data import minari_folder
+from voc_rl.data.places import split_place
 from voc_rl.errors import VOCError, check_positive
 
 _START = "from voc_rl.data.trial_child import main; main()"
@@ -59,14 +59,10 @@ def read_in_child(spec: str, timeout: float | None = None) -> Trial:
 
 def source_files(spec: str) -> list[Path]:
     """The files that a spec means, resolved and in the order of their names; none where it means none that are here."""
-    path = Path(spec)
-    if not path.exists():
-        word, _, place = spec.partition(":")
-        if not place:
-            return []
-        place = os.path.expanduser(place)
-        path = minari_folder(place) if word == "minari" else Path(place)
-    path = path.resolve()
+    word, place = split_place(spec)
+    if not place:
+        return []
+    path = (minari_folder(place) if word == "minari" else Path(place)).resolve()
     if not path.is_dir():
         return [path] if path.is_file() else []
     files = (file for file in path.rglob("*") if file.is_file())

@@ -123,17 +123,26 @@ def unscale(picture: Tensor) -> Tensor:
     return ((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def check_codes(codes: Tensor, quantizer: Quantizer) -> None:
-    """A tensor of codes, of the right width, that lie in the codebook; END, which futures may hold, does not."""
+def check_codes(codes: Tensor, quantizer: Quantizer) -> Tensor:
+    """Codes (..., n_tokens) of any whole numbers, as int16 ones of ``tokenize``, as int64.
+
+    Raises:
+        VOCError: no tensor, other numbers or another width, or codes outside the codebook, as END, which futures may
+            hold.
+    """
     if not isinstance(codes, Tensor):
         raise VOCError(f"Codes are {type(codes).__name__}; a tensor is needed, as torch.from_numpy makes of an array.")
+    if codes.dtype == torch.bool or codes.is_floating_point() or codes.is_complex():
+        raise VOCError(f"Codes are {codes.dtype}; whole numbers are needed, as encode and tokenize give.")
     if not codes.ndim or codes.shape[-1] != quantizer.n_tokens:
         raise VOCError(f"Codes have shape {tuple(codes.shape)}; {quantizer.n_tokens} tokens per row are needed.")
+    codes = codes.long()
     if codes.numel() and (codes.min() < 0 or codes.max() >= quantizer.codebook_size):
         least, most, size = codes.min().item(), codes.max().item(), quantizer.codebook_size
         end = f", and {size} is END, a future behind a termination, which has no picture: leave such rows out"
         known = f"0..{size - 1} is the codebook{end if most == size else ''}"
         raise VOCError(f"Codes lie in {least}..{most}; {known}.")
+    return codes
 
 
 def check_rows_of_codes(codes: Tensor) -> None:

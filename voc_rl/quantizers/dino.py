@@ -207,14 +207,13 @@ class DINOTokenizer(Quantizer):
         return self.codebook.nearest(latents)
 
     def embed(self, codes: Tensor) -> Tensor:
-        check_codes(codes, self)
-        return self.codebook.vectors[codes]
+        return self.codebook.vectors[check_codes(codes, self)]
 
     def code_vectors(self) -> Tensor:
         return self.codebook.vectors
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself."""
+        """int (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself."""
         vectors = self.embed(codes)
         check_rows_of_codes(codes)
         vectors = rearrange(vectors, "b (k n) d -> (b k) n d", k=self.stack)

@@ -6,9 +6,11 @@ and need not hold what moves by itself (weather, a crowd, a film in the backgrou
 Network. The encoder, codebook and picture decoder of the small VQ-VAE; only what the encoder learns from differs.
 
 Loss. Contrastive (InfoNCE): a network gives each candidate action an energy, and the logged action has to be told
-from uniform ones, over the range that each dimension has in the data. So it works for any number of action dimensions
-and for several right answers. It sees the quantised vectors, with straight-through gradients. The decoder learns to
-paint from vectors that are cut off from the encoder: pictures show what codes hold, and never decide it.
+from others: uniform ones, over the range that each dimension has in the data, but where a dimension has few values
+there (one-hot choices, full thrust or none) with those of logged actions, which uniform numbers would never hit. So it
+works for any number of action dimensions and for several right answers. It sees the quantised vectors, with
+straight-through gradients. The decoder learns to paint from vectors that are cut off from the encoder: pictures show
+what codes hold, and never decide it.
 
 Limits. Where the data's policy acts on it, something that no action moves still helps to guess the action and may be
 kept; where actions do nothing, codes hold nothing.
@@ -33,6 +35,8 @@ from voc_rl.quantizers.base import Quantizer, whole_batch
 from voc_rl.quantizers.shift import random_moves, shifted
 from voc_rl.quantizers.vqvae import VQVAE, VQVAEConfig
 
+MOST_LISTED = 32  # values of a dimension; beside more, a network hardly tells uniform numbers from logged ones
+
 
 @dataclass(frozen=True)
 class MUSIKConfig:
@@ -43,7 +47,7 @@ class MUSIKConfig:
     conv_width: channels of the convolutional branch of the encoder; 0 leaves it out.
     decoder_width, patch: channels of the decoder, and the pixels that one of its cells paints.
     horizon: k is uniform in 1..horizon steps. condition_on_k: tell the classifier k.
-    negatives: uniform actions against each logged one. energy_hidden: width of the classifier.
+    negatives: actions against each logged one, where there are as many. energy_hidden: width of the classifier.
     max_action_size: action dimensions that the classifier has room for; those that never change need none.
     shift: random shift of training pictures, in pixels, the same for both ends of a pair; 0 for none.
     """
@@ -79,12 +83,15 @@ class MUSIKBatch(NamedTuple):
 
     obs, later: uint8 (B, 3K, H, W), at t and t + ``steps``. steps: int64 (B,).
     action: float32 (B, A), of the dimensions that change in the data, whose ranges are -1..1 here.
+    listed: int64 (L,), those of them that have few values in the data. choices: float32 (V, L), what was taken there.
     """
 
     obs: Tensor
     later: Tensor
     action: Tensor
     steps: Tensor
+    listed: Tensor
+    choices: Tensor
 
 
 class ActionEnergy(nn.Module):
@@ -125,8 +132,8 @@ class MUSIK(VQVAE):
         self.config: Any = config
         del self.to_features  # only pictures are decoded
         self.energies = ActionEnergy(self.n_tokens * self.code_dim, config)
-        self._actions: np.ndarray | None = None  # of the last dataset, whose ranges these are
-        self._range: tuple[np.ndarray, np.ndarray]
+        self._actions: np.ndarray | None = None  # of the last dataset, of which this was taken
+        self._taken: TakenActions
 
     @staticmethod
     def from_published(path: str | Path, stack: int = 1) -> Quantizer:
@@ -142,24 +149,22 @@ class MUSIK(VQVAE):
     def batch(self, dataset: Episodes, rows: np.ndarray, rng: np.random.Generator) -> MUSIKBatch:
         """Pairs that start at ``rows``, or at other rows where an episode has no step left, k steps apart.
 
-        k is uniform in 1..horizon, cut at the end of the episode. Of actions, the dimensions that change are kept, and
-        the range of each in the dataset is brought to -1..1, which is where negatives are drawn from.
+        k is uniform in 1..horizon, cut at the end of the episode.
 
         Raises:
             VOCError: a dataset without steps, or whose actions never change.
         """
         if self._actions is not dataset.action:  # once for a dataset: it takes a while where actions are many
-            self._range, self._actions = _action_range(dataset), dataset.action
-        centre, reach = self._range
-        changes = reach > 0
+            self._taken, self._actions = TakenActions(dataset), dataset.action
+        taken = self._taken
         count, own = whole_batch(len(rows))
         rows = np.where(dataset.steps_left[rows] > 0, rows, dataset.sample_rows(count, rng)[own])
         steps = np.minimum(rng.integers(1, self.config.horizon + 1, count)[own], dataset.steps_left[rows])
         obs, later = np.split(dataset.observations(np.concatenate([rows, rows + steps])), 2)
-        action = dataset.action[rows + 1][:, changes]  # a row holds the action that led to it
-        action = (action - centre[changes]) / reach[changes]
+        action = taken.scaled(dataset.action[rows + 1])  # a row holds the action that led to it
         device = device_of(self)
-        return MUSIKBatch(*(torch.from_numpy(array).to(device) for array in (obs, later, action, steps)))
+        arrays = (obs, later, action, steps, taken.listed, taken.choices)
+        return MUSIKBatch(*(torch.from_numpy(array).to(device) for array in arrays))
 
     def loss(self, batch: MUSIKBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         pictures = torch.cat([batch.obs, batch.later], 1)
@@ -169,7 +174,7 @@ class MUSIK(VQVAE):
         obs, later = pictures.chunk(2, 1)
         vectors, _ = self.codebook(self.latents(torch.cat([obs, later])))
         now, then = vectors.flatten(1).chunk(2)
-        candidates = candidate_actions(batch.action, self.config.negatives, generator)
+        candidates = candidate_actions(batch.action, batch.listed, batch.choices, self.config.negatives, generator)
         infonce, accuracy = info_nce(self.energies(now, then, candidates, batch.steps))
         trunk = self.trunk(now.detach())
         pixels = self._painting_loss(obs, trunk, generator)
@@ -177,12 +182,26 @@ class MUSIK(VQVAE):
         return infonce + pixels, numbers
 
 
-def candidate_actions(action: Tensor, negatives: int, generator: torch.Generator) -> Tensor:
-    """(B, A) -> (B, 1 + negatives, A): the logged action first, then actions uniform in -1..1."""
+def candidate_actions(
+    action: Tensor, listed: Tensor, choices: Tensor, negatives: int, generator: torch.Generator
+) -> Tensor:
+    """(B, A) -> (B, 1 + M, A): the logged action first, then M others; ``listed``, ``choices`` as in ``MUSIKBatch``.
+
+    Every other choice once, where all dimensions are listed and these are at most ``negatives``. Else M is
+    ``negatives``: in listed dimensions choices, all alike, in others uniform in -1..1.
+    """
     count, own = whole_batch(len(action))
-    shape = (count, negatives, action.shape[1])
-    uniform = torch.rand(shape, generator=generator, device=generator.device)[own].to(action.device)
-    return torch.cat([action[:, None], 2 * uniform - 1], 1)
+    (kinds, few), size = choices.shape, action.shape[1]
+    if few == size and kinds <= negatives + 1:
+        logged = (choices == action[:, None]).all(-1).long().argmax(1)
+        others = logged[:, None] + torch.arange(1, kinds, device=action.device)
+        return torch.cat([action[:, None], choices[others % kinds]], 1)
+    uniform = torch.rand((count, negatives, size), generator=generator, device=generator.device)[own].to(action.device)
+    drawn = 2 * uniform - 1
+    if few:
+        which = torch.randint(kinds, (count, negatives), generator=generator, device=generator.device)[own]
+        drawn[..., listed] = choices[which.to(action.device)]
+    return torch.cat([action[:, None], drawn], 1)
 
 
 def info_nce(energies: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,12 +215,30 @@ def info_nce(energies: Tensor) -> tuple[Tensor, Tensor]:
     return loss, (logits[:, :1] > logits[:, 1:]).all(1).float().mean()
 
 
-def _action_range(dataset: Episodes) -> tuple[np.ndarray, np.ndarray]:
-    """The middle of what was taken in each dimension, and how far it reaches to both sides; float32 (A,) each."""
-    taken = dataset.action[dataset.step_type != FIRST]
-    if not len(taken):
-        raise VOCError("musik learns from steps; no episode of this dataset has two rows.")
-    low, high = taken.min(0), taken.max(0)
-    if not (low < high).any():
-        raise VOCError("musik learns from actions; this dataset has none (they are of size 0, or never change).")
-    return (low + high) / 2, (high - low) / 2
+class TakenActions:
+    """What was taken in a dataset, by the dimensions that change, the range of each brought to -1..1.
+
+    Attributes:
+        listed: int64 (L,), the dimensions of few values, each taken ten times on average.
+        choices: float32 (V, L), all that was taken there, every combination once.
+
+    Raises:
+        VOCError: a dataset without steps, or whose actions never change.
+    """
+
+    def __init__(self, dataset: Episodes) -> None:
+        taken = dataset.action[dataset.step_type != FIRST]
+        if not len(taken):
+            raise VOCError("musik learns from steps; no episode of this dataset has two rows.")
+        low, high = taken.min(0), taken.max(0)
+        if not (low < high).any():
+            raise VOCError("musik learns from actions; this dataset has none (they are of size 0, or never change).")
+        self._centre, self._reach = (low + high) / 2, (high - low) / 2
+        taken, most = self.scaled(taken), min(MOST_LISTED, len(taken) // 10)
+        self.listed = np.flatnonzero([len(np.unique(column)) <= most for column in taken.T])
+        self.choices = np.unique(taken[:, self.listed], axis=0)
+
+    def scaled(self, action: np.ndarray) -> np.ndarray:
+        """Actions float32 (N, A) of the dataset, those of their dimensions that change, in -1..1."""
+        changes = self._reach > 0
+        return (action[:, changes] - self._centre[changes]) / self._reach[changes]

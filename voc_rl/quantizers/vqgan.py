@@ -107,15 +107,14 @@ class VQGAN(Quantizer):
         return nearest_codes(latents, self.codebook.weight)
 
     def embed(self, codes: Tensor) -> Tensor:
-        check_codes(codes, self)
-        return self.codebook(codes)
+        return self.codebook(check_codes(codes, self))
 
     def code_vectors(self) -> Tensor:
         return self.codebook.weight.detach()
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself."""
+        """int (B, n_tokens) -> uint8 (B, 3K, H, W), every frame painted by itself."""
         vectors = self.embed(codes)
         check_rows_of_codes(codes)
         vectors = rearrange(vectors, "b (k n) d -> (b k) n d", k=self.stack)

@@ -213,7 +213,7 @@ class VQVAE(Quantizer):
 
     @single_precision()
     def embed(self, codes: Tensor) -> Tensor:
-        check_codes(codes, self)
+        codes = check_codes(codes, self)
         return self.codebook.indices_to_codes(codes.reshape(-1, self.n_tokens)).reshape(*codes.shape, self.code_dim)
 
     @single_precision()
