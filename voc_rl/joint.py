@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.data.checks import check_discounts, check_reward_sizes
 from voc_rl.errors import check_decay, check_share
 from voc_rl.loop import Checkpoints, Descent, LoopConfig, StepLog, take_steps
@@ -229,7 +229,7 @@ def train_joint(
             frozen.
     """
     check_discounts(dataset)
-    check_reward_sizes(dataset.reward)
+    check_reward_sizes(dataset.reward[arrived_rows(dataset)])
     if checkpoints is None or not checkpoints.path.exists():
         fit_quantizer(quantizer, dataset, seed, log)
     work = JointSteps(quantizer, networks, dataset, joint, quantizer_training, occupancy, seed)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from voc_rl.checkpoints import checkpoint_folder
 from voc_rl.configs import fingerprint
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.data.checks import check_discounts, check_reward_sizes
 from voc_rl.data.mark import data_mark
 from voc_rl.errors import VOCError, check_positive, check_seed
@@ -229,7 +229,7 @@ def ready_quantizer(
             spent on them.
     """
     check_discounts(dataset)
-    check_reward_sizes(dataset.reward)
+    check_reward_sizes(dataset.reward[arrived_rows(dataset)])
     if given is not None:
         stays = device is None or same_device(device, device_of(given))
         return given if stays else copy.deepcopy(given).to(device)
