@@ -38,8 +38,9 @@ class JointTraining:
 
     warmup: share of the quantizer's steps that it takes alone; 1 freezes it before the network begins, which is
     training by stages. Raised where the network's steps would end before the quantizer's.
-    decay: of the average that the network's codes come from, per step; 0 is the moving quantizer itself, as in the
-    paper's code (both are 0 in ``with_recipe(config, "paper")``).
+    decay: of the average that the network's codes come from, per step; 0 is the moving quantizer itself, as it is at
+    each stock of ``refill`` steps (``OccupancyTraining``): codes are up to refill - 1 of its steps old. In the paper's
+    code both are 0 (``with_recipe(config, "paper")``).
     """
 
     warmup: float = 0.5
