@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from voc_rl.benchmarks.results import hardware
-from voc_rl.checkpoints import lock, read_json, write_json, writing
+from voc_rl.checkpoints import as_json, lock, read_json, write_json, writing
 from voc_rl.distributed import alone, dealt, meet, ranks
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
@@ -188,7 +188,7 @@ def hold_settings(path: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         VOCError: the file holds other settings.
     """
-    own = json.loads(json.dumps(settings))
+    own = as_json(settings)
     if not path.exists():
         write_json(path, own)
         return

@@ -318,3 +318,4 @@ def test_differences() -> None:
         "network.width was 32 and is 16",
         "config.x was None and is 1",
     ]
+    assert differences({"width": 32, "gamma": 0.5}, {"width": np.int64(32), "gamma": np.float32(0.5)}) == []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from voc_rl.checkpoints import as_json
 from voc_rl.data import Episodes
 from voc_rl.data.mark import data_mark
 from voc_rl.errors import few
@@ -122,7 +122,7 @@ def made_elsewhere(run: RunFolder) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In what settings differ from those of a finished stage, in words; the place of the same data does not count."""
-    plain = json.loads(json.dumps(now))  # as they were stored
+    plain = as_json(now)  # as they were stored
     known = [name for name in plain if name in before and name != "data"]
     return [words for name in known for words in _differences(name, before[name], plain[name])]
 
