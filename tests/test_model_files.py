@@ -86,9 +86,9 @@ def test_numpy_numbers_of_a_config_are_saved_as_the_numbers_that_they_are(
     """Over an older VOC, which a save that fails leaves as it is."""
     low, high = np.float32(0.3), np.float32(0.8)
     config = replace(
-        CONFIG, network=replace(CONFIG.network, width=np.int64(32)),
+        CONFIG, network=replace(CONFIG.network, width=np.int64(32)),  # type: ignore[arg-type]
         quantizer_config={**CONFIG.quantizer_config, "hidden": np.int64(32)},
-        occupancy=replace(CONFIG.occupancy, gammas=(low, high)),
+        occupancy=replace(CONFIG.occupancy, gammas=(low, high)),  # type: ignore[arg-type]
     )  # fmt: skip
     voc, before = train(dataset, config), files(saved)
     for part, name in ((voc.value_head, "hidden"), (voc.quantizer, "config")):
