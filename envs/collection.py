@@ -8,6 +8,7 @@ Neither the number of processes nor how often the collection was stopped changes
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -74,7 +75,8 @@ def collect(
 
     Args:
         out: folder for ``episode_000000.hdf5`` and so on, and for ``collect.json``, the settings.
-        policy: what acts; for more than one process it has to pickle.
+        policy: what acts; for more than one process it has to pickle. A later call knows it again by its ``repr``, less
+            addresses: objects of one class that say no more of themselves are taken for the same.
         episodes: how many there are to be in all.
         seed: with an episode's number, all that its randomness comes from.
         max_episode_steps: agent steps per episode; None is the task's own limit. Rows are one more.
@@ -120,10 +122,13 @@ def _spec(env: gym.Env, policy: BehaviourPolicy) -> DataSpec:
     inner: Any = env.unwrapped
     if inner.max_episode_steps is None:
         raise VOCError(f"{inner.task} has no time limit of its own; max_episode_steps is needed.")
-    # A default repr holds an address, which differs at every start.
-    named = type(policy).__repr__ is not object.__repr__
-    name = repr(policy) if named else f"{type(policy).__module__}.{type(policy).__qualname__}"
-    return replace(inner.data_spec, policy=name)
+    return replace(inner.data_spec, policy=_unplaced(repr(policy)))
+
+
+def _unplaced(words: str) -> str:
+    """A ``repr`` without the addresses of objects and functions, which differ at every start; of an object that says no
+    more, its class."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", re.sub(r"<(\S+) object at 0x[0-9a-fA-F]+>", r"\1", words))
 
 
 def same_settings(out: Path, settings: Mapping[str, Any]) -> bool:
@@ -198,8 +203,6 @@ def _in_workers(job: _Job, processes: int, todo: list[int]) -> Iterator[None]:
                 f"A process collecting into {job.out} ended early (no memory left, or a script that lacks "
                 "`if __name__ == '__main__':`); the same call goes on from the episodes that are whole."
             ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker_env: gym.Env | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -59,9 +60,9 @@ class PixelObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     @property
     def data_spec(self) -> DataSpec:
-        """How the frames are made: what the environment says itself, else the id that it was made by."""
+        """How the frames are made: what the environment says itself, else the id that it was made by; of ``size``."""
         if self.env.has_wrapper_attr("data_spec"):
-            return self.env.get_wrapper_attr("data_spec")
+            return replace(self.env.get_wrapper_attr("data_spec"), size=self.size)
         made = self.unwrapped.spec
         return DataSpec(task=made.id if made is not None else "", size=self.size)
 

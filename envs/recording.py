@@ -19,8 +19,8 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
     Args:
         env: a Gymnasium environment that shows stacked frames uint8 (3K, H, W), newest last (``PixelObservation``), and
             takes discrete actions (recorded one-hot) or actions in [-1, 1]. Of ``info``, ``state`` (policies of the
-            state need it), ``physics`` and ``discount`` (else 0 at a termination and 1 otherwise) are kept where they
-            are given. Rewards are what the environment paid, also where a value wrapper shapes them.
+            state need it), ``physics`` and ``discount`` (else 1; always 0 at a termination) are kept where they are
+            given. Rewards are what the environment paid, also where a value wrapper shapes them.
 
     Raises:
         VOCError: other actions or observations, a policy that draws no actions or none of the environment's, no
@@ -45,7 +45,9 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
         action = _checked_action(drawn, nothing.shape, choices, policy)
         played = numbers(action, space) if choices else np.clip(action, -1, 1)
         observation, reward, terminated, truncated, info = env.step(played)
-        over, info = terminated or truncated, {"discount": float(not terminated), **info}
+        over = terminated or truncated
+        # a wrapper may end what the environment inside, which gave the discount, would go on with
+        info = {**info, "discount": 0.0 if terminated else info.get("discount", 1.0)}
         paid = raw_reward(info, _reward(reward))
         rows.append(_row(observation, info, action, paid, log_prob, policy_id, 2 if over else 1))
     given = [name for name in rows[0] if all(name in row for row in rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,10 @@ def roll_outs(
     if processes == 1:
         return [_follow(*job) for job in jobs]
     with worker_pool(processes) as pool:
-        return [future.result() for future in [pool.submit(_follow, *job) for job in jobs]]
+        futures = [pool.submit(_follow, *job) for job in jobs]
+        for future in as_completed(futures):  # an error is answered when it happens
+            future.result()
+        return [future.result() for future in futures]
 
 
 def _follow(task: str, physics: np.ndarray, policy: Any, horizon: int, count: int, seed: list[int]) -> RollOuts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,15 +48,17 @@ def evaluate_policy_value(
 
     Args:
         model: a policy, or a Stable-Baselines3 agent. voc: a run folder or a VOC.
-        env: where it acts; None is the environment of a Stable-Baselines3 agent, which is reset. Of a Dict with
-            "pixels", which the VOC reads, an agent of one part is shown that part: one of the flat state acts in
+        env: where it acts; None is the environment of a Stable-Baselines3 agent, which is reset, so that it is for
+            between calls of ``learn``: a callback gives one made anew. Of a Dict with "pixels", which the VOC reads, an
+            agent of one part is shown that part: one of the flat state acts in
             ``PixelObservation(env, render_only=False)``.
         n_eval_episodes: how many; split evenly among environments, so that short ones are not preferred.
         deterministic: as in ``predict``. estimator: ``head`` or ``sample``.
 
     Raises:
-        VOCError: no ``predict``, no environment or one of another kind, observations without frames that the VOC can
-            read or without what the agent sees, or episodes shorter than the horizon of the VOC's discount.
+        VOCError: no ``predict``, no environment or one of another kind, one in which an agent is learning right now,
+            observations without frames that the VOC can read or without what the agent sees (normalised ones, where it
+            learned under ``VecNormalize``), or episodes shorter than the horizon of the VOC's discount.
     """
     if not callable(getattr(model, "predict", None)):
         raise VOCError(f"{model!r} is no policy; an agent, or an object with its `predict`, is needed.")
@@ -69,6 +73,8 @@ def evaluate_policy_value(
             "(make_vec_env) is needed."
         )
     env = BaseAlgorithm._wrap_env(env, monitor_wrapper=False)  # as the agent's own: channels come first
+    _check_idle(env)
+    _check_scales(agent, env)
     check_positive(n_eval_episodes, "n_eval_episodes")
     voc = open_voc(voc)
     traces = ValueTraces(voc, env, estimator)
@@ -106,6 +112,31 @@ def _shown(model: Any, env: VecEnv) -> Callable[[Any], Any]:
 def _inner(env: VecEnv) -> set[int]:
     """Which environments are inside, whatever wraps them; of processes, the vector of them."""
     return {id(getattr(one, "unwrapped", one)) for one in getattr(env.unwrapped, "envs", [env.unwrapped])}
+
+
+def _check_idle(env: VecEnv) -> None:
+    """Refuse an environment in which an agent collects steps right now, as where one of its callbacks asks: it would go
+    on from another state than it left, and store transitions that never were."""
+    for call, _ in traceback.walk_stack(inspect.currentframe()):  # an agent keeps no other mark of it
+        agent = call.f_locals.get("self")
+        if call.f_code.co_name != "collect_rollouts" or not isinstance(agent, BaseAlgorithm):
+            continue
+        if (own := agent.get_env()) is not None and _inner(own) & _inner(env):
+            raise VOCError(
+                f"{type(agent).__name__} is in the middle of learn() in this environment, which must not be reset "
+                "meanwhile; from a callback, pass env, one made anew."
+            )
+
+
+def _check_scales(agent: Any, env: VecEnv) -> None:
+    """Refuse observations as they are for an agent that learned from normalised ones."""
+    learned = getattr(agent, "get_vec_normalize_env", lambda: None)()
+    if getattr(learned, "norm_obs", False) and not getattr(unwrap_vec_normalize(env), "norm_obs", False):
+        raise VOCError(
+            f"{type(agent).__name__} learned under VecNormalize, and env shows observations as they are; wrap env in a "
+            "VecNormalize with the same statistics, or give an object whose `predict` normalises first "
+            "(VecNormalize.normalize_obs)."
+        )
 
 
 @contextmanager

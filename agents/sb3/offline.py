@@ -119,7 +119,8 @@ def train_offline(
         model: SAC, TD3, DDPG, DQN or ``VOCCritic``.
         dataset: fills its replay buffer; None: it is filled already, as where these episodes were trained on before.
         steps: gradient steps. batch_size: None is the agent's own.
-        log_every: gradient steps between two dumps of its logger, which count on from call to call.
+        log_every: gradient steps between two dumps of its logger, which count on from call to call; rounded up to whole
+            ``target_update_interval``s of SAC.
         callback: called after each dump with the agent and the gradient steps that it has taken in all.
         progress: show a bar with the time left.
         say: as in ``fill_replay_buffer``.
@@ -139,6 +140,7 @@ def train_offline(
     if buffer.size() == 0:
         raise VOCError("The replay buffer is empty; pass a dataset, or fill it with fill_replay_buffer first.")
     model.learning_starts = 0
+    log_every += -log_every % _together(model)
     done = 0
     with progress_bar(desc="offline", unit="step", total=steps, show=progress) as bar:
         for some in _take_steps(model, steps, batch_size or model.batch_size, log_every):
@@ -155,20 +157,23 @@ def train_offline(
 def _take_steps(model: OffPolicyAlgorithm, steps: int, batch_size: int, log_every: int) -> Iterator[int]:
     """Take gradient steps in parts, and yield the size of each: a part ends where something is logged, the learning
     rate is read again or DQN's target moves."""
-    interval, done = getattr(model, "target_update_interval", 1), 0
-    renewed = -(-steps // _RATES)
-    if not isinstance(model, DQN):
-        renewed += -renewed % interval  # SAC counts from 0 in each `train`
+    renewed, done = -(-steps // _RATES), 0
+    renewed += -renewed % _together(model)
     while done < steps:
         some = min(log_every - done % log_every, renewed - done % renewed, steps - done)
         if isinstance(model, DQN):
-            some = min(some, interval - model._n_updates % interval)
+            some = min(some, model.target_update_interval - model._n_updates % model.target_update_interval)
         model._update_current_progress_remaining(done - done % renewed, steps)
         model.train(some, batch_size)
-        if isinstance(model, DQN) and model._n_updates % interval == 0:
+        if isinstance(model, DQN) and model._n_updates % model.target_update_interval == 0:
             _move_target(model)
         done += some
         yield some
+
+
+def _together(model: OffPolicyAlgorithm) -> int:
+    """Gradient steps that one `train` has to take whole: SAC counts those between its target's moves from 0 in each."""
+    return 1 if isinstance(model, DQN) else getattr(model, "target_update_interval", 1)
 
 
 def _check_learns_in_train(model: OffPolicyAlgorithm) -> None:

@@ -217,6 +217,41 @@ def test_pixel_policies_see_the_stack(tmp_path):
     assert data.spec.policy == "test_collection.PixelPolicy"
 
 
+class Wrapped:
+    """Says nothing of itself."""
+
+    observation = "state"
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.full((*observation.shape[:-1], 6), 0.5, np.float32), None
+
+
+class Function:
+    """Says of itself which function it holds."""
+
+    observation = "state"
+
+    def __init__(self):
+        self.predict = lambda *given, **known: (np.full(6, 0.5, np.float32), None)
+
+    def __repr__(self):
+        return f"Function({self.predict!r})"
+
+
+def test_policies_are_known_again_by_what_they_say_and_not_by_their_places(tmp_path):
+    for wrapped, name in (
+        (Wrapped, "test_collection.Wrapped"),
+        (Function, "Function(<function Function.__init__.<locals>.<lambda>>)"),
+    ):
+        one, other = (StickyMixture([NoisyPolicy(wrapped(), 0.2)]) for _ in range(2))
+        assert repr(one) != repr(other)
+        out = tmp_path / wrapped.__name__
+        assert collect(out, "walker-walk", one, 1, seed=7, **SHORT) == 1
+        assert collect(out, "walker-walk", other, 2, seed=7, **SHORT) == 1
+        said = f"StickyMixture([NoisyPolicy({name}, sigma=0.2, epsilon=0)], switch=0.02)"
+        assert Episodes.open(out).spec.policy == said
+
+
 def test_members_of_a_mixture_are_told_apart(tmp_path):
     members = [load_policy("walker-walk/step_0"), load_policy("walker-walk/step_350000")]
     collect(tmp_path, "walker-walk", StickyMixture(members, switch=0.5), 1, seed=0, **SHORT)

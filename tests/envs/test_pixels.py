@@ -138,8 +138,8 @@ def test_it_says_of_which_task_frames_are():
     made = gym.make("voc_rl_test/Counter-v0", render_mode="rgb_array")
     del gym.registry["voc_rl_test/Counter-v0"]
     assert PixelObservation(made, size=8).data_spec == DataSpec(task="voc_rl_test/Counter-v0", size=8)
-    made.unwrapped.data_spec = own = DataSpec(task="own", render="mine")
-    assert PixelObservation(made, size=8).data_spec == own
+    made.unwrapped.data_spec = DataSpec(task="own", size=20, render="mine")
+    assert PixelObservation(made, size=8).data_spec == DataSpec(task="own", size=8, render="mine")
     assert PixelObservation(Counter(), size=8).data_spec == DataSpec(size=8)  # not made by an id
 
 

@@ -42,6 +42,28 @@ def test_what_the_environment_paid_is_recorded_where_a_wrapper_shapes_it():
     np.testing.assert_array_equal(episode.reward, np.arange(5) / 2)
 
 
+class Falls(gym.Wrapper):
+    """Ends an episode at its third step."""
+
+    def step(self, action):
+        observation, reward, _, truncated, info = self.env.step(action)
+        return observation, reward, self.unwrapped.at == 3, truncated, info
+
+
+def test_an_end_that_a_wrapper_adds_is_an_end(tmp_path):
+    """The environment inside, as those of dm_control, says its own discounts, which know nothing of it."""
+    for i, wrapper in enumerate((Falls, gym.Wrapper)):
+        env = Odd(1.0, discount=0.75)
+        env.length, env.terminates = 5, False
+        episode = record_episode(
+            wrapper(PixelObservation(env, 16)), NoisyPolicy(Steady(), 0.1), np.random.SeedSequence(0)
+        )
+        write_episode(tmp_path / f"{i}.hdf5", episode, DataSpec(task="ramp"))
+    found = Episodes.open(tmp_path)
+    np.testing.assert_array_equal(found.discount, [*[0.75] * 3, 0.0, *[0.75] * 6])
+    assert np.flatnonzero(found.terminal).tolist() == [3]
+
+
 class Steady:
     observation = "state"
 

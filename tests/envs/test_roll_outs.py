@@ -73,6 +73,32 @@ class Waits(Steady):
         return super().draw(observation, rng)
 
 
+class Counts(Steady):
+    """Leaves a file whenever it is followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        time.sleep(0.2)
+        (self.folder / str(rng.integers(2**60))).touch()
+        return super().draw(observation, rng)
+
+
+class Fails(Steady):
+    def draw(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        raise ZeroDivisionError("no action")
+
+
+def test_an_error_is_answered_when_it_happens_and_the_rest_left(tmp_path: Path) -> None:
+    """Of 13 policies only those are followed that were begun by then."""
+    physics = DMControlEnv("walker-walk", 2).reset(seed=0)[1]["physics"]
+    count = Counts(tmp_path)
+    with pytest.raises(ZeroDivisionError, match="no action"):
+        roll_outs("walker-walk", physics[None], [count, Fails(), *[count] * 12], 1, 1, 0, processes=2)
+    assert len(list(tmp_path.iterdir())) < 10
+
+
 def wait_for_ever(asked: Path) -> None:
     physics = DMControlEnv("walker-walk", 2).reset(seed=0)[1]["physics"]
     roll_outs("walker-walk", physics[None], [Waits(asked)] * 2, 2, 1, 0, processes=2)

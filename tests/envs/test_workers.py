@@ -17,7 +17,7 @@ def test_a_machine_without_semaphores_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(workers, "ProcessPoolExecutor", refused)
     with pytest.raises(VOCError, match=r"Read-only file system; /dev/shm .*processes=1"):
-        workers.worker_pool(2)
+        workers.worker_pool(2).__enter__()
 
 
 def test_workers_work() -> None:

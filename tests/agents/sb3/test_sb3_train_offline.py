@@ -93,14 +93,15 @@ def test_what_is_logged_and_how_the_learning_rate_falls(chain: Path, monkeypatch
     assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 3)
 
 
-@pytest.mark.parametrize("log_every", [7, 50, 1000])
+@pytest.mark.parametrize(("log_every", "interval", "falls"), [(7, 1, 3), (50, 1, 3), (1000, 1, 3), (10, 8, 8)])
 def test_when_something_is_logged_changes_nothing_that_is_learned(
-    log_every: int, chain: Path, monkeypatch: pytest.MonkeyPatch
+    log_every: int, interval: int, falls: int, chain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rate of 250 gradient steps falls every third one."""
+    """The rate of 250 gradient steps falls every third one, or after the next move of the target."""
     learned = []
     for every in (250, log_every):
-        model, rates = agent(learning_rate=lambda left: 1e-3 * left), list[float]()
+        model = agent(learning_rate=lambda left: 1e-3 * left, target_update_interval=interval)
+        rates = list[float]()
         step = model.critic.optimizer.step
         monkeypatch.setattr(
             model.critic.optimizer, "step",
@@ -112,18 +113,24 @@ def test_when_something_is_logged_changes_nothing_that_is_learned(
         model.set_random_seed(3)
         train_offline(model, None, 250, log_every=every, progress=False)
         done = np.arange(250)
-        np.testing.assert_allclose(rates, 1e-3 * (1 - (done - done % 3) / 250))
+        np.testing.assert_allclose(rates, 1e-3 * (1 - (done - done % falls) / 250))
         learned.append(model.policy.state_dict())
     for name, tensor in learned[0].items():
         assert torch.equal(tensor, learned[1][name]), name
 
 
-def test_sac_moves_its_target_as_often_as_it_is_told(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("log_every", [1000, 10, 16])
+def test_sac_moves_its_target_as_often_as_it_is_told(
+    log_every: int, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is logged no earlier than it was asked for, between two moves."""
     moves: list[float] = []
     monkeypatch.setattr("stable_baselines3.sac.sac.polyak_update", lambda *a: moves.append(a[2]))
     model = agent(target_update_interval=8)
-    train_offline(model, Episodes.open(chain), 80, progress=False, say=None)
+    model.set_logger(log := Log())
+    train_offline(model, Episodes.open(chain), 80, log_every=log_every, progress=False, say=None)
     assert sorted(moves) == [0.02] * 10 + [1.0] * 10
+    assert [step for step, _ in log.dumps] == ([80] if log_every == 1000 else [16, 32, 48, 64, 80])
 
 
 def test_an_agent_that_never_learned_before_and_goes_on_learning(chain: Path, tmp_path: Path) -> None:
