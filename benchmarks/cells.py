@@ -2,9 +2,9 @@
 
     {"cell": {"task": "walker-walk", "seed": 0}, "result": {...}, "seconds": 12.3, "cpu_seconds": 11.8, ...}
 
-A line is the whole record of a finished cell. It is written by one call and reaches the disk before the next cell
-starts, so a killed benchmark loses the cell that it was in and nothing else; a last line that a kill cut off is
-ignored, and removed by the next run.
+A line is the whole record of a finished cell. It reaches the disk before the next cell starts, or on a full disk
+nothing of it does, so a killed benchmark loses the cell that it was in and nothing else; a last line that a kill cut
+off is ignored, and removed by the next run.
 
 Processes that torchrun started (``voc_rl.distributed.join``), on machines that share a folder, deal the missing cells
 among them. The first one holds the file; each other one keeps its cells in a file beside it, which the first takes in
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from voc_rl.benchmarks.results import hardware
-from voc_rl.checkpoints import lock, read_json, write_json
+from voc_rl.checkpoints import as_json, lock, read_json, write_json, writing
 from voc_rl.distributed import alone, dealt, meet, ranks
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
@@ -134,8 +134,20 @@ def _records(cells: Sequence[Cell], work: Work, processes: int) -> Iterator[tupl
 
 
 def _write(record: Mapping[str, Any], file: IO[bytes]) -> None:
-    file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-    os.fsync(file.fileno())
+    _append(json.dumps(record, allow_nan=False).encode() + b"\n", file)
+
+
+def _append(line: bytes, file: IO[bytes]) -> None:
+    """Put all of ``line`` on the disk, or nothing of it: a disk that is nearly full takes a part."""
+    with writing(Path(file.name), "cells that are done are kept, run again once it can"):
+        before = os.fstat(file.fileno()).st_size
+        try:
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def _beside(path: Path, rank: int) -> Path:
@@ -176,7 +188,7 @@ def hold_settings(path: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         VOCError: the file holds other settings.
     """
-    own = json.loads(json.dumps(settings))
+    own = as_json(settings)
     if not path.exists():
         write_json(path, own)
         return
@@ -215,7 +227,7 @@ def _held(path: Path) -> Iterator[IO[bytes]]:
         if torn:
             file.truncate(len(whole))
         elif content and not content.endswith(b"\n"):
-            file.write(b"\n")
+            _append(b"\n", file)
         yield file
 
 

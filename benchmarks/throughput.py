@@ -145,13 +145,11 @@ def _begun(args: Args, device: torch.device) -> dict[str, Any]:
 def _size(args: Args, scale: Scale, size: str, device: torch.device, part: dict[str, Any], say: Say) -> None:
     """Time sampling and a training step of one size into ``part``."""
     case = Case(size, device, scale.rounds[size])
-    threads = args.threads or case.fastest_threads(len(os.sched_getaffinity(0)))
-    torch.set_num_threads(threads)
-    if "machine" not in part or part["machine"]["threads"] != threads:
-        part["machine"] = {**machine.rates(device), "threads": threads}
-    rates = part["machine"]
+    threads = _choose_threads(args, case)
+    timed = [part[other] for other in SIZES if "machine" in part.get(other, {})]
+    rates = next((own["machine"] for own in timed if own["threads"] == threads), None) or machine.rates(device)
     say(f"{part['device']}: {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, {rates['copy_bytes'] / 1e9:.0f} GB/s")
-    own = part[size] = {"threads": threads, **case.sampling(rates)}
+    own = part[size] = {"threads": threads, "machine": rates, **case.sampling(rates)}
     say(f"{size}: {_in_words(own)}, {threads} threads")
     _write(args, device, part)
     own.update(case.training(rates))
@@ -163,11 +161,18 @@ def _scaling(
 ) -> None:
     """Time our sampler as one number changes, as long as there is time."""
     case, part["scaling"] = Case(size, device, scale.rounds[size]), []
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+    if "sizes" not in args.parts:  # else those of this size, which has just been timed
+        _choose_threads(args, case)
     for point in scale.scaling:
         if time.perf_counter() < until:
             part["scaling"].append(case.scaling(*point))
             say(f"scaling: {part['scaling'][-1]}")
+
+
+def _choose_threads(args: Args, case: Case) -> int:
+    threads = args.threads or case.fastest_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
+    return threads
 
 
 def command(args: Args) -> str:

@@ -18,7 +18,7 @@ def table(results: Mapping[str, Any]) -> str:
     parts = [(name, results[name]) for name in ("cpu", "cuda") if name in results]
     lines += [_row(part["device"], size, part[size]) for _, part in parts for size in SIZES if size in part]
     for _, part in parts:
-        lines += _rates(part["device"], part["machine"]) if "machine" in part else []
+        lines += _rates(part)
         lines += [_low(size, part[size]) for size in SIZES if _ways(part.get(size, {}))]
         lines += [_steps(size, part[size]) for size in SIZES if "refill_seconds" in part.get(size, {})]
         lines += _scaling(part.get("scaling", []))
@@ -27,15 +27,28 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rates(device: str, rates: Mapping[str, float]) -> list[str]:
-    return ["", f"{device}: matrix products at {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, copies at "
-            f"{rates['copy_bytes'] / 1e9:.0f} GB/s (measured)."]  # fmt: skip
+def _rates(part: Mapping[str, Any]) -> list[str]:
+    """By the number of threads, where there are several; sizes without rates of their own have those of the part."""
+    sizes = [part[size] for size in SIZES if size in part]
+    shared = part.get("machine") if any("machine" not in own for own in sizes) else None
+    found = {} if shared is None else {shared["threads"]: shared}
+    found |= {own["threads"]: own["machine"] for own in sizes if "machine" in own}
+    lines = []
+    for threads, rates in sorted(found.items()):
+        how = f"measured, {_threads(threads)}" if len(found) > 1 else "measured"
+        lines += ["", f"{part['device']}: matrix products at {rates['matmul_flops'] / 1e12:.2f} TFLOP/s, copies at "
+                  f"{rates['copy_bytes'] / 1e9:.0f} GB/s ({how})."]  # fmt: skip
+    return lines
+
+
+def _threads(count: int) -> str:
+    return f"{count} threads" if count > 1 else "1 thread"
 
 
 def _scaling(rows: list[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
-    threads = f"{rows[0]['threads']} threads" if rows[0]["threads"] > 1 else "1 thread"
+    threads = _threads(rows[0]["threads"])
     points = ", ".join(f"{row['what']} {row['value']}: {row['seconds']:.3g}" for row in rows)
     return ["", f"Seconds of our sampler with one number changed ({threads}): {points}."]
 

@@ -22,6 +22,7 @@ from voc_rl.benchmarks import demo
 from voc_rl.cli import main
 from voc_rl.cli.data import Info
 from voc_rl.model_files import weights_mark
+from voc_rl.quantizers import load_quantizer
 from voc_rl.runs import RunFolder
 from voc_rl.wandb_log import wandb_listener
 
@@ -134,6 +135,20 @@ def test_the_quantizer_of_a_folder_is_taken_as_it_is(
     )
     capsys.readouterr()
     assert "(quantizer_weights was " in refused(capsys, "tokenize", *shared)
+    taken = refused(capsys, "train-quantizer", *shared)
+    assert taken.endswith(f"go on by tokenize or train, or replace another one in {second} by --force.")
+    main(["train-quantizer", *shared, "--force"])
+    assert (second / "quantizer.safetensors").read_bytes() == (first / "quantizer.safetensors").read_bytes()
+    main(["train", *shared])  # its networks are of a quantizer that is gone
+    assert "train: done before, but with other data" in capsys.readouterr().out
+
+
+def test_the_name_of_a_quantizer_is_no_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vqvae").mkdir()
+    (tmp_path / "vqvae/quantizer.json").write_text("{}")
+    main(["train-quantizer", "--data", str(data), "--out", "run", *SHORT, "--quantizer", "vqvae"])
+    assert load_quantizer(tmp_path / "run").name == "vqvae"
 
 
 def test_a_run_of_a_range_of_discounts(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:

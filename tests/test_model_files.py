@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,39 @@ def test_saved_and_loaded_is_the_same(voc: VOC, saved: Path, obs: np.ndarray) ->
     )
     modules = (other.quantizer, other.occupancy, other.reward_head, other.value_head)
     assert not any(module.training for module in modules if module is not None)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@dataclass
+class Odd:
+    of: object
+
+
+def test_numpy_numbers_of_a_config_are_saved_as_the_numbers_that_they_are(
+    saved: Path, dataset: Episodes, obs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over an older VOC, which a save that fails leaves as it is."""
+    low, high = np.float32(0.3), np.float32(0.8)
+    config = replace(
+        CONFIG, network=replace(CONFIG.network, width=np.int64(32)),  # type: ignore[arg-type]
+        quantizer_config={**CONFIG.quantizer_config, "hidden": np.int64(32)},
+        occupancy=replace(CONFIG.occupancy, gammas=(low, high)),  # type: ignore[arg-type]
+    )  # fmt: skip
+    voc, before = train(dataset, config), files(saved)
+    for part, name in ((voc.value_head, "hidden"), (voc.quantizer, "config")):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, Odd(object()) if name == "config" else object())
+            assert "JSON knows no object; plain numbers, words, lists" in refusal(voc.save, saved)
+        assert files(saved) == before
+    voc.save(saved)
+    other = VOC.load(saved)
+    assert other.gammas == (float(low), float(high))
+    assert other.occupancy.config.width == 32
+    for gamma in (0.3, 0.5, 0.8):
+        np.testing.assert_array_equal(voc.value(obs, gamma).mean, other.value(obs, gamma).mean)
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

@@ -106,7 +106,8 @@ def test_the_largest_reward(repeat: int, largest: float, r_max: float) -> None:
     run = object.__new__(Pipeline)
     for suite, known in (("1.0", r_max), ("", max(abs(largest), 1e-6))):
         spec = DataSpec(action_repeat=repeat, dm_control=suite)
-        run.dataset = SimpleNamespace(spec=spec, reward=np.array([0, largest / 2, largest]))  # type: ignore[assignment]
+        reward = np.array([50.0, largest / 2, largest])  # nothing led to the first row: its reward is nobody's
+        run.dataset = SimpleNamespace(spec=spec, reward=reward, step_type=np.array([0, 1, 2]))  # type: ignore[assignment]
         assert run.r_max == pytest.approx(known)
 
 

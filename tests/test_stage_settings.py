@@ -164,6 +164,31 @@ def test_networks_of_a_quantizer_that_was_made_anew_need_no_force(data: Path, do
         assert Pipeline(run, data, other, stage="evaluate").evaluate(10, 10)["gamma"] == 0.4
 
 
+@pytest.mark.parametrize("change", [other_seed, other_quantizer])
+def test_seed_and_steps_are_nothing_to_a_quantizer_that_was_given(
+    data: Path, done: Path, tmp_path: Path, change: Callable[[Any], Any]
+) -> None:
+    """But to the networks they are: these are replaced by force alone."""
+    other, said = change(CONFIG), list[str]()
+    with RunFolder(tmp_path) as run:
+        Pipeline(run, data, CONFIG, stage="train", quantizer=done).tokenize()
+        Pipeline(run, data, other, stage="tokenize", quantizer=done, say=said.append).tokenize()
+        assert [line.split(" (")[0] for line in said] == [
+            f"{s}: done already, skipped" for s in ("quantizer", "tokenize")
+        ]
+        Pipeline(run, data, CONFIG, stage="train", quantizer=done).train()
+        before = files(tmp_path)
+        for stage in ("train", "evaluate"):
+            assert "train is finished with other settings (" in refusal(
+                Pipeline, run, data, other, stage=stage, quantizer=done
+            )
+        assert files(tmp_path) == before
+        Pipeline(run, data, other, stage="train", force=frozenset({"train"}), quantizer=done).train()
+        assert Pipeline(run, data, other, stage="evaluate", quantizer=done).evaluate(10, 10)["states"] == 10
+        same = files(tmp_path)[tmp_path / "voc.safetensors"] == before[tmp_path / "voc.safetensors"]
+        assert same == (change is other_quantizer)
+
+
 @pytest.mark.parametrize("change", [other_quantizer, other_gamma])
 def test_a_forced_quantizer_that_was_interrupted_goes_on_without_force(
     data: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]
@@ -331,3 +356,4 @@ def test_differences() -> None:
         "network.width was 32 and is 16",
         "config.x was None and is 1",
     ]
+    assert differences({"width": 32, "gamma": 0.5}, {"width": np.int64(32), "gamma": np.float32(0.5)}) == []

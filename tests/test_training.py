@@ -219,6 +219,14 @@ def test_discounts_of_the_datas_own_and_huge_rewards_are_refused_before_anything
     assert "by 1e+16" in refusal(PolicyEvaluator, dataset, {"still": policy}, quantizer=quantizer)
 
 
+@pytest.mark.parametrize("joint", [None, JointTraining()])
+def test_rewards_of_rows_to_which_no_step_led_have_no_say(episodes: Episodes, joint: JointTraining | None) -> None:
+    config = replace(small_config(quantizer=4, steps=8, reward=4), joint=joint)
+    plain, other = episodes.subset([0, 1]), episodes.subset([0, 1])
+    other.reward[other.starts] = 1e20
+    assert equal_states(train(plain, config), train(other, config))
+
+
 def test_training_logs_every_stage(episodes: Episodes) -> None:
     lines: list[tuple[str, int, dict[str, float]]] = []
     config = small_config(quantizer=60, steps=50)

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from voc_rl.errors import VOCError, few, reason_of
 
 if TYPE_CHECKING:
@@ -147,10 +149,26 @@ def _umask() -> int:
     return mask
 
 
+def as_json(value: Any) -> Any:
+    """``value`` as it comes back from JSON: tuples as lists, NumPy's numbers as Python's.
+
+    Raises:
+        VOCError: something in it that JSON does not know. ValueError: NaN or infinity.
+    """
+    return json.loads(json.dumps(value, allow_nan=False, default=_plain))
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise VOCError(f"JSON knows no {type(value).__name__}; plain numbers, words, lists and dictionaries are needed.")
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as readable JSON in one step. NaN is refused: JSON has none."""
+    """Write ``value`` as readable JSON in one step; refuses what ``as_json`` does."""
+    text = json.dumps(value, indent=2, allow_nan=False, default=_plain)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(text + "\n")
 
 
 def read_json(path: Path, what: str = "file") -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.data.checks import check_discounts, check_reward_sizes
 from voc_rl.errors import check_decay, check_share
 from voc_rl.loop import Checkpoints, Descent, LoopConfig, StepLog, take_steps
@@ -38,8 +38,9 @@ class JointTraining:
 
     warmup: share of the quantizer's steps that it takes alone; 1 freezes it before the network begins, which is
     training by stages. Raised where the network's steps would end before the quantizer's.
-    decay: of the average that the network's codes come from, per step; 0 is the moving quantizer itself, as in the
-    paper's code (both are 0 in ``with_recipe(config, "paper")``).
+    decay: of the average that the network's codes come from, per step; 0 is the moving quantizer itself, as it is at
+    each stock of ``refill`` steps (``OccupancyTraining``): codes are up to refill - 1 of its steps old. In the paper's
+    code both are 0 (``with_recipe(config, "paper")``).
     """
 
     warmup: float = 0.5
@@ -229,7 +230,7 @@ def train_joint(
             frozen.
     """
     check_discounts(dataset)
-    check_reward_sizes(dataset.reward)
+    check_reward_sizes(dataset.reward[arrived_rows(dataset)])
     if checkpoints is None or not checkpoints.path.exists():
         fit_quantizer(quantizer, dataset, seed, log)
     work = JointSteps(quantizer, networks, dataset, joint, quantizer_training, occupancy, seed)

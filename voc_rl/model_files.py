@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self, TypeVar
@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
+from voc_rl.checkpoints import as_json, load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
 from voc_rl.configs import from_dict
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError, check_gamma, known_gamma
@@ -131,24 +131,25 @@ def _compare_specs(trained: DataSpec, spec: DataSpec, whose: str, what: str = "V
 def save_parts(folder: str | Path, voc: Parts) -> None:
     """Write ``voc`` into ``folder``; its description comes last, and says of which weights it is."""
     folder = Path(folder)
-    save_quantizer(voc.quantizer, folder)
     parts: dict[str, torch.nn.Module] = {"occupancy": voc.occupancy, "reward": voc.reward_head}
     if (head := voc.value_head) is not None:
         parts["value"] = head
     tensors = {f"{part}.{name}": t for part, module in parts.items() for name, t in weights_of(module).items()}
-    save_tensors(folder / WEIGHTS, tensors)
-    description = {
+    occupancy = as_json(asdict(voc.occupancy.config))
+    description = as_json({  # refused before a file is written, or those of an older VOC would be lost
         "format_version": FORMAT_VERSION,
         "gamma": voc.gamma,
         "quantizer": weights_mark(voc.quantizer),
         "weights": (mark := tensors_mark(tensors)),
-        "discounts": _discounts_mark(mark, voc.gamma, voc.occupancy.config.gammas),
+        "discounts": _discounts_mark(mark, voc.gamma, occupancy["gammas"]),
         "spec": asdict(voc.spec),
-        "occupancy": asdict(voc.occupancy.config),
+        "occupancy": occupancy,
         "reward": asdict(voc.reward_head.config),
         "reward_features": voc.reward_head.feature_dim,
         "value": None if head is None else {"hidden": head.hidden, "members": head.members},
-    }
+    })  # fmt: skip
+    save_quantizer(voc.quantizer, folder)
+    save_tensors(folder / WEIGHTS, tensors)
     write_json(folder / DESCRIPTION, description)
 
 
@@ -202,7 +203,7 @@ def load_parts(folder: str | Path, kind: type[P]) -> P:
     return kind(quantizer, occupancy, reward_head, value_head, gamma, spec)
 
 
-def _discounts_mark(weights: str, gamma: float, gammas: tuple[float, float] | None) -> str:
+def _discounts_mark(weights: str, gamma: float, gammas: Sequence[float] | None) -> str:
     """A short hash of the discounts that weights with the mark ``weights`` know."""
     return hashlib.sha256(json.dumps([weights, gamma, gammas]).encode()).hexdigest()[:16]
 

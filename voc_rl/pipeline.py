@@ -22,7 +22,7 @@ from torch import Tensor
 from voc_rl.checkpoints import load_tensors, read_json, save_tensors, write_json
 from voc_rl.configs import fingerprint
 from voc_rl.conversion import open_with_frames
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.data.places import Places, places_of
 from voc_rl.distributed import agreed, gather, ranks
 from voc_rl.errors import VOCError, check_samples
@@ -286,10 +286,11 @@ class Pipeline:
 
     @property
     def r_max(self) -> float:
-        """Largest reward of a row: the largest logged one, or 1 per control step, the most that dm_control pays."""
+        """Largest reward of a step: the largest logged one, or 1 per control step, the most that dm_control pays."""
         spec = self.dataset.spec
         suite = float(spec.action_repeat) if spec.dm_control else 0.0
-        return max(suite, float(np.abs(self.dataset.reward).max()), 1e-6)
+        logged = self.dataset.reward[arrived_rows(self.dataset)]
+        return max(suite, float(np.abs(logged).max(initial=0)), 1e-6)
 
     def constant_value(self) -> float:
         """Mean true return of the training states: the best constant that training data can name."""

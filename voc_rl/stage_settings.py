@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from voc_rl.checkpoints import as_json
 from voc_rl.data import Episodes
 from voc_rl.data.mark import data_mark
 from voc_rl.errors import few
@@ -16,6 +16,7 @@ from voc_rl.training import VOCConfig, settings_marks, training_settings
 
 REPLACE = "--force replaces it, or give another --out"
 NETWORKS = ("network", "occupancy", "reward")  # settings of training by stages that its quantizer does not share
+TRAINED = ("seed", "quantizer_training")  # nor does one that was trained before
 COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages whose command has another name
 
 
@@ -47,9 +48,11 @@ class Asked:
             "data": list(data), "data_mark": mark, "stack": dataset.stack, "held_out": held_out,
             "precision": precision(), "quantizer_weights": weights,
         }  # fmt: skip
-        own = {name: whole[name] for name in ("seed", "quantizer", "quantizer_config", "joint")}
+        own = {name: whole[name] for name in ("quantizer", "quantizer_config", "joint")}
+        if weights is None or config.joint is not None:
+            own |= {"seed": config.seed, **whole["quantizer_training"]}
         return cls(
-            {"quantizer": {**shared, **own, **whole["quantizer_training"]}, "train": {**shared, **whole}},
+            {"quantizer": {**shared, **own}, "train": {**shared, **whole}},
             # in joint training the quantizer comes out of the training of all
             {"quantizer": base if config.joint is None else trained, "train": trained},
         )
@@ -87,7 +90,9 @@ class Asked:
         """Whether it trained networks on a quantizer that is made anew, or was since: nothing is lost in these."""
         if stage != "train" or (run.settings("quantizer") is None and not self._left_alone(run)):
             return False
-        shared = {name: value for name, value in self.settings["train"].items() if name not in NETWORKS}
+        trained = self.settings["train"]["quantizer_weights"] is None
+        alone = NETWORKS if trained else (*NETWORKS, *TRAINED)
+        shared = {name: value for name, value in self.settings["train"].items() if name not in alone}
         return bool(differences(run.settings("train") or {}, shared))
 
     def _left_alone(self, run: RunFolder) -> bool:
@@ -122,7 +127,7 @@ def made_elsewhere(run: RunFolder) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In what settings differ from those of a finished stage, in words; the place of the same data does not count."""
-    plain = json.loads(json.dumps(now))  # as they were stored
+    plain = as_json(now)  # as they were stored
     known = [name for name in plain if name in before and name != "data"]
     return [words for name in known for words in _differences(name, before[name], plain[name])]
 

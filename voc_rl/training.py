@@ -19,7 +19,7 @@ from torch import Tensor
 
 from voc_rl.checkpoints import checkpoint_folder
 from voc_rl.configs import fingerprint
-from voc_rl.data import Episodes
+from voc_rl.data import Episodes, arrived_rows
 from voc_rl.data.checks import check_discounts, check_reward_sizes
 from voc_rl.data.mark import data_mark
 from voc_rl.errors import VOCError, check_positive, check_seed
@@ -184,14 +184,15 @@ def settings_marks(
     """Fingerprints of what is asked of the quantizer's training, and of all of it; ``data``: the mark of a dataset.
 
     ``held_out``: share of the episodes that are not trained on, where training is given the others. ``weights``: a hash
-    of those of a quantizer that is taken instead of training one.
+    of those of a quantizer that is taken instead of training one, to which neither seed nor steps do anything.
     """
     unusual = [word for word, usual in ((precision(), "auto"), (weights, None)) if word != usual]
     whole = training_settings(config)
     quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
     base = fingerprint(data, stack, held_out, config.seed, quantizer, *unusual)
     joint = () if config.joint is None else (whole["joint"],)
-    return base, fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
+    trained = fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
+    return base if weights is None else fingerprint(data, stack, held_out, quantizer[:2], *unusual), trained
 
 
 def _kept(asked: str | Path | KeptStages | None, dataset: Episodes, config: VOCConfig) -> KeptStages | None:
@@ -229,7 +230,7 @@ def ready_quantizer(
             spent on them.
     """
     check_discounts(dataset)
-    check_reward_sizes(dataset.reward)
+    check_reward_sizes(dataset.reward[arrived_rows(dataset)])
     if given is not None:
         stays = device is None or same_device(device, device_of(given))
         return given if stays else copy.deepcopy(given).to(device)

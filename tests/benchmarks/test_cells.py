@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,36 @@ def test_a_kill_in_the_middle(tmp_path: Path) -> None:
     records = run_cells([{"seed": seed} for seed in range(4)], work, path, list[str]().append)
     assert done == [2, 3]
     assert [record["result"]["square"] for record in records] == [0, 1, 4, 9]
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """No file can grow beyond ``size`` bytes, as on a full disk: of a longer write a part is taken, silently."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("free", [0, 100])  # bytes: for nothing of the next line, and for a part
+def test_a_full_disk_costs_one_cell(free: int, tmp_path: Path) -> None:
+    path, work = tmp_path / "cells.jsonl", Work()
+    run_cells(CELLS[:1], work, path, list[str]().append)
+    whole = path.read_bytes()
+    with room(len(whole) + free), pytest.raises(VOCError, match="cannot be written") as caught:
+        run_cells(CELLS, work, path, list[str]().append)
+    assert str(caught.value) == (
+        f"{path} cannot be written (File too large); cells that are done are kept, run again once it can."
+    )
+    assert work.done == CELLS[:2]
+    assert path.read_bytes() == whole
+    assert names(run_cells(CELLS, work, path, list[str]().append)) == ["one0", "one1", "two0", "two1"]
+    assert work.done == [*CELLS[:2], *CELLS[1:]]
+    path.write_bytes(whole.rstrip(b"\n"))
+    with room(len(whole) - 1), pytest.raises(VOCError, match="cannot be written"):  # for its end alone
+        run_cells(CELLS[:1], work, path, list[str]().append)
 
 
 def test_an_error_keeps_what_is_finished(tmp_path: Path) -> None:

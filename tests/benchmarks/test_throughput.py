@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,10 +102,63 @@ def test_results_of_two_devices_and_of_parts(tmp_path: Path, monkeypatch: pytest
         main(Args(parts=("speed",), out=tmp_path))
 
 
+SECONDS = {"median": 2.0, "lowest": 2.0, "highest": 2.0}
+
+
+class Timed:
+    """A case whose numbers say what they were timed with."""
+
+    def __init__(self, size: str, device: torch.device, rounds: Rounds) -> None:
+        self.best = {"tiny": 2, "small": 1}[size]
+
+    def fastest_threads(self, most: int) -> int:
+        return self.best
+
+    def sampling(self, rates: dict[str, float]) -> dict[str, Any]:
+        return {
+            "states": 2, "samples": 3, "sampler_seconds": SECONDS, "reference_seconds": SECONDS, "sampler_speedup": 1.0,
+            "values_per_second": 1.0, "sampler_roofline": 1e9 / rates["copy_bytes"], "sampler_bound": "memory",
+            "peak_memory_bytes": 0,
+        }  # fmt: skip
+
+    def training(self, rates: dict[str, float]) -> dict[str, Any]:
+        return {"training_speedup": 1.0, "training_seconds": SECONDS, "reference_training_seconds": SECONDS}
+
+    def scaling(self, what: str, value: int) -> dict[str, Any]:
+        return {"what": what, "value": value, "seconds": 1.0, "threads": torch.get_num_threads()}
+
+
+def test_each_size_keeps_the_rates_of_its_own_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its share of what the machine allows is of these; the scaling takes the threads of its size."""
+
+    def rates(device: torch.device) -> dict[str, float]:
+        return {"matmul_flops": 1e11 * torch.get_num_threads(), "copy_bytes": 1e9 * torch.get_num_threads()}
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(throughput, "Case", Timed)
+    monkeypatch.setattr(throughput.machine, "rates", rates)
+    sized = main(Args(scale="smoke", device="cpu", sizes=("tiny", "small"), out=tmp_path))["cpu"]
+    for size, threads in (("tiny", 2), ("small", 1)):
+        assert sized[size]["machine"] == {"matmul_flops": 1e11 * threads, "copy_bytes": 1e9 * threads}
+        assert sized[size]["sampler_roofline"] == 1 / threads
+    assert sized["scaling"][0]["threads"] == 2
+    text = table({"cpu": sized})
+    assert "matrix products at 0.10 TFLOP/s, copies at 1 GB/s (measured, 1 thread)." in text
+    assert "matrix products at 0.20 TFLOP/s, copies at 2 GB/s (measured, 2 threads)." in text
+    torch.set_num_threads(1)
+    alone = main(Args(scale="smoke", device="cpu", sizes=("tiny",), parts=("scaling",), out=tmp_path))["cpu"]
+    assert alone["scaling"][0]["threads"] == 2  # the fastest, whatever was before
+    assert alone["small"] == sized["small"]
+    older = {key: own for key, own in sized["tiny"].items() if key != "machine"}
+    text = table({"cpu": {"device": "cpu", "machine": {**sized["small"]["machine"], "threads": 1}, "tiny": older}})
+    assert "cpu: matrix products at 0.10 TFLOP/s, copies at 1 GB/s (measured)." in text
+    torch.set_num_threads(before)
+
+
 def test_a_part_alone_without_an_earlier_run(tmp_path: Path) -> None:
     """No rates of the machine are known then, nor seconds of any size."""
     found = main(Args(scale="smoke", device="cpu", parts=("storage",), out=tmp_path))  # which smoke leaves out
-    assert "machine" not in found["cpu"]
+    assert not set(SIZES) & set(found["cpu"])
     assert found["command"] == f"{COMMAND} --scale smoke --device cpu --parts storage"
     assert "TFLOP/s" not in (tmp_path / "throughput.md").read_text()
 

@@ -110,9 +110,11 @@ def test_discounts_of_the_datas_own(
 def test_rewards_that_are_too_large_to_square(tmp_path: Path) -> None:
     """They load, with a remark, and nothing is trained on them."""
     dataset = toy_dataset(tmp_path, (5, 6))
+    dataset.reward[dataset.starts] = 3e20  # no step led there
+    assert not any("Rewards are as large" in remark for remark in dataset_remarks(dataset))
     dataset.reward[3] = -2e20
     assert "Rewards are as large as 2e+20; such data can be read, but not trained on." in dataset_remarks(dataset)
-    said = refusal(check_reward_sizes, dataset.reward)
+    said = refusal(check_reward_sizes, dataset.reward[1:5])
     assert said == "Rewards are as large as 2e+20, and training takes 1e+15 at most; divide the rewards by 2e+20."
     check_reward_sizes(dataset.reward / 2e20)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from voc_rl.reports.plots import LIGHT, value_range
-from voc_rl.reports.plots_frames import psnr, to_hwc
+from voc_rl.reports.plots_frames import plot_episode, psnr, to_hwc
 from voc_rl.reports.plots_training import (
     curve_series,
     duration,
@@ -44,6 +44,26 @@ def test_curves_of_a_resumed_run_count_a_step_once() -> None:
     same = [{"stage": "one_step", "step": t, "loss": 1.0 / t, "cross_entropy": 1.0 / t, "head": 0.0} for t in (1, 2)]
     assert list(curve_series(same)) == [("one_step", "loss"), ("one_step", "head")]  # no curve is drawn twice
     assert plot_curves([], LIGHT) is None
+
+
+@pytest.mark.parametrize(
+    ("unknown", "spans"),
+    [
+        ([3, 4, 5, 9], [(2.5, 5.5), (8.5, 9.5)]),  # in the middle too, as of data with several time limits
+        ([0, 4], [(-0.5, 0.5), (3.5, 4.5)]),
+        ([8, 9], [(7.5, 9.5)]),
+        (range(10), [(-0.5, 9.5)]),
+        ([], []),
+    ],
+)
+def test_every_stretch_of_unknown_truth_is_shaded(unknown: list[int], spans: list[tuple[float, float]]) -> None:
+    truth = np.arange(10.0)
+    truth[list(unknown)] = np.nan
+    axes = plot_episode(np.zeros((10, 3, 8, 8), np.uint8), truth, {}, LIGHT).axes[0]
+    boxes = [patch.get_extents().transformed(axes.transData.inverted()) for patch in axes.patches]
+    np.testing.assert_allclose([(box.x0, box.x1) for box in boxes], spans)
+    # one label, right-aligned at the end of the last one
+    assert [text.get_position()[0] for text in axes.texts] == [end - 0.5 for _, end in spans[-1:]]
 
 
 def test_every_stage_and_number_has_a_panel() -> None:

@@ -130,8 +130,14 @@ class TrainQuantizer:
     def run(self) -> None:
         if self.settings.joint:
             raise VOCError("Joint training has no stage for the quantizer alone; use voc-rl train --joint.")
-        if (Path(self.settings.quantizer) / "quantizer.json").exists():
-            raise VOCError(f"The quantizer of {self.settings.quantizer} is trained; go on by tokenize or train.")
+        from voc_rl.quantizers import QUANTIZERS
+
+        place = self.settings.quantizer
+        if place not in QUANTIZERS and (Path(place) / "quantizer.json").exists() and not self.settings.force:
+            raise VOCError(
+                f"The quantizer of {place} is trained; go on by tokenize or train, or replace another one in "
+                f"{self.settings.out} by --force."
+            )
         self.settings.do("quantizer", lambda pipeline: pipeline.train_quantizer())
 
 

@@ -12,6 +12,7 @@ from voc_rl.checkpoints import atomic_path
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS
 from voc_rl.data.spec import DataSpec
+from voc_rl.data.transitions import arrived_rows
 from voc_rl.errors import VOCError
 
 LARGEST_REWARD = 1e15  # squares of values of larger ones leave float32
@@ -83,7 +84,7 @@ def _remarks(dataset: Episodes) -> list[str]:
             f"{odd} rows have a discount that is neither 1 nor, in the last row of an episode, 0; such data can be "
             "read, but not trained on."
         )
-    if (largest := float(np.abs(dataset.reward).max(initial=0))) > LARGEST_REWARD:
+    if (largest := float(np.abs(dataset.reward[arrived_rows(dataset)]).max(initial=0))) > LARGEST_REWARD:
         remarks.append(f"Rewards are as large as {largest:.3g}; such data can be read, but not trained on.")
     if not dataset.has_frames:
         remarks.append(f"There are {dataset.without_frames}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from voc_rl.checkpoints import load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
+from voc_rl.checkpoints import as_json, load_state_dict, load_tensors, read_json, save_tensors, weights_of, write_json
 from voc_rl.configs import from_dict
 from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError
@@ -80,13 +80,13 @@ def save_quantizer(quantizer: Quantizer, folder: str | Path, spec: DataSpec | No
             f"No quantizer {quantizer.name!r} is known, so it could not be loaded again; it has to be "
             f"{_entered(quantizer.name)}."
         )
-    description = {
+    description = as_json({  # refused before a file is written
         "format_version": FORMAT_VERSION,
         "name": quantizer.name,
         "observation_shape": list(quantizer.observation_shape),
         "config": asdict(quantizer.config),
         **({} if spec is None else {"spec": asdict(spec)}),
-    }
+    })  # fmt: skip
     save_tensors(Path(folder) / "quantizer.safetensors", weights_of(quantizer))
     write_json(Path(folder) / "quantizer.json", description)
 

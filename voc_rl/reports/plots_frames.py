@@ -185,7 +185,7 @@ def plot_episode(
 
 
 def _episode_lines(axes: Axes, truth: NDArray[np.float64], values: Mapping[str, Band], theme: Theme) -> list[Line2D]:
-    """Draw bands, lines and the stretch whose truth is not known; return what the legend shows."""
+    """Draw bands, lines and the stretches whose truth is not known; return what the legend shows."""
     handles = []
     for i, name in enumerate(ordered(values)):
         mean, low, high = (np.asarray(v, dtype=float) for v in values[name])
@@ -194,15 +194,16 @@ def _episode_lines(axes: Axes, truth: NDArray[np.float64], values: Mapping[str, 
         dashes = (["-", (0, (5, 1.5)), (0, (2, 1))])[i % 3]
         handles += axes.plot(steps, mean, color=theme.colour(name), linewidth=1.7, linestyle=dashes)
         handles[-1].set_label(method(name).label)
-    known = np.flatnonzero(np.isfinite(truth))
-    if known.size:
+    known = np.isfinite(truth)
+    if known.any():
         line = axes.plot(np.arange(len(truth)), truth, color=theme.text, linewidth=1.5, label="true discounted return")
         handles = line + handles
-    if len(truth) and known.size < len(truth):
-        start = int(known[-1]) + 0.5 if known.size else -0.5
-        axes.axvspan(start, len(truth) - 0.5, color=theme.grid, alpha=0.45, linewidth=0, zorder=0.5)
+    edges = np.flatnonzero(np.diff(known, prepend=True, append=True))  # of runs of unknown rows: first, one after last
+    for start, end in edges.reshape(-1, 2):
+        axes.axvspan(start - 0.5, end - 0.5, color=theme.grid, alpha=0.45, linewidth=0, zorder=0.5)
+    if len(edges):
         axes.text(
-            len(truth) - 1, 1.0, "truth unknown: too few steps left ", transform=axes.get_xaxis_transform(),
+            edges[-1] - 1, 1.0, "truth unknown: too few steps left ", transform=axes.get_xaxis_transform(),
             color=theme.muted, fontsize=8.5, ha="right", va="bottom",
         )  # fmt: skip
     return handles
