@@ -219,7 +219,8 @@ class VOC(Parts):
         """Codes int64 (B, n, n_tokens) of n observations at discounted future times of each of ``obs``, on ``device``.
 
         ``voc.quantizer.decode`` makes pictures of codes (n, n_tokens). ``voc.occupancy.config.end_code``, which has no
-        picture, fills a future after a termination. ``common``: as in ``value``.
+        picture, fills a future after a termination. ``common``: as in ``value``. Each is a draw of the model; together
+        they are spread more evenly than independent draws (``occupancy.sampling.uniforms``).
         """
         return self.futures_of_codes(*self.context(obs), n, gamma, generator, common)
 

@@ -58,3 +58,19 @@ def test_the_docs_show_the_committed_runs() -> None:
     root = Path(__file__).parents[2]
     runs = [read_json(path) for path in sorted((root / "docs").glob("demo_*.json"))]
     assert demo_table(runs) in (root / "docs" / "quantizers.md").read_text()
+
+
+def test_the_readme_says_how_far_the_committed_runs_are_apart() -> None:
+    """Errors less those of the critics, of samples and of the head, on both tasks."""
+    root = Path(__file__).parents[2]
+    runs = [read_json(root / "docs" / f"demo_{task}.json")["methods"] for task in ("walker-walk", "cheetah-run")]
+
+    def apart(one: str, other: str) -> str:
+        gaps = [round(run[one]["error"] - run[other]["error"], 2) + 0.0 for run in runs]
+        return " / ".join(f"{gap:+.2f}".replace("+0.00", "0.00").replace("-", "−") for gap in gaps)
+
+    said = (
+        f"less those of `mc` are {apart('voc', 'mc')} (samples) and {apart('voc_head', 'mc')} (head), "
+        f"less those of `td` {apart('voc', 'td')} and {apart('voc_head', 'td')}"
+    )
+    assert said in " ".join((root / "README.md").read_text().split())
