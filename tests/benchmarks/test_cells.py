@@ -224,15 +224,20 @@ def test_cells_in_several_processes_are_told_in_order(tmp_path: Path, monkeypatc
         run_cells(cells, slow_square, tmp_path / "cells.jsonl", processes=0)
 
 
-def slow_square_but_for_the_first(cell: Mapping[str, Any]) -> dict[str, Any]:
+def square_once_the_first_has_failed(cell: Mapping[str, Any]) -> dict[str, Any]:
+    failed = Path(cell["failed"])
     if cell["seed"] == 0:
+        failed.touch()
         raise RuntimeError("no")
+    while not failed.exists():  # both began at once, but a busy machine may start one process long before the other
+        time.sleep(0.05)
     time.sleep(0.5)
     return {"square": cell["seed"] ** 2}
 
 
 def test_a_cell_that_fails_leaves_what_other_processes_are_in(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
+    cells = [{"seed": seed, "failed": str(tmp_path / "failed")} for seed in range(5)]
     with pytest.raises(RuntimeError, match="no"):
-        run_cells([{"seed": seed} for seed in range(5)], slow_square_but_for_the_first, path, processes=2)
+        run_cells(cells, square_once_the_first_has_failed, path, processes=2)
     assert [record["result"] for record in finished(path)] == [{"square": 1}]  # and no other is begun
