@@ -122,7 +122,7 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     first, second = two(train, tmp_path / "lost", 41)
     assert second[0] == 9
-    assert first[0] == 1
+    assert first[0] == 1, first
     assert "refused: Another process of this run was lost, or did not answer; start all of them again" in first[1]
     assert not (tmp_path / "lost" / "out.safetensors").exists()
     train(tmp_path / "lost")  # one process goes on from the checkpoint of two, at step 40
