@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tyro
+from pages import README, blocks
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -25,16 +26,8 @@ from voc_rl.data import load_dataset
 from voc_rl.occupancy import policy_actions
 from voc_rl.policy import observation_of
 
-README = Path(__file__).parents[1] / "README.md"
 POLICIES = README.parent / "docs" / "policy_evaluation.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md")
-
-
-def blocks(*languages: str, page: Path = README) -> list[str]:
-    """Fenced blocks of a page in these languages, in order."""
-    text = page.read_text() if page.exists() else ""
-    fenced = re.findall(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
-    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, name, code in fenced if name in languages]
 
 
 def command_lines() -> list[str]:

@@ -134,12 +134,16 @@ def _check_scales(policy: Any) -> None:
             f"{named(policy)} acts in {space}, and data hold actions in [-1, 1]; give an object whose `predict` "
             "rescales them to that."
         )
-    normalised = getattr(policy, "get_vec_normalize_env", lambda: None)()
-    if getattr(normalised, "norm_obs", False):
+    if sees_normalised(policy):
         raise VOCError(
             f"{named(policy)} learned under VecNormalize, which data do not go through; give an object whose "
             "`predict` normalises first (VecNormalize.normalize_obs)."
         )
+
+
+def sees_normalised(policy: Any) -> bool:
+    """Whether it is an agent of Stable-Baselines3 that learned from observations that ``VecNormalize`` scaled."""
+    return bool(getattr(getattr(policy, "get_vec_normalize_env", lambda: None)(), "norm_obs", False))
 
 
 def _check_shown(policy: Any) -> None:

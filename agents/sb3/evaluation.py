@@ -20,7 +20,7 @@ from voc_rl.agents.sb3.traces import Calibration, Ended, ValueTraces, calibratio
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.model import VOC, Estimator
 from voc_rl.plugin import open_voc
-from voc_rl.policy import Policy
+from voc_rl.policy import Policy, sees_normalised
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,7 @@ def _check_idle(env: VecEnv) -> None:
 
 def _check_scales(agent: Any, env: VecEnv) -> None:
     """Refuse observations as they are for an agent that learned from normalised ones."""
-    learned = getattr(agent, "get_vec_normalize_env", lambda: None)()
-    if getattr(learned, "norm_obs", False) and not getattr(unwrap_vec_normalize(env), "norm_obs", False):
+    if sees_normalised(agent) and not getattr(unwrap_vec_normalize(env), "norm_obs", False):
         raise VOCError(
             f"{type(agent).__name__} learned under VecNormalize, and env shows observations as they are; wrap env in a "
             "VecNormalize with the same statistics, or give an object whose `predict` normalises first "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -76,11 +75,11 @@ class Ope:
 
     def _check_results(self, path: Path) -> None:
         """Refuse to replace results of another question."""
-        from voc_rl.checkpoints import read_json
+        from voc_rl.checkpoints import as_json, read_json
 
         if not path.exists():
             return
-        before, now = read_json(path, "results of policies").get("asked", {}), json.loads(json.dumps(self._asked()))
+        before, now = read_json(path, "results of policies").get("asked", {}), as_json(self._asked())
         decide = [name for name in now if name in before and name not in ("out", "device", "threads")]
         names = [name for name in decide if before[name] != now[name]]
         if names:

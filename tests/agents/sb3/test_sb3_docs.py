@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from pages import README, blocks
 from square import square_env
 from stable_baselines3 import SAC
 from stable_baselines3.common.monitor import Monitor
@@ -21,14 +21,13 @@ from voc_rl.agents.sb3 import VOCCritic, VOCFeaturesExtractor, evaluate_policy_v
 from voc_rl.data import DataSpec
 from voc_rl.envs import PixelObservation, VOCValueWrapper
 
-DOCS = Path(__file__).parents[3] / "docs" / "wrappers_and_agents.md"
+DOCS = README.parent / "docs" / "wrappers_and_agents.md"
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="there is no docs/wrappers_and_agents.md")
 
 
 def run(words: str, **names: Any) -> dict[str, Any]:
     """What the page's one snippet with these words leaves behind."""
-    blocks = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
-    (code,) = (block for block in blocks if words in block)
+    (code,) = (block for block in blocks("python", page=DOCS) if words in block)
     exec(compile(code, DOCS.name, "exec"), names)
     return names
 
