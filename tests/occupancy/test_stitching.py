@@ -10,11 +10,13 @@ import pytest
 import torch
 from chains import episodes_of, total_variation
 from decisions import END, LAST, A, Decisions, S, decisions, empirical, exact_shares, frequencies, logged
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import Candidates, StitchedChain, find_candidates, stitch
-from voc_rl.occupancy.stitching import _balanced, _weights
+from voc_rl.occupancy.stitching import RIDGE, _balanced, _weights
 
 GAMMA = 0.9
 ALL = 600  # candidates: all rows of a state, and others
@@ -255,6 +257,28 @@ def test_balanced_weights_lie_about_their_row() -> None:
     plain, found = ((_weights(logs) * offsets[:, 0]).sum(1) for logs in (kernel, tilted))
     assert (np.abs(found[[0, 2]]) < 0.6 * np.abs(plain[[0, 2]])).all()
     np.testing.assert_array_equal(tilted[1], kernel[1])
+
+
+def test_balanced_weights_are_those_of_the_lowest_tilt() -> None:
+    """Where few rows carry the weight a whole Newton step overshoots; no tilt may lead further away than none."""
+    rng = np.random.default_rng(0)
+    offsets = rng.normal(size=(200, 4, 40)).astype(np.float32)
+    offsets[::2, 0] += 1  # half of the rows are at the edge
+    actions = 4 * rng.integers(2, size=(200, 40))  # few took the action
+    kernel = (-(np.square(offsets).sum(1) + actions) / 0.2).astype(np.float32)
+    kernel[rng.random(kernel.shape) < 0.3] = -np.inf  # excluded
+    found = _weights(_balanced(kernel, offsets)).astype(np.float64)
+    for own, logs, along in zip(found, kernel.astype(np.float64), offsets.astype(np.float64), strict=True):
+
+        def lowest(tilt: np.ndarray, logs: np.ndarray = logs, along: np.ndarray = along) -> tuple[float, np.ndarray]:
+            moved = logs + tilt @ along
+            height = logsumexp(moved) + RIDGE / 2 * tilt @ tilt
+            return height, along @ np.exp(moved - logsumexp(moved)) + RIDGE * tilt
+
+        tilt = minimize(lowest, np.zeros(4), jac=True, options={"gtol": 1e-8}).x
+        exact = np.exp(logs + tilt @ along - logsumexp(logs + tilt @ along))
+        assert total_variation(own, exact) < 5e-3
+        assert np.linalg.norm(along @ own) < np.linalg.norm(along @ np.exp(logs - logsumexp(logs))) + 0.05
 
 
 def test_jumps_are_balanced_where_episodes_terminate_alone() -> None:

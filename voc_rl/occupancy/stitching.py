@@ -29,8 +29,10 @@ ROWS_AT_ONCE = 256
 BALANCED = 8  # leading components in which jumps are balanced where episodes terminate
 RIDGE = 0.02  # holds the balance back where it would rest on few rows; larger ones left Hopper's values too high
 EVEN = 0.05  # a mean offset that is left as it is
-NEWTON_STEPS = 6
+NEWTON_STEPS = 50  # at most; most rows take five
 LONGEST_STEP = 5.0
+CLOSE = 1e-3  # a step that changes next to nothing
+LEVEL = 1e-5  # rounding of what is minimised
 
 
 @dataclass(frozen=True)
@@ -254,22 +256,44 @@ def _balanced(log_weights: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
     The weights of the adjusted Nadaraya-Watson estimator (Hall, Wolff and Yao 1999), which has no bias of first order
     at the edge of the data: of all weights with that mean the nearest to those given. The tilt minimises
-    log sum_k exp(log_weights + offsets tilt) + RIDGE / 2 |tilt|^2, by Newton's method.
+    log sum_k exp(log_weights + offsets tilt) + RIDGE / 2 |tilt|^2, by Newton's method. A whole step overshoots where a
+    tilt moves the weight to other rows: it is cut until it leads down.
     """
     means = (offsets @ _weights(log_weights)[..., None])[..., 0]  # (n, C)
     uneven = np.flatnonzero(np.abs(means).max(1) > EVEN)  # the rest need no tilt
-    logs, along = log_weights[uneven], offsets[uneven]
-    tilt = np.zeros((len(along), along.shape[1], 1), np.float32)
-    ridge = RIDGE * np.eye(along.shape[1], dtype=np.float32)
-    for _ in range(NEWTON_STEPS):
-        weighted = along * _weights(logs + _moved(along, tilt))[:, None]
-        mean = weighted.sum(2)[..., None]  # (n, C, 1)
-        curvature = weighted @ along.swapaxes(1, 2) - mean @ mean.swapaxes(1, 2)
-        curvature += ridge
-        tilt -= np.linalg.solve(curvature, mean + RIDGE * tilt).clip(-LONGEST_STEP, LONGEST_STEP)
     tilted = log_weights.copy()
+    logs, along = log_weights[uneven], offsets[uneven]
+    logs -= logs.max(1, keepdims=True)
+    tilt = np.zeros((len(along), along.shape[1], 1), np.float32)
+    step, lowest = np.zeros_like(tilt), np.full(len(along), np.inf, np.float32)
+    for _ in range(NEWTON_STEPS):
+        height, newton = _newton(logs, along, tilt + step)
+        down = height <= lowest + LEVEL
+        tilt[down] += step[down]
+        lowest[down] = height[down]
+        step = np.where(down[:, None, None], newton, step / 4)
+        going = np.abs(step).max((1, 2)) > CLOSE
+        if not going.all():
+            tilted[uneven[~going]] += _moved(along[~going], tilt[~going])
+            uneven, logs, along, tilt, step, lowest = (x[going] for x in (uneven, logs, along, tilt, step, lowest))
+        if not len(uneven):
+            break
     tilted[uneven] += _moved(along, tilt)
     return tilted
+
+
+def _newton(logs: np.ndarray, along: np.ndarray, tilt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What ``_balanced`` minimises, at a tilt (n, C, 1): (n,), and the step from there (n, C, 1), always a way down."""
+    moved = logs + _moved(along, tilt)
+    largest = moved.max(1, keepdims=True)
+    height = largest[:, 0] + np.log(np.exp(moved - largest).sum(1)) + RIDGE / 2 * np.square(tilt).sum((1, 2))
+    weighted = along * _weights(moved)[:, None]
+    mean = weighted.sum(2)[..., None]  # (n, C, 1)
+    curvature = weighted @ along.swapaxes(1, 2) - mean @ mean.swapaxes(1, 2)
+    curvature += RIDGE * np.eye(along.shape[1], dtype=np.float32)
+    step = -np.linalg.solve(curvature, mean + RIDGE * tilt)
+    longest = np.abs(step).max((1, 2), keepdims=True)
+    return height, step * np.minimum(LONGEST_STEP / np.maximum(longest, 1e-30), 1.0)
 
 
 def _moved(offsets: np.ndarray, tilt: np.ndarray) -> np.ndarray:
