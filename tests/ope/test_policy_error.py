@@ -94,7 +94,7 @@ def test_intervals_of_differences_hold_the_exact_ones_and_are_narrower_than_of_v
 
 def test_a_policy_is_not_told_apart_from_itself_under_another_name() -> None:
     odds = decisions().policies
-    (one, same, worst), _ = estimates_of({"one": odds[0], "same": odds[0], "worst": odds[2]}, 120, 0)
+    (one, same, worst), _ = estimates_of({"one": odds[0], "same": odds[0], "worst": odds[2]}, 240, 0)
     found = one.difference(same)
     assert (found.value, found.stderr, found.low, found.high, found.told_apart) == (0.0, 0.0, 0.0, 0.0, False)
     assert one.difference(worst).told_apart
