@@ -25,6 +25,8 @@ from voc_rl.model_files import weights_mark
 from voc_rl.precision import as_tensor, device_of, generator_on
 from voc_rl.quantizers import Quantizer, seen_as_stored
 
+ROUNDING = 1e-6  # of scores in float32, relative to their size
+
 
 @dataclass(frozen=True)
 class PlannerConfig:
@@ -158,7 +160,9 @@ class VOCPlanner:
             scores = self.score(codes, features, actions).float().to(mean.device)
             self.seconds["score"] += time.perf_counter() - started
             if place == 0:
-                unit = scores.std(1, keepdim=True).clamp(min=1e-8)
+                # what scores differ by through rounding is no unit: divided by it they would swallow the penalty
+                least = (ROUNDING * scores.abs().amax(1, keepdim=True)).clamp(min=1e-8)
+                unit = scores.std(1, keepdim=True).maximum(least)
             scores = scores / unit - config.support * self._below(actions, prior_mean[:, None], prior_std[:, None])
             best = scores.topk(max(int(config.elites * config.candidates), 2), 1)
             spread = best.values.std(1, keepdim=True).clamp(min=1e-8)

@@ -80,6 +80,17 @@ def test_planner_stays_on_the_support_of_the_prior():
     assert prior.draws(obs[0], 3, rng).shape == (3, 2)
 
 
+@pytest.mark.parametrize("alike", [0.0, 0.3, -100.0])
+def test_where_all_actions_score_alike_the_prior_decides(alike):
+    """Whatever the score is: its rounding must not swallow the penalty."""
+    prior = OfflineAgent((9, 24, 24), 2, FEW, quantizer())
+    planner = VOCPlanner(prior, lambda codes, features, a: torch.full(a.shape[:2], alike), PlannerConfig(floor=0.0))
+    obs = np.zeros((4, 9, 24, 24), np.uint8)
+    mean, std = (part.numpy() for part in prior.distribution(obs))
+    planned, _ = planner.predict(obs, deterministic=True)
+    assert np.sqrt(np.square((planned - mean) / std).mean()) < 0.05
+
+
 def test_the_planner_draws_unless_it_is_told_not_to(monkeypatch):
     monkeypatch.setattr("voc_rl.precision.has_bfloat16", lambda: False)  # whose products depend on the batch
     prior = OfflineAgent((9, 24, 24), 2, FEW, quantizer())
