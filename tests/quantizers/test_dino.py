@@ -17,9 +17,16 @@ from voc_rl.checkpoints import load_tensors
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError
 from voc_rl.loop import LoopConfig
-from voc_rl.quantizers import build_quantizer, load_quantizer, save_quantizer, tokenize, train_quantizer
+from voc_rl.quantizers import (
+    DINOConfig,
+    DINOTokenizer,
+    build_quantizer,
+    load_quantizer,
+    save_quantizer,
+    tokenize,
+    train_quantizer,
+)
 from voc_rl.quantizers.base import scale
-from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
 
 SIZE = 24
 TINY = DINOConfig(

@@ -12,8 +12,7 @@ from torch import Tensor
 from worlds import one_sentence
 
 from voc_rl.errors import VOCError
-from voc_rl.quantizers import load_quantizer, save_quantizer
-from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
+from voc_rl.quantizers import DINOConfig, DINOTokenizer, load_quantizer, save_quantizer
 
 
 def published(

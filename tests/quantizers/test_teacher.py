@@ -13,7 +13,7 @@ from torch import Tensor
 from worlds import one_sentence, picture
 
 from voc_rl.errors import VOCError
-from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
+from voc_rl.quantizers import DINOConfig, DINOTokenizer
 from voc_rl.quantizers.teacher import FrameTeacher, TimmTeacher, cosine_distance, train_teacher
 
 SIZE = 24

@@ -1,4 +1,4 @@
-"""GPT-2 weights in Hugging Face's names, as the paper's code saved them, into our network."""
+"""GPT-2 weights in Hugging Face's names, as the paper's code saved them, by the names of our network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import load_state_dict, load_torch_file
+from voc_rl.checkpoints import load_torch_file
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.contexts import OccupancyConfig
-from voc_rl.occupancy.transformer import OccupancyTransformer
-from voc_rl.precision import single_precision
 
 # what Hugging Face calls a block's parts, and what we call them
 _PARTS = {
@@ -29,10 +27,10 @@ _BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, w
 _BLOCK = re.compile(r"h\.(\d+)\.(.+)\.(weight|bias)")
 
 
-@single_precision()
-def load_gpt2(path: str | Path, n_head: int, n_tokens: int | None, top_k: int | None) -> OccupancyTransformer:
-    """Read a GPT-2 state dict; see ``OccupancyTransformer.from_published``."""
-    path = Path(path)
+def read_gpt2(
+    path: Path, n_head: int, n_tokens: int | None, top_k: int | None
+) -> tuple[OccupancyConfig, dict[str, Tensor]]:
+    """Sizes and weights of a GPT-2 state dict; see ``OccupancyTransformer.from_published``."""
     tensors = _state_dict(path)
     try:
         vocabulary, width = tensors["wte.weight"].shape
@@ -48,12 +46,10 @@ def load_gpt2(path: str | Path, n_head: int, n_tokens: int | None, top_k: int | 
     layers = [int(found[1]) for name in tensors if (found := _BLOCK.fullmatch(name))]
     n_layer = max(layers, default=-1) + 1
     config = OccupancyConfig(vocabulary, n_tokens, n_layer=n_layer, n_head=n_head, width=width, ends=False, top_k=top_k)
-    model = OccupancyTransformer(config)
     head = tensors.pop("lm_head.weight", tensors["wte.weight"])
     if not torch.equal(head, tensors["wte.weight"]):
         raise VOCError(f"{path}: lm_head.weight is not transformer.wte.weight; a tied head is needed.")
-    load_state_dict(model, _renamed(tensors, 2 * n_tokens), str(path))
-    return model.eval()
+    return config, _renamed(tensors, 2 * n_tokens)
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

@@ -14,10 +14,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from voc_rl.checkpoints import load_state_dict
 from voc_rl.errors import VOCError
 from voc_rl.occupancy.blocks import Block
 from voc_rl.occupancy.contexts import Cache, Condition, OccupancyConfig, Prefix
 from voc_rl.occupancy.features import SeesFeatures
+from voc_rl.occupancy.published import read_gpt2
+from voc_rl.precision import single_precision
 
 WAVES = 8  # cosines that tell a discount
 
@@ -109,6 +112,7 @@ class OccupancyTransformer(SeesFeatures):
         return hidden @ self.codes.weight.T
 
     @classmethod
+    @single_precision()
     def from_published(
         cls, path: str | Path, n_head: int = 8, n_tokens: int | None = None, top_k: int | None = 50
     ) -> OccupancyTransformer:
@@ -126,9 +130,10 @@ class OccupancyTransformer(SeesFeatures):
         Raises:
             VOCError: a missing or refused file, or names and shapes that are not a GPT-2's with a tied head.
         """
-        from voc_rl.occupancy.published import load_gpt2
-
-        return load_gpt2(path, n_head, n_tokens, top_k)
+        config, tensors = read_gpt2(Path(path), n_head, n_tokens, top_k)
+        model = cls(config)
+        load_state_dict(model, tensors, str(path))
+        return model.eval()
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 (B, T) -> logits (B, T, V) of the next code at each place; V: the codes, and END where episodes end."""

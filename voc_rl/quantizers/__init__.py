@@ -1,7 +1,8 @@
 """Frames to codes and back: one interface, several quantizers, chosen by name."""
 
 from voc_rl.quantizers.base import Quantizer, check_features, code_counts, codebook_use, perplexity
-from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
+from voc_rl.quantizers.dino import DINOTokenizer
+from voc_rl.quantizers.dino_config import DINOConfig
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.registry import QUANTIZERS, build_quantizer, load_quantizer, save_quantizer
 from voc_rl.quantizers.training import seen_as_stored, tokenize, train_quantizer

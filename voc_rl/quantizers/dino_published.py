@@ -1,4 +1,4 @@
-"""The public VQ-KD tokenizer of BEiT v2, by the names of its file, as a ``DINOTokenizer``."""
+"""The public VQ-KD tokenizer of BEiT v2, by the names of a ``DINOTokenizer``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from voc_rl.checkpoints import load_state_dict
 from voc_rl.errors import VOCError
-from voc_rl.precision import single_precision
-from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
+from voc_rl.quantizers.dino_config import DINOConfig
 from voc_rl.quantizers.published import read_published
 
-_PARTS = ("encoder.", "to_code.", "codebook.vectors")
+PARTS = ("encoder.", "to_code.", "codebook.vectors")  # of a ``DINOTokenizer``, that such a file holds
 # theirs, ours; a file has one of the two names of the last norm, by whether its model pools patches
 _RENAMED = {
     "encode_task_layer.": "to_code.",
@@ -32,14 +30,10 @@ _IGNORED = re.compile(
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\..*")
 
 
-@single_precision()
-def load_vqkd(path: str | Path, n_head: int = 12, stack: int = 1) -> DINOTokenizer:
-    """Read the public tokenizer; see ``DINOTokenizer.from_published``."""
+def read_vqkd(path: str | Path, n_head: int) -> tuple[DINOConfig, dict[str, Tensor]]:
+    """Sizes and weights of the public tokenizer; see ``DINOTokenizer.from_published``."""
     tensors = _renamed(read_published(path))
-    tokenizer = DINOTokenizer((3 * stack, 84, 84), _config(tensors, path, n_head))
-    fresh = {name: tensor for name, tensor in tokenizer.state_dict().items() if not name.startswith(_PARTS)}
-    load_state_dict(tokenizer, {**tensors, **fresh}, str(path))
-    return tokenizer.eval()
+    return _config(tensors, path, n_head), tensors
 
 
 def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

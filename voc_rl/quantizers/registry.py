@@ -15,7 +15,8 @@ from voc_rl.data import DataSpec
 from voc_rl.errors import VOCError
 from voc_rl.precision import seeded, single_precision
 from voc_rl.quantizers.base import Quantizer
-from voc_rl.quantizers.dino import DINOConfig, DINOTokenizer
+from voc_rl.quantizers.dino import DINOTokenizer
+from voc_rl.quantizers.dino_config import DINOConfig
 from voc_rl.quantizers.musik import MUSIK, MUSIKConfig
 from voc_rl.quantizers.vqgan import VQGAN
 from voc_rl.quantizers.vqgan_network import VQGANConfig

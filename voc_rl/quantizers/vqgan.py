@@ -25,10 +25,12 @@ from torch import Tensor, nn
 
 from voc_rl.distributed import average
 from voc_rl.loop import StepLog
+from voc_rl.precision import single_precision
 from voc_rl.quantizers.base import Quantizer, check_codes, check_rows_of_codes, frames_in_stack, scale, unscale
 from voc_rl.quantizers.codebook import draw_vectors, move_unused, nearest_codes
 from voc_rl.quantizers.published import levels_of_published, published_frames
 from voc_rl.quantizers.vqgan_network import Decoder, Encoder, VQGANConfig
+from voc_rl.quantizers.vqgan_published import by_our_names, read_vqgan
 
 CHUNK = 32  # frames that pass the network at once where no gradient is wanted: bounds memory
 
@@ -59,6 +61,7 @@ class VQGAN(Quantizer):
         self.pixel_variance: Tensor
 
     @classmethod
+    @single_precision()
     def from_published(cls, path: str | Path, stack: int = 1) -> VQGAN:
         """Weights in the layout of taming-transformers, for frames of 84 pixels, as the paper's code ran them.
 
@@ -72,9 +75,12 @@ class VQGAN(Quantizer):
         Raises:
             VOCError: a missing or refused file, or names and shapes that are not such a network's.
         """
-        from voc_rl.quantizers.vqgan_published import load_vqgan
-
-        return load_vqgan(path, stack)
+        config, tensors = read_vqgan(path)
+        quantizer = cls((3 * stack, 84, 84), config)
+        own = quantizer.state_dict()
+        quantizer.load_state_dict({**own, **by_our_names(tensors, own, path)})
+        quantizer.fitted.fill_(True)
+        return quantizer.eval()
 
     @property
     def initialised(self) -> bool:

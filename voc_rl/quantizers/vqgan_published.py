@@ -1,4 +1,4 @@
-"""Weights in the layout of taming-transformers, as a ``VQGAN``."""
+"""Weights in the layout of taming-transformers, by the names of a ``VQGAN``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from voc_rl.errors import VOCError, few
-from voc_rl.precision import single_precision
 from voc_rl.quantizers.published import read_published
-from voc_rl.quantizers.vqgan import VQGAN
 from voc_rl.quantizers.vqgan_network import VQGANConfig
 
 _IGNORED = ("loss.", "discriminator.", "perceptual_loss.", "model_ema.")  # what belonged to training
@@ -40,14 +38,10 @@ _DOWN = re.compile(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\..*")
 _OWN = ("fitted", "use", "pixel_variance")
 
 
-@single_precision()
-def load_vqgan(path: str | Path, stack: int = 1) -> VQGAN:
-    """Read such a file; see ``VQGAN.from_published``."""
+def read_vqgan(path: str | Path) -> tuple[VQGANConfig, dict[str, Tensor]]:
+    """Sizes and weights, by their names, of such a file; see ``VQGAN.from_published``."""
     tensors = {name: tensor for name, tensor in read_published(path).items() if not name.startswith(_IGNORED)}
-    quantizer = VQGAN((3 * stack, 84, 84), _config(tensors, path))
-    quantizer.load_state_dict({**quantizer.state_dict(), **_by_our_names(quantizer, tensors, path)})
-    quantizer.fitted.fill_(True)
-    return quantizer.eval()
+    return _config(tensors, path), tensors
 
 
 def _their_name(name: str) -> str:
@@ -82,9 +76,13 @@ def _config(tensors: Mapping[str, Tensor], path: str | Path) -> VQGANConfig:
         raise VOCError(f"{path}: {error}") from error
 
 
-def _by_our_names(quantizer: VQGAN, tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a published file under our names; names and shapes must fit exactly."""
-    own = {_their_name(name): (name, t) for name, t in quantizer.state_dict().items() if name not in _OWN}
+def by_our_names(tensors: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a published file under the names of ``ours``, the state of a fresh ``VQGAN`` of its sizes.
+
+    Raises:
+        VOCError: names, shapes or dtypes that do not fit exactly.
+    """
+    own = {_their_name(name): (name, tensor) for name, tensor in ours.items() if name not in _OWN}
     missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     if missing or unexpected:
         raise VOCError(f"{path} does not fit a VQGAN: missing {few(missing)}, unexpected {few(unexpected)}.")
