@@ -120,12 +120,15 @@ def test_the_readme_shows_commands_and_code() -> None:
 
 @pytest.mark.slow
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder with a finished small demo in runs/demo; each block in a namespace of its own."""
+    """Where a small demo has collected and trained, in runs/demo; each block in a namespace of its own."""
     from voc_rl import sizes
-    from voc_rl.agents import action_values
-    from voc_rl.benchmarks.demo import DemoConfig, run_demo
+    from voc_rl.agents import action_values, load_policy
+    from voc_rl.benchmarks.demo import POLICIES as ACTORS
+    from voc_rl.envs import collect
     from voc_rl.occupancy import OccupancyTraining, PolicyTraining
     from voc_rl.ope import EvaluationConfig, StitchingConfig
+    from voc_rl.pipeline import Pipeline
+    from voc_rl.runs import RunFolder
     from voc_rl.training import VOCConfig
     from voc_rl.values import FQEConfig, RewardConfig
 
@@ -136,8 +139,10 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         occupancy=OccupancyTraining(gamma=0.9, loop=loop(16)),
         reward=RewardConfig(loop=loop(20)),
     )
-    demo = DemoConfig(episodes=5, episode_steps=60, samples=10, max_states=20, baseline_steps=4, voc=voc)
-    run_demo(demo, Path("runs/demo"), processes=1, progress=False, say=lambda line: None)
+    demo, actor = Path("runs/demo"), load_policy(ACTORS["walker-walk"])
+    collect(demo / "data", "walker-walk", actor, 5, 0, max_episode_steps=60, processes=1, progress=False)
+    with RunFolder(demo) as run:
+        Pipeline(run, demo / "data", voc).train()
     # training in a snippet takes a few steps here: the same code, less patience
     quick = partial(sizes.sized, reward_steps=10)
     monkeypatch.setattr(sizes, "sized", quick)
