@@ -37,7 +37,7 @@ def test_n_step_targets(gamma: float) -> None:
         (0.5, OccupancyTraining(gamma=0.5, n=1, ema=0.95, futures=32, loop=loop(400, 5e-3))),
         pytest.param(
             0.95,
-            OccupancyTraining(gamma=0.95, n=1, ema=0.985, futures=32, refill=4, loop=loop(2600, 4e-3)),
+            OccupancyTraining(gamma=0.95, n=1, ema=0.985, futures=16, refill=4, loop=loop(2600, 4e-3)),
             marks=pytest.mark.slow,
         ),
     ],
