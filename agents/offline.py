@@ -33,7 +33,7 @@ from voc_rl.errors import (
 )
 from voc_rl.loop import LoopConfig, StepLog, optimise, step_seed
 from voc_rl.model_files import tensors_mark, weights_mark
-from voc_rl.policy import one_hot_rows
+from voc_rl.policy import holds_choices
 from voc_rl.precision import as_tensor, device_of, seeded, single_precision
 from voc_rl.quantizers import Quantizer, load_quantizer, save_quantizer
 from voc_rl.training_inputs import Tokens
@@ -79,11 +79,10 @@ def check_continuous(dataset: Episodes) -> None:
             f"The data's actions reach {largest:g}; continuous ones in [-1, 1] are needed, not indices of discrete "
             "ones."
         )
-    taken = dataset.action[dataset.step_type > 0]
-    if len(taken) and taken.shape[1] > 1 and one_hot_rows(taken):
+    if holds_choices(dataset):
         raise VOCError(
-            f"The data's actions are one-hot rows of {taken.shape[1]}, discrete ones, which no continuous actor gives; "
-            "train Stable-Baselines3's DQN on them (voc_rl.agents.sb3.train_offline)."
+            f"The data's actions are one-hot rows of {dataset.action.shape[1]}, discrete ones, which no continuous "
+            "actor gives; train Stable-Baselines3's DQN on them (voc_rl.agents.sb3.train_offline)."
         )
 
 

@@ -14,7 +14,7 @@ from voc_rl.policy import BehaviourPolicy, choices_of, in_unit_bounds, numbers, 
 
 
 def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSequence) -> Episode:
-    """Play one episode; all randomness comes from ``seed``.
+    """Play one episode; all randomness comes from ``seed``, which gives another episode each time that it is asked.
 
     Args:
         env: a Gymnasium environment that shows stacked frames uint8 (3K, H, W), newest last (``PixelObservation``), and
@@ -23,12 +23,14 @@ def record_episode(env: gym.Env, policy: BehaviourPolicy, seed: np.random.SeedSe
             given. Rewards are what the environment paid, also where a value wrapper shapes them.
 
     Raises:
-        VOCError: other actions or observations, a policy that draws no actions or none of the environment's, no
-            ``state`` for one of the state, a reward that is not one number, or a ``state`` or ``physics`` that is no
-            vector.
+        VOCError: another kind of seed, other actions or observations, a policy that draws no actions or none of the
+            environment's, no ``state`` for one of the state, a reward that is not one number, or a ``state`` or
+            ``physics`` that is no vector.
     """
     choices, space = _check_env(env), env.action_space
     check_behaviour(policy)
+    if not isinstance(seed, np.random.SeedSequence):
+        raise VOCError(f"seed is {seed!r}; a SeedSequence is needed, as np.random.SeedSequence(0).")
     env_seed, policy_seed = seed.spawn(2)
     rng = np.random.default_rng(policy_seed)
     policy.start_episode(rng)
@@ -87,8 +89,8 @@ def _check_env(env: gym.Env) -> int | None:
 
 def _checked_action(drawn: Any, shape: tuple[int, ...], choices: int | None, policy: Any) -> np.ndarray:
     action = np.asarray(drawn)
-    if action.shape != shape or not (choices is None or one_hot_rows(action[None])):
-        kind = "" if choices is None else ", one-hot as EpsilonGreedy's,"
+    if action.shape != shape or not (np.isfinite(action).all() if choices is None else one_hot_rows(action[None])):
+        kind = " and finite numbers" if choices is None else ", one-hot as EpsilonGreedy's,"
         raise VOCError(f"{policy!r} drew the action {drawn}; one of shape {shape}{kind} is needed here.")
     return action
 

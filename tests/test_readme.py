@@ -106,7 +106,8 @@ def test_a_dqn_that_learned_under_vecnormalize_explores_at_each_row_by_itself(mo
     agent.exploration_rate = epsilon
     monkeypatch.setattr(np.random, "rand", lambda: pytest.fail("global random numbers"))
     own = {**found, "EpsilonGreedy": EpsilonGreedy, "agent": agent, "statistics": statistics}
-    data: Any = SimpleNamespace(state=states, action=np.zeros((len(states), 2), np.float32))
+    acted = np.eye(2, dtype=np.float32)[rng.integers(2, size=len(states))]
+    data: Any = SimpleNamespace(state=states, action=acted, step_type=np.ones(len(states), np.uint8))
     (drawn,) = policy_actions([eval(recipe, own)], data, draws, rng)
     greedy = np.eye(2)[agent.predict(statistics.normalize_obs(states), deterministic=True)[0]]
     strayed = (drawn != greedy[:, None]).any(-1).mean(0)  # share of the rows, of each draw

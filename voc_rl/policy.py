@@ -122,6 +122,12 @@ def one_hot_rows(actions: np.ndarray) -> bool:
     return bool(((actions == 1).sum(1) == 1).all()) and np.count_nonzero(actions) == len(actions)
 
 
+def holds_choices(dataset: Any) -> bool:
+    """Whether all that was taken in episodes are one-hot rows of two entries or more, as discrete ones are stored."""
+    taken = dataset.action[dataset.step_type > 0]
+    return len(taken) > 0 and taken.shape[1] > 1 and one_hot_rows(taken)
+
+
 def numbers(rows: np.ndarray, space: Any) -> np.ndarray:
     """The numbers int64 (...) that one-hot rows (..., n) stand for in a ``Discrete`` space."""
     return rows.argmax(-1) + int(space.start)
@@ -189,7 +195,8 @@ def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.
     """What ``predict`` gives for observations shown without what came before them; discrete actions as one-hot rows.
 
     Raises:
-        VOCError: a policy that keeps a recurrent state, answers with something else than actions and state, or fails.
+        VOCError: a policy that keeps a recurrent state, answers with something else than actions and state, gives
+            actions outside [-1, 1], or fails.
     """
     with asking(policy, observation):
         found = policy.predict(observation, deterministic=deterministic)
@@ -203,7 +210,27 @@ def memoryless(policy: Any, observation: np.ndarray, deterministic: bool) -> np.
                 "that acts by the observation alone."
             )
         actions, space = np.asarray(found[0]), getattr(policy, "action_space", None)
-        return actions if choices_of(space) is None else one_hot(actions, space)
+        if choices_of(space) is not None:
+            return one_hot(actions, space)
+        check_actions(policy, actions)
+        return actions
+
+
+def check_actions(policy: Any, actions: np.ndarray) -> None:
+    """Refuse actions (...) that are not in [-1, 1]: clipped, they would be another policy's.
+
+    Raises:
+        VOCError: some are outside, or NaN.
+    """
+    if actions.dtype.kind not in "biuf":
+        return  # for those who know which shape they need
+    wrong = ~(np.abs(actions) <= 1.0 + 1e-6)  # NaN too
+    if wrong.any():
+        raise VOCError(
+            f"{named(policy)} gave the action {actions[wrong].flat[0]:.6g}; numbers from -1 to 1 are needed, so "
+            "rescale them as the data's are (discrete ones: one-hot rows, or their numbers beside an `action_space`, "
+            "Discrete)."
+        )
 
 
 def epsilon_greedy(mode: np.ndarray, epsilon: float, count: int, rng: np.random.Generator) -> np.ndarray:

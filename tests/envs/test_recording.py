@@ -175,6 +175,16 @@ def test_the_number_of_a_discrete_action_is_refused(number):
     assert "drew the action 2; one of shape (3,), one-hot as EpsilonGreedy's, is needed here" in said
 
 
+def test_what_is_no_action_and_no_seed_is_said_before_the_environment_moves():
+    ramp, policy = Ramp(), Draws(np.array([np.nan]))
+    ramp.length, ramp.terminates = 2, True
+    said = refusal(record_episode, PixelObservation(ramp, 16), policy, np.random.SeedSequence(0))
+    assert said == f"{policy!r} drew the action [nan]; one of shape (1,) and finite numbers is needed here."
+    assert ramp.at == 0
+    said = refusal(record_episode, PixelObservation(Ramp(), 16), Draws(np.zeros(1)), 0)
+    assert said == "seed is 0; a SeedSequence is needed, as np.random.SeedSequence(0)."
+
+
 class Buffers(gym.Env):
     """Draws every step into the same arrays, and says its state at all steps or at the first alone."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from predicting import DrawsOnce, Predicts
-from small import toy_dataset
+from small import SPEC, toy_dataset, toy_episode
 from worlds import refusal
 
 from voc_rl.agents import NoisyPolicy
 from voc_rl.agents.behaviour import Deterministic
+from voc_rl.data import Episodes, write_episode
 from voc_rl.errors import VOCError
 from voc_rl.occupancy import policy_actions
 from voc_rl.policy import observation_of
@@ -160,6 +162,44 @@ def test_agents_of_other_scales_are_refused(tmp_path: Path) -> None:
     agent.action_space = SimpleNamespace(n=5)
     agent.get_vec_normalize_env = lambda: SimpleNamespace(norm_obs=True)
     assert "learned under VecNormalize" in refusal(policy_actions, [agent], dataset, 2, np.random.default_rng(0))
+
+
+class Always:
+    """Answers every row by the same numbers."""
+
+    observation = "state"
+
+    def __init__(self, *action: float) -> None:
+        self.action = action
+
+    def predict(self, observation: np.ndarray, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        return np.broadcast_to(np.array(self.action, np.float32), (*observation.shape[:-1], len(self.action))), None
+
+
+def test_actions_of_another_scale_are_refused_whatever_is_around_the_policy(tmp_path: Path) -> None:
+    """Clipped, they would be another policy's: it would be valued, or recorded, without a word."""
+    dataset = toy_dataset(tmp_path, (5, 6))
+    for wrong, words in ((1.5, "1.5"), (-2.0, "-2"), (np.nan, "nan")):
+        policy = Always(0.5, wrong)
+        for asked in (policy, Deterministic(policy), NoisyPolicy(policy, 0.1)):
+            said = refusal(policy_actions, [asked], dataset, 3, np.random.default_rng(0))
+            assert f"gave the action {words}; numbers from -1 to 1 are needed, so rescale them" in said
+        said = refusal(NoisyPolicy(policy, 0.1).sample, np.zeros(3, np.float32), np.random.default_rng(0))
+        assert f"gave the action {words}; numbers from -1 to 1 are needed" in said
+    found = policy_actions([Always(1.0, -1.0)], dataset, 3, np.random.default_rng(0))
+    np.testing.assert_array_equal(found, np.broadcast_to([1.0, -1.0], found.shape))
+
+
+def test_chances_of_discrete_actions_are_no_actions(tmp_path: Path) -> None:
+    choices = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
+    episode = replace(toy_episode(0, 5), action=np.concatenate([np.zeros((1, 2), np.float32), choices]))
+    write_episode(tmp_path / "0.hdf5", episode, SPEC)
+    dataset = Episodes.open(tmp_path)
+    for policy in (Always(0.5, 0.5), Always(1.0, 1.0), NoisyPolicy(Always(0.0, 1.0), 0.1)):
+        said = refusal(policy_actions, [policy], dataset, 3, np.random.default_rng(0))
+        assert "gave actions that are not one-hot, as the data's are, which are discrete; one choice a row" in said
+    found = policy_actions([Always(0.0, 1.0)], dataset, 3, np.random.default_rng(0))
+    np.testing.assert_array_equal(found, np.broadcast_to([0.0, 1.0], found.shape))
 
 
 class Network(torch.nn.Module):

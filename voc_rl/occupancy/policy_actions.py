@@ -10,7 +10,18 @@ import torch
 
 from voc_rl.data import Episodes
 from voc_rl.errors import VOCError, check_count
-from voc_rl.policy import asking, choices_of, epsilon_greedy, memoryless, named, observation_of, space_shape
+from voc_rl.policy import (
+    asking,
+    check_actions,
+    choices_of,
+    epsilon_greedy,
+    holds_choices,
+    memoryless,
+    named,
+    observation_of,
+    one_hot_rows,
+    space_shape,
+)
 from voc_rl.precision import seeded
 
 ROWS_AT_ONCE = 1024  # stacked frames shown to a pixel policy, or matrices of noise drawn, at once
@@ -49,8 +60,12 @@ def actions_at(policy: Any, dataset: Episodes, draws: int, rng: np.random.Genera
             f"{named(policy)} gave actions of shape {actions.shape}; {(draws, *dataset.action.shape)} is needed "
             "(draws, rows of the data, size of their actions; discrete ones are one-hot there)."
         )
-    if not np.isfinite(actions).all() or np.abs(actions).max() > 1.0 + 1e-6:
-        raise VOCError(f"{named(policy)} gave actions outside [-1, 1]; rescale them as the data's are.")
+    check_actions(policy, actions)
+    if holds_choices(dataset) and not one_hot_rows(actions.reshape(-1, actions.shape[-1])):
+        raise VOCError(
+            f"{named(policy)} gave actions that are not one-hot, as the data's are, which are discrete; one choice a "
+            "row is needed, not the chances of all (EpsilonGreedy is the noise)."
+        )
     return actions.swapaxes(0, 1).astype(np.float32, order="C")
 
 
