@@ -26,6 +26,15 @@ def estimate(name: str, value: float, half: float, warning: str = "") -> PolicyE
     )  # fmt: skip
 
 
+def test_printed_an_estimate_is_a_line() -> None:
+    """In a list too, as several policies' come."""
+    found = [estimate("best", 9.5, 0.4), estimate("far", 3.0, float("nan"), "The data hardly support far.")]
+    assert str(found) == (
+        "[<best: 9.500 (9.100 to 9.900), corrected at gamma 0.95>, "
+        "<far: 3.000 (no interval), corrected at gamma 0.95; The data hardly support far.>]"
+    )
+
+
 def test_the_report_holds_ranking_support_and_warnings(tmp_path: Path) -> None:
     ranked = [
         estimate("best <b>", 9.5, 0.4),

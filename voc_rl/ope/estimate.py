@@ -64,7 +64,7 @@ class PolicyDifference:
         return _plain({**asdict(self), "told_apart": self.told_apart})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PolicyEstimate:
     """The value of one policy: its discounted return from the next step on, averaged over the starts, in reward units.
 
@@ -86,6 +86,12 @@ class PolicyEstimate:
     diagnostics: dict[str, float]
     warning: str
     question: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        """In a line, as lists of several are printed too."""
+        doubts = f"; {self.warning}" if self.warning else ""
+        value = f"{self.value:{self.digits}} ({self.interval})"
+        return f"<{self.policy}: {value}, {self.estimator} at gamma {self.gamma:g}{doubts}>"
 
     @property
     def stderr(self) -> float:
