@@ -76,6 +76,8 @@ def check_space(space: Any, shape: tuple[int, int, int], whose: str) -> None:
         hint = "join the first two axes (gymnasium.wrappers.ReshapeObservation)"
     elif found == (height, width, channels):
         hint = "put the channels first"
+    elif found == shape and np.issubdtype(space.dtype, np.floating):
+        hint = "leave them as they are drawn, whole numbers from 0 to 255 (under VecNormalize by norm_obs=False)"
     elif len(found or ()) == 1 and np.issubdtype(space.dtype, np.floating):
         hint += (
             " of an environment that renders (render_only=False keeps the state beside them), and a value wrapper has "

@@ -138,7 +138,7 @@ def _check_scales(policy: Any) -> None:
     if not in_unit_bounds(space := getattr(policy, "action_space", None)):
         raise VOCError(
             f"{named(policy)} acts in {space}, and data hold actions in [-1, 1]; give an object whose `predict` "
-            "rescales them to that."
+            "rescales them to that (agent.policy.scale_action does, of Stable-Baselines3's agents)."
         )
     if sees_normalised(policy):
         raise VOCError(

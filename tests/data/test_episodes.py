@@ -285,6 +285,9 @@ def test_several_folders_are_one_dataset(folder: Path, tmp_path: Path) -> None:
     said = refusal(Episodes.open, [tmp_path / "a", tmp_path / "b"])
     assert "2.hdf5 begins inside an episode, and 1.hdf5 is not the file before it" in said
     assert refusal(Episodes.open, []) == "Zero files or folders were asked for; at least one is needed."
+    for nothing in (None, 3, [None]):
+        said = f"A dataset's place is {3 if nothing == 3 else None}; the path of a file or folder is needed."
+        assert refusal(Episodes.open, nothing) == said
 
 
 def test_files_of_several_makings_say_what_they_share_alone(tmp_path: Path) -> None:

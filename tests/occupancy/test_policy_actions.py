@@ -158,7 +158,7 @@ def test_agents_of_other_scales_are_refused(tmp_path: Path) -> None:
             lambda: policy_actions([agent], dataset, 2, np.random.default_rng(0)),
             lambda: NoisyPolicy(agent, 0.1),
         ):
-            assert "give an object whose `predict` rescales" in refusal(ask)
+            assert "give an object whose `predict` rescales them to that (agent.policy.scale_action" in refusal(ask)
     agent.action_space = SimpleNamespace(n=5)
     agent.get_vec_normalize_env = lambda: SimpleNamespace(norm_obs=True)
     assert "learned under VecNormalize" in refusal(policy_actions, [agent], dataset, 2, np.random.default_rng(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from voc_rl.errors import VOCError
@@ -15,9 +15,13 @@ def places_of(asked: Places) -> list[str | Path]:
     """Every place that is asked for, in the order of the rows.
 
     Raises:
-        VOCError: none, or a file twice, by whatever names: its episodes would be trained on and held out.
+        VOCError: none, what is no path, or a file twice, by whatever names: its episodes would be trained on and held
+            out.
     """
-    places = [asked] if isinstance(asked, str | Path) else list(asked)
+    places = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, str) else [asked]
+    for place in places:
+        if not isinstance(place, str | Path):
+            raise VOCError(f"A dataset's place is {place!r}; the path of a file or folder is needed.")
     if not places:
         raise VOCError("Zero files or folders were asked for; at least one is needed.")
     if len(places) > 1:

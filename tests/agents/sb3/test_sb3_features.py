@@ -206,6 +206,7 @@ def box(shape: tuple[int, ...], dtype: Any = np.uint8) -> gym.spaces.Box:
         (box((3, 3, SIDE, SIDE)), "join the first two axes"),
         (box((3, SIDE, SIDE)), f"uint8 (3, {SIDE}, {SIDE}), but this VOC reads uint8 {SHAPE}"),
         (box(SHAPE, np.float32), f"float32 {SHAPE}, but this VOC reads uint8"),
+        (box(SHAPE, np.float32), "leave them as they are drawn, whole numbers from 0 to 255 (under VecNorm"),
         (box((4,), np.float32), "float32 (4,), but"),
         (gym.spaces.Dict({"frames": SPACE}), "Dict('frames': Box"),
         (gym.spaces.Discrete(4), "Discrete(4), but"),
