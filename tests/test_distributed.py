@@ -129,6 +129,38 @@ def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert_close(tmp_path / "lost", tmp_path / "alone")
 
 
+ENDING = """
+import atexit, os, sys
+from pathlib import Path
+
+@atexit.register
+def left():
+    tasks = Path("/proc/self/task").iterdir()
+    names = [name for task in tasks if "gloo" in (name := (task / "comm").read_text())]
+    sys.stderr.write(f"threads of gloo: {names}")
+
+import torch
+from voc_rl.distributed import average, join, ranks
+join(torch.device("cpu"))
+import torch._dynamo  # as an optimiser does
+average([torch.ones(3)])
+if ranks().rank == 1:
+    os._exit(9)
+try:
+    average([torch.ones(3)])
+except ValueError as error:
+    kept = error
+sys.exit(1)
+"""
+
+
+def test_a_process_that_lost_another_ends_the_threads_between_them() -> None:
+    """Before the interpreter is taken apart: a thread of gloo that still holds a message then would abort it."""
+    first, second = together([sys.executable, "-c", ENDING])
+    assert first == (1, "threads of gloo: []")
+    assert second[0] == 9
+
+
 _JOINT_TOKENS: dict[str, Any] = {
     "n_tokens": 2, "levels": (5, 4), "components": 8, "hidden": 32, "decoder_width": 8, "patch": 6,
 }  # fmt: skip

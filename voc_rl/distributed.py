@@ -15,8 +15,10 @@ Processes can also share pieces of work that have nothing to do with each other 
 from __future__ import annotations
 
 import atexit
+import importlib
 import itertools
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,16 +102,22 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> torch.device:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     global _store
+    # now, because the defaults of its functions are the group that is there when it is imported, as optimisers do later
+    importlib.import_module("torch.distributed.nn")
     store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # the store that PyTorch makes is its own
     store.set_timeout(patience)
     backend, kept = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=kept, rank=rank, world_size=size, timeout=patience)
     _store = dist.PrefixStore("deals", store)
-    atexit.register(_leave)  # an interpreter that ends with open connections can abort
+    atexit.register(_leave)
     return device
 
 
 def _leave() -> None:
+    """End the group's threads while the interpreter is whole: one that lets go of a message later aborts the process.
+
+    They end with the last reference to the group, so nothing else may keep it.
+    """
     global _store
     _store = None
     if dist.is_initialized():  # a script may have done so itself
@@ -187,6 +195,7 @@ def _others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo and nccl have no other class for it
+        traceback.clear_frames(error.__traceback__)  # which hold the group for as long as somebody has the error
         raise VOCError(
             "Another process of this run was lost, or did not answer; start all of them again: the same command goes "
             "on from the last checkpoint."
