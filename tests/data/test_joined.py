@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,7 @@ from small import SPEC, toy_dataset, toy_episode, toy_folder
 from worlds import refusal
 
 from voc_rl.benchmarks.layouts import d4rl_arrays, write_64px, write_84px, write_d4rl
-from voc_rl.data import DataSpec, Episodes, load_dataset, read_latents, write_episode, write_latents
+from voc_rl.data import DataSpec, Episodes, load_dataset, read_latents, write_episode, write_latents, write_minari
 from voc_rl.data.registry import Places
 
 
@@ -91,6 +92,19 @@ def test_no_file_is_asked_for_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "x-v2 was asked for twice" in refusal(load_dataset, ["d4rl:x-v2", "d4rl:x-v2"])
     for apart in (["ds", "ds/inner"], ["ds/episode_000.hdf5", "ds/episode_001.hdf5"]):
         assert len(load_dataset(apart).starts) == len(Episodes.open(apart).starts) == 2 + (apart[0] == "ds")
+
+
+def test_no_minari_dataset_is_asked_for_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name and by its folder, with the word before it or without."""
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    folder = write_minari("toy-v0", Episodes.open(toy_folder(tmp_path / "ds", (3, 2))))
+    write_minari("other-v0", Episodes.open(tmp_path / "ds"))
+    spellings = ("minari:toy-v0", f"minari:{folder.parent}", folder, folder.parent)
+    for first, second in permutations(spellings, 2):
+        said = refusal(load_dataset, [first, "minari:other-v0", second])
+        assert said == f"{second} was asked for twice, before as {first}; once is needed."
+    assert len(load_dataset(["minari:toy-v0", "minari:other-v0"]).starts) == 4
 
 
 def test_what_a_place_does_not_say_fits_all(tmp_path: Path) -> None:

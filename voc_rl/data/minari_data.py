@@ -33,6 +33,7 @@ from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import COLUMNS, Episode, whole_step_types
 from voc_rl.data.malformed import with_steps
 from voc_rl.data.minari_actions import ActionReader
+from voc_rl.data.minari_names import import_minari, minari_folder, named_folder
 from voc_rl.data.minari_observations import read_observations, sorted_leaves
 from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec, parse_spec
 from voc_rl.errors import VOCError
@@ -64,44 +65,6 @@ def open_minari(name: str, stack: int = 3, untrusted: bool = False) -> Episodes:
     return Episodes.from_episodes(chain(first, episodes), minari_spec(folder), folder, stack)
 
 
-def minari_folder(name: str) -> Path:
-    """Where a dataset lies: the folder with its ``metadata.json``.
-
-    Raises:
-        VOCError: a name that is none, no such dataset here, or minari is not installed.
-    """
-    _import()
-    for folder in (Path(name), Path(name) / "data"):
-        if (folder / "metadata.json").is_file():
-            return folder
-    folder = _named(name)[1] / "data"
-    if not (folder / "metadata.json").is_file():
-        raise VOCError(f"There is no Minari dataset {name} in {folder.parent}; `minari download {name}` gets one.")
-    return folder
-
-
-def _named(name: str) -> tuple[str | None, Path]:
-    """The namespace of a dataset's name, and where such a dataset lies or would.
-
-    Raises:
-        VOCError: a name that is none, or a folder for Minari's datasets that cannot be used.
-    """
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    try:
-        namespace = parse_dataset_id(name)[0]
-    except (TypeError, ValueError) as error:  # TypeError: without a version
-        raise VOCError(f"{name!r} is no name of a Minari dataset; namespace/name-v0 or a folder is needed.") from error
-    try:
-        return namespace, get_dataset_path(name)
-    except OSError as error:  # it is made where there is none
-        raise VOCError(
-            f"Minari's folder cannot be used ({error.filename}: {error.strerror}); set MINARI_DATASETS_PATH to "
-            "one that can."
-        ) from error
-
-
 def minari_spec(folder: Path) -> DataSpec:
     """What we wrote of how the frames were made; the environment's name alone where others wrote the dataset."""
     metadata = read_json(folder / "metadata.json", "Minari's metadata")
@@ -119,7 +82,7 @@ def minari_episodes(folder: Path) -> Iterator[Episode]:
     Raises:
         VOCError: damaged files, spaces that have no place here, or minari is not installed.
     """
-    _import()
+    import_minari()
     from minari.dataset.minari_storage import MinariStorage
 
     metadata, count = read_json(folder / "metadata.json", "Minari's metadata"), minari_count(folder)
@@ -206,8 +169,8 @@ def check_new_minari(name: str) -> None:
     Raises:
         VOCError: a name that is none, one that is taken, or minari is not installed.
     """
-    _import()
-    final = _named(name)[1]
+    import_minari()
+    final = named_folder(name)[1]
     if final.exists():
         raise VOCError(f"There is a Minari dataset {name} in {final} already; choose another name or version.")
 
@@ -222,10 +185,10 @@ def write_minari(name: str, dataset: Episodes, progress: bool = False) -> Path:
         VOCError: a name that is none, one that is taken or being written, a disk that is full or cannot be written, or
             minari is not installed.
     """
-    _import()
+    import_minari()
     from minari.namespace import create_namespace, list_local_namespaces
 
-    namespace, final = _named(name)
+    namespace, final = named_folder(name)
     temporary = final.parent / f".{final.name}.part"
     with hold_folder(temporary, "folder for a Minari dataset"):
         try:
@@ -248,7 +211,7 @@ def write_minari_folder(folder: Path, name: str, dataset: Episodes, progress: bo
     Raises:
         VOCError: neither frames nor states, or a disk with too little space.
     """
-    minari, dataset = _import(), with_steps(dataset)
+    minari, dataset = import_minari(), with_steps(dataset)
     from minari.dataset.minari_storage import MinariStorage
 
     check_space(len(dataset) * math.prod(dataset.frame_shape), folder.parent, f"{dataset} without compression")
@@ -299,11 +262,3 @@ def _buffer(episode: Episode) -> Any:
         truncations=ended & (not terminated),
         infos={name: array.astype(COLUMNS[name][1]) for name, array in infos.items()},
     )
-
-
-def _import() -> Any:
-    try:
-        import minari
-    except ImportError as error:
-        raise VOCError("Minari's datasets need minari; run: pip install 'voc_rl[minari]'.") from error
-    return minari

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from voc_rl.data.minari_names import given_folder, minari_folder
 from voc_rl.errors import VOCError
 
 Places = str | Path | Sequence[str | Path]
@@ -16,7 +17,7 @@ def places_of(asked: Places) -> list[str | Path]:
 
     Raises:
         VOCError: none, what is no path, or a file twice, by whatever names: its episodes would be trained on and held
-            out.
+            out; among several a Minari dataset that is not here.
     """
     places = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, str) else [asked]
     for place in places:
@@ -43,6 +44,7 @@ def split_place(place: str | Path) -> tuple[str, str]:
 
 def _files(place: str | Path) -> set[Path]:
     """What a place stands for, with links followed: a file or a name itself, or the files of a folder."""
-    path = Path(split_place(place)[1])
+    word, location = split_place(place)
+    path = minari_folder(location) if word == "minari" else given_folder(Path(location)) or Path(location)
     inside = {file.resolve() for file in path.iterdir() if file.is_file()} if path.is_dir() else set()
     return inside or {path.resolve()}

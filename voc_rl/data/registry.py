@@ -23,6 +23,7 @@ from voc_rl.data.d4rl import open_d4rl
 from voc_rl.data.episodes import Episodes
 from voc_rl.data.hdf5 import Episode, hdf5_files
 from voc_rl.data.malformed import with_steps
+from voc_rl.data.minari_names import given_folder, minari_folder
 from voc_rl.data.places import Places, places_of, split_place
 from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec
 from voc_rl.data.trial import read_in_child
@@ -88,7 +89,7 @@ def stream_dataset(spec: str | Path) -> tuple[DataSpec, int, Iterator[Episode]]:
     name, location = parse(spec)
     path = Path(location)
     if name == "minari":
-        folder = minari_data.minari_folder(location)
+        folder = minari_folder(location)
         count = minari_data.minari_count(folder)
         return minari_data.minari_spec(folder), count, minari_data.minari_episodes(folder)
     if name == "vd4rl" and path.is_dir() and (archives := vd4rl.vd4rl_files(path)[0]):
@@ -119,7 +120,7 @@ def _guess(path: Path) -> str:
             f"{path} does not exist; a path, or FORMAT:PLACE with one of the formats {', '.join(sorted(FORMATS))}, is "
             "needed."
         )
-    if path.is_dir() and any((folder / "metadata.json").is_file() for folder in (path, path / "data")):
+    if given_folder(path) is not None:
         return "minari"
     first = _first_file(path)
     if first is None or first.suffix == ".npz":

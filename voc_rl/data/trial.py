@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from voc_rl.data.minari_data import minari_folder
+from voc_rl.data.minari_names import minari_folder
 from voc_rl.data.places import split_place
 from voc_rl.errors import VOCError, check_positive
 
