@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clocks import Clock
 from worlds import COMMAND, one_sentence
@@ -328,3 +329,6 @@ def test_damaged_records_are_refused_in_one_sentence(tmp_path: Path) -> None:
 def test_fingerprints() -> None:
     assert fingerprint({"a": 1, "b": 2}, 3) == fingerprint({"b": 2, "a": 1}, 3)
     assert len({fingerprint(1), fingerprint(2), fingerprint("1"), fingerprint([1]), fingerprint(1, None)}) == 5
+    for number in (np.int64(7), np.uint8(7), np.float64(0.1), np.float32(0.5), np.bool_(True)):
+        assert fingerprint({"a": number}) == fingerprint({"a": number.item()})
+    assert fingerprint(np.arange(3)) == fingerprint([0, 1, 2])

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import numpy as np
+
 from voc_rl.errors import VOCError
 
 Config = TypeVar("Config")
@@ -46,8 +48,12 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of JSON-ready values: equal settings give equal words."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """A short hash of JSON-ready values: equal settings give equal words, also where NumPy's numbers are among them."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> Any:
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
 
 
 def _dataclass_in(annotation: Any) -> type[Any] | None:
