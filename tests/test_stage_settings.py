@@ -168,7 +168,7 @@ def test_networks_of_a_quantizer_that_was_made_anew_need_no_force(data: Path, do
 def test_seed_and_steps_are_nothing_to_a_quantizer_that_was_given(
     data: Path, done: Path, tmp_path: Path, change: Callable[[Any], Any]
 ) -> None:
-    """But to the networks they are: these are replaced by force alone."""
+    """But to the networks the seed is: these are replaced by force alone."""
     other, said = change(CONFIG), list[str]()
     with RunFolder(tmp_path) as run:
         Pipeline(run, data, CONFIG, stage="train", quantizer=done).tokenize()
@@ -178,12 +178,19 @@ def test_seed_and_steps_are_nothing_to_a_quantizer_that_was_given(
         ]
         Pipeline(run, data, CONFIG, stage="train", quantizer=done).train()
         before = files(tmp_path)
-        for stage in ("train", "evaluate"):
-            assert "train is finished with other settings (" in refusal(
-                Pipeline, run, data, other, stage=stage, quantizer=done
-            )
-        assert files(tmp_path) == before
-        Pipeline(run, data, other, stage="train", force=frozenset({"train"}), quantizer=done).train()
+        if change is other_quantizer:
+            said.clear()
+            Pipeline(run, data, other, stage="train", quantizer=done, say=said.append).train()
+            assert said[-1] == "train: done already, skipped (--force does it again)"
+            assert "quantizer_training" not in (run.settings("train") or {})
+            assert files(tmp_path) == before
+        else:
+            for stage in ("train", "evaluate"):
+                assert "train is finished with other settings (seed was 0 and is 1); " in refusal(
+                    Pipeline, run, data, other, stage=stage, quantizer=done
+                )
+            assert files(tmp_path) == before
+            Pipeline(run, data, other, stage="train", force=frozenset({"train"}), quantizer=done).train()
         assert Pipeline(run, data, other, stage="evaluate", quantizer=done).evaluate(10, 10)["states"] == 10
         same = files(tmp_path)[tmp_path / "voc.safetensors"] == before[tmp_path / "voc.safetensors"]
         assert same == (change is other_quantizer)

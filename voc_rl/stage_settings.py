@@ -16,7 +16,6 @@ from voc_rl.training import VOCConfig, settings_marks, training_settings
 
 REPLACE = "--force replaces it, or give another --out"
 NETWORKS = ("network", "occupancy", "reward")  # settings of training by stages that its quantizer does not share
-TRAINED = ("seed", "quantizer_training")  # nor does one that was trained before
 COMMANDS = {"quantizer": "train-quantizer", "report": "evaluate"}  # of stages whose command has another name
 
 
@@ -51,6 +50,8 @@ class Asked:
         own = {name: whole[name] for name in ("quantizer", "quantizer_config", "joint")}
         if weights is None or config.joint is not None:
             own |= {"seed": config.seed, **whole["quantizer_training"]}
+        else:
+            del whole["quantizer_training"]  # nothing is trained by it
         return cls(
             {"quantizer": {**shared, **own}, "train": {**shared, **whole}},
             # in joint training the quantizer comes out of the training of all
@@ -91,7 +92,7 @@ class Asked:
         if stage != "train" or (run.settings("quantizer") is None and not self._left_alone(run)):
             return False
         trained = self.settings["train"]["quantizer_weights"] is None
-        alone = NETWORKS if trained else (*NETWORKS, *TRAINED)
+        alone = NETWORKS if trained else (*NETWORKS, "seed")  # which one that was trained before does not share either
         shared = {name: value for name, value in self.settings["train"].items() if name not in alone}
         return bool(differences(run.settings("train") or {}, shared))
 

@@ -184,15 +184,19 @@ def settings_marks(
     """Fingerprints of what is asked of the quantizer's training, and of all of it; ``data``: the mark of a dataset.
 
     ``held_out``: share of the episodes that are not trained on, where training is given the others. ``weights``: a hash
-    of those of a quantizer that is taken instead of training one, to which neither seed nor steps do anything.
+    of those of a quantizer that is taken instead of training one, to which neither seed nor steps do anything; nor do
+    the steps to the networks on it, but for joint training, which goes on with it.
     """
     unusual = [word for word, usual in ((precision(), "auto"), (weights, None)) if word != usual]
     whole = training_settings(config)
-    quantizer = (whole["quantizer"], whole["quantizer_config"], whole["quantizer_training"])
+    quantizer: tuple[Any, ...] = (whole["quantizer"], whole["quantizer_config"])
+    alone = fingerprint(data, stack, held_out, quantizer, *unusual)
+    if weights is None or config.joint is not None:
+        quantizer = (*quantizer, whole["quantizer_training"])
     base = fingerprint(data, stack, held_out, config.seed, quantizer, *unusual)
     joint = () if config.joint is None else (whole["joint"],)
     trained = fingerprint(base, (whole["network"], whole["occupancy"], whole["reward"]), *joint)
-    return base if weights is None else fingerprint(data, stack, held_out, quantizer[:2], *unusual), trained
+    return base if weights is None else alone, trained
 
 
 def _kept(asked: str | Path | KeptStages | None, dataset: Episodes, config: VOCConfig) -> KeptStages | None:
