@@ -20,13 +20,16 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, nullcontext
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import IO, Any
 
 from voc_rl.benchmarks.results import hardware
 from voc_rl.checkpoints import as_json, lock, read_json, write_json, writing
 from voc_rl.distributed import alone, dealt, meet, ranks
+from voc_rl.envs.workers import end_with_parent
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
 from voc_rl.precision import take_gpu, visible_gpus
@@ -68,7 +71,7 @@ def run_cells(
 
     Raises:
         VOCError: the file is in use by another run, is damaged, or cannot be written; several that joined
-            were told to use ``processes``, have no common folder, or lost one.
+            were told to use ``processes``, have no common folder, or lost one; one of ``processes`` was killed.
     """
     check_positive(processes, "processes")
     own, path = ranks(), Path(path)
@@ -117,13 +120,13 @@ def _records(cells: Sequence[Cell], work: Work, processes: int) -> Iterator[tupl
         return
     context, waiting, count = multiprocessing.get_context("spawn"), iter(cells), 0
     errors: list[BaseException] = []
-    with ProcessPoolExecutor(processes, context, take_gpu, (context.Value("i"), visible_gpus())) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (context.Value("i"), visible_gpus())) as pool:
         running = {pool.submit(_measured, cell, work) for cell in itertools.islice(waiting, processes)}
         while running:
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 if error := future.exception():
-                    errors.append(error)
+                    errors.append(_ended_early() if isinstance(error, BrokenProcessPool) else error)
                 else:
                     count += 1
                     yield count, future.result()
@@ -131,6 +134,19 @@ def _records(cells: Sequence[Cell], work: Work, processes: int) -> Iterator[tupl
                 running |= {pool.submit(_measured, cell, work) for cell in itertools.islice(waiting, len(ended))}
     if errors:
         raise errors[0]
+
+
+def _ended_early() -> VOCError:
+    return VOCError(
+        "A process that did a cell ended early (no memory left?); cells that are done are kept, the same command goes "
+        "on, with fewer --processes where memory is short."
+    )
+
+
+def _begin(taken: Synchronized[int], gpus: Sequence[str]) -> None:
+    """What a process does before its first cell. It is not left behind: it would hold its GPU for ever."""
+    end_with_parent()
+    take_gpu(taken, gpus)
 
 
 def _write(record: Mapping[str, Any], file: IO[bytes]) -> None:

@@ -36,12 +36,17 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+def end_with_parent() -> None:
+    """Let this process, which another one started, end as soon as that one has, by a kill too."""
+    threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
 def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def _wait_for_end() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import kill_when, one_sentence
+from worlds import kill_when, one_sentence, refusal
 
 from voc_rl.benchmarks.cells import describe, finished, grid, run_cells
 from voc_rl.benchmarks.results import versions_of
@@ -241,3 +242,49 @@ def test_a_cell_that_fails_leaves_what_other_processes_are_in(tmp_path: Path) ->
     with pytest.raises(RuntimeError, match="no"):
         run_cells(cells, square_once_the_first_has_failed, path, processes=2)
     assert [record["result"] for record in finished(path)] == [{"square": 1}]  # and no other is begun
+
+
+def sleep_beside_a_note(cell: Mapping[str, Any]) -> dict[str, Any]:
+    Path(cell["folder"], f"{os.getpid()}.began").touch()
+    time.sleep(60)
+    return {}
+
+
+def end_at_once(cell: Mapping[str, Any]) -> dict[str, Any]:
+    os._exit(9)
+
+
+def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from test_cells import run_cells, sleep_beside_a_note\n"
+        "if __name__ == '__main__':\n"
+        "    cells = [{'folder': sys.argv[1], 'seed': seed} for seed in range(2)]\n"
+        "    run_cells(cells, sleep_beside_a_note, Path(sys.argv[1]) / 'cells.jsonl', processes=2)\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    around = os.pathsep.join([*map(str, Path(__file__).parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path)]
+    started = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": around})
+    deadline = time.monotonic() + 120
+    try:
+        while len(began := list(tmp_path.glob("*.began"))) < 2:
+            assert started.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        started.kill()
+        started.wait()
+    left, deadline = [int(path.stem) for path in began], time.monotonic() + 30
+    while left and time.monotonic() < deadline:
+        left = [process for process in left if Path("/proc", str(process)).exists()]
+        time.sleep(0.05)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert left == []
+
+
+def test_a_process_that_ends_early_is_told_in_a_sentence(tmp_path: Path) -> None:
+    said = refusal(run_cells, CELLS, end_at_once, tmp_path / "cells.jsonl", processes=2)
+    assert said.startswith("A process that did a cell ended early (no memory left?); cells that are done are kept, ")
