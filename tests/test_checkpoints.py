@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -53,6 +54,24 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
         assert temporary.parent == tmp_path
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_file_and_then_its_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything later is written: a stage that is noted as finished has its files where the power fails too."""
+    synced: list[tuple[str, list[str]]] = []
+
+    def fsync(handle: int) -> None:
+        names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+        synced.append((os.path.basename(os.readlink(f"/proc/self/fd/{handle}")), names))
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "a file system that knows no such thing")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(tmp_path / "a.json", {})
+    (temporary, before), named = synced
+    assert temporary.startswith(".a.json.")
+    assert before == []
+    assert named == (tmp_path.name, ["a.json"])
 
 
 def test_files_get_the_usual_permissions(tmp_path: Path) -> None:
