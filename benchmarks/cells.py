@@ -29,11 +29,11 @@ from typing import IO, Any
 from voc_rl.benchmarks.results import hardware
 from voc_rl.checkpoints import as_json, lock, read_json, write_json, writing
 from voc_rl.distributed import alone, dealt, meet, ranks
-from voc_rl.envs.workers import end_with_parent
 from voc_rl.errors import VOCError, check_positive
 from voc_rl.pipeline import Say
 from voc_rl.precision import take_gpu, visible_gpus
 from voc_rl.runs import cpu_seconds, versions
+from voc_rl.workers import end_with_parent
 
 Cell = Mapping[str, Any]
 Work = Callable[[Cell], Mapping[str, Any]]

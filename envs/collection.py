@@ -24,10 +24,10 @@ from voc_rl.checkpoints import hold_folder, read_json, write_json
 from voc_rl.data import DataSpec, write_episode
 from voc_rl.envs.make import make_env
 from voc_rl.envs.recording import check_behaviour, record_episode
-from voc_rl.envs.workers import worker_pool
 from voc_rl.errors import VOCError, check_positive, check_seed, few
 from voc_rl.policy import BehaviourPolicy
 from voc_rl.progress import progress_bar
+from voc_rl.workers import worker_pool
 
 SETTINGS = "collect.json"
 _STACK = 3  # what pixel policies look at; single frames are stored

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from voc_rl.envs.dmcontrol import DMControlEnv
-from voc_rl.envs.workers import worker_pool
 from voc_rl.errors import VOCError, check_positive
+from voc_rl.workers import worker_pool
 
 ACTION_REPEAT = 2  # of all data that the benchmarks collect
 

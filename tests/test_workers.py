@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from voc_rl import VOCError
-from voc_rl.envs import workers
+from voc_rl import VOCError, workers
 
 
 def test_a_machine_without_semaphores_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

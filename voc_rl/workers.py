@@ -1,4 +1,4 @@
-"""Worker processes that draw frames."""
+"""Processes that another one starts, and that end with it."""
 
 from __future__ import annotations
 
