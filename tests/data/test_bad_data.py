@@ -188,6 +188,13 @@ def test_mixed_widths_of_what_every_file_has(tmp_path: Path, name: str) -> None:
     assert len(Episodes.open(tmp_path)) == 9
 
 
+@pytest.mark.parametrize("name", ["episode_1", "episode_1.npz", "episode_1.HDF5"])
+def test_an_episode_under_a_name_that_a_folder_would_not_show(tmp_path: Path, name: str) -> None:
+    with pytest.raises(VOCError, match=rf"{name} does not end in \.hdf5"):
+        write_episode(tmp_path / name, toy_episode(0, 3), SPEC)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_description_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "a.hdf5"
     write_episode(path, toy_episode(0, 3), SPEC)

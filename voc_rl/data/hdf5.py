@@ -32,6 +32,7 @@ from voc_rl.data.spec import SPEC_ATTRIBUTE, DataSpec, parse_spec
 from voc_rl.errors import VOCError
 
 FIRST, MID, LAST = 0, 1, 2
+SUFFIXES = (".hdf5", ".h5")  # by which episodes in a folder are known
 
 # name -> (key on disk, dtype in memory, axes after the rows; None: any number of axes is refused)
 REQUIRED: dict[str, tuple[str, Any, int]] = {
@@ -136,10 +137,12 @@ def write_episode(path: str | Path, episode: Episode, spec: DataSpec) -> None:
     """Write one episode as one file, in one step.
 
     Raises:
-        VOCError: arrays of unequal length, other dtypes, NaN, rows that are not one whole episode, no frames, or
-            no ``DataSpec``.
+        VOCError: a path that does not end in .hdf5 (or .h5), arrays of unequal length, other dtypes, NaN, rows that are
+            not one whole episode, no frames, or no ``DataSpec``.
     """
     path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise VOCError(f"{path} does not end in .hdf5, by which the episodes of a folder are known; add it.")
     if not isinstance(spec, DataSpec):
         raise VOCError(f"spec is {spec!r}; a DataSpec is needed, as DataSpec(task='walker').")
     small, frames = checked_episode(episode, str(path)), np.asarray(episode.frames)
@@ -232,7 +235,7 @@ def hdf5_files(path: Path, untrusted: bool = False) -> list[Path]:
         if re.match(r"\w\w+:", str(path)) and not path.exists():
             raise VOCError(f"{path} does not exist; voc_rl.data.load_dataset opens FORMAT:PLACE, Episodes.open a path.")
         return [path]
-    files = data_files(path, (".hdf5", ".h5"), untrusted)
+    files = data_files(path, SUFFIXES, untrusted)
     if not files:
         hint = "; voc_rl.data.load_dataset reads .npz files" if data_files(path, (".npz",)) else ""
         raise VOCError(f"{path} holds zero episodes: no .hdf5 file is in it{hint}.")

@@ -21,7 +21,7 @@ from voc_rl.data import minari_data, vd4rl, vd4rl_npz
 from voc_rl.data.border import data_files, reading
 from voc_rl.data.d4rl import open_d4rl
 from voc_rl.data.episodes import Episodes
-from voc_rl.data.hdf5 import Episode, hdf5_files
+from voc_rl.data.hdf5 import SUFFIXES, Episode, hdf5_files
 from voc_rl.data.malformed import with_steps
 from voc_rl.data.minari_names import given_folder, minari_folder
 from voc_rl.data.places import Places, places_of, split_place
@@ -142,7 +142,7 @@ def _is_vd4rl(location: str, stack: int, untrusted: bool) -> bool:
 
 def _first_file(path: Path) -> Path | None:
     """A file itself, or the first one of a folder."""
-    return next(iter(data_files(path, (".npz", ".hdf5", ".h5"))), None) if path.is_dir() else path
+    return next(iter(data_files(path, (".npz", *SUFFIXES))), None) if path.is_dir() else path
 
 
 def _is_foreign(path: Path | None) -> bool:

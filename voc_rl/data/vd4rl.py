@@ -20,6 +20,7 @@ from voc_rl.data.hdf5 import (
     FRAMES,
     LAST,
     MID,
+    SUFFIXES,
     Shard,
     check_shape,
     checked_columns,
@@ -61,7 +62,7 @@ def vd4rl_files(path: Path, untrusted: bool = False) -> tuple[list[Path], list[P
     """
     if not path.is_dir():
         return ([path], []) if path.suffix == ".npz" else ([], [path])
-    archives, shards = data_files(path, (".npz",), untrusted), data_files(path, (".hdf5", ".h5"), untrusted)
+    archives, shards = data_files(path, (".npz",), untrusted), data_files(path, SUFFIXES, untrusted)
     if archives and shards:
         raise VOCError(f"{path} holds .npz and .hdf5 files; 64 px and 84 px episodes are two datasets, open one.")
     return archives, shards
