@@ -18,8 +18,8 @@ from voc_rl.quantizers import VQVAE, Quantizer, VQVAEConfig, train_quantizer
 SMALL = VQVAEConfig(n_tokens=3, levels=(5, 4), components=8, hidden=32, decoder_width=8, patch=3)
 
 
-def fresh(**changes: float) -> VQVAE:
-    torch.manual_seed(0)
+def fresh(seed: int = 0, **changes: float) -> VQVAE:
+    torch.manual_seed(seed)
     return VQVAE((9, SIDE, SIDE), replace(SMALL, **changes))  # type: ignore[arg-type]
 
 
@@ -45,12 +45,18 @@ def told_by_each(quantizer: Quantizer, dataset: Episodes) -> np.ndarray:
 
 
 def test_the_first_code_tells_most(dataset: Episodes) -> None:
+    """On average over seeds. Of the others, of which a square's place leaves little to tell, now one tells more, now
+    the other."""
     config = LoopConfig(steps=400, batch_size=64, learning_rate=3e-3)
-    ordered = told_by_each(train_quantizer(fresh(), dataset, config), dataset)
-    loose = told_by_each(train_quantizer(fresh(order_weight=0), dataset, config), dataset)
+
+    def told(**changes: float) -> np.ndarray:
+        trained = [train_quantizer(fresh(seed, **changes), dataset, config, seed) for seed in range(3)]
+        return np.mean([told_by_each(quantizer, dataset) for quantizer in trained], 0)
+
+    ordered, loose = told(), told(order_weight=0)
     print(f"told by each code alone: {ordered.round(2)}, in no order {loose.round(2)}")
-    assert (np.diff(ordered) < -0.05).all()
-    assert ordered[0] > loose.max() + 0.05
+    assert ordered[0] > ordered[1:].max() + 0.1
+    assert ordered[0] > loose.max() + 0.1
 
 
 def test_only_first_codes_are_left(dataset: Episodes) -> None:
