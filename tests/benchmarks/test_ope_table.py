@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from voc_rl.benchmarks.ope import OPE
 from voc_rl.benchmarks.ope_table import results_of, table
+from voc_rl.checkpoints import read_json
 
 TRUE = {"logged a": 0.2, "unseen b": 0.6, "unseen c": 0.9}
 
@@ -55,3 +58,27 @@ def test_finished_cells_of_several_commands_make_one_table(monkeypatch: pytest.M
     assert [(e["gamma"], e["methods"]["fqe"]["seeds"]) for e in (first, other)] == [(0.95, 3), (0.9, 1)]
     assert first["methods"]["fqe"]["mae"] == pytest.approx(0.1)
     assert other["true"] == known[0.9]
+
+
+def test_the_docs_show_the_committed_run() -> None:
+    """README's table, and how far methods are behind the head in docs/policy_evaluation.md."""
+    root = Path(__file__).parents[2]
+    tasks = read_json(root / "benchmarks/results/ope.json")["tasks"]
+    pair = [tasks["walker-walk"], tasks["cheetah-run"]]
+    rows = re.findall(r"^\| `(\w+)`: .*?\| (?:`\w+`|–) \|(.*)\|$", (root / "README.md").read_text(), re.M)
+    assert [name for name, _ in rows][:2] == ["voc_head", "voc_corrected"]
+    assert len(rows) == 11
+    for name, cells in rows:
+        scores = [entry["methods"][name] for entry in pair]
+        mae, order, half, covered = "mae", "spearman", "spearman_top_half", "coverage90"
+        told = [f"{s[k]:.{d}f}" for s in scores for k, d in ((mae, 3), (order, 2), (half, 2), (covered, 2))]
+        shown = [cell.strip(" *") for cell in cells.split("|")]
+        assert [t if s != "–" else s for s, t in zip(shown, told, strict=True)] == shown, name
+    page = (root / "docs/policy_evaluation.md").read_text()
+    for name, _ in rows[1:]:
+        behind = [entry["differences"][name] for entry in pair]
+        cells = [
+            f"{'**' * d['told_apart']}{d['mean']:.3f}{'**' * d['told_apart']} ({d['low']:.3f} to {d['high']:.3f})"
+            for d in behind
+        ]
+        assert f"| `{name}` | {' | '.join(cells)} |".replace("0.", ".") in page, name
