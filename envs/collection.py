@@ -11,7 +11,6 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -192,17 +191,12 @@ def _check_pickles(policy: BehaviourPolicy) -> None:
 
 
 def _in_workers(job: _Job, processes: int, todo: list[int]) -> Iterator[None]:
-    with worker_pool(min(processes, len(todo)) or 1) as pool:
+    advice = "the same call goes on from the episodes that are whole"
+    with worker_pool(min(processes, len(todo)) or 1, f"collecting into {job.out}", advice) as pool:
         futures = [pool.submit(_work, job, index) for index in todo]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        except BrokenProcessPool as error:
-            raise VOCError(
-                f"A process collecting into {job.out} ended early (no memory left, or a script that lacks "
-                "`if __name__ == '__main__':`); the same call goes on from the episodes that are whole."
-            ) from error
+        for future in as_completed(futures):
+            future.result()
+            yield
 
 
 _worker_env: gym.Env | None = None

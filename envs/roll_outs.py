@@ -55,7 +55,7 @@ def roll_outs(
     jobs = [(task, physics, policy, horizon, count, [seed, i]) for i, policy in enumerate(policies)]
     if processes == 1:
         return [_follow(*job) for job in jobs]
-    with worker_pool(processes) as pool:
+    with worker_pool(processes, "that rolls out policies", "fewer processes need less memory") as pool:
         futures = [pool.submit(_follow, *job) for job in jobs]
         for future in as_completed(futures):  # an error is answered when it happens
             future.result()

@@ -8,20 +8,23 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from voc_rl.errors import VOCError
 
 
 @contextmanager
-def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(processes: int, doing: str, advice: str) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes that leave Ctrl-C to their parent and end when it was killed.
 
     They are spawned, not forked: OpenGL does not survive a fork. Where the block that uses the pool ends, by an error
     too, what has not begun is not begun.
 
+    ``doing``: what they do, ``advice``: what helps when one of them was killed, both for messages.
+
     Raises:
-        VOCError: a machine without the semaphores that processes need (in /dev/shm).
+        VOCError: a machine without the semaphores that processes need (in /dev/shm), or a process that ended early.
     """
     try:
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start)
@@ -32,6 +35,11 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         ) from error
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise VOCError(
+            f"A process {doing} ended early (no memory left, or a script that lacks `if __name__ == '__main__':`); "
+            f"{advice}."
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
