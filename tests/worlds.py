@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from chains import values, walks
 
@@ -133,6 +135,26 @@ def together(command: list[str]) -> list[tuple[int, str]]:
         for process in started:
             process.kill()
     return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
+
+
+def outlive(command: list[str], begun: Callable[[], bool], timeout: float = 120) -> list[psutil.Process]:
+    """Start ``command``, SIGKILL it once it has ``begun``; which of the processes that it started are there 20 s later.
+    They are killed, too."""
+    process = psutil.Popen(command)
+    deadline = time.monotonic() + timeout
+    try:
+        while not begun():
+            assert process.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline, "it did not begin"
+            time.sleep(0.01)
+        started = process.children(recursive=True)
+    finally:
+        process.kill()
+        process.wait()
+    alive = psutil.wait_procs(started, timeout=20)[1]
+    for one in alive:
+        one.kill()
+    return alive
 
 
 def kill_when(path: Path, command: list[str], timeout: float = 120) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import kill_when, one_sentence, refusal
+from worlds import kill_when, one_sentence, outlive, refusal
 
 from voc_rl.benchmarks.cells import describe, finished, grid, run_cells
 from voc_rl.benchmarks.results import versions_of
@@ -256,7 +255,7 @@ def end_at_once(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
     script = (
-        "import sys\n"
+        f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]}\n"
         "from pathlib import Path\n"
         "from test_cells import run_cells, sleep_beside_a_note\n"
         "if __name__ == '__main__':\n"
@@ -264,25 +263,8 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
         "    run_cells(cells, sleep_beside_a_note, Path(sys.argv[1]) / 'cells.jsonl', processes=2)\n"
     )
     (tmp_path / "run.py").write_text(script)
-    around = os.pathsep.join([*map(str, Path(__file__).parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path)]
-    started = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": around})
-    deadline = time.monotonic() + 120
-    try:
-        while len(began := list(tmp_path.glob("*.began"))) < 2:
-            assert started.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        started.kill()
-        started.wait()
-    left, deadline = [int(path.stem) for path in began], time.monotonic() + 30
-    while left and time.monotonic() < deadline:
-        left = [process for process in left if Path("/proc", str(process)).exists()]
-        time.sleep(0.05)
-    for process in left:
-        os.kill(process, signal.SIGKILL)
-    assert left == []
+    assert outlive(command, lambda: len(list(tmp_path.glob("*.began"))) == 2) == []
 
 
 def test_a_process_that_ends_early_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from worlds import one_sentence
+from worlds import one_sentence, outlive
 
 from voc_rl.agents import NoisyPolicy, load_policy
 from voc_rl.envs.dmcontrol import DMControlEnv
@@ -111,19 +109,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "from test_roll_outs import wait_for_ever\n"
         "if __name__ == '__main__': wait_for_ever(pathlib.Path(sys.argv[1]))\n"
     )
-    process = subprocess.Popen([sys.executable, str(script), str(asked)])
-    deadline = time.monotonic() + 120
-    while not asked.exists():
-        assert process.poll() is None, "the roll-outs ended by themselves"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
-    alive = psutil.wait_procs(workers, timeout=20)[1]
-    for worker in alive:
-        worker.kill()
-    assert alive == []
+    assert outlive([sys.executable, str(script), str(asked)], asked.exists) == []
 
 
 @pytest.mark.parametrize("task", ["reacher-easy", "point_mass-hard", "swimmer-swimmer6"])
