@@ -288,6 +288,8 @@ def test_checkpoints_of_another_training_are_refused(episodes: Episodes, tmp_pat
     given = {"quantizer": voc.quantizer, "checkpoints": kept}
     assert equal_states(train(dataset, config, tokens=(codes, features), **given), voc)  # type: ignore[arg-type]
     assert "occupancy.pt was written by" in refusal(train, dataset, config, tokens=(codes.flip(0), features), **given)
+    longer = replace(config, quantizer_training=LoopConfig(9))  # nothing to a quantizer that is there
+    assert equal_states(train(dataset, longer, **given), voc)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(train, dataset, config, checkpoints=tmp_path / "file")
     assert refusal(train, dataset, config, checkpoints=3) == (

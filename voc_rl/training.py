@@ -203,12 +203,12 @@ def _kept(asked: str | Path | KeptStages | None, dataset: Episodes, config: VOCC
     """In a folder, a file per stage, which knows data, settings and what the stage builds on."""
     if asked is None or callable(asked):
         return asked
-    folder = checkpoint_folder(asked)
-    base, trained = settings_marks(data_mark(dataset), dataset.stack, config)
+    folder, data = checkpoint_folder(asked), data_mark(dataset)
     advice = "delete it to start anew, or give another folder of checkpoints"
 
     def kept(stage: str, built_on: str) -> Checkpoints:
-        mark = fingerprint(base if stage == "quantizer" else trained, built_on)
+        base, trained = settings_marks(data, dataset.stack, config, weights=built_on or None)
+        mark = base if stage == "quantizer" else trained
         loop = config.quantizer_training if stage == "quantizer" else config.occupancy.loop
         return Checkpoints(folder / f"{stage}.pt", mark, kept_every(loop.steps), advice)
 
